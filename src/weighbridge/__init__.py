@@ -1,0 +1,1 @@
+"""Declarative, provable quantization of LLM checkpoints."""

@@ -1,0 +1,52 @@
+"""Where things are kept that can be made or fetched again: the user's cache directory."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from weighbridge.errors import WeighbridgeError
+
+
+def cache_directory(*parts: str) -> Path:
+    """A directory (made if need be) below ``$WEIGHBRIDGE_CACHE``, or ``$XDG_CACHE_HOME/weighbridge``, or ``~/.cache``.
+
+    Raises:
+        WeighbridgeError: it cannot be made.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    directory = Path(os.environ.get("WEIGHBRIDGE_CACHE") or Path(base) / "weighbridge").joinpath(*parts)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WeighbridgeError(
+            f"the cache directory cannot be made ({error.strerror})",
+            where=str(directory),
+            remedy="set WEIGHBRIDGE_CACHE to a directory that can be written",
+        ) from error
+    return directory
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(temporary, 0o666 & ~umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def umask() -> int:
+    """The process's umask: temporary files are private, what takes their place is as public as the user wants it."""
+    value = os.umask(0)
+    os.umask(value)
+    return value

@@ -1,0 +1,73 @@
+"""Where the repository's own recipes and references lie, and how they are named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+
+from weighbridge.errors import RecipeError, StructureError
+from weighbridge.structure.checkpoint import Checkpoint
+from weighbridge.structure.lock import open_lock
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = ROOT / "recipes"
+REFERENCES = ROOT / "references"
+
+
+def recipe_names() -> list[str]:
+    """Names of the catalogue's recipes: their paths below recipes/ without the suffix."""
+    return sorted(path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.yaml"))
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe that is named by its path, or by its catalogue name with or without the model.
+
+    Raises:
+        RecipeError: no such file or name, or a short name that several models share.
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or path.exists():
+        if not path.is_file():
+            raise RecipeError("no such recipe file", where=name, remedy=_suggest(name))
+        return path
+    names = recipe_names()
+    matches = [known for known in names if known == name or known.endswith(f"/{name}")]
+    if len(matches) == 1:
+        return RECIPES / f"{matches[0]}.yaml"
+    if matches:
+        raise RecipeError(f"is the name of several recipes: {', '.join(matches)}", where=name)
+    raise RecipeError("no recipe of this name", where=name, remedy=_suggest(name))
+
+
+def lock_path(name: str) -> Path:
+    """The file of a structure lock in references/ by its name ``org/build``."""
+    return REFERENCES / f"{name}.yaml"
+
+
+def reference_lock(name: str) -> Checkpoint:
+    """Open a structure lock in references/ by its name.
+
+    Raises:
+        StructureError: there is none, or it is malformed.
+    """
+    path = lock_path(name)
+    if not path.is_file():
+        raise StructureError("references/ holds no lock of this name", where=name)
+    return open_lock(path)
+
+
+def source_locks() -> Iterator[Checkpoint]:
+    """The locks of base models: those that are their own base."""
+    for path in sorted(REFERENCES.rglob("*.yaml")):
+        lock = open_lock(path)
+        if lock.origin.base == lock.origin.repository:
+            yield lock
+
+
+def _suggest(name: str) -> str:
+    names = recipe_names()
+    short = {known.rpartition("/")[2]: known for known in names}
+    wanted = Path(name).with_suffix("").name
+    close = get_close_matches(name, names, n=1) or [short[key] for key in get_close_matches(wanted, short, n=1)]
+    return f"did you mean {close[0]}?" if close else "the catalogue is recipes/README.md"

@@ -1,0 +1,96 @@
+"""``validate.py``: any checkpoint against itself, a recipe, references; by headers and config alone."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from weighbridge.cache import write_atomically
+from weighbridge.commands.run import check_report_path, hand_over, run
+from weighbridge.errors import StructureError, WeighbridgeError
+from weighbridge.plan import Plan, make_plan
+from weighbridge.recipe import load_recipe
+from weighbridge.references import NO_REFERENCE, AgainstReference, base_of_build, find_references
+from weighbridge.structure.checkpoint import Checkpoint
+from weighbridge.structure.opening import open_checkpoint
+from weighbridge.structure.lock import write_lock
+from weighbridge.validation import validate
+
+EPILOG = """\
+examples:
+  python validate.py builds/mini-fp8-dynamic --recipe fp8-dynamic
+  python validate.py builds/mini-fp8-dynamic --reference references/weighbridge/gemma-4-mini-FP8-dynamic.yaml
+  python validate.py RedHatAI/gemma-4-26B-A4B-it-FP8-dynamic --write-lock reference.yaml
+
+CHECKPOINT and REF are a directory, a hub id org/name[@revision] (its headers alone are read), or a structure lock.
+exit codes: 0 holds; 1 judged and found wanting; 2 could not judge
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; gives the exit code."""
+    options = _parser().parse_args(arguments)
+    return run(lambda: _validate(options))
+
+
+def _validate(options: argparse.Namespace) -> int:
+    check_report_path(options.report)
+    check_report_path(options.write_lock)
+    checkpoint = open_checkpoint(options.checkpoint)
+    plan, references = _held_against(checkpoint, options.recipe, options.reference)
+    report = validate(checkpoint, plan=plan, references=references)
+    if options.write_lock is not None:
+        _write_lock(checkpoint, options.write_lock, base=plan.predicted.origin.base if plan else "")
+    return hand_over(report, format=options.format, report_path=options.report)
+
+
+def _held_against(
+    checkpoint: Checkpoint, recipe: str | None, named: Sequence[str]
+) -> tuple[Plan | None, tuple[AgainstReference, ...]]:
+    if recipe is None:
+        return None, tuple(AgainstReference(open_checkpoint(name)) for name in named if name != NO_REFERENCE)
+    loaded = load_recipe(recipe)
+    base = base_of_build(checkpoint, preferred=loaded.recipe.base.model)
+    if base is None:
+        raise StructureError(
+            "shares no tensor with any base model that references/ has a lock of, so no plan can be made for it",
+            where=checkpoint.label,
+            remedy="hold it against a reference with --reference instead",
+        )
+    return make_plan(loaded, base), find_references(loaded, base, named)
+
+
+def _write_lock(checkpoint: Checkpoint, path: Path, *, base: str) -> None:
+    origin = replace(checkpoint.origin, base=checkpoint.origin.base or base)
+    if origin.basis == "read" and origin.revision:
+        origin = replace(origin, basis="seen", note="read from the headers on the hub")
+    try:
+        write_atomically(path, write_lock(replace(checkpoint, origin=origin)).encode())
+    except OSError as error:
+        raise WeighbridgeError(f"the lock cannot be written ({error.strerror})", where=str(path)) from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="validate.py",
+        description="Check a checkpoint's names, dtypes, shapes and quantization, without reading a weight.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a directory, a hub id or a structure lock")
+    parser.add_argument(
+        "--reference",
+        metavar="REF",
+        action="append",
+        default=[],
+        help=f"hold it against this checkpoint (can be given again; {NO_REFERENCE}: not even the recipe's own)",
+    )
+    parser.add_argument("--recipe", help="hold it against what this recipe asks for, and against its references")
+    parser.add_argument(
+        "--format", choices=("text", "json", "markdown"), default="text", help="how the report is written"
+    )
+    parser.add_argument("--report", type=Path, metavar="FILE", help="also write the report to this file")
+    parser.add_argument("--write-lock", type=Path, metavar="FILE", help="write the checkpoint's structure lock")
+    return parser

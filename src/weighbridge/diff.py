@@ -1,0 +1,143 @@
+"""What is different between two checkpoints: tensors, and the quantization that each module gets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from weighbridge.recipe.schema import DIFFERENCE_KINDS, Explanation
+from weighbridge.schemes import Scheme
+from weighbridge.structure.checkpoint import Checkpoint
+from weighbridge.structure.modules import quantizable_modules
+from weighbridge.structure.names import NamePattern, compact, parse_pattern
+
+CONFIG = "config.json"
+"""The name under which differences of the quantization config as a whole stand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One thing that is not the same.
+
+    Attributes:
+        kind: what kind of difference.
+        name: the tensor, the module (kind ``scheme``), or `CONFIG`.
+        checkpoint: what it is in the checkpoint; empty where it has no such thing.
+        reference: what it is in the reference.
+    """
+
+    kind: DIFFERENCE_KINDS
+    name: str
+    checkpoint: str = ""
+    reference: str = ""
+
+
+@dataclass(frozen=True)
+class Explained:
+    """The differences between a checkpoint and a reference, held against the entries that explain them.
+
+    Attributes:
+        by_entry: each explanation with the differences it accounts for.
+        unexplained: differences that no entry accounts for, or more than one does.
+        overreaching: entries that account for nothing, or name tensors that do not differ so; each with such a name.
+    """
+
+    by_entry: tuple[tuple[Explanation, tuple[Difference, ...]], ...]
+    unexplained: tuple[Difference, ...]
+    overreaching: tuple[tuple[Explanation, str], ...]
+
+    @property
+    def holds(self) -> bool:
+        return not self.unexplained and not self.overreaching
+
+
+@dataclass(frozen=True)
+class DifferenceGroup:
+    """Differences of one kind that one pattern of names stands for."""
+
+    kind: DIFFERENCE_KINDS
+    pattern: NamePattern
+    checkpoint: str
+    reference: str
+
+    def __len__(self) -> int:
+        return len(self.pattern)
+
+
+def diff(checkpoint: Checkpoint, reference: Checkpoint) -> list[Difference]:
+    """All differences in names, dtypes, shapes and quantization by effect, sorted by kind of thing and name."""
+    return [*_tensor_differences(checkpoint, reference), *_quantization_differences(checkpoint, reference)]
+
+
+def explain(differences: Sequence[Difference], entries: Sequence[Explanation]) -> Explained:
+    """Hold differences against the entries that are to explain them: each must be accounted for by exactly one."""
+    patterns = [parse_pattern(entry.tensors, where="explains") for entry in entries]
+    claimed: list[list[Difference]] = [[] for _ in entries]
+    unexplained = []
+    for difference in differences:
+        matching = [
+            index
+            for index, (entry, pattern) in enumerate(zip(entries, patterns, strict=True))
+            if entry.difference == difference.kind and difference.name in pattern
+        ]
+        if len(matching) == 1:
+            claimed[matching[0]].append(difference)
+        else:
+            unexplained.append(difference)
+    overreaching = []
+    for entry, pattern, differing in zip(entries, patterns, claimed, strict=True):
+        names = {difference.name for difference in differing}
+        surplus = next((name for name in pattern if name not in names), None)
+        if surplus is not None:
+            overreaching.append((entry, surplus))
+    by_entry = tuple((entry, tuple(differing)) for entry, differing in zip(entries, claimed, strict=True))
+    return Explained(by_entry, tuple(unexplained), tuple(overreaching))
+
+
+def group(differences: Iterable[Difference]) -> list[DifferenceGroup]:
+    """Differences that are alike but for the numbers in their names, as few patterns as they need."""
+    alike: dict[tuple[DIFFERENCE_KINDS, str, str], list[str]] = {}
+    for difference in differences:
+        alike.setdefault((difference.kind, difference.checkpoint, difference.reference), []).append(difference.name)
+    return [
+        DifferenceGroup(kind, pattern, checkpoint, reference)
+        for (kind, checkpoint, reference), names in alike.items()
+        for pattern in compact(names)
+    ]
+
+
+def _tensor_differences(checkpoint: Checkpoint, reference: Checkpoint) -> Iterator[Difference]:
+    ours, theirs = checkpoint.structure, reference.structure
+    for name in sorted(ours.keys() | theirs.keys()):
+        own, other = ours.get(name), theirs.get(name)
+        if own == other:
+            continue
+        if own is None:
+            yield Difference("only-in-reference", name, reference=str(other))
+        elif other is None:
+            yield Difference("only-in-checkpoint", name, checkpoint=str(own))
+        elif own.shape != other.shape:
+            yield Difference("shape", name, str(own), str(other))
+        else:
+            yield Difference("dtype", name, str(own), str(other))
+
+
+def _quantization_differences(checkpoint: Checkpoint, reference: Checkpoint) -> Iterator[Difference]:
+    ours, theirs = checkpoint.declaration, reference.declaration
+    own_method = "none" if ours is None else f"{ours.quant_method} {ours.format}".strip()
+    other_method = "none" if theirs is None else f"{theirs.quant_method} {theirs.format}".strip()
+    if own_method != other_method:
+        yield Difference("quantization-config", CONFIG, own_method, other_method)
+    if ours is None or theirs is None:
+        return
+    if ours.kv_cache != theirs.kv_cache:
+        yield Difference("kv-cache", CONFIG, str(ours.kv_cache or "none"), str(theirs.kv_cache or "none"))
+    shared = quantizable_modules(checkpoint.structure).keys() & quantizable_modules(reference.structure).keys()
+    for module in sorted(shared):
+        own, other = checkpoint.schemes.get(module), reference.schemes.get(module)
+        if own != other:
+            yield Difference("scheme", module, _named(own), _named(other))
+
+
+def _named(scheme: Scheme | None) -> str:
+    return "not quantized" if scheme is None else str(scheme)

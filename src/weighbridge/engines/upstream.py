@@ -1,0 +1,43 @@
+"""The data-free engine of llm-compressor itself: ``llmcompressor.model_free_ptq``."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from weighbridge.engines.quiet import quieted
+from weighbridge.errors import BuildError
+from weighbridge.plan import Plan
+from weighbridge.structure.checkpoint import CONFIG_FILE, INDEX_FILE, Checkpoint
+
+
+def quantize(plan: Plan, source: Checkpoint, output: Path, *, device: str | None, workers: int) -> None:
+    """Write quantized shards into `output` (an existing directory) with ``model_free_ptq``.
+
+    Upstream is given a directory of links to the shards that the index names, and nothing else: it would stop at a
+    ``consolidated.safetensors`` and copy what is not wanted. It loads a whole shard; memory is about 2.5 times its size.
+
+    Raises:
+        BuildError: upstream stopped.
+    """
+    from compressed_tensors.quantization import QuantizationConfig
+    from llmcompressor import model_free_ptq
+
+    assert source.directory is not None
+    quantization = plan.output_config()["quantization_config"]
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f"{output.name}.links.") as links, quieted():
+        for name in [*source.shards, CONFIG_FILE, INDEX_FILE]:
+            if name in source.files:
+                (Path(links) / name).symlink_to((source.directory / name).resolve())
+        try:
+            model_free_ptq(
+                model_stub=links,
+                save_directory=output,
+                config=QuantizationConfig.model_validate(
+                    {key: quantization[key] for key in ("config_groups", "format", "ignore", "quant_method")}
+                ),
+                max_workers=workers,
+                device=device,
+            )
+        except (ValueError, KeyError, RuntimeError, NotImplementedError) as error:
+            raise BuildError(f"model_free_ptq stopped: {error}", where=source.label) from error

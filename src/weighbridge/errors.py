@@ -1,0 +1,43 @@
+"""The one root of every error that this package raises on purpose.
+
+Each says what is wrong, where, and what to do. The commands turn them into one sentence on standard error and exit
+code 2 ("could not judge or build"); nothing below this root is ever caught and dropped.
+"""
+
+from __future__ import annotations
+
+
+class WeighbridgeError(Exception):
+    """Something could not be read, judged or built.
+
+    Args:
+        what: what is wrong, as a clause without a full stop.
+        where: the file, tensor, option or line it concerns.
+        remedy: what the reader can do about it, as a clause without a full stop.
+    """
+
+    def __init__(self, what: str, *, where: str = "", remedy: str = "") -> None:
+        self.what = what
+        self.where = where
+        self.remedy = remedy
+        super().__init__(what, where, remedy)
+
+    def __str__(self) -> str:
+        sentence = f"{self.where}: {self.what}" if self.where else self.what
+        return f"{sentence}; {self.remedy}" if self.remedy else sentence
+
+
+class RecipeError(WeighbridgeError):
+    """A recipe that cannot be read: YAML, schema, or a pattern that does not compile."""
+
+
+class StructureError(WeighbridgeError):
+    """A checkpoint, header, index or structure lock that is malformed, hostile or not there."""
+
+
+class HubError(WeighbridgeError):
+    """The hub could not be reached, or did not give what was asked of it."""
+
+
+class BuildError(WeighbridgeError):
+    """A build that cannot start or cannot finish: source, target, space, engine."""

@@ -1,0 +1,201 @@
+"""Recipe x source structure -> what becomes of every tensor, and the exact structure of the output.
+
+The plan is made from headers alone. It is what lint reads, what a build is held against, what the engine lays its
+files out by, and what a killed build resumes from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any, Literal
+
+from weighbridge.patterns import PatternList
+from weighbridge.quantization import LINEAR, Declaration, Group
+from weighbridge.recipe import LoadedRecipe
+from weighbridge.schemes import Scheme, SchemeMismatch, stored_tensors, to_config
+from weighbridge.structure.checkpoint import Checkpoint, Origin
+from weighbridge.structure.modules import FUSED_EXPERTS, is_embedding, is_fused_experts, split_parameter
+from weighbridge.structure.tensors import Tensor
+
+Action = Literal["quantize", "keep"]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A rectangle of a source tensor that becomes one module's weight, or a whole tensor that is kept.
+
+    Attributes:
+        source: name of the source tensor.
+        module: the module it belongs to in the output.
+        weight: dtype and shape of the part itself, before quantization.
+        scheme: what it is quantized with; None where it is kept.
+        rule: what decided, with file and line where a recipe's entry did.
+        outputs: name -> dtype and shape of what is written for it.
+        expert: index along the first axis of a fused [experts, out, in] source; None for a tensor taken whole.
+        first_row: where the part begins along the source's rows (the second axis of a fused source).
+    """
+
+    source: str
+    module: str
+    weight: Tensor
+    scheme: Scheme | None
+    rule: str
+    outputs: Mapping[str, Tensor]
+    expert: int | None = None
+    first_row: int = 0
+
+    @property
+    def action(self) -> Action:
+        return "keep" if self.scheme is None else "quantize"
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """A weight that the recipe wants quantized and that its scheme cannot be applied to."""
+
+    tensor: str
+    module: str
+    rule: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every decision of a build, made before a byte of weights is read.
+
+    Attributes:
+        loaded: the recipe, with its lines.
+        source: the checkpoint (or lock) that is planned for.
+        parts: what becomes of the source's tensors, in their order.
+        obstacles: weights that cannot be quantized as asked; a plan with any cannot be built.
+    """
+
+    loaded: LoadedRecipe
+    source: Checkpoint
+    parts: tuple[Part, ...]
+    obstacles: tuple[Obstacle, ...]
+
+    @cached_property
+    def predicted(self) -> Checkpoint:
+        """The output, as its headers and config will describe it."""
+        return Checkpoint(
+            label="the plan",
+            structure={name: tensor for part in self.parts for name, tensor in part.outputs.items()},
+            config=self.output_config(),
+            declaration=self.declaration,
+            schemes={part.module: part.scheme for part in self.parts if part.scheme is not None},
+            origin=Origin(base=self.source.origin.base or self.loaded.recipe.base.model),
+        )
+
+    @property
+    def declaration(self) -> Declaration:
+        """What the output's config.json declares."""
+        groups = self.loaded.recipe.groups
+        formats = {group.scheme.format for group in groups}
+        return Declaration(
+            quant_method="compressed-tensors",
+            format=formats.pop() if len(formats) == 1 else "mixed-precision",
+            groups=groups,
+            ignore=tuple(self.loaded.recipe.ignore),
+        )
+
+    def output_config(self) -> dict[str, Any]:
+        """The output's config.json: the source's own, and the quantization config as compressed-tensors writes it."""
+        declaration = self.declaration
+        return {
+            **self.source.config,
+            "quantization_config": {
+                "config_groups": {
+                    f"group_{index}": {"targets": list(group.targets), **to_config(group.scheme)}
+                    for index, group in enumerate(declaration.groups)
+                },
+                "format": declaration.format,
+                "ignore": list(declaration.ignore),
+                "kv_cache_scheme": None,
+                "quant_method": declaration.quant_method,
+                "quantization_status": "compressed",
+                "version": version("compressed-tensors"),
+            },
+        }
+
+
+def make_plan(loaded: LoadedRecipe, source: Checkpoint) -> Plan:
+    """Decide what becomes of every tensor of `source`.
+
+    Decisions are llm-compressor's own: fused experts are split first; then a ``.weight`` whose module is targeted,
+    not ignored, and does not end in ``norm`` is quantized (``match_quantizable_tensors``, compressed-tensors 0.19.0).
+    """
+    chooser = _Chooser(loaded)
+    parts: list[Part] = []
+    obstacles: list[Obstacle] = []
+    for name, tensor in source.structure.items():
+        for piece in _pieces(name, tensor):
+            scheme, rule = chooser.choose(piece)
+            if scheme is None:
+                parts.append(replace(piece, rule=rule))
+                continue
+            try:
+                stored = stored_tensors(scheme, piece.weight)
+            except SchemeMismatch as mismatch:
+                obstacles.append(Obstacle(name, piece.module, rule, str(mismatch)))
+                parts.append(replace(piece, rule=rule))
+                continue
+            outputs = {f"{piece.module}.{local}": stored_tensor for local, stored_tensor in stored.items()}
+            parts.append(replace(piece, scheme=scheme, rule=rule, outputs=outputs))
+    return Plan(loaded=loaded, source=source, parts=tuple(parts), obstacles=tuple(obstacles))
+
+
+def _pieces(name: str, tensor: Tensor) -> Iterator[Part]:
+    """The parts that a source tensor falls into before anything is quantized: experts one by one, the rest whole."""
+    if not is_fused_experts(name, tensor):
+        yield Part(name, split_parameter(name)[0], tensor, None, "", {name: tensor})
+        return
+    experts, rows, columns = tensor.shape
+    fused_name = next(part for part in name.rsplit(".", 2)[-2:] if part in FUSED_EXPERTS)
+    members = FUSED_EXPERTS[fused_name]
+    prefix = name.partition(f".{fused_name}")[0]
+    height = rows // len(members)
+    weight = Tensor(tensor.dtype, (height, columns))
+    for expert in range(experts):
+        for index, member in enumerate(members):
+            module = f"{prefix}.{expert}.{member}"
+            yield Part(name, module, weight, None, "", {f"{module}.weight": weight}, expert, index * height)
+
+
+class _Chooser:
+    """Chooses the scheme of a part, and names the rule that chose it."""
+
+    def __init__(self, loaded: LoadedRecipe) -> None:
+        self.recipe = loaded.recipe
+        self.ignored = PatternList(self.recipe.ignore)
+        self.ignore_rules = [
+            f"ignore {entry} ({loaded.location('ignore', index)})" for index, entry in enumerate(self.recipe.ignore)
+        ]
+        names = list(self.recipe.config_groups or ["scheme"])
+        path: tuple[str, ...] = ("config_groups",) if self.recipe.config_groups else ()
+        self.groups: list[tuple[Group, PatternList, str]] = [
+            (group, PatternList(group.targets), f"{name} ({loaded.location(*path, name)})")
+            for name, group in zip(names, self.recipe.groups, strict=True)
+        ]
+
+    def choose(self, part: Part) -> tuple[Scheme | None, str]:
+        (output,) = part.outputs
+        module, parameter = split_parameter(output)
+        if parameter != "weight":
+            return None, "only tensors named .weight are quantized"
+        if module.endswith("norm"):
+            return None, "modules whose name ends in norm are kept"
+        if self.recipe.method == "oneshot" and (len(part.weight.shape) != 2 or is_embedding(module)):
+            return None, "oneshot quantizes Linear modules"
+        group = next(
+            (item for item in self.groups if LINEAR in item[0].targets or item[1].first(module) is not None), None
+        )
+        if group is None:
+            return None, "no config group targets it"
+        index = self.ignored.first(module)
+        if index is not None:
+            return None, self.ignore_rules[index]
+        return group[0].scheme, group[2]

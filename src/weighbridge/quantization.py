@@ -1,0 +1,183 @@
+"""What a checkpoint's config.json says of its quantization, by effect: the scheme that each module gets.
+
+Two configs may spell one thing in many ways (patterns or resolved names, one group or several); they are compared by
+what each module gets once targets and ignore lists are resolved against the checkpoint's own modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from weighbridge.errors import StructureError
+from weighbridge.patterns import REGEX_PREFIX, PatternError, PatternList
+from weighbridge.schemes import PRESETS, STRATEGIES, QuantizationArgs, Scheme
+
+CONFIG_KEYS = ("quantization_config", "compression_config")
+LINEAR = "Linear"
+
+
+@dataclass(frozen=True)
+class Group:
+    """A config group: the targets that get a scheme."""
+
+    targets: tuple[str, ...]
+    scheme: Scheme
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """A quantization config as it is written.
+
+    Attributes:
+        quant_method: who reads it, e.g. ``compressed-tensors``, ``modelopt``, ``fp8``.
+        format: how tensors are stored, e.g. ``float-quantized``; empty where the method has no such key.
+    """
+
+    quant_method: str
+    format: str = ""
+    groups: tuple[Group, ...] = ()
+    ignore: tuple[str, ...] = ()
+    kv_cache: QuantizationArgs | None = None
+
+
+def find_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The quantization config inside a config.json, where vLLM looks for it (at the top, then in text_config)."""
+    for holder in (config, config.get("text_config")):
+        if isinstance(holder, dict):
+            for key in CONFIG_KEYS:
+                if holder.get(key) is not None:
+                    found = holder[key]
+                    return found if isinstance(found, dict) else {"quant_method": str(type(found).__name__)}
+    return None
+
+
+def read_declaration(config: Mapping[str, Any], *, where: str) -> Declaration | None:
+    """Read the quantization config of a config.json; None where there is none.
+
+    Raises:
+        StructureError: a compressed-tensors config that is malformed.
+    """
+    raw = find_config(config)
+    if raw is None:
+        return None
+    method = str(raw.get("quant_method", "unknown"))
+    if method != "compressed-tensors":
+        return Declaration(quant_method=method)
+    where = f"{where}: quantization_config"
+    groups = raw.get("config_groups") or {}
+    if not isinstance(groups, dict):
+        raise StructureError("config_groups is no mapping", where=where)
+    kv_cache = raw.get("kv_cache_scheme")
+    return Declaration(
+        quant_method=method,
+        format=str(raw.get("format", "")),
+        groups=tuple(_read_group(name, group, where=f"{where}.config_groups.{name}") for name, group in groups.items()),
+        ignore=_read_strings(raw.get("ignore") or [], where=f"{where}.ignore"),
+        kv_cache=None if kv_cache is None else read_args(kv_cache, where=f"{where}.kv_cache_scheme"),
+    )
+
+
+def resolve(declaration: Declaration, modules: Iterable[str], *, where: str) -> dict[str, Scheme]:
+    """The scheme that each of `modules` gets; modules that get none are left out.
+
+    A target that is a module's name goes before one that is a pattern, and that before the class name ``Linear``
+    (compressed-tensors' ``match_targets``, which vLLM follows).
+
+    Raises:
+        StructureError: a pattern that does not compile or cannot be matched in linear time.
+    """
+    targets = [(target, group.scheme) for group in declaration.groups for target in group.targets]
+    targets.sort(key=lambda item: (item[0] == LINEAR, item[0].startswith(REGEX_PREFIX)))
+    try:
+        target_list = PatternList(target for target, _ in targets)
+        ignored = PatternList(declaration.ignore)
+    except PatternError as error:
+        raise StructureError(error.what, where=where, remedy=error.remedy) from None
+    linear = next((scheme for target, scheme in targets if target == LINEAR), None)
+    if LINEAR in declaration.ignore:
+        return {}
+    resolved = {}
+    for module in modules:
+        if ignored.first(module) is not None:
+            continue
+        index = target_list.first(module)
+        scheme = linear if index is None else targets[index][1]
+        if scheme is not None:
+            resolved[module] = scheme
+    return resolved
+
+
+def read_args(raw: Any, *, where: str) -> QuantizationArgs:
+    """Read compressed-tensors' ``QuantizationArgs`` from JSON or YAML values.
+
+    Raises:
+        StructureError: not a mapping, or a value that the field cannot have.
+    """
+    if not isinstance(raw, dict):
+        raise StructureError("is no mapping of quantization arguments", where=where)
+    bits, kind = raw.get("num_bits", 8), str(raw.get("type", "int")).lower()
+    group_size = raw.get("group_size")
+    block = raw.get("block_structure")
+    strategy = raw.get("strategy") or ("tensor" if group_size is None else "channel" if group_size == -1 else "group")
+    dynamic = raw.get("dynamic", False)
+    symmetric = raw.get("symmetric", True)
+    if type(bits) is not int or not 1 <= bits <= 16:
+        raise StructureError(f"num_bits cannot be {str(bits)[:40]!r}", where=where)
+    if kind not in ("float", "int") or strategy not in STRATEGIES:
+        raise StructureError(f"unknown type or strategy: {kind[:40]!r}, {str(strategy)[:40]!r}", where=where)
+    if dynamic not in (True, False, "local") or not isinstance(symmetric, bool):
+        raise StructureError("dynamic must be true, false or 'local', and symmetric true or false", where=where)
+    if strategy in ("group", "tensor_group") and (type(group_size) is not int or not 1 <= group_size <= 1 << 20):
+        raise StructureError(f"strategy {strategy} cannot have group_size {str(group_size)[:40]!r}", where=where)
+    if strategy == "block" and not (
+        isinstance(block, list)
+        and len(block) == 2
+        and all(type(side) is int and 1 <= side <= 1 << 20 for side in block)
+    ):
+        raise StructureError(f"strategy block cannot have block_structure {str(block)[:40]!r}", where=where)
+    return QuantizationArgs(
+        num_bits=bits,
+        type="float" if kind == "float" else "int",
+        strategy=strategy,
+        symmetric=symmetric,
+        dynamic=dynamic,
+        group_size=group_size if strategy in ("group", "tensor_group") else None,
+        block_structure=(block[0], block[1]) if strategy == "block" and isinstance(block, list) else None,
+        scale_dtype=raw.get("scale_dtype") if isinstance(raw.get("scale_dtype"), str) else None,
+        observer=raw.get("observer") if isinstance(raw.get("observer"), str) else None,
+    )
+
+
+def read_scheme(raw: Mapping[str, Any], *, where: str) -> Scheme:
+    """Read compressed-tensors' ``QuantizationScheme`` (its targets apart).
+
+    Raises:
+        StructureError: no weights, or malformed arguments.
+    """
+    if raw.get("weights") is None:
+        raise StructureError("a scheme without weights is not known here", where=where)
+    inputs, outputs = raw.get("input_activations"), raw.get("output_activations")
+    return Scheme(
+        weights=read_args(raw["weights"], where=f"{where}.weights"),
+        input_activations=None if inputs is None else read_args(inputs, where=f"{where}.input_activations"),
+        output_activations=None if outputs is None else read_args(outputs, where=f"{where}.output_activations"),
+    )
+
+
+def _read_group(name: str, raw: Any, *, where: str) -> Group:
+    if isinstance(raw, list):  # the short form: preset name -> targets
+        if name.upper() not in PRESETS:
+            raise StructureError(f"{name[:40]!r} is no preset known here", where=where)
+        return Group(targets=_read_strings(raw, where=where), scheme=PRESETS[name.upper()])
+    if not isinstance(raw, dict):
+        raise StructureError("is no config group", where=where)
+    targets = _read_strings(raw.get("targets") or [], where=f"{where}.targets")
+    return Group(targets=targets, scheme=read_scheme(raw, where=where))
+
+
+def _read_strings(raw: Any, *, where: str) -> tuple[str, ...]:
+    if not isinstance(raw, list) or not all(isinstance(item, str) for item in raw):
+        raise StructureError("is no list of names and patterns", where=where)
+    return tuple(raw)

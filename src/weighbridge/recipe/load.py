@@ -1,0 +1,55 @@
+"""Reading a recipe file."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from weighbridge.catalogue import find_recipe
+from weighbridge.errors import RecipeError
+from weighbridge.recipe.schema import Recipe
+from weighbridge.strict_yaml import Document, parse_yaml, validate
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A recipe and the file it was read from.
+
+    Attributes:
+        recipe: what it says.
+        document: the YAML with its line numbers, so that a decision can name the line that made it.
+        sha256: digest of the file's bytes.
+    """
+
+    recipe: Recipe
+    document: Document
+    sha256: str
+
+    def location(self, *path: str | int) -> str:
+        """File and line of a part of the recipe, e.g. ``recipes/…/fp8-dynamic.yaml:12``."""
+        return f"{self.document.where}:{self.document.line(path)}"
+
+
+def load_recipe(name: str) -> LoadedRecipe:
+    """Read a recipe by path or catalogue name.
+
+    Raises:
+        RecipeError: not found, not YAML, or not a recipe; with file and line.
+    """
+    path = find_recipe(name)
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise RecipeError(f"cannot be read ({error.strerror})", where=str(path)) from error
+    document = parse_yaml(raw, where=_shown(path), error=RecipeError)
+    recipe = validate(document, Recipe, error=RecipeError)
+    return LoadedRecipe(recipe=recipe, document=document, sha256=hashlib.sha256(raw).hexdigest())
+
+
+def _shown(path: Path) -> str:
+    """A path as a person would name it: relative where it lies below the working directory."""
+    try:
+        return path.resolve().relative_to(Path.cwd()).as_posix()
+    except ValueError:
+        return str(path)

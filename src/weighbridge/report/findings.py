@@ -1,0 +1,92 @@
+"""One tree of findings for everything that judges: plan, build, validate, audit. Presenters turn it into text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Severity(StrEnum):
+    """How much a finding weighs: an error fails (exit 1); warnings and notes are printed and pass."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    NOTE = "note"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing to say.
+
+    Attributes:
+        rule: id of the rule, e.g. ``diff/only-in-reference``.
+        severity: what it means for the verdict.
+        where: the tensors, module, file or recipe line, as a name or a pattern of names.
+        message: what is so, in a clause.
+        count: how many tensors or modules `where` stands for.
+        explained: the recipe's reason, where an entry explains it.
+        remedy: what to do, in a clause.
+    """
+
+    rule: str
+    severity: Severity
+    where: str
+    message: str
+    count: int = 1
+    explained: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Figures in rows; the first column names what the row is about."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | int | float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report: what was held against what, and what was found.
+
+    Attributes:
+        title: e.g. ``against RedHatAI/gemma-4-26B-A4B-it-FP8-dynamic``.
+        summary: one sentence.
+        facts: what the section rests on (label -> value).
+    """
+
+    title: str
+    summary: str
+    findings: tuple[Finding, ...] = ()
+    facts: dict[str, str | int] = field(default_factory=dict)
+    tables: tuple[Table, ...] = ()
+
+    @property
+    def holds(self) -> bool:
+        return not any(finding.severity is Severity.ERROR for finding in self.findings)
+
+
+@dataclass(frozen=True)
+class Report:
+    """A verdict and what decides it.
+
+    Attributes:
+        command: what judged, e.g. ``validate``.
+        subject: what was judged.
+        verdict: one sentence.
+    """
+
+    command: str
+    subject: str
+    verdict: str
+    sections: tuple[Section, ...]
+
+    @property
+    def holds(self) -> bool:
+        return all(section.holds for section in self.sections)
+
+    def findings(self) -> Iterator[Finding]:
+        """All findings, in order."""
+        for section in self.sections:
+            yield from section.findings

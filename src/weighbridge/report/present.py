@@ -1,0 +1,114 @@
+"""Presenters of the findings tree: text for people, JSON for programs, Markdown for records."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import textwrap
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+
+from weighbridge.report.findings import Finding, Report, Section, Table
+
+JSON_VERSION = 1
+MARKS = {"error": "x", "warning": "!", "note": "-"}
+
+
+def as_json(report: Report) -> str:
+    """The report as JSON; ``schema_version`` changes when a consumer would have to."""
+    sections = [{**asdict(section), "holds": section.holds} for section in report.sections]
+    content = {
+        "schema_version": JSON_VERSION,
+        "command": report.command,
+        "subject": report.subject,
+        "holds": report.holds,
+        "verdict": report.verdict,
+        "sections": sections,
+    }
+    return json.dumps(content, indent=2) + "\n"
+
+
+def as_text(report: Report) -> str:
+    """The report for a terminal: the verdict last, where the eye is."""
+    width = max(60, min(shutil.get_terminal_size((100, 24)).columns, 120))
+    blocks = [_text_section(section, width) for section in report.sections]
+    verdict = textwrap.fill(
+        f"{'PASS' if report.holds else 'FAIL'}  {report.verdict}", width, subsequent_indent="      "
+    )
+    return "\n".join([*blocks, verdict]) + "\n"
+
+
+def as_markdown(report: Report) -> str:
+    """The report as GitHub-flavoured Markdown."""
+    lines = [f"# {report.command}: {report.subject}", "", f"**{'PASS' if report.holds else 'FAIL'}**: {report.verdict}"]
+    for section in report.sections:
+        lines += ["", f"## {section.title}", "", section.summary]
+        lines += [f"- {label}: {value}" for label, value in section.facts.items()]
+        for table in section.tables:
+            lines += ["", _row(table.columns), _row(["---"] * len(table.columns))]
+            lines += [_row([_figure(cell) for cell in row]) for row in table.rows]
+        if section.findings:
+            lines += [
+                "",
+                _row(("severity", "rule", "where", "count", "what", "explained or remedy")),
+                _row(["---"] * 6),
+            ]
+            lines += [_markdown_finding(finding) for finding in section.findings]
+    return "\n".join(lines) + "\n"
+
+
+PRESENTERS: Mapping[str, Callable[[Report], str]] = {"text": as_text, "json": as_json, "markdown": as_markdown}
+
+
+def _text_section(section: Section, width: int) -> str:
+    head = f"{'ok' if section.holds else 'x '}  {section.title}: {section.summary}"
+    lines = [textwrap.fill(head, width, subsequent_indent="    ")]
+    if section.facts:
+        label_width = max(map(len, section.facts))
+        lines += [f"    {label:<{label_width}}  {_figure(value)}" for label, value in section.facts.items()]
+    for table in section.tables:
+        lines += _text_table(table)
+    for finding in section.findings:
+        lines += _text_finding(finding, width)
+    return "\n".join(lines)
+
+
+def _text_finding(finding: Finding, width: int) -> list[str]:
+    count = f" ({finding.count:,})" if finding.count > 1 else ""
+    lines = [f"    {MARKS[finding.severity]} {finding.severity} {finding.rule}", f"      {finding.where}{count}"]
+    for text in (
+        finding.message,
+        f"explained: {finding.explained}" if finding.explained else "",
+        f"do: {finding.remedy}" if finding.remedy else "",
+    ):
+        if text:
+            lines.append(textwrap.fill(text, width, initial_indent="      ", subsequent_indent="      "))
+    return lines
+
+
+def _text_table(table: Table) -> list[str]:
+    rows = [table.columns, *(tuple(_figure(cell) for cell in row) for row in table.rows)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(table.columns))]
+    return [
+        "    "
+        + "  ".join(
+            cell.ljust(width) if index == 0 else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _markdown_finding(finding: Finding) -> str:
+    what = (finding.severity, f"`{finding.rule}`", f"`{finding.where}`", _figure(finding.count))
+    return _row((*what, finding.message, finding.explained or finding.remedy))
+
+
+def _row(cells: tuple[str, ...] | list[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _figure(value: str | int | float) -> str:
+    if isinstance(value, float):
+        return f"{value:,.2f}"
+    return f"{value:,}" if isinstance(value, int) else value

@@ -1,0 +1,245 @@
+"""Quantization schemes: what each says, and exactly which tensors it writes for a weight.
+
+The terms are compressed-tensors' own (``QuantizationArgs``, ``QuantizationScheme``). The closed forms stand here
+because planning must not wait for torch; tests hold them against what compressed-tensors 0.19.0 writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from weighbridge.structure.tensors import Tensor
+
+Dynamic = bool | Literal["local"]
+
+STRATEGIES = ("tensor", "channel", "group", "block", "token", "tensor_group", "attn_head")
+
+
+@dataclass(frozen=True)
+class QuantizationArgs:
+    """How one kind of value (weights, input activations, KV cache) is quantized.
+
+    Two are equal when they have the same effect on a served model; how the scales were chosen (`observer`) and in
+    which dtype compressed-tensors keeps them in memory (`scale_dtype`) do not count.
+
+    Attributes:
+        num_bits: bits of one code.
+        type: ``float`` (E4M3 for 8 bits, E2M1 for 4) or ``int``.
+        strategy: what shares a scale: tensor, channel (an output row), group (`group_size` along a row), block
+            (`block_structure`), token, tensor_group (groups under one global scale), attn_head.
+        dynamic: scales are computed as values arrive; ``local`` keeps a calibrated global scale.
+    """
+
+    num_bits: int
+    type: Literal["float", "int"]
+    strategy: str
+    symmetric: bool = True
+    dynamic: Dynamic = False
+    group_size: int | None = None
+    block_structure: tuple[int, int] | None = None
+    scale_dtype: str | None = field(default=None, compare=False)
+    observer: str | None = field(default=None, compare=False)
+
+    def __str__(self) -> str:
+        detail = {
+            "group": f"group {self.group_size}",
+            "tensor_group": f"group {self.group_size} under a global scale",
+            "block": f"block {'x'.join(map(str, self.block_structure or ()))}",
+        }.get(self.strategy, self.strategy)
+        moment = {True: "dynamic", False: "static", "local": "locally dynamic"}[self.dynamic]
+        sign = "" if self.symmetric else " asymmetric"
+        return f"{self.type}{self.num_bits}{sign} per {detail}, {moment}"
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What a module gets: its weights and its activations."""
+
+    weights: QuantizationArgs
+    input_activations: QuantizationArgs | None = None
+    output_activations: QuantizationArgs | None = None
+
+    def __str__(self) -> str:
+        activations = f"; input activations {self.input_activations}" if self.input_activations else ""
+        outputs = f"; output activations {self.output_activations}" if self.output_activations else ""
+        return f"weights {self.weights}{activations}{outputs}"
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether activations must be seen before this scheme can be written (a data-free build cannot)."""
+        observed = (self.input_activations, self.output_activations)
+        return any(args is not None and args.dynamic is not True for args in observed)
+
+    @property
+    def format(self) -> str:
+        """compressed-tensors' name for the storage format. Source: ``infer_module_format`` of 0.19.0."""
+        weights, inputs = self.weights, self.input_activations
+        if weights.type == "float" and weights.num_bits == 4:
+            return "mxfp4-pack-quantized" if weights.group_size == 32 else "nvfp4-pack-quantized"
+        if weights.type == "float" and weights.group_size == 32 and weights.scale_dtype == "torch.uint8":
+            return "mxfp8-quantized"
+        if weights.type == "int":
+            return "pack-quantized" if inputs is None else "int-quantized"
+        return "naive-quantized" if inputs is None else "float-quantized"
+
+
+_FP8_TOKEN = QuantizationArgs(8, "float", "token", dynamic=True)
+_INT8_TOKEN = QuantizationArgs(8, "int", "token", dynamic=True)
+_NVFP4 = QuantizationArgs(4, "float", "tensor_group", group_size=16, scale_dtype="torch.float8_e4m3fn")
+_MXFP4 = QuantizationArgs(4, "float", "group", group_size=32, scale_dtype="torch.uint8")
+_MXFP8 = QuantizationArgs(8, "float", "group", group_size=32, scale_dtype="torch.uint8")
+
+PRESETS: Mapping[str, Scheme] = {
+    "FP8": Scheme(
+        QuantizationArgs(8, "float", "tensor"), QuantizationArgs(8, "float", "tensor", observer="static_minmax")
+    ),
+    "FP8_DYNAMIC": Scheme(QuantizationArgs(8, "float", "channel"), _FP8_TOKEN),
+    "FP8_BLOCK": Scheme(
+        QuantizationArgs(8, "float", "block", block_structure=(128, 128)),
+        QuantizationArgs(8, "float", "group", group_size=128, dynamic=True),
+    ),
+    "W8A8": Scheme(QuantizationArgs(8, "int", "channel"), _INT8_TOKEN),
+    "W8A16": Scheme(QuantizationArgs(8, "int", "group", group_size=128)),
+    "W4A16": Scheme(QuantizationArgs(4, "int", "group", group_size=128)),
+    "W4A16_ASYM": Scheme(QuantizationArgs(4, "int", "group", group_size=128, symmetric=False)),
+    "NVFP4A16": Scheme(_NVFP4),
+    "NVFP4": Scheme(_NVFP4, replace(_NVFP4, dynamic="local", observer="static_minmax")),
+    "MXFP4A16": Scheme(_MXFP4),
+    "MXFP4": Scheme(_MXFP4, replace(_MXFP4, dynamic=True)),
+    "MXFP8A16": Scheme(_MXFP8),
+    "MXFP8": Scheme(_MXFP8, replace(_MXFP8, dynamic=True)),
+}
+"""The presets of compressed-tensors 0.19.0 that recipes may name; a test compares each with upstream's."""
+
+
+class SchemeMismatch(ValueError):
+    """A scheme cannot be applied to a weight of this shape; the message says why."""
+
+
+def stored_tensors(scheme: Scheme, weight: Tensor) -> dict[str, Tensor]:
+    """The tensors that compressed-tensors stores for a module whose weight is `weight` ([out, in], float).
+
+    Returns:
+        Local name (``weight``, ``weight_scale``, …) -> dtype and shape.
+
+    Raises:
+        SchemeMismatch: the weight is not two-dimensional, or a group size does not divide its width.
+    """
+    if len(weight.shape) != 2:
+        raise SchemeMismatch(f"a weight must have two axes, this one is {weight}")
+    args = scheme.weights
+    rows, columns = weight.shape
+    scale = Tensor(weight.dtype, scale_shape(args, rows, columns))
+    form = scheme.format
+    stored: dict[str, Tensor]
+    if form in ("nvfp4-pack-quantized", "mxfp4-pack-quantized"):
+        if columns % 2:
+            raise SchemeMismatch(f"two codes share a byte and width {columns} is odd")
+        scale_dtype = "U8" if form == "mxfp4-pack-quantized" else "F8_E4M3"
+        stored = {
+            "weight_packed": Tensor("U8", (rows, columns // 2)),
+            "weight_scale": replace(scale, dtype=scale_dtype),
+        }
+        if args.strategy == "tensor_group":
+            stored["weight_global_scale"] = Tensor("F32", (1,))
+    elif form == "pack-quantized":
+        stored = {
+            "weight_packed": Tensor("I32", (rows, _words(columns, args.num_bits))),
+            "weight_scale": scale,
+            "weight_shape": Tensor("I64", (2,)),
+        }
+        if not args.symmetric:
+            groups = scale.shape[-1]
+            stored["weight_zero_point"] = Tensor("I32", (_words(scale.shape[0], args.num_bits), groups))
+    else:
+        stored = {"weight": replace(weight, dtype="F8_E4M3" if args.type == "float" else "I8"), "weight_scale": scale}
+        if form == "mxfp8-quantized":
+            stored["weight_scale"] = replace(scale, dtype="U8")
+        if not args.symmetric:
+            stored["weight_zero_point"] = replace(scale, dtype="I8")
+    return stored | _activation_tensors(scheme.input_activations, "input", weight)
+
+
+def scale_shape(args: QuantizationArgs, rows: int, columns: int) -> tuple[int, ...]:
+    """Shape of the scales of a [rows, columns] weight.
+
+    Raises:
+        SchemeMismatch: a group does not divide the width. (Blocks may be ragged: compressed-tensors pads them.)
+    """
+    match args.strategy:
+        case "tensor":
+            return (1,)
+        case "channel":
+            return (rows, 1)
+        case "group" | "tensor_group":
+            assert args.group_size is not None
+            if columns % args.group_size:
+                raise SchemeMismatch(f"group size {args.group_size} does not divide width {columns}")
+            return (rows, columns // args.group_size)
+        case "block":
+            assert args.block_structure is not None
+            height, width = args.block_structure
+            return (-(-rows // height), -(-columns // width))
+        case _:
+            raise SchemeMismatch(f"weights cannot be quantized per {args.strategy}")
+
+
+def weight_of(scheme: Scheme, stored: Mapping[str, Tensor]) -> Tensor | None:
+    """The float weight ([out, in]) that must have been quantized to give `stored`; None if nothing can have."""
+    if "weight" in stored:
+        shape = stored["weight"].shape
+    elif "weight_packed" in stored:
+        packed = stored["weight_packed"]
+        if len(packed.shape) != 2:
+            return None
+        per_element = 2 if packed.dtype == "U8" else 32 // scheme.weights.num_bits
+        shape = (packed.shape[0], packed.shape[1] * per_element)
+    else:
+        return None
+    scale = stored.get("weight_scale")
+    kept_in_source_dtype = scale is not None and scale.dtype in ("BF16", "F16", "F32")
+    return Tensor(scale.dtype if scale is not None and kept_in_source_dtype else "BF16", shape)
+
+
+def to_config(scheme: Scheme) -> dict[str, Any]:
+    """A scheme as compressed-tensors writes it into a config group (without its targets)."""
+    return {
+        "weights": _args_to_config(scheme.weights),
+        "input_activations": scheme.input_activations and _args_to_config(scheme.input_activations),
+        "output_activations": scheme.output_activations and _args_to_config(scheme.output_activations),
+        "format": scheme.format,
+    }
+
+
+def _args_to_config(args: QuantizationArgs) -> dict[str, Any]:
+    return {
+        "num_bits": args.num_bits,
+        "type": args.type,
+        "symmetric": args.symmetric,
+        "group_size": args.group_size,
+        "strategy": args.strategy,
+        "block_structure": list(args.block_structure) if args.block_structure else None,
+        "dynamic": args.dynamic,
+        "actorder": None,
+        "scale_dtype": args.scale_dtype,
+        "zp_dtype": None if args.symmetric else "torch.int8",
+        "observer": args.observer,
+        "observer_kwargs": {},
+    }
+
+
+def _activation_tensors(args: QuantizationArgs | None, prefix: str, weight: Tensor) -> dict[str, Tensor]:
+    if args is None or args.dynamic is True:
+        return {}
+    if args.dynamic == "local":
+        return {f"{prefix}_global_scale": Tensor("F32", (1,))}
+    stored = {f"{prefix}_scale": Tensor(weight.dtype, (1,))}
+    if not args.symmetric:
+        stored[f"{prefix}_zero_point"] = Tensor("F8_E4M3" if args.type == "float" else "I8", (1,))
+    return stored
+
+
+def _words(elements: int, bits: int) -> int:
+    return -(-elements * bits // 32)

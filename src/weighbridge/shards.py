@@ -1,0 +1,87 @@
+"""The container of a build: shard files, index, config.json and the files that are carried over."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from weighbridge.cache import write_atomically
+from weighbridge.errors import BuildError
+from weighbridge.plan import Plan
+from weighbridge.structure.checkpoint import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, Checkpoint, carried_files
+from weighbridge.structure.header import Header, read_header
+from weighbridge.structure.layout import lay_out
+from weighbridge.structure.tensors import payload_bytes
+
+COPY_BYTES = 16 * 1024 * 1024
+
+
+def normalize_shards(directory: Path) -> None:
+    """Give what an upstream engine wrote the form of every build here.
+
+    Upstream drops the ``{"format": "pt"}`` that transformers asks for, leaves files with mode 600 and writes an index
+    even for one shard (facts of llm-compressor 0.14.0.1). The tensors' bytes stay as they are.
+    """
+    headers = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        header = read_header(path, where=path.name)
+        structure = {name: stored.tensor for name, stored in header.tensors.items()}
+        layout = lay_out(structure)
+        if layout.ranges != {name: (stored.begin, stored.end) for name, stored in header.tensors.items()}:
+            raise BuildError("the engine wrote a shard in another order than safetensors does", where=path.name)
+        _replace_head(path, header, layout.head)
+        headers[path.name] = read_header(path, where=path.name)
+    if len(headers) == 1:
+        (name,) = headers
+        (directory / name).rename(directory / SINGLE_FILE)
+    write_index(directory, headers)
+
+
+def write_index(directory: Path, headers: Mapping[str, Header]) -> None:
+    """Write ``model.safetensors.index.json`` for several shards; remove what stands there for one."""
+    path = directory / INDEX_FILE
+    path.unlink(missing_ok=True)
+    if len(headers) <= 1:
+        return
+    weight_map = {name: shard for shard, header in headers.items() for name in header.tensors}
+    total = sum(stored.tensor.nbytes for header in headers.values() for stored in header.tensors.values())
+    content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def write_config(directory: Path, plan: Plan) -> None:
+    """Write config.json: the source's own keys in their order, and the quantization config."""
+    content = json.dumps(plan.output_config(), indent=2, ensure_ascii=False) + "\n"
+    write_atomically(directory / CONFIG_FILE, content.encode())
+
+
+def carry_files(source: Checkpoint, directory: Path) -> None:
+    """Copy every file that is neither weights nor config.json, byte for byte."""
+    assert source.directory is not None
+    for name in carried_files(source):
+        target = directory / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source.directory / name, target)
+
+
+def bytes_needed(plan: Plan, source: Checkpoint) -> int:
+    """Bytes of disk that a build takes: the predicted tensors, headers and index, and the files carried over."""
+    structure = plan.predicted.structure
+    names = sum(len(name) for name in structure)
+    carried = sum(source.files[name].size or 0 for name in carried_files(source))
+    return payload_bytes(structure) + 2 * (names + 120 * len(structure)) + carried
+
+
+def _replace_head(path: Path, header: Header, head: bytes) -> None:
+    temporary = path.with_suffix(".safetensors.part")
+    try:
+        with path.open("rb") as old, temporary.open("wb") as new:
+            old.seek(header.data_offset)
+            new.write(head)
+            shutil.copyfileobj(old, new, COPY_BYTES)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

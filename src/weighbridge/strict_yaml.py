@@ -1,0 +1,145 @@
+"""YAML as a recipe and a structure lock may be written: plain values, no key twice, no anchors, every value with its line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from weighbridge.errors import WeighbridgeError
+
+MAX_YAML_BYTES = 8 * 1024 * 1024
+MAX_DEPTH = 32
+
+Path = tuple[str | int, ...]
+Model = TypeVar("Model", bound=BaseModel)
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null")}
+
+
+@dataclass(frozen=True)
+class Document:
+    """A YAML document: its value, and the line (from 1) on which each key or item of it begins."""
+
+    value: dict[str, Any]
+    lines: dict[Path, int]
+    where: str
+
+    def line(self, path: Path) -> int:
+        """The line of the value at `path`, or of the nearest thing around it that has one."""
+        while path and path not in self.lines:
+            path = path[:-1]
+        return self.lines.get(path, 1)
+
+
+def parse_yaml(raw: bytes, *, where: str, error: type[WeighbridgeError]) -> Document:
+    """Parse one YAML mapping.
+
+    Raises:
+        error: (the class given) not YAML, not one mapping, a key twice, an anchor, a tag, too deep or too large.
+    """
+    if len(raw) > MAX_YAML_BYTES:
+        raise error(f"is {len(raw):,} bytes, more than the {MAX_YAML_BYTES:,} allowed", where=where)
+    try:
+        text = raw.decode("utf-8")
+        _check_tokens(text, where=where, error=error)
+        node = yaml.compose(text, Loader=_Loader)
+    except UnicodeDecodeError as problem:
+        raise error(f"is not UTF-8 text (byte {problem.start})", where=where) from None
+    except yaml.YAMLError as problem:
+        mark = getattr(problem, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise error(f"is not YAML ({getattr(problem, 'problem', None) or problem})", where=f"{where}{line}") from None
+    lines: dict[Path, int] = {}
+    value = _construct(node, (), lines, where=where, error=error)
+    if not isinstance(value, dict):
+        raise error("is not a YAML mapping", where=where)
+    return Document(value=value, lines=lines, where=where)
+
+
+def validate(document: Document, model: type[Model], *, error: type[WeighbridgeError]) -> Model:
+    """Check a document against a pydantic model; the first problem becomes one sentence with file, line and suggestion.
+
+    Raises:
+        error: (the class given) what pydantic found first.
+    """
+    try:
+        return model.model_validate(document.value)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        path = tuple(first["loc"])
+        where = f"{document.where}:{document.line(path)}"
+        raise error(_sentence(first, path, model), where=where, remedy=_suggestion(first, path, model)) from None
+
+
+def _sentence(problem: Any, path: Path, model: type[BaseModel]) -> str:
+    name = ".".join(str(part) for part in path if not str(part).startswith("function-")) or "the document"
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {name!r}"
+    if problem["type"] == "missing":
+        return f"the key {name!r} is missing"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{name}: {message[:1].lower()}{message[1:]}"
+
+
+def _suggestion(problem: Any, path: Path, model: type[BaseModel]) -> str:
+    if problem["type"] != "extra_forbidden":
+        return ""
+    known = _keys(model)
+    close = get_close_matches(str(path[-1]), known, n=1)
+    return f"did you mean {close[0]!r}?" if close else "the keys of a recipe are listed in recipes/README.md"
+
+
+def _keys(model: type[BaseModel]) -> list[str]:
+    """Every key that stands anywhere in a model: a misspelt one is looked for among all of them."""
+    schema = model.model_json_schema()
+    parts = [schema, *schema.get("$defs", {}).values()]
+    return sorted({key for part in parts for key in part.get("properties", {})})
+
+
+def _check_tokens(text: str, *, where: str, error: type[WeighbridgeError]) -> None:
+    """Refuse nesting that no recipe needs before the recursive composer sees it."""
+    depth = 0
+    starts = (yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken, yaml.FlowSequenceStartToken)
+    ends = (yaml.BlockEndToken, yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken)
+    for token in yaml.scan(text, Loader=_Loader):
+        if isinstance(token, (*starts, yaml.FlowMappingStartToken)):
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise error("is nested too deeply", where=f"{where}:{token.start_mark.line + 1}")
+        elif isinstance(token, ends):
+            depth -= 1
+        elif isinstance(token, (yaml.AnchorToken, yaml.AliasToken, yaml.TagToken)):
+            raise error("anchors, aliases and tags are not read", where=f"{where}:{token.start_mark.line + 1}")
+
+
+def _construct(node: Any, path: Path, lines: dict[Path, int], *, where: str, error: type[WeighbridgeError]) -> Any:
+    if node is None:
+        raise error("is empty", where=where)
+    line = node.start_mark.line + 1
+    lines.setdefault(path, line)
+    if isinstance(node, yaml.MappingNode):
+        mapping: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key_line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise error("a key is not plain text", where=f"{where}:{key_line}")
+            key = key_node.value
+            if key in mapping:
+                raise error(f"the key {key!r} stands twice", where=f"{where}:{key_line}", remedy="keep one of the two")
+            lines[(*path, key)] = key_line
+            mapping[key] = _construct(value_node, (*path, key), lines, where=where, error=error)
+        return mapping
+    if isinstance(node, yaml.SequenceNode):
+        return [
+            _construct(item, (*path, index), lines, where=where, error=error) for index, item in enumerate(node.value)
+        ]
+    if node.tag not in _PLAIN_TAGS:
+        return node.value  # a timestamp, say: a revision such as 2024-01-01 is text here
+    try:
+        return yaml.SafeLoader("").construct_object(node)
+    except (ValueError, yaml.YAMLError) as problem:
+        raise error(f"{node.value[:40]!r} is no proper value ({problem})", where=f"{where}:{line}") from None

@@ -1,0 +1,268 @@
+"""A checkpoint as its headers, index and config.json describe it, wherever it lies."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from weighbridge.errors import StructureError
+from weighbridge.quantization import Declaration, read_declaration, resolve
+from weighbridge.schemes import Scheme
+from weighbridge.structure.header import Header, check_name, read_header
+from weighbridge.structure.modules import quantizable_modules
+from weighbridge.structure.strict_json import MAX_JSON_BYTES, parse_object
+from weighbridge.structure.tensors import Structure, Tensor
+
+CONFIG_FILE = "config.json"
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+
+PICKLE_SUFFIXES = (".bin", ".pth", ".pt", ".pkl", ".pickle", ".ckpt")
+OTHER_WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin.index.json", ".gguf", ".h5", ".msgpack")
+OTHER_WEIGHT_SUFFIXES += (".onnx", ".npz", ".npy", ".tflite", ".mlmodel")
+UNCARRIED_DIRECTORIES = (".cache", ".git", ".huggingface")
+
+
+@dataclass(frozen=True)
+class FileFact:
+    """What is known of a file without reading it whole: its size in bytes and, where somebody recorded it, its SHA-256."""
+
+    size: int | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a checkpoint comes from, and how anybody knows.
+
+    Attributes:
+        repository: hub id ``org/name``; empty for a directory.
+        revision: the commit, or empty where it is not known.
+        base: hub id of the base model that it is (its own id) or derives from.
+        basis: ``read`` (its own headers, now), or what a lock says: ``exact``, ``seen`` or ``derived``.
+        note: for a lock, where the fact comes from.
+    """
+
+    repository: str = ""
+    revision: str = ""
+    base: str = ""
+    basis: str = "read"
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything about a checkpoint except its weights' values.
+
+    Attributes:
+        label: how messages call it.
+        structure: tensor name -> dtype and shape.
+        config: config.json, parsed; empty where there is none.
+        declaration: its quantization config as written; None where it declares none.
+        schemes: module -> scheme, for every module of the structure that the declaration quantizes.
+        shards: file name -> header; empty where only a lock is at hand.
+        files: every other file's name -> size and digest, as far as known.
+        directory: where it lies on disk, if it does.
+    """
+
+    label: str
+    structure: Structure
+    config: Mapping[str, Any]
+    declaration: Declaration | None = None
+    schemes: Mapping[str, Scheme] = field(default_factory=dict)
+    shards: Mapping[str, Header] = field(default_factory=dict)
+    files: Mapping[str, FileFact] = field(default_factory=dict)
+    directory: Path | None = None
+    origin: Origin = Origin()
+
+
+def assemble(
+    *,
+    label: str,
+    shards: Mapping[str, Header],
+    index: Mapping[str, str] | None,
+    config: Mapping[str, Any],
+    files: Mapping[str, FileFact],
+    directory: Path | None = None,
+    origin: Origin = Origin(),
+) -> Checkpoint:
+    """Put headers, index and config together, holding each against the others.
+
+    Raises:
+        StructureError: a tensor in two shards, or index and headers that disagree; or a malformed quantization config.
+    """
+    structure: dict[str, Tensor] = {}
+    for shard, header in shards.items():
+        for name, stored in header.tensors.items():
+            if name in structure:
+                raise StructureError(f"tensor {name!r} stands in two shards", where=f"{label}/{shard}")
+            structure[name] = stored.tensor
+            if index is not None and index.get(name) != shard:
+                named = f"says it is in {index[name]}" if name in index else "does not name it"
+                raise StructureError(f"tensor {name!r} is in {shard}, but the index {named}", where=label)
+    for name, shard in (index or {}).items():
+        if name not in structure:
+            raise StructureError(f"the index names tensor {name!r} in {shard}, which does not hold it", where=label)
+    declaration = read_declaration(config, where=f"{label}/{CONFIG_FILE}")
+    schemes = {}
+    if declaration is not None:
+        schemes = resolve(declaration, quantizable_modules(structure), where=f"{label}/{CONFIG_FILE}")
+    return Checkpoint(
+        label=label,
+        structure=structure,
+        config=config,
+        declaration=declaration,
+        schemes=schemes,
+        shards=shards,
+        files=files,
+        directory=directory,
+        origin=origin,
+    )
+
+
+def open_directory(directory: Path, *, label: str = "") -> Checkpoint:
+    """Read the headers of a checkpoint on disk.
+
+    Raises:
+        StructureError: no checkpoint there, only pickled weights, or anything malformed.
+    """
+    label = label or str(directory)
+    if not directory.is_dir():
+        raise StructureError("no such directory" if not directory.exists() else "is no directory", where=label)
+    names = list_files(directory, label=label)
+    index = None
+    if INDEX_FILE in names:
+        index = read_index(read_small(directory / INDEX_FILE, label=label), where=f"{label}/{INDEX_FILE}")
+        missing = sorted(set(index.values()) - set(names))
+        if missing:
+            raise StructureError(f"the index names the shard {missing[0]}, which is not there", where=label)
+    shard_names = choose_shards(names, index, label=label)
+    config = {}
+    if CONFIG_FILE in names:
+        config = parse_object(read_small(directory / CONFIG_FILE, label=label), where=f"{label}/{CONFIG_FILE}")
+    return assemble(
+        label=label,
+        shards={shard: read_header(directory / shard, where=f"{label}/{shard}") for shard in shard_names},
+        index=index,
+        config=config,
+        files={name: FileFact(size=(directory / name).stat().st_size) for name in names},
+        directory=directory,
+    )
+
+
+def read_index(raw: bytes, *, where: str) -> dict[str, str]:
+    """Read ``model.safetensors.index.json``: tensor name -> shard.
+
+    Raises:
+        StructureError: malformed, or a shard that is not a plain file name.
+    """
+    weight_map = parse_object(raw, where=where).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise StructureError("has no weight_map", where=where)
+    checked: set[str] = set()
+    for name, shard in weight_map.items():
+        check_name(name, where=where)
+        if not isinstance(shard, str) or shard not in checked:
+            checked.add(check_shard_name(shard, where=where))
+    return weight_map
+
+
+def check_shard_name(shard: object, *, where: str) -> str:
+    """A plain file name that stays inside the checkpoint's directory.
+
+    Raises:
+        StructureError: a path, a name of another kind of file, or characters that do not belong there.
+    """
+    if (
+        not isinstance(shard, str)
+        or not shard.endswith(".safetensors")
+        or not (shard.isascii() and shard.isprintable())
+        or PurePosixPath(shard).name != shard
+        or "\\" in shard
+        or len(shard) > 255
+    ):
+        raise StructureError(
+            f"{str(shard)[:80]!r} is no plain name of a safetensors file beside the index", where=where
+        )
+    return shard
+
+
+def choose_shards(names: Iterable[str], index: Mapping[str, str] | None, *, label: str) -> list[str]:
+    """The shards that hold a checkpoint's tensors, sorted: those that the index names, or the single file.
+
+    Raises:
+        StructureError: no safetensors file, or several and no index that says which belong.
+    """
+    if index is not None:
+        return sorted(set(index.values()))
+    candidates = sorted(name for name in names if name.endswith(".safetensors") and "/" not in name)
+    if SINGLE_FILE in candidates:
+        return [SINGLE_FILE]
+    if len(candidates) == 1:
+        return candidates
+    if candidates:
+        raise StructureError(
+            f"holds {len(candidates)} safetensors files and no {INDEX_FILE} that says which belong to it", where=label
+        )
+    pickles = sorted(name for name in names if name.endswith(PICKLE_SUFFIXES))
+    if pickles:
+        raise StructureError(
+            f"holds only pickled weights ({pickles[0]}), which can run code and are never opened",
+            where=label,
+            remedy="take a revision of the model that has safetensors",
+        )
+    raise StructureError("holds no safetensors file", where=label)
+
+
+def list_files(directory: Path, *, label: str) -> list[str]:
+    """Relative names of all regular files of a checkpoint, sorted; the hub's and git's own folders left out.
+
+    Raises:
+        StructureError: a symbolic link that leaves the directory (except into the blobs of the hub's own cache), or
+            something that is no regular file.
+    """
+    root = directory.resolve()
+    blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
+    names = []
+    for path in sorted(directory.rglob("*")):
+        relative = path.relative_to(directory)
+        if relative.parts[0] in UNCARRIED_DIRECTORIES:
+            continue
+        try:
+            resolved = path.resolve(strict=True)
+            mode = resolved.stat().st_mode
+        except (OSError, RuntimeError) as error:
+            reason = getattr(error, "strerror", None) or "it links to itself"
+            raise StructureError(f"{relative} cannot be read ({reason})", where=label) from error
+        if not (resolved.is_relative_to(root) or resolved.is_relative_to(blobs)):
+            raise StructureError(f"{relative} is a link that leaves the directory", where=label)
+        if stat.S_ISREG(mode):
+            names.append(relative.as_posix())
+        elif not stat.S_ISDIR(mode):
+            raise StructureError(f"{relative} is no regular file", where=label)
+    return names
+
+
+def carried_files(checkpoint: Checkpoint) -> list[str]:
+    """Names of the files that a build carries over unchanged: everything that is neither weights nor config.json."""
+    suffixes = PICKLE_SUFFIXES + OTHER_WEIGHT_SUFFIXES
+    return sorted(name for name in checkpoint.files if not name.endswith(suffixes) and name != CONFIG_FILE)
+
+
+def read_small(path: Path, *, label: str) -> bytes:
+    """Read a file that should be small.
+
+    Raises:
+        StructureError: unreadable, or larger than any JSON file of a checkpoint is.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_JSON_BYTES + 1)
+    except OSError as error:
+        raise StructureError(f"{path.name} cannot be read ({error.strerror})", where=label) from error
+    if len(raw) > MAX_JSON_BYTES:
+        raise StructureError(f"{path.name} is larger than {MAX_JSON_BYTES:,} bytes", where=label)
+    return raw

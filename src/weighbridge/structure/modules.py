@@ -1,0 +1,92 @@
+"""The modules of a structure that a scheme can apply to, read off its tensor names.
+
+Headers cannot tell a Linear from an Embedding, so the names that embeddings bear stand in a table here; a test holds
+it against models that transformers makes on the meta device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from weighbridge.structure.tensors import Structure, Tensor
+
+QUANTIZATION_PARAMETERS = frozenset(
+    {
+        "weight_packed",
+        "weight_scale",
+        "weight_scale_2",
+        "weight_scale_inv",
+        "weight_zero_point",
+        "weight_global_scale",
+        "weight_shape",
+        "weight_g_idx",
+        "input_scale",
+        "input_zero_point",
+        "input_global_scale",
+        "output_scale",
+        "output_zero_point",
+        "pre_quant_scale",
+    }
+)
+"""Local names under which quantization stores things beside a weight: compressed-tensors', modelopt's, DeepSeek's."""
+
+EMBEDDING_NAMES = frozenset(
+    {
+        "embed_tokens",
+        "embed_tokens_per_layer",
+        "embed_positions",
+        "position_embedding",
+        "position_embeddings",
+        "token_type_embeddings",
+        "word_embeddings",
+        "tok_embeddings",
+        "token_embedding",
+        "wte",
+        "wpe",
+    }
+)
+"""Last parts of module names that are embeddings: two axes like a Linear, but no target of ``Linear``."""
+
+FUSED_EXPERTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+"""Names under which transformers keeps all experts of a layer as one [experts, out, in] tensor, and what llm-compressor
+splits it into. Source: ``split_fused_moe_experts`` in llm-compressor 0.14.0.1."""
+
+FUSED_WEIGHT = ""
+"""The local name of a fused expert tensor, which has no ``.weight``."""
+
+
+def split_parameter(name: str) -> tuple[str, str]:
+    """A tensor name's module and local name: ``("a.b", "weight")`` for ``a.b.weight``."""
+    module, _, parameter = name.rpartition(".")
+    return module, parameter
+
+
+def is_embedding(module: str) -> bool:
+    """Whether a module of this name is an embedding by the table above."""
+    return module.rpartition(".")[2] in EMBEDDING_NAMES
+
+
+def is_fused_experts(name: str, tensor: Tensor) -> bool:
+    """Whether a tensor holds all experts of a layer: three axes and one of the names of `FUSED_EXPERTS`."""
+    return len(tensor.shape) == 3 and any(part in FUSED_EXPERTS for part in name.rsplit(".", 2)[-2:])
+
+
+def quantizable_modules(structure: Structure) -> dict[str, Mapping[str, Tensor]]:
+    """Every module that the target ``Linear`` could mean, with its tensors by local name.
+
+    These are modules with a weight of two axes that are no embeddings, modules that carry anything that quantization
+    stores, and fused experts (local name `FUSED_WEIGHT`).
+    """
+    modules: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in structure.items():
+        module, parameter = split_parameter(name)
+        if parameter in QUANTIZATION_PARAMETERS:
+            modules.setdefault(module, {})[parameter] = tensor
+        elif parameter == "weight":
+            if len(tensor.shape) == 2 and not is_embedding(module):
+                modules.setdefault(module, {})[parameter] = tensor
+        elif is_fused_experts(name, tensor):
+            modules.setdefault(name, {})[FUSED_WEIGHT] = tensor
+    for module in modules.keys() & {split_parameter(name)[0] for name in structure if name.endswith(".weight")}:
+        modules[module].setdefault("weight", structure[f"{module}.weight"])
+    return modules

@@ -1,0 +1,125 @@
+"""Compact patterns of tensor names: ``layers.{0-29}.experts.{0-127}.down_proj.weight`` stands for 3840 names.
+
+Only whole path components that are numbers vary; ``post_feedforward_layernorm_1`` stays as it is. A pattern stands for
+every combination of its braces, so one that is written for a set of names stands for exactly that set.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby, pairwise, product
+from math import prod
+
+from weighbridge.errors import StructureError
+
+#: More names than any published checkpoint has; what a hostile pattern asks for beyond it is refused unexpanded.
+MAX_NAMES = 4_000_000
+
+_NUMBER = r"(?:0|[1-9][0-9]{0,6})"
+_NUMBER_PART = re.compile(rf"(?<![^.]){_NUMBER}(?![^.])")
+_BRACES_PART = re.compile(
+    rf"(?<![^.])(?:\{{{_NUMBER}(?:-{_NUMBER})?(?:,{_NUMBER}(?:-{_NUMBER})?)*\}}|{_NUMBER})(?![^.])"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class NamePattern:
+    """A set of names: `template` with one ``{}`` for each of `indices`.
+
+    Attributes:
+        template: e.g. ``layers.{}.experts.{}.down_proj.weight``.
+        indices: for each ``{}`` the sorted numbers that stand in it.
+    """
+
+    template: str
+    indices: tuple[tuple[int, ...], ...]
+
+    def __len__(self) -> int:
+        return prod(len(numbers) for numbers in self.indices)
+
+    def __iter__(self) -> Iterator[str]:
+        for numbers in product(*self.indices):
+            yield self.template.format(*numbers)
+
+    def __contains__(self, name: object) -> bool:
+        if not isinstance(name, str):
+            return False
+        template, numbers = split_name(name)
+        return template == self.template and all(n in allowed for n, allowed in zip(numbers, self.indices, strict=True))
+
+    def __str__(self) -> str:
+        return self.template.format(
+            *(str(numbers[0]) if len(numbers) == 1 else "{" + _ranges(numbers) + "}" for numbers in self.indices)
+        )
+
+
+@lru_cache(maxsize=1 << 17)
+def split_name(name: str) -> tuple[str, tuple[int, ...]]:
+    """A name's template and the numbers that stand in it: ``("layers.{}.x", (7,))`` for ``layers.7.x``."""
+    return _NUMBER_PART.sub("{}", name), tuple(map(int, _NUMBER_PART.findall(name)))
+
+
+def compact(names: Iterable[str]) -> list[NamePattern]:
+    """The fewest patterns, found greedily from the left, that stand for exactly these names; sorted by template."""
+    by_template: dict[str, list[tuple[int, ...]]] = {}
+    for name in names:
+        template, numbers = split_name(name)
+        by_template.setdefault(template, []).append(numbers)
+    return [
+        NamePattern(template, indices)
+        for template in sorted(by_template)
+        for indices in _rectangles(sorted(set(by_template[template])))
+    ]
+
+
+def parse_pattern(text: str, *, where: str) -> NamePattern:
+    """Read a pattern as `NamePattern.__str__` writes it; a plain name is the pattern of one name.
+
+    Raises:
+        StructureError: braces that do not hold ascending ranges, or a pattern that stands for too many names.
+    """
+    indices = tuple(_numbers(part, text, where=where) for part in _BRACES_PART.findall(text))
+    template = _BRACES_PART.sub("{}", text)
+    if "{" in template.replace("{}", "") or "}" in template.replace("{}", ""):
+        raise StructureError(f"{text[:120]!r} has braces that hold no ranges such as {{0-4,6}}", where=where)
+    pattern = NamePattern(template, indices)
+    if len(pattern) > MAX_NAMES:
+        raise StructureError(f"{text[:120]!r} stands for more than {MAX_NAMES:,} names", where=where)
+    return pattern
+
+
+def _numbers(ranges: str, text: str, *, where: str) -> tuple[int, ...]:
+    bounds = [tuple(map(int, part.split("-"))) for part in ranges.strip("{}").split(",")]
+    ends = [end for bound in bounds for end in (bound[0], bound[-1])]
+    if ends != sorted(ends) or any(first[-1] == second[0] for first, second in pairwise(bounds)):
+        raise StructureError(f"the ranges {ranges[:40]} in {text[:120]!r} do not ascend", where=where)
+    if sum(bound[-1] - bound[0] + 1 for bound in bounds) > MAX_NAMES:
+        raise StructureError(f"{text[:120]!r} stands for more than {MAX_NAMES:,} names", where=where)
+    return tuple(number for bound in bounds for number in range(bound[0], bound[-1] + 1))
+
+
+def _rectangles(points: list[tuple[int, ...]]) -> Iterator[tuple[tuple[int, ...], ...]]:
+    """Cover sorted index tuples exactly by products of index sets: equal rests are merged, from the left."""
+    if not points or not points[0]:
+        if points:
+            yield ()
+        return
+    rests: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+    for first, group in groupby(points, key=lambda point: point[0]):
+        rests.setdefault(tuple(point[1:] for point in group), []).append(first)
+    for rest, firsts in rests.items():
+        for indices in _rectangles(list(rest)):
+            yield (tuple(firsts), *indices)
+
+
+def _ranges(numbers: tuple[int, ...]) -> str:
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

@@ -1,0 +1,45 @@
+"""JSON as a hostile stranger may write it: bounded, without duplicate keys, without NaN."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn
+
+from weighbridge.errors import StructureError
+
+#: config.json and an index are kilobytes; the largest published index (DeepSeek's) is 9 MB.
+MAX_JSON_BYTES = 64 * 1024 * 1024
+
+
+def parse_object(raw: bytes, *, where: str) -> dict[str, Any]:
+    """Parse a JSON object from UTF-8 bytes.
+
+    Raises:
+        StructureError: too large, not UTF-8, not JSON, nested too deeply, a key twice, NaN or Infinity, or not an object.
+    """
+    if len(raw) > MAX_JSON_BYTES:
+        raise StructureError(f"is {len(raw):,} bytes of JSON, more than the {MAX_JSON_BYTES:,} allowed", where=where)
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        mapping = dict(pairs)
+        if len(mapping) != len(pairs):
+            seen: set[str] = set()
+            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            raise StructureError(f"the key {twice!r} stands twice in one JSON object", where=where)
+        return mapping
+
+    def refuse_constant(name: str) -> NoReturn:
+        raise StructureError(f"{name} is not a JSON number", where=where)
+
+    try:
+        text = raw.decode("utf-8")
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse_constant)
+    except RecursionError:
+        raise StructureError("the JSON is nested too deeply", where=where) from None
+    except UnicodeDecodeError as error:
+        raise StructureError(f"is not UTF-8 (byte {error.start})", where=where) from None
+    except ValueError as error:
+        raise StructureError(f"is not JSON ({error})", where=where) from None
+    if not isinstance(value, dict):
+        raise StructureError("is not a JSON object", where=where)
+    return value

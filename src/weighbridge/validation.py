@@ -1,0 +1,130 @@
+"""Structure against structure: a checkpoint held against itself, its recipe's plan and its references."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from weighbridge.consistency import inconsistencies
+from weighbridge.diff import Difference, DifferenceGroup, diff, explain, group
+from weighbridge.plan import Plan
+from weighbridge.recipe import Explanation
+from weighbridge.references import AgainstReference
+from weighbridge.report import Finding, Report, Section, Severity
+from weighbridge.structure.checkpoint import Checkpoint, Origin
+from weighbridge.structure.tensors import payload_bytes
+
+_MESSAGES = {
+    "only-in-reference": "missing; the reference has it as {reference}",
+    "only-in-checkpoint": "is {checkpoint}; the reference has no such tensor",
+    "dtype": "is {checkpoint}; the reference has {reference}",
+    "shape": "is {checkpoint}; the reference has {reference}",
+    "scheme": "gets: {checkpoint}. The reference: {reference}",
+    "quantization-config": "declares {checkpoint}; the reference declares {reference}",
+    "kv-cache": "declares the KV cache {checkpoint}; the reference {reference}",
+}
+
+
+def validate(
+    checkpoint: Checkpoint,
+    *,
+    plan: Plan | None = None,
+    references: Sequence[AgainstReference] = (),
+    context: Sequence[Section] = (),
+) -> Report:
+    """Judge a checkpoint by its headers and config: against itself, then the plan, then each reference.
+
+    Args:
+        context: sections that are already known (the identity of the source, say) and stand first.
+    """
+    sections = [*context, _itself(checkpoint)]
+    if plan is not None:
+        sections.append(_against(checkpoint, plan.predicted, (), title="the recipe's plan"))
+    for against in references:
+        title = describe(against.reference)
+        sections.append(_against(checkpoint, against.reference, against.explanations, title=title))
+    report = Report("validate", checkpoint.label, "", tuple(sections))
+    return Report(report.command, report.subject, _verdict(checkpoint, report), report.sections)
+
+
+def compare(checkpoint: Checkpoint, against: AgainstReference) -> Section:
+    """The section of one reference: each difference, and whether it is explained."""
+    return _against(checkpoint, against.reference, against.explanations, title=describe(against.reference))
+
+
+def describe(checkpoint: Checkpoint) -> str:
+    """How a reference is called: repository, revision, and how its structure is known."""
+    origin: Origin = checkpoint.origin
+    if not origin.repository:
+        return checkpoint.label
+    revision = f"@{origin.revision[:7]}" if origin.revision else ""
+    basis = "" if origin.basis == "read" else f" ({origin.basis})"
+    return f"{origin.repository}{revision}{basis}"
+
+
+def _itself(checkpoint: Checkpoint) -> Section:
+    findings = inconsistencies(checkpoint)
+    declaration = checkpoint.declaration
+    declared = "nothing quantized" if declaration is None else f"{len(checkpoint.schemes):,} modules quantized"
+    agree = "headers, index and config agree" if not findings else "headers and config disagree"
+    return Section(
+        title="the checkpoint itself",
+        summary=f"{len(checkpoint.structure):,} tensors, {payload_bytes(checkpoint.structure):,} bytes, {declared}; {agree}",
+        findings=tuple(findings),
+    )
+
+
+def _against(checkpoint: Checkpoint, reference: Checkpoint, entries: Sequence[Explanation], *, title: str) -> Section:
+    explained = explain(diff(checkpoint, reference), entries)
+    findings = [
+        *(_finding(item, Severity.ERROR, "") for item in group(explained.unexplained)),
+        *(
+            _finding(item, Severity.NOTE, entry.why)
+            for entry, differences in explained.by_entry
+            for item in group(differences)
+        ),
+        *(
+            Finding(
+                "diff/explains-nothing",
+                Severity.ERROR,
+                entry.tensors,
+                f"an entry explains {entry.difference} here, but {name} does not differ so",
+                remedy="take the entry out of the recipe, or narrow it",
+            )
+            for entry, name in explained.overreaching
+        ),
+    ]
+    return Section(
+        title=f"against {title}", summary=_difference_summary(checkpoint, explained.unexplained, explained.by_entry),
+        findings=tuple(findings),
+    )  # fmt: skip
+
+
+def _difference_summary(
+    checkpoint: Checkpoint,
+    unexplained: Sequence[Difference],
+    by_entry: Sequence[tuple[Explanation, Sequence[Difference]]],
+) -> str:
+    count = sum(len(differences) for _, differences in by_entry)
+    if not unexplained and not count:
+        return f"all {len(checkpoint.structure):,} names, dtypes, shapes and schemes are the same"
+    parts = []
+    if unexplained:
+        parts.append(f"{len(unexplained):,} unexplained {'difference' if len(unexplained) == 1 else 'differences'}")
+    if count:
+        parts.append(f"{count:,} explained {'difference' if count == 1 else 'differences'}")
+    return ", ".join(parts)
+
+
+def _finding(item: DifferenceGroup, severity: Severity, why: str) -> Finding:
+    message = _MESSAGES[item.kind].format(checkpoint=item.checkpoint, reference=item.reference)
+    return Finding(f"diff/{item.kind}", severity, str(item.pattern), message, count=len(item), explained=why)
+
+
+def _verdict(checkpoint: Checkpoint, report: Report) -> str:
+    if report.holds:
+        return f"{checkpoint.label}: " + "; ".join(f"{section.title}: {section.summary}" for section in report.sections)
+    failed = [section for section in report.sections if not section.holds]
+    first = next(finding for section in failed for finding in section.findings if finding.severity is Severity.ERROR)
+    errors = sum(finding.severity is Severity.ERROR for finding in report.findings())
+    more = f" (and {errors - 1} more)" if errors > 1 else ""
+    return f"{checkpoint.label} does not hold {failed[0].title}: {first.where} {first.message}{more}"
