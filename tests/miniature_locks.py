@@ -22,7 +22,7 @@ REDHATAI_IGNORE = ["lm_head", "re:.*embed.*", "re:.*router", "re:.*vision_tower.
 
 
 def source_lock(directory: Path) -> str:
-    """The lock of a miniature in `directory`: its structure, config and the digests of its weights, index and config."""
+    """The lock of a miniature in `directory`: structure, config, and the digests of weights, index and config."""
     checkpoint = open_directory(directory)
     pinned = [*checkpoint.shards, "config.json", "model.safetensors.index.json"]
     files = {}

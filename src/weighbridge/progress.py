@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from tqdm import tqdm
+from typing import Any
 
 
 class Progress:
@@ -14,11 +13,13 @@ class Progress:
 
     def __init__(self, *, shown: bool | None = None) -> None:
         self.shown = sys.stderr.isatty() if shown is None else shown
-        self._bar: tqdm[None] | None = None
+        self._bar: Any = None
 
     @contextmanager
     def stage(self, title: str, total_bytes: int) -> Iterator[None]:
         """Show a bar with `title` until the block ends; `advance` moves it."""
+        from tqdm import tqdm
+
         self._bar = tqdm(
             total=total_bytes, desc=title, unit="B", unit_scale=True, disable=not self.shown, leave=False, ncols=80
         )

@@ -58,7 +58,7 @@ def base_of_source(source: Checkpoint, *, preferred: str) -> Checkpoint | None:
 
 
 def base_of_build(build: Checkpoint, *, preferred: str) -> Checkpoint | None:
-    """The lock of the base model that shares most tensors (kept ones: same name, dtype, shape) with a quantized build."""
+    """The lock of the base model that shares most tensors (the kept ones) with a quantized build."""
 
     def shared(lock: Checkpoint) -> int:
         return sum(build.structure.get(name) == tensor for name, tensor in lock.structure.items())

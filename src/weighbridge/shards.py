@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -82,6 +81,6 @@ def _replace_head(path: Path, header: Header, head: bytes) -> None:
             old.seek(header.data_offset)
             new.write(head)
             shutil.copyfileobj(old, new, COPY_BYTES)
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -10,8 +10,8 @@ from weighbridge import miniature
 from weighbridge.cache import cache_directory
 from weighbridge.errors import BuildError, StructureError
 from weighbridge.structure.checkpoint import Checkpoint, open_directory
-from weighbridge.structure.opening import open_checkpoint
 from weighbridge.structure.hub import download
+from weighbridge.structure.opening import open_checkpoint
 from weighbridge.structure.tensors import FLOATING_SOURCES
 
 MINIATURE = "mini"

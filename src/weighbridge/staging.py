@@ -30,10 +30,10 @@ def check_target(target: Path, *, force: bool) -> None:
                 remedy="name another with --output, or replace it with --force once the new build is whole",
             )
         target.parent.mkdir(parents=True, exist_ok=True)
-        probe = tempfile.TemporaryFile(dir=target.parent)
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
     except OSError as error:
         raise BuildError(f"the output cannot be written ({error.strerror})", where=str(target)) from error
-    probe.close()
 
 
 def check_space(target: Path, needed: int) -> None:

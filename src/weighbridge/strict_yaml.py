@@ -1,4 +1,4 @@
-"""YAML as a recipe and a structure lock may be written: plain values, no key twice, no anchors, every value with its line."""
+"""YAML as recipes and structure locks are written: plain values, no key twice, no anchors, and each with its line."""
 
 from __future__ import annotations
 
@@ -72,10 +72,10 @@ def validate(document: Document, model: type[Model], *, error: type[WeighbridgeE
         first = problem.errors()[0]
         path = tuple(first["loc"])
         where = f"{document.where}:{document.line(path)}"
-        raise error(_sentence(first, path, model), where=where, remedy=_suggestion(first, path, model)) from None
+        raise error(_sentence(first, path), where=where, remedy=_suggestion(first, path, model)) from None
 
 
-def _sentence(problem: Any, path: Path, model: type[BaseModel]) -> str:
+def _sentence(problem: Any, path: Path) -> str:
     name = ".".join(str(part) for part in path if not str(part).startswith("function-")) or "the document"
     if problem["type"] == "extra_forbidden":
         return f"unknown key {name!r}"

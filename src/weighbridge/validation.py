@@ -65,10 +65,11 @@ def _itself(checkpoint: Checkpoint) -> Section:
     findings = inconsistencies(checkpoint)
     declaration = checkpoint.declaration
     declared = "nothing quantized" if declaration is None else f"{len(checkpoint.schemes):,} modules quantized"
+    size = f"{len(checkpoint.structure):,} tensors, {payload_bytes(checkpoint.structure):,} bytes"
     agree = "headers, index and config agree" if not findings else "headers and config disagree"
     return Section(
         title="the checkpoint itself",
-        summary=f"{len(checkpoint.structure):,} tensors, {payload_bytes(checkpoint.structure):,} bytes, {declared}; {agree}",
+        summary=f"{size}, {declared}; {agree}",
         findings=tuple(findings),
     )
 

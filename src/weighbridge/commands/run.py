@@ -16,6 +16,8 @@ HOLDS, WANTING, COULD_NOT = 0, 1, 2
 
 def run(command: Callable[[], int]) -> int:
     """Run a command; what it raises on purpose becomes one sentence on standard error and exit code 2."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # upstream's bars too; read when tqdm is first imported
     try:
         return command()
     except WeighbridgeError as error:

@@ -14,8 +14,8 @@ from weighbridge.plan import Plan, make_plan
 from weighbridge.recipe import load_recipe
 from weighbridge.references import NO_REFERENCE, AgainstReference, base_of_build, find_references
 from weighbridge.structure.checkpoint import Checkpoint
-from weighbridge.structure.opening import open_checkpoint
 from weighbridge.structure.lock import write_lock
+from weighbridge.structure.opening import open_checkpoint
 from weighbridge.validation import validate
 
 EPILOG = """\

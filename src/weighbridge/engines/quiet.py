@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,13 +9,14 @@ from contextlib import contextmanager
 
 @contextmanager
 def quieted() -> Iterator[None]:
-    """Let warnings of upstream through to standard error, and its progress bars only where that is a terminal."""
+    """Let errors of upstream through to standard error; warnings and information stay its own."""
+    import llmcompressor  # noqa: F401  (its import adds a handler of its own, which is to go)
     from loguru import logger
+    from transformers.utils import logging
 
     logger.remove()
     handler = logger.add(sys.stderr, level="ERROR", format="{message}")
-    if not sys.stderr.isatty():
-        os.environ["TQDM_DISABLE"] = "1"
+    logging.set_verbosity_error()
     try:
         yield
     finally:

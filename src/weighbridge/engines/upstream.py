@@ -15,7 +15,7 @@ def quantize(plan: Plan, source: Checkpoint, output: Path, *, device: str | None
     """Write quantized shards into `output` (an existing directory) with ``model_free_ptq``.
 
     Upstream is given a directory of links to the shards that the index names, and nothing else: it would stop at a
-    ``consolidated.safetensors`` and copy what is not wanted. It loads a whole shard; memory is about 2.5 times its size.
+    ``consolidated.safetensors`` and copy what is not wanted. It loads a whole shard, 2.5 times its size in memory.
 
     Raises:
         BuildError: upstream stopped.

@@ -21,14 +21,16 @@ INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 
 PICKLE_SUFFIXES = (".bin", ".pth", ".pt", ".pkl", ".pickle", ".ckpt")
-OTHER_WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin.index.json", ".gguf", ".h5", ".msgpack")
-OTHER_WEIGHT_SUFFIXES += (".onnx", ".npz", ".npy", ".tflite", ".mlmodel")
+OTHER_WEIGHT_SUFFIXES = (
+    *(".safetensors", ".safetensors.index.json", ".bin.index.json", ".gguf", ".h5", ".msgpack"),
+    *(".onnx", ".npz", ".npy", ".tflite", ".mlmodel"),
+)
 UNCARRIED_DIRECTORIES = (".cache", ".git", ".huggingface")
 
 
 @dataclass(frozen=True)
 class FileFact:
-    """What is known of a file without reading it whole: its size in bytes and, where somebody recorded it, its SHA-256."""
+    """What is known of a file without reading it: its size in bytes and, where somebody recorded it, its SHA-256."""
 
     size: int | None = None
     sha256: str | None = None

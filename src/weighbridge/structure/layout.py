@@ -1,4 +1,4 @@
-"""Where safetensors puts tensors in a file: order, offsets and header, byte for byte as its own serializer writes them."""
+"""Where safetensors puts tensors in a file: order, offsets and header, as its own serializer writes them."""
 
 from __future__ import annotations
 

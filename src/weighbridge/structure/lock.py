@@ -1,4 +1,4 @@
-"""Structure locks: a structure written down compactly, pinned to a repository and revision, with where the fact comes from.
+"""Structure locks: a structure written down compactly, pinned to a repository and revision, and how it is known.
 
 A lock is YAML and known by its first key, ``structure_lock``, whatever the file is called. It holds what a comparison
 needs: tensors, the scheme of each module, digests of files, and for a source its config.json.
@@ -78,7 +78,8 @@ def open_lock(path: Path) -> Checkpoint:
     structure = _expand(
         ((line, f"{where}:{document.line(('tensors', index))}") for index, line in enumerate(lock.tensors))
     )
-    declaration, schemes = None, {}
+    declaration: Declaration | None = None
+    schemes: dict[str, Scheme] = {}
     if lock.quantization is not None:
         lines = [document.line(("quantization", "modules", index)) for index in range(len(lock.quantization.modules))]
         declaration, schemes = _read_quantization(lock.quantization, lines, where=where)
@@ -207,7 +208,7 @@ def _lean(args: QuantizationArgs) -> dict[str, Any]:
 class _Dumper(yaml.SafeDumper):
     """Short lists on one line, items of lists indented: as a person would write it."""
 
-    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:  # noqa: ARG002 (the base names it)
         super().increase_indent(flow, False)
 
 

@@ -71,7 +71,7 @@ def is_fused_experts(name: str, tensor: Tensor) -> bool:
     return len(tensor.shape) == 3 and any(part in FUSED_EXPERTS for part in name.rsplit(".", 2)[-2:])
 
 
-def quantizable_modules(structure: Structure) -> dict[str, Mapping[str, Tensor]]:
+def quantizable_modules(structure: Structure) -> Mapping[str, Mapping[str, Tensor]]:
     """Every module that the target ``Linear`` could mean, with its tensors by local name.
 
     These are modules with a weight of two axes that are no embeddings, modules that carry anything that quantization

@@ -15,7 +15,7 @@ def parse_object(raw: bytes, *, where: str) -> dict[str, Any]:
     """Parse a JSON object from UTF-8 bytes.
 
     Raises:
-        StructureError: too large, not UTF-8, not JSON, nested too deeply, a key twice, NaN or Infinity, or not an object.
+        StructureError: too large, not UTF-8, not JSON, too deep, a key twice, NaN or Infinity, or not an object.
     """
     if len(raw) > MAX_JSON_BYTES:
         raise StructureError(f"is {len(raw):,} bytes of JSON, more than the {MAX_JSON_BYTES:,} allowed", where=where)

@@ -1,0 +1,59 @@
+# Two commands do all: `make demo` and `make test`. `make help` lists the rest.
+
+PYTHON  ?= python3
+VENV    := .venv
+BIN     := $(VENV)/bin
+STAMP   := $(VENV)/installed
+GEMMA   := google/gemma-4-26B-A4B-it
+DEMO    := builds/mini-fp8-dynamic
+
+# MODEL=path|org/name[@revision]|mini, OUTPUT=directory, DEVICE=cuda:0|cpu override what a recipe says.
+OPTIONS = $(if $(MODEL),--model $(MODEL)) $(if $(OUTPUT),--output $(OUTPUT)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test test-all check reference miniature-locks clean fp8-dynamic fp8-dynamic-norouter
+
+help: ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
+
+env: $(STAMP) ## make the virtual environment
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "error: Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another with PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## build the miniature with the fp8-dynamic recipe, validate it, say where everything lies
+	$(BIN)/python build.py fp8-dynamic --model mini --output $(DEMO) --force
+	$(BIN)/python validate.py $(DEMO) --recipe fp8-dynamic
+	@echo "the checkpoint: $(DEMO)"
+	@echo "its recipe:     recipes/$(GEMMA)/fp8-dynamic.yaml"
+	@echo "its reference:  references/weighbridge/gemma-4-mini-FP8-dynamic.yaml"
+
+fp8-dynamic: $(STAMP) ## build the main recipe (MODEL=, OUTPUT=, DEVICE= override)
+	$(BIN)/python build.py $(GEMMA)/$@ $(OPTIONS)
+
+fp8-dynamic-norouter: $(STAMP) ## the decisions of LargitData's build, per expert
+	$(BIN)/python build.py $(GEMMA)/$@ $(OPTIONS)
+
+test: $(STAMP) ## the tests that CI and a newcomer run
+	$(BIN)/python -m pytest -n 2
+
+test-all: $(STAMP) ## those and the long campaigns
+	$(BIN)/python -m pytest -n 2 -m "campaign or not campaign"
+
+check: $(STAMP) ## ruff and mypy --strict
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+reference: $(STAMP) ## re-pin the locks of published builds from the hub, by headers alone
+	$(BIN)/python -m weighbridge.commands.reference
+
+miniature-locks: $(STAMP) ## make the miniature's own locks anew
+	$(BIN)/python -m tests.miniature_locks
+
+clean: ## remove the environment and the builds
+	rm -rf $(VENV) builds
