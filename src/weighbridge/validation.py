@@ -14,13 +14,13 @@ from weighbridge.structure.checkpoint import Checkpoint, Origin
 from weighbridge.structure.tensors import payload_bytes
 
 _MESSAGES = {
-    "only-in-reference": "missing; the reference has it as {reference}",
-    "only-in-checkpoint": "is {checkpoint}; the reference has no such tensor",
-    "dtype": "is {checkpoint}; the reference has {reference}",
-    "shape": "is {checkpoint}; the reference has {reference}",
-    "scheme": "gets: {checkpoint}. The reference: {reference}",
-    "quantization-config": "declares {checkpoint}; the reference declares {reference}",
-    "kv-cache": "declares the KV cache {checkpoint}; the reference {reference}",
+    "only-in-reference": "missing; {other} has it as {theirs}",
+    "only-in-checkpoint": "is {ours}; {other} has no such tensor",
+    "dtype": "is {ours}; {other} has {theirs}",
+    "shape": "is {ours}; {other} has {theirs}",
+    "scheme": "gets: {ours}. In {other}: {theirs}",
+    "quantization-config": "declares {ours}; {other} declares {theirs}",
+    "kv-cache": "declares the KV cache {ours}; {other} declares {theirs}",
 }
 
 
@@ -38,17 +38,15 @@ def validate(
     """
     sections = [*context, _itself(checkpoint)]
     if plan is not None:
-        sections.append(_against(checkpoint, plan.predicted, (), title="the recipe's plan"))
-    for against in references:
-        title = describe(against.reference)
-        sections.append(_against(checkpoint, against.reference, against.explanations, title=title))
-    report = Report("validate", checkpoint.label, "", tuple(sections))
-    return Report(report.command, report.subject, _verdict(checkpoint, report), report.sections)
+        sections.append(_compare(checkpoint, plan.predicted, (), title="against the recipe's plan", other="the plan"))
+    sections += [compare(checkpoint, against) for against in references]
+    return Report("validate", checkpoint.label, _verdict(checkpoint, sections), tuple(sections))
 
 
 def compare(checkpoint: Checkpoint, against: AgainstReference) -> Section:
     """The section of one reference: each difference, and whether it is explained."""
-    return _against(checkpoint, against.reference, against.explanations, title=describe(against.reference))
+    title = f"against {describe(against.reference)}"
+    return _compare(checkpoint, against.reference, against.explanations, title=title, other="the reference")
 
 
 def describe(checkpoint: Checkpoint) -> str:
@@ -74,12 +72,14 @@ def _itself(checkpoint: Checkpoint) -> Section:
     )
 
 
-def _against(checkpoint: Checkpoint, reference: Checkpoint, entries: Sequence[Explanation], *, title: str) -> Section:
+def _compare(
+    checkpoint: Checkpoint, reference: Checkpoint, entries: Sequence[Explanation], *, title: str, other: str
+) -> Section:
     explained = explain(diff(checkpoint, reference), entries)
     findings = [
-        *(_finding(item, Severity.ERROR, "") for item in group(explained.unexplained)),
+        *(_finding(item, Severity.ERROR, other) for item in group(explained.unexplained)),
         *(
-            _finding(item, Severity.NOTE, entry.why)
+            _finding(item, Severity.NOTE, other, explained=entry.why)
             for entry, differences in explained.by_entry
             for item in group(differences)
         ),
@@ -94,10 +94,8 @@ def _against(checkpoint: Checkpoint, reference: Checkpoint, entries: Sequence[Ex
             for entry, name in explained.overreaching
         ),
     ]
-    return Section(
-        title=f"against {title}", summary=_difference_summary(checkpoint, explained.unexplained, explained.by_entry),
-        findings=tuple(findings),
-    )  # fmt: skip
+    summary = _difference_summary(checkpoint, explained.unexplained, explained.by_entry)
+    return Section(title=title, summary=summary, findings=tuple(findings))
 
 
 def _difference_summary(
@@ -116,16 +114,15 @@ def _difference_summary(
     return ", ".join(parts)
 
 
-def _finding(item: DifferenceGroup, severity: Severity, why: str) -> Finding:
-    message = _MESSAGES[item.kind].format(checkpoint=item.checkpoint, reference=item.reference)
-    return Finding(f"diff/{item.kind}", severity, str(item.pattern), message, count=len(item), explained=why)
+def _finding(item: DifferenceGroup, severity: Severity, other: str, *, explained: str = "") -> Finding:
+    message = _MESSAGES[item.kind].format(ours=item.checkpoint, theirs=item.reference, other=other)
+    return Finding(f"diff/{item.kind}", severity, str(item.pattern), message, count=len(item), explained=explained)
 
 
-def _verdict(checkpoint: Checkpoint, report: Report) -> str:
-    if report.holds:
-        return f"{checkpoint.label}: " + "; ".join(f"{section.title}: {section.summary}" for section in report.sections)
-    failed = [section for section in report.sections if not section.holds]
-    first = next(finding for section in failed for finding in section.findings if finding.severity is Severity.ERROR)
-    errors = sum(finding.severity is Severity.ERROR for finding in report.findings())
-    more = f" (and {errors - 1} more)" if errors > 1 else ""
-    return f"{checkpoint.label} does not hold {failed[0].title}: {first.where} {first.message}{more}"
+def _verdict(checkpoint: Checkpoint, sections: Sequence[Section]) -> str:
+    failed = [section for section in sections if not section.holds]
+    if not failed:
+        return f"{checkpoint.label}: " + "; ".join(f"{section.title}: {section.summary}" for section in sections)
+    errors = [finding for section in failed for finding in section.findings if finding.severity is Severity.ERROR]
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return f"{checkpoint.label} does not hold; {failed[0].title}: {errors[0].where} {errors[0].message}{more}"
