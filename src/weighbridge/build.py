@@ -9,15 +9,15 @@ from pathlib import Path
 from weighbridge import shards
 from weighbridge.identity import Identity, identify
 from weighbridge.plan import Plan, make_plan
+from weighbridge.plan_report import report_plan
 from weighbridge.progress import Progress
 from weighbridge.recipe import LoadedRecipe
 from weighbridge.references import AgainstReference, base_of_source, find_references
-from weighbridge.report import Finding, Report, Section, Severity
+from weighbridge.report import Report
 from weighbridge.source import fetch
 from weighbridge.staging import check_space, check_target, staged
 from weighbridge.structure.checkpoint import Checkpoint, open_directory
-from weighbridge.structure.names import compact
-from weighbridge.validation import compare, validate
+from weighbridge.validation import validate
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def build(request: BuildRequest, *, progress: Progress) -> Report:
     base = base_of_source(request.source, preferred=request.loaded.recipe.base.model)
     references = find_references(request.loaded, base, request.references)
     plan = make_plan(request.loaded, request.source)
-    before = judge_plan(plan, references)
+    before = report_plan(plan, references)
     if not before.holds:
         return before
     check_space(request.output, shards.bytes_needed(plan, request.source))
@@ -69,41 +69,6 @@ def build(request: BuildRequest, *, progress: Progress) -> Report:
         if report.holds:
             staging.commit()
     return report
-
-
-def judge_plan(plan: Plan, references: Sequence[AgainstReference]) -> Report:
-    """Hold the plan itself, before anything is read or written, against what would stop the build or fail it."""
-    alike: dict[tuple[str, str], list[str]] = {}
-    for obstacle in plan.obstacles:
-        alike.setdefault((obstacle.reason, obstacle.rule), []).append(obstacle.module)
-    obstacles = tuple(
-        Finding(
-            "plan/cannot-quantize", Severity.ERROR, str(pattern), f"{reason}; it is quantized by {rule}", len(pattern)
-        )
-        for (reason, rule), modules in alike.items()
-        for pattern in compact(modules)
-    )
-    quantized = len(plan.predicted.schemes)
-    nothing = (
-        ()
-        if quantized
-        else (
-            Finding(
-                "plan/quantizes-nothing", Severity.ERROR, plan.loaded.document.where, "the recipe quantizes nothing"
-            ),
-        )
-    )
-    sections = [
-        Section(
-            title="the plan",
-            summary=f"{len(plan.predicted.structure):,} tensors, {quantized:,} modules quantized",
-            findings=obstacles + nothing,
-        ),
-        *(compare(plan.predicted, against) for against in references),
-    ]
-    failed = next((section for section in sections if not section.holds), None)
-    verdict = "the plan holds" if failed is None else f"nothing was built: {failed.title}: {failed.summary}"
-    return Report("plan", plan.source.label, verdict, tuple(sections))
 
 
 def _quantize(plan: Plan, source: Checkpoint, staging: Path, request: BuildRequest) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from weighbridge.patterns import PatternList
 from weighbridge.quantization import LINEAR, Declaration, Group
@@ -58,8 +58,19 @@ class Obstacle:
 
     tensor: str
     module: str
+    weight: Tensor
+    scheme: Scheme
+    decided_by: str
     rule: str
     reason: str
+
+
+class FusedGroup(NamedTuple):
+    """Linears of one parent that a server merges, and those of the group that this parent lacks."""
+
+    parent: str
+    members: tuple[str, ...]
+    absent: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -86,8 +97,46 @@ class Plan:
             structure={name: tensor for part in self.parts for name, tensor in part.outputs.items()},
             config=self.output_config(),
             declaration=self.declaration,
-            schemes={part.module: part.scheme for part in self.parts if part.scheme is not None},
+            schemes=self.schemes,
             origin=Origin(base=self.source.origin.base or self.loaded.recipe.base.model),
+        )
+
+    @cached_property
+    def schemes(self) -> Mapping[str, Scheme]:
+        """Module -> scheme, for every module that is quantized."""
+        return {part.module: part.scheme for part in self.parts if part.scheme is not None}
+
+    @cached_property
+    def modules(self) -> tuple[str, ...]:
+        """Every module of the output that holds a tensor, in order."""
+        return tuple(dict.fromkeys(part.module for part in self.parts))
+
+    @property
+    def tied_modules(self) -> frozenset[str]:
+        """Modules that config.json says are tied to the input embedding and that the source does not store."""
+        config = self.source.config
+        text = config.get("text_config")
+        tied = config.get("tie_word_embeddings", isinstance(text, dict) and text.get("tie_word_embeddings"))
+        return frozenset({"lm_head"} - set(self.modules)) if tied else frozenset()
+
+    @cached_property
+    def fused_groups(self) -> tuple[FusedGroup, ...]:
+        """The recipe's fused groups as they occur: those with two members or more in one parent module."""
+        found: dict[tuple[str, int], list[str]] = {}
+        groups = self.loaded.recipe.fused_groups
+        group_of = {member: index for index, members in enumerate(groups) for member in members}
+        for module in self.modules:
+            parent, _, member = module.rpartition(".")
+            if member in group_of:
+                found.setdefault((parent, group_of[member]), []).append(member)
+        return tuple(
+            FusedGroup(
+                parent,
+                tuple(member for member in groups[index] if member in present),
+                tuple(member for member in groups[index] if member not in present),
+            )
+            for (parent, index), present in found.items()
+            if len(present) > 1
         )
 
     @property
@@ -99,7 +148,7 @@ class Plan:
             quant_method="compressed-tensors",
             format=formats.pop() if len(formats) == 1 else "mixed-precision",
             groups=groups,
-            ignore=tuple(self.loaded.recipe.ignore),
+            ignore=self.loaded.recipe.ignored,
         )
 
     def output_config(self) -> dict[str, Any]:
@@ -140,7 +189,7 @@ def make_plan(loaded: LoadedRecipe, source: Checkpoint) -> Plan:
             try:
                 stored = stored_tensors(scheme, piece.weight)
             except SchemeMismatch as mismatch:
-                obstacles.append(Obstacle(name, piece.module, rule, str(mismatch)))
+                obstacles.append(Obstacle(name, piece.module, piece.weight, scheme, rule, mismatch.rule, str(mismatch)))
                 parts.append(replace(piece, rule=rule))
                 continue
             outputs = {f"{piece.module}.{local}": stored_tensor for local, stored_tensor in stored.items()}
@@ -170,9 +219,9 @@ class _Chooser:
 
     def __init__(self, loaded: LoadedRecipe) -> None:
         self.recipe = loaded.recipe
-        self.ignored = PatternList(self.recipe.ignore)
+        self.ignored = PatternList(self.recipe.ignored)
         self.ignore_rules = [
-            f"ignore {entry} ({loaded.location('ignore', index)})" for index, entry in enumerate(self.recipe.ignore)
+            f"ignore {entry} ({loaded.location('ignore', index)})" for index, entry in enumerate(self.recipe.ignored)
         ]
         names = list(self.recipe.config_groups or ["scheme"])
         path: tuple[str, ...] = ("config_groups",) if self.recipe.config_groups else ()

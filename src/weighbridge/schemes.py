@@ -115,7 +115,15 @@ PRESETS: Mapping[str, Scheme] = {
 
 
 class SchemeMismatch(ValueError):
-    """A scheme cannot be applied to a weight of this shape; the message says why."""
+    """A scheme cannot be applied to a weight of this shape.
+
+    Attributes:
+        rule: id of the lint rule that it breaks.
+    """
+
+    def __init__(self, rule: str, why: str) -> None:
+        self.rule = rule
+        super().__init__(why)
 
 
 def stored_tensors(scheme: Scheme, weight: Tensor) -> dict[str, Tensor]:
@@ -128,7 +136,8 @@ def stored_tensors(scheme: Scheme, weight: Tensor) -> dict[str, Tensor]:
         SchemeMismatch: the weight is not two-dimensional, or a group size does not divide its width.
     """
     if len(weight.shape) != 2:
-        raise SchemeMismatch(f"a weight must have two axes, this one is {weight}")
+        rule = "scheme/one-dimensional" if len(weight.shape) < 2 else "scheme/not-two-dimensional"
+        raise SchemeMismatch(rule, f"a weight must have two axes, this one is {weight}")
     args = scheme.weights
     rows, columns = weight.shape
     scale = Tensor(weight.dtype, scale_shape(args, rows, columns))
@@ -136,7 +145,7 @@ def stored_tensors(scheme: Scheme, weight: Tensor) -> dict[str, Tensor]:
     stored: dict[str, Tensor]
     if form in ("nvfp4-pack-quantized", "mxfp4-pack-quantized"):
         if columns % 2:
-            raise SchemeMismatch(f"two codes share a byte and width {columns} is odd")
+            raise SchemeMismatch("scheme/group-size", f"two codes share a byte and width {columns} is odd")
         scale_dtype = "U8" if form == "mxfp4-pack-quantized" else "F8_E4M3"
         stored = {
             "weight_packed": Tensor("U8", (rows, columns // 2)),
@@ -176,14 +185,15 @@ def scale_shape(args: QuantizationArgs, rows: int, columns: int) -> tuple[int, .
         case "group" | "tensor_group":
             assert args.group_size is not None
             if columns % args.group_size:
-                raise SchemeMismatch(f"group size {args.group_size} does not divide width {columns}")
+                why = f"group size {args.group_size} does not divide width {columns}"
+                raise SchemeMismatch("scheme/group-size", why)
             return (rows, columns // args.group_size)
         case "block":
             assert args.block_structure is not None
             height, width = args.block_structure
             return (-(-rows // height), -(-columns // width))
         case _:
-            raise SchemeMismatch(f"weights cannot be quantized per {args.strategy}")
+            raise SchemeMismatch("scheme/strategy", f"weights cannot be quantized per {args.strategy}")
 
 
 def weight_of(scheme: Scheme, stored: Mapping[str, Tensor]) -> Tensor | None:

@@ -8,14 +8,21 @@ from pathlib import Path
 
 from weighbridge.build import BuildRequest, build
 from weighbridge.commands.run import check_report_path, hand_over, run
+from weighbridge.errors import WeighbridgeError
+from weighbridge.plan import make_plan
+from weighbridge.plan_report import report_plan
 from weighbridge.progress import Progress
-from weighbridge.recipe import load_recipe
-from weighbridge.references import NO_REFERENCE
+from weighbridge.recipe import LoadedRecipe, load_recipe
+from weighbridge.references import NO_REFERENCE, base_of_source, find_references
+from weighbridge.report import PRESENTERS
 from weighbridge.source import MINIATURE, open_source
+from weighbridge.structure.lock import write_lock
 
+LOCK = "lock"
 EPILOG = """\
 examples:
   python build.py fp8-dynamic --model mini
+  python build.py fp8-dynamic --plan --model references/google/gemma-4-26B-A4B-it.yaml
   python build.py recipes/google/gemma-4-26B-A4B-it/fp8-dynamic.yaml --model /models/gemma-4-26B-A4B-it
 
 exit codes: 0 built and valid; 1 judged and found wanting, nothing kept; 2 could not build
@@ -25,25 +32,49 @@ exit codes: 0 built and valid; 1 judged and found wanting, nothing kept; 2 could
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; gives the exit code."""
     options = _parser().parse_args(arguments)
-    return run(lambda: _build(options))
+    return run(lambda: _run(options))
 
 
-def _build(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> int:
     check_report_path(options.report)
     loaded = load_recipe(options.recipe)
-    model = options.model or f"{loaded.recipe.base.model}@{loaded.recipe.base.revision}"
+    return _plan(options, loaded) if options.plan else _build(options, loaded)
+
+
+def _plan(options: argparse.Namespace, loaded: LoadedRecipe) -> int:
+    source = open_source(_model(options, loaded))
+    base = base_of_source(source, preferred=loaded.recipe.base.model)
+    plan = make_plan(loaded, source)
+    report = report_plan(plan, find_references(loaded, base, _named(options)))
+    text = write_lock(plan.predicted) if options.format == LOCK else PRESENTERS[options.format](report)
+    return hand_over(report, text=text, report_path=options.report)
+
+
+def _build(options: argparse.Namespace, loaded: LoadedRecipe) -> int:
+    if options.format == LOCK:
+        raise WeighbridgeError("a lock is the format of a plan", where="--format lock", remedy="add --plan")
+    model = _model(options, loaded)
     output = options.output or Path("builds") / f"{Path(model.partition('@')[0]).name}-{loaded.recipe.name}"
     request = BuildRequest(
         loaded=loaded,
         source=open_source(model),
         output=output,
-        references=(options.reference,) if options.reference else (),
+        references=_named(options),
         device=options.device,
         workers=options.workers,
         force=options.force,
     )
     report = build(request, progress=Progress())
-    return hand_over(report, format=options.format, report_path=options.report)
+    return hand_over(report, text=PRESENTERS[options.format](report), report_path=options.report)
+
+
+def _model(options: argparse.Namespace, loaded: LoadedRecipe) -> str:
+    base = loaded.recipe.base
+    return options.model or "@".join(filter(None, (base.model, base.revision)))
+
+
+def _named(options: argparse.Namespace) -> tuple[str, ...]:
+    return (options.reference,) if options.reference else ()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         help="the model to quantize (default: the recipe's base at its pinned revision); "
         f"{MINIATURE}: a small Gemma 4 made on the spot",
     )
+    parser.add_argument("--plan", action="store_true", help="say what would be built, from headers alone, and stop")
     parser.add_argument("--output", type=Path, metavar="DIR", help="where to build (default: builds/<model>-<recipe>)")
     parser.add_argument(
         "--force", action="store_true", help="replace an output that is not empty, once the build is whole"
@@ -73,7 +105,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar=f"REF|{NO_REFERENCE}",
         help="hold the build against this directory, hub id or lock instead of the recipe's own references",
     )
-    parser.add_argument("--format", choices=("text", "json"), default="text", help="how the report is written")
+    parser.add_argument(
+        "--format",
+        choices=(*PRESENTERS, LOCK),
+        default="text",
+        help="how the report is written; lock: a plan's structure",
+    )
     parser.add_argument("--report", type=Path, metavar="FILE", help="also write the report to this file")
     return parser
 

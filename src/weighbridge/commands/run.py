@@ -9,7 +9,7 @@ from pathlib import Path
 
 from weighbridge.cache import write_atomically
 from weighbridge.errors import WeighbridgeError
-from weighbridge.report import PRESENTERS, Report
+from weighbridge.report import Report
 
 HOLDS, WANTING, COULD_NOT = 0, 1, 2
 
@@ -41,13 +41,12 @@ def check_report_path(report: Path | None) -> None:
         )
 
 
-def hand_over(report: Report, *, format: str, report_path: Path | None) -> int:
-    """Print a report (and write it, if asked to), and give the exit code it means.
+def hand_over(report: Report, *, text: str, report_path: Path | None) -> int:
+    """Print a report as `text` (and write it, if asked to), and give the exit code that the report means.
 
     Raises:
         WeighbridgeError: the report file cannot be written.
     """
-    text = PRESENTERS[format](report)
     if report_path is not None:
         try:
             write_atomically(report_path, text.encode())

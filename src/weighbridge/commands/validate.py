@@ -13,6 +13,7 @@ from weighbridge.errors import StructureError, WeighbridgeError
 from weighbridge.plan import Plan, make_plan
 from weighbridge.recipe import load_recipe
 from weighbridge.references import NO_REFERENCE, AgainstReference, base_of_build, find_references
+from weighbridge.report import PRESENTERS
 from weighbridge.structure.checkpoint import Checkpoint
 from weighbridge.structure.lock import write_lock
 from weighbridge.structure.opening import open_checkpoint
@@ -43,7 +44,7 @@ def _validate(options: argparse.Namespace) -> int:
     report = validate(checkpoint, plan=plan, references=references)
     if options.write_lock is not None:
         _write_lock(checkpoint, options.write_lock, base=plan.predicted.origin.base if plan else "")
-    return hand_over(report, format=options.format, report_path=options.report)
+    return hand_over(report, text=PRESENTERS[options.format](report), report_path=options.report)
 
 
 def _held_against(
@@ -88,9 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"hold it against this checkpoint (can be given again; {NO_REFERENCE}: not even the recipe's own)",
     )
     parser.add_argument("--recipe", help="hold it against what this recipe asks for, and against its references")
-    parser.add_argument(
-        "--format", choices=("text", "json", "markdown"), default="text", help="how the report is written"
-    )
+    parser.add_argument("--format", choices=tuple(PRESENTERS), default="text", help="how the report is written")
     parser.add_argument("--report", type=Path, metavar="FILE", help="also write the report to this file")
     parser.add_argument("--write-lock", type=Path, metavar="FILE", help="write the checkpoint's structure lock")
     return parser

@@ -24,26 +24,25 @@ def quantize(plan: Plan, source: Checkpoint, output: Path, *, device: str | None
             where=plan.loaded.document.where,
             remedy="choose a scheme with dynamic activations",
         )
-    from compressed_tensors.quantization import QuantizationConfig
-    from llmcompressor import oneshot
-    from llmcompressor.modifiers.quantization import QuantizationModifier
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-
     assert source.directory is not None
     directory = str(source.directory)
-    config = QuantizationConfig.model_validate(
-        {"config_groups": plan.output_config()["quantization_config"]["config_groups"]}
-    )
+    groups = plan.output_config()["quantization_config"]["config_groups"]
     with quieted():
+        from compressed_tensors.quantization import QuantizationConfig
+        from llmcompressor import oneshot
+        from llmcompressor.modifiers.quantization import QuantizationModifier
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+        from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
         try:
+            config = QuantizationConfig.model_validate({"config_groups": groups})
             known = AutoConfig.from_pretrained(directory)
             sees = type(known) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
             loader = AutoModelForImageTextToText if sees else AutoModelForCausalLM
             model = loader.from_pretrained(directory, dtype="auto", device_map=device)
             tokenizer = AutoTokenizer.from_pretrained(directory)
             modifier = QuantizationModifier(
-                config_groups=config.config_groups, ignore=list(plan.loaded.recipe.ignore), targets=[]
+                config_groups=config.config_groups, ignore=list(plan.loaded.recipe.ignored), targets=[]
             )
             oneshot(model=model, processor=tokenizer, recipe=modifier)
             model.save_pretrained(output, save_compressed=True)

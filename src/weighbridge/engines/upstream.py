@@ -20,12 +20,12 @@ def quantize(plan: Plan, source: Checkpoint, output: Path, *, device: str | None
     Raises:
         BuildError: upstream stopped.
     """
-    from compressed_tensors.quantization import QuantizationConfig
-    from llmcompressor import model_free_ptq
-
     assert source.directory is not None
     quantization = plan.output_config()["quantization_config"]
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f"{output.name}.links.") as links, quieted():
+        from compressed_tensors.quantization import QuantizationConfig
+        from llmcompressor import model_free_ptq
+
         for name in [*source.shards, CONFIG_FILE, INDEX_FILE]:
             if name in source.files:
                 (Path(links) / name).symlink_to((source.directory / name).resolve())

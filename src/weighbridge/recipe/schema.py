@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from weighbridge.errors import WeighbridgeError
 from weighbridge.patterns import check_pattern
@@ -28,12 +28,12 @@ class Base(_Strict):
 
     Attributes:
         model: hub id, or ``mini`` for the built-in miniature.
-        revision: the commit, 40 hex digits.
+        revision: the commit, 40 hex digits; without it a build takes the newest and lint warns.
         licence: SPDX identifier of the licence that the model's own card declares.
     """
 
     model: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
-    revision: str = Field(pattern=r"^[0-9a-f]{40}$")
+    revision: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$")
     licence: str = Field(min_length=1)
 
 
@@ -108,6 +108,41 @@ class Reference(_Strict):
     explains: list[Explanation] = []
 
 
+class Allowance(_Strict):
+    """A lint rule that a recipe breaks knowingly, written ``<rule> because <reason>``."""
+
+    rule: str
+    reason: str = Field(min_length=10)
+
+
+def _parse_allowance(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    rule, because, reason = value.partition(" because ")
+    if not because or " " in rule or "/" not in rule:
+        raise ValueError(f"{value!r} is not of the form: <rule> because <reason>")
+    return {"rule": rule, "reason": reason}
+
+
+Allowed = Annotated[Allowance, BeforeValidator(_parse_allowance)]
+
+
+class IgnoreEntry(_Strict):
+    """A module that is kept: a name, or ``re:`` and an expression; with a rule that lint shall let pass for it."""
+
+    pattern: str = Field(min_length=1)
+    allow: Allowed | None = None
+
+    @field_validator("pattern")
+    @classmethod
+    def _pattern_compiles(cls, entry: str) -> str:
+        return _checked([entry])[0]
+
+
+def _entry_of(value: Any) -> Any:
+    return {"pattern": value} if isinstance(value, str) else value
+
+
 class Recipe(_Strict):
     """One build: a base model, what is quantized how, what is kept, and what the result is held against."""
 
@@ -117,7 +152,8 @@ class Recipe(_Strict):
     method: Method
     scheme: str | None = None
     config_groups: dict[str, ConfigGroup] | None = None
-    ignore: list[str] = []
+    ignore: list[Annotated[IgnoreEntry, BeforeValidator(_entry_of)]] = []
+    allow: list[Allowed] = []
     fused_groups: list[list[str]] = [["q_proj", "k_proj", "v_proj"], ["gate_proj", "up_proj"]]
     references: list[Reference] = []
 
@@ -128,14 +164,20 @@ class Recipe(_Strict):
 
     @field_validator("ignore")
     @classmethod
-    def _patterns_compile(cls, entries: list[str]) -> list[str]:
-        return _checked(entries)
+    def _no_entry_twice(cls, entries: list[IgnoreEntry]) -> list[IgnoreEntry]:
+        _checked([entry.pattern for entry in entries])
+        return entries
 
     @model_validator(mode="after")
     def _says_one_thing(self) -> Self:
         if (self.scheme is None) == (self.config_groups is None):
             raise ValueError("a recipe has either a scheme or config_groups")
         return self
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """The ignore list as llm-compressor takes it."""
+        return tuple(entry.pattern for entry in self.ignore)
 
     @property
     def groups(self) -> tuple[Group, ...]:

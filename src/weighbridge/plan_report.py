@@ -1,0 +1,59 @@
+"""The plan as a report: what each role gets and costs, what lint says, and how it compares with the references."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from weighbridge.lint import lint
+from weighbridge.plan import Part, Plan
+from weighbridge.references import AgainstReference
+from weighbridge.report import Report, Section, Table
+from weighbridge.roles import Role, role_of
+from weighbridge.structure.tensors import payload_bytes
+from weighbridge.validation import compare
+
+COLUMNS = ("role", "scheme", "modules", "parameters", "bytes before", "bytes after", "bits a weight")
+
+
+def report_plan(plan: Plan, references: Sequence[AgainstReference]) -> Report:
+    """Judge a plan before anything is read or written: lint, and the differences from each reference."""
+    findings = tuple(lint(plan))
+    structure = plan.predicted.structure
+    size = f"{len(structure):,} tensors, {payload_bytes(structure):,} bytes"
+    decided = Section(
+        title="the plan",
+        summary=f"{size}, {len(plan.schemes):,} modules quantized",
+        findings=findings,
+        tables=(_roles(plan),),
+    )
+    sections = (decided, *(compare(plan.predicted, against) for against in references))
+    return Report("plan", plan.source.label, _verdict(plan, sections), sections)
+
+
+def _verdict(plan: Plan, sections: Sequence[Section]) -> str:
+    failed = next((section for section in sections if not section.holds), None)
+    if failed is not None:
+        first = next(finding for finding in failed.findings if finding.severity == "error")
+        return f"{plan.loaded.document.where} cannot be built so; {failed.title}: {first.where} {first.message}"
+    held = "; ".join(f"{section.title}: {section.summary}" for section in sections)
+    return f"{plan.loaded.document.where} on {plan.source.label}: {held}"
+
+
+def _roles(plan: Plan) -> Table:
+    """One row for each role and scheme, and their sum."""
+    rows: dict[tuple[Role, str], list[Part]] = {}
+    for part in plan.parts:
+        scheme = str(part.scheme.weights) if part.scheme else f"kept {part.weight.dtype}"
+        rows.setdefault((role_of(part.module), scheme), []).append(part)
+    order = list(Role)
+    ordered = sorted(rows, key=lambda row: (order.index(row[0]), row[1]))
+    table = [_row(str(role), scheme, rows[role, scheme]) for role, scheme in ordered]
+    return Table(COLUMNS, (*table, _row("total", "", plan.parts)))
+
+
+def _row(role: str, scheme: str, parts: Sequence[Part]) -> tuple[str | int | float, ...]:
+    parameters = sum(part.weight.parameters for part in parts)
+    after = sum(tensor.nbytes for part in parts for tensor in part.outputs.values())
+    modules = len({part.module for part in parts})
+    bits = after * 8 / parameters if parameters else 0.0
+    return role, scheme, modules, parameters, sum(part.weight.nbytes for part in parts), after, bits
