@@ -8,7 +8,7 @@ from pathlib import Path
 
 from weighbridge.errors import RecipeError, StructureError
 from weighbridge.structure.checkpoint import Checkpoint
-from weighbridge.structure.lock import open_lock
+from weighbridge.structure.lock import is_source_lock, open_lock
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "recipes"
@@ -60,9 +60,8 @@ def reference_lock(name: str) -> Checkpoint:
 def source_locks() -> Iterator[Checkpoint]:
     """The locks of base models: those that are their own base."""
     for path in sorted(REFERENCES.rglob("*.yaml")):
-        lock = open_lock(path)
-        if lock.origin.base == lock.origin.repository:
-            yield lock
+        if is_source_lock(path):
+            yield open_lock(path)
 
 
 def _suggest(name: str) -> str:

@@ -10,7 +10,6 @@ from weighbridge.structure.checkpoint import Checkpoint
 from weighbridge.structure.modules import (
     FUSED_WEIGHT,
     QUANTIZATION_PARAMETERS,
-    quantizable_modules,
     split_parameter,
 )
 from weighbridge.structure.names import compact, split_name
@@ -22,7 +21,7 @@ METHOD = "compressed-tensors"
 
 def inconsistencies(checkpoint: Checkpoint) -> list[Finding]:
     """Everywhere that config.json and tensors disagree; empty for an unquantized checkpoint that declares nothing."""
-    modules = quantizable_modules(checkpoint.structure)
+    modules = checkpoint.modules
     declaration = checkpoint.declaration
     if declaration is None:
         stored = [module for module, tensors in modules.items() if _is_quantized(tensors)]

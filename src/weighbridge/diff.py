@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from weighbridge.recipe.schema import DIFFERENCE_KINDS, Explanation
 from weighbridge.schemes import Scheme
 from weighbridge.structure.checkpoint import Checkpoint
-from weighbridge.structure.modules import quantizable_modules
 from weighbridge.structure.names import NamePattern, compact, parse_pattern
 
 CONFIG = "config.json"
@@ -132,7 +131,7 @@ def _quantization_differences(checkpoint: Checkpoint, reference: Checkpoint) -> 
         return
     if ours.kv_cache != theirs.kv_cache:
         yield Difference("kv-cache", CONFIG, str(ours.kv_cache or "none"), str(theirs.kv_cache or "none"))
-    shared = quantizable_modules(checkpoint.structure).keys() & quantizable_modules(reference.structure).keys()
+    shared = checkpoint.modules.keys() & reference.modules.keys()
     for module in sorted(shared):
         own, other = checkpoint.schemes.get(module), reference.schemes.get(module)
         if own != other:

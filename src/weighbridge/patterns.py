@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 import re2
@@ -25,12 +26,9 @@ class PatternError(WeighbridgeError):
 
 
 class PatternList:
-    """Entries of an ignore or target list, compiled together.
+    """Entries of an ignore or target list, compiled together; see `pattern_list`.
 
     Most names match none of the expressions, so one combined expression is tried first.
-
-    Raises:
-        PatternError: an expression does not compile, or RE2 cannot express it.
     """
 
     def __init__(self, entries: Iterable[str]) -> None:
@@ -44,18 +42,32 @@ class PatternList:
                 self._exact.setdefault(entry, []).append(index)
         expressions = (entry.removeprefix(REGEX_PREFIX) for entry in self.entries if entry.startswith(REGEX_PREFIX))
         self._any = _compile_any(expressions)
+        self._matched: dict[str, list[int]] = {}
 
     def matches(self, name: str) -> list[int]:
         """Indices of all entries that match a module name, ascending."""
-        found = self._exact.get(name, [])
-        if self._any is None or self._any.match(name) is not None:
-            found = found + [index for index, regex in self._regexes if regex.match(name) is not None]
-        return sorted(found)
+        found = self._matched.get(name)
+        if found is None:
+            found = self._exact.get(name, [])
+            if self._any is None or self._any.match(name) is not None:
+                found = sorted(found + [index for index, regex in self._regexes if regex.match(name) is not None])
+            self._matched[name] = found
+        return found
 
     def first(self, name: str) -> int | None:
         """Index of the first entry that matches a module name."""
         found = self.matches(name)
         return found[0] if found else None
+
+
+@lru_cache(maxsize=64)
+def pattern_list(entries: tuple[str, ...]) -> PatternList:
+    """The compiled list of these entries, which remembers what it has matched.
+
+    Raises:
+        PatternError: an expression does not compile, or RE2 cannot express it.
+    """
+    return PatternList(entries)
 
 
 def compile_pattern(entry: str) -> Any:

@@ -7,12 +7,12 @@ files out by, and what a killed build resumes from.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from importlib.metadata import version
 from typing import Any, Literal, NamedTuple
 
-from weighbridge.patterns import PatternList
+from weighbridge.patterns import PatternList, pattern_list
 from weighbridge.quantization import LINEAR, Declaration, Group
 from weighbridge.recipe import LoadedRecipe
 from weighbridge.schemes import Scheme, SchemeMismatch, stored_tensors, to_config
@@ -182,25 +182,37 @@ def make_plan(loaded: LoadedRecipe, source: Checkpoint) -> Plan:
     obstacles: list[Obstacle] = []
     for name, tensor in source.structure.items():
         for piece in _pieces(name, tensor):
+            module, weight = split_parameter(piece.name)[0], piece.weight
             scheme, rule = chooser.choose(piece)
-            if scheme is None:
-                parts.append(replace(piece, rule=rule))
-                continue
-            try:
-                stored = stored_tensors(scheme, piece.weight)
-            except SchemeMismatch as mismatch:
-                obstacles.append(Obstacle(name, piece.module, piece.weight, scheme, rule, mismatch.rule, str(mismatch)))
-                parts.append(replace(piece, rule=rule))
-                continue
-            outputs = {f"{piece.module}.{local}": stored_tensor for local, stored_tensor in stored.items()}
-            parts.append(replace(piece, scheme=scheme, rule=rule, outputs=outputs))
+            outputs = {piece.name: weight}
+            if scheme is not None:
+                try:
+                    stored = _stored(scheme, weight)
+                    outputs = {f"{module}.{local}": tensor for local, tensor in stored.items()}
+                except SchemeMismatch as mismatch:
+                    obstacles.append(Obstacle(name, module, weight, scheme, rule, mismatch.rule, str(mismatch)))
+                    scheme = None
+            parts.append(Part(name, module, weight, scheme, rule, outputs, piece.expert, piece.first_row))
     return Plan(loaded=loaded, source=source, parts=tuple(parts), obstacles=tuple(obstacles))
 
 
-def _pieces(name: str, tensor: Tensor) -> Iterator[Part]:
-    """The parts that a source tensor falls into before anything is quantized: experts one by one, the rest whole."""
+# Experts are many and alike.
+_stored = lru_cache(maxsize=1024)(stored_tensors)
+
+
+class _Piece(NamedTuple):
+    """A part before anything is decided: what it would be called if it were kept."""
+
+    name: str
+    weight: Tensor
+    expert: int | None = None
+    first_row: int = 0
+
+
+def _pieces(name: str, tensor: Tensor) -> Iterator[_Piece]:
+    """The pieces that a source tensor falls into before anything is quantized: experts one by one, the rest whole."""
     if not is_fused_experts(name, tensor):
-        yield Part(name, split_parameter(name)[0], tensor, None, "", {name: tensor})
+        yield _Piece(name, tensor)
         return
     experts, rows, columns = tensor.shape
     fused_name = next(part for part in name.rsplit(".", 2)[-2:] if part in FUSED_EXPERTS)
@@ -210,8 +222,7 @@ def _pieces(name: str, tensor: Tensor) -> Iterator[Part]:
     weight = Tensor(tensor.dtype, (height, columns))
     for expert in range(experts):
         for index, member in enumerate(members):
-            module = f"{prefix}.{expert}.{member}"
-            yield Part(name, module, weight, None, "", {f"{module}.weight": weight}, expert, index * height)
+            yield _Piece(f"{prefix}.{expert}.{member}.weight", weight, expert, index * height)
 
 
 class _Chooser:
@@ -219,25 +230,24 @@ class _Chooser:
 
     def __init__(self, loaded: LoadedRecipe) -> None:
         self.recipe = loaded.recipe
-        self.ignored = PatternList(self.recipe.ignored)
+        self.ignored = pattern_list(self.recipe.ignored)
         self.ignore_rules = [
             f"ignore {entry} ({loaded.location('ignore', index)})" for index, entry in enumerate(self.recipe.ignored)
         ]
         names = list(self.recipe.config_groups or ["scheme"])
         path: tuple[str, ...] = ("config_groups",) if self.recipe.config_groups else ()
         self.groups: list[tuple[Group, PatternList, str]] = [
-            (group, PatternList(group.targets), f"{name} ({loaded.location(*path, name)})")
+            (group, pattern_list(group.targets), f"{name} ({loaded.location(*path, name)})")
             for name, group in zip(names, self.recipe.groups, strict=True)
         ]
 
-    def choose(self, part: Part) -> tuple[Scheme | None, str]:
-        (output,) = part.outputs
-        module, parameter = split_parameter(output)
+    def choose(self, piece: _Piece) -> tuple[Scheme | None, str]:
+        module, parameter = split_parameter(piece.name)
         if parameter != "weight":
             return None, "only tensors named .weight are quantized"
         if module.endswith("norm"):
             return None, "modules whose name ends in norm are kept"
-        if self.recipe.method == "oneshot" and (len(part.weight.shape) != 2 or is_embedding(module)):
+        if self.recipe.method == "oneshot" and (len(piece.weight.shape) != 2 or is_embedding(module)):
             return None, "oneshot quantizes Linear modules"
         group = next(
             (item for item in self.groups if LINEAR in item[0].targets or item[1].first(module) is not None), None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from weighbridge.errors import StructureError
-from weighbridge.patterns import REGEX_PREFIX, PatternError, PatternList
+from weighbridge.patterns import REGEX_PREFIX, PatternError, pattern_list
 from weighbridge.schemes import PRESETS, STRATEGIES, QuantizationArgs, Scheme
 
 CONFIG_KEYS = ("quantization_config", "compression_config")
@@ -91,8 +91,8 @@ def resolve(declaration: Declaration, modules: Iterable[str], *, where: str) -> 
     targets = [(target, group.scheme) for group in declaration.groups for target in group.targets]
     targets.sort(key=lambda item: (item[0] == LINEAR, item[0].startswith(REGEX_PREFIX)))
     try:
-        target_list = PatternList(target for target, _ in targets)
-        ignored = PatternList(declaration.ignore)
+        target_list = pattern_list(tuple(target for target, _ in targets))
+        ignored = pattern_list(declaration.ignore)
     except PatternError as error:
         raise StructureError(error.what, where=where, remedy=error.remedy) from None
     linear = next((scheme for target, scheme in targets if target == LINEAR), None)

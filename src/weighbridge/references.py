@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from weighbridge.catalogue import lock_path, reference_lock, source_locks
@@ -67,7 +67,8 @@ def base_of_build(build: Checkpoint, *, preferred: str) -> Checkpoint | None:
     return best if best is not None and shared(best) else None
 
 
-def _locks(preferred: str) -> list[Checkpoint]:
+def _locks(preferred: str) -> Iterator[Checkpoint]:
     path = lock_path(preferred)
-    first = [open_lock(path)] if path.is_file() else []
-    return first + [lock for lock in source_locks() if lock.origin.repository != preferred]
+    if path.is_file():
+        yield open_lock(path)
+    yield from (lock for lock in source_locks() if lock.origin.repository != preferred)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from weighbridge.lint.rules import Raised
-from weighbridge.patterns import REGEX_PREFIX, PatternError, PatternList, compile_pattern
+from weighbridge.patterns import REGEX_PREFIX, PatternError, compile_pattern, pattern_list
 from weighbridge.plan import Plan
 from weighbridge.quantization import LINEAR
 
@@ -17,7 +17,7 @@ def check(plan: Plan) -> Iterator[Raised]:
     """Entries of the ignore list and of targets that match nothing, or nothing of their own."""
     modules = plan.modules
     entries = plan.loaded.recipe.ignored
-    patterns = PatternList(entries)
+    patterns = pattern_list(entries)
     matched: list[set[str]] = [set() for _ in entries]
     for module in modules:
         for index in patterns.matches(module):
@@ -99,7 +99,7 @@ def _suggest(entry: str, modules: tuple[str, ...]) -> str:
 def _targets(plan: Plan, modules: tuple[str, ...]) -> Iterator[Raised]:
     for name, group in (plan.loaded.recipe.config_groups or {}).items():
         for index, target in enumerate(group.targets):
-            if target != LINEAR and not any(PatternList([target]).matches(module) for module in modules):
+            if target != LINEAR and not any(pattern_list((target,)).matches(module) for module in modules):
                 where = f"{plan.loaded.location('config_groups', name, 'targets', index)} {target}"
                 yield Raised(
                     "targets/matches-nothing", where, "targets no module of the source", "correct it, or take it out"

@@ -36,9 +36,12 @@ def check(plan: Plan) -> Iterator[Raised]:
     yield from _base(plan)
     if not any(part.scheme for part in plan.parts) and not plan.obstacles:
         yield Raised("quantize/nothing", plan.loaded.document.where, "nothing is quantized", "check ignore and targets")
-    for role, (rule, why) in _SENSITIVE.items():
-        quantized = [part for part in plan.parts if part.scheme is not None and role_of(part.module) is role]
-        for pattern in compact(part.module for part in quantized):
+    sensitive: dict[Role, list[str]] = {role: [] for role in _SENSITIVE}
+    for module in plan.schemes:
+        sensitive.get(role_of(module), []).append(module)
+    for role, modules in sensitive.items():
+        rule, why = _SENSITIVE[role]
+        for pattern in compact(modules):
             yield Raised(
                 rule,
                 str(pattern),

@@ -10,7 +10,6 @@ from weighbridge.plan import Plan
 from weighbridge.quantization import resolve
 from weighbridge.roles import Role, role_of
 from weighbridge.schemes import Scheme
-from weighbridge.structure.modules import quantizable_modules
 from weighbridge.structure.names import compact
 
 TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
@@ -31,7 +30,7 @@ def check(plan: Plan) -> Iterator[Raised]:
 
 
 def _declared(plan: Plan) -> Iterator[Raised]:
-    declared = resolve(plan.declaration, quantizable_modules(plan.predicted.structure), where="the plan")
+    declared = resolve(plan.declaration, plan.predicted.modules, where="the plan")
     wrong = [
         module for module in declared.keys() | plan.schemes.keys() if declared.get(module) != plan.schemes.get(module)
     ]
@@ -56,10 +55,10 @@ def _prefixes(plan: Plan) -> Iterator[Raised]:
 def _tensor_parallel(plan: Plan) -> Iterator[Raised]:
     fitting = []
     obstacle = ""
+    alike = {(part.module.rpartition(".")[2], part.weight, part.scheme): part for part in plan.parts if part.scheme}
     for size in TENSOR_PARALLEL_SIZES:
-        reason = next(
-            (why for part in plan.parts if (why := _undivided(part.module, part.weight.shape, part.scheme, size))), ""
-        )
+        reasons = (_undivided(part.module, part.weight.shape, part.scheme, size) for part in alike.values())
+        reason = next(filter(None, reasons), "")
         if reason:
             obstacle = obstacle or f"; {size} does not: {reason}"
         else:

@@ -13,7 +13,7 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from weighbridge.miniature import layout, tokens, weights
+from weighbridge.miniature import layout, tokens
 from weighbridge.structure.layout import lay_out
 from weighbridge.structure.tensors import Tensor
 
@@ -35,6 +35,8 @@ def make(directory: Path) -> None:
     generation_config.json, processor_config.json, tokenizer.json, tokenizer_config.json, chat_template.jinja and
     README.md.
     """
+    from weighbridge.miniature import weights  # numpy takes a while to import, and most commands never come here
+
     documents = {item.name: item.read_bytes() for item in resources.files(__package__).joinpath("files").iterdir()}
     shapes = layout.shapes(json.loads(documents["config.json"]))
     documents["tokenizer.json"] = _document(tokens.tokenizer())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -79,6 +80,11 @@ class Checkpoint:
     files: Mapping[str, FileFact] = field(default_factory=dict)
     directory: Path | None = None
     origin: Origin = Origin()
+
+    @cached_property
+    def modules(self) -> Mapping[str, Mapping[str, Tensor]]:
+        """Every module that a scheme could apply to, with its tensors by local name; see `quantizable_modules`."""
+        return quantizable_modules(self.structure)
 
 
 def assemble(

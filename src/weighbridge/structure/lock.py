@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from weighbridge.errors import StructureError
 from weighbridge.quantization import Declaration, read_args, read_scheme
 from weighbridge.schemes import QuantizationArgs, Scheme, to_config
-from weighbridge.strict_yaml import parse_yaml, validate
+from weighbridge.strict_yaml import Document, parse_yaml, validate
 from weighbridge.structure.checkpoint import Checkpoint, FileFact, Origin, read_small
 from weighbridge.structure.header import MAX_AXIS, check_dtype, check_name
 from weighbridge.structure.names import MAX_NAMES, NamePattern, compact, parse_pattern
@@ -62,19 +62,24 @@ class StructureLock(_Strict):
     config: dict[str, Any] = {}
 
 
+def is_source_lock(path: Path) -> bool:
+    """Whether a lock is that of a base model, which is its own base.
+
+    Raises:
+        StructureError: not a lock, or malformed.
+    """
+    _, lock = _read(path)
+    return lock.repository == lock.base
+
+
 def open_lock(path: Path) -> Checkpoint:
     """Read a structure lock as a checkpoint that has no weights.
 
     Raises:
         StructureError: not a lock, or malformed.
     """
-    where = str(path)
-    document = parse_yaml(read_small(path, label=where), where=where, error=StructureError)
-    if "structure_lock" not in document.value:
-        raise StructureError(
-            "is a file, but no structure lock", where=where, remedy="name a checkpoint's directory, a hub id or a lock"
-        )
-    lock = validate(document, StructureLock, error=StructureError)
+    document, lock = _read(path)
+    where = document.where
     structure = _expand(
         ((line, f"{where}:{document.line(('tensors', index))}") for index, line in enumerate(lock.tensors))
     )
@@ -144,6 +149,16 @@ def parse_tensor_line(line: str, *, where: str) -> tuple[NamePattern, Tensor]:
     check_name(pattern.replace("{", "").replace("}", ""), where=where)
     check_dtype(dtype, name=pattern, where=where)
     return parse_pattern(pattern, where=where), Tensor(dtype, tuple(int(size) for size in sizes))
+
+
+def _read(path: Path) -> tuple[Document, StructureLock]:
+    where = str(path)
+    document = parse_yaml(read_small(path, label=where), where=where, error=StructureError)
+    if "structure_lock" not in document.value:
+        raise StructureError(
+            "is a file, but no structure lock", where=where, remedy="name a checkpoint's directory, a hub id or a lock"
+        )
+    return document, validate(document, StructureLock, error=StructureError)
 
 
 def _expand(lines: Iterable[tuple[str, str]]) -> Structure:
