@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from weighbridge.errors import StructureError
+from weighbridge.hashing import hash_file
 from weighbridge.progress import Progress
 from weighbridge.report import Section
 from weighbridge.structure.checkpoint import Checkpoint
-
-BLOCK_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -21,72 +17,70 @@ class Identity:
 
     Attributes:
         lock: the lock of the base that has this structure; None where no base is known that has.
-        proven: every file that the lock has a digest of is there with that digest.
-        reason: why it is not proven; empty where it is.
-        digests: SHA-256 (hex) of each file that was read for it.
+        reason: why it is not proven to be that base; empty where it is.
+        digests: SHA-256 (hex) of each file of the source that was read.
     """
 
     lock: Checkpoint | None
-    proven: bool
     reason: str
     digests: Mapping[str, str]
 
     @property
+    def proven(self) -> bool:
+        """Every file that the lock has a digest of is there with that digest."""
+        return self.lock is not None and not self.reason
+
+    @property
     def sentence(self) -> str:
-        """``is org/name@revision by SHA-256``, or ``identity unproven: …``."""
-        if self.proven and self.lock is not None:
-            return f"is {self.lock.origin.repository}@{self.lock.origin.revision[:7]} by SHA-256"
-        return f"identity unproven: {self.reason}"
+        """``is org/name@revision by SHA-256``, or ``identity unproven: ...``."""
+        if self.lock is None or self.reason:
+            return f"identity unproven: {self.reason}"
+        return f"is {_named(self.lock)} by SHA-256"
 
     def section(self, source: Checkpoint) -> Section:
         """The identity as part of a report."""
         return Section(title=f"the source {source.label}", summary=self.sentence)
 
 
-def identify(source: Checkpoint, lock: Checkpoint | None, *, progress: Progress) -> Identity:
-    """Hash the source's files and hold them against the lock.
+def identify(source: Checkpoint, lock: Checkpoint | None, digests: Mapping[str, str]) -> Identity:
+    """Hold the digests of a source's files against the lock of the base whose structure it has.
 
     Args:
-        source: a checkpoint on disk.
-        lock: the base's lock; None where no base has this structure.
+        lock: the base's lock; None where no base that is known has this structure.
+        digests: SHA-256 (hex) of the source's shards at least, and of the other files that the lock pins.
+    """
+    if lock is None:
+        return Identity(None, "no base model that is known here has these tensors", digests)
+    pinned = {name: fact.sha256 for name, fact in lock.files.items() if fact.sha256}
+    if not pinned:
+        return Identity(lock, f"the lock of {_named(lock)} has no digests", digests)
+    wrong = [*(name for name in pinned if digests.get(name) != pinned[name]), *(set(source.shards) - set(pinned))]
+    if not wrong:
+        return Identity(lock, "", digests)
+    first = wrong[0]
+    found = f"{first} has SHA-256 {digests[first][:12]}..." if first in digests else f"{first} is not there"
+    expected = f", not {pinned[first][:12]}..." if first in digests and first in pinned else ""
+    return Identity(lock, f"it has the tensors of {_named(lock)}, but {found}{expected}", digests)
+
+
+def pinned_files(source: Checkpoint, lock: Checkpoint | None) -> list[str]:
+    """The files beside the shards whose digests the lock pins and the source has: its config and index."""
+    if lock is None:
+        return []
+    return sorted(name for name in lock.files if name in source.files and name not in source.shards)
+
+
+def digest_files(source: Checkpoint, names: Iterable[str], *, progress: Progress) -> dict[str, str]:
+    """SHA-256 (hex) of files of a source on disk.
 
     Raises:
         StructureError: a file cannot be read.
     """
     assert source.directory is not None
-    if lock is None:
-        return Identity(None, False, "no base model that is known here has these tensors", {})
-    pinned = {name: fact.sha256 for name, fact in lock.files.items() if fact.sha256}
-    name_of_base = f"{lock.origin.repository}@{lock.origin.revision[:7]}"
-    if not pinned:
-        return Identity(lock, False, f"the lock of {name_of_base} has no digests", {})
-    wanted = sorted({*source.shards, *(name for name in pinned if name in source.files)})
-    digests = {}
-    with progress.stage("hashing the source", sum(source.files[name].size or 0 for name in wanted)):
-        for name in wanted:
-            digests[name] = sha256(source.directory / name, progress)
-    differing = [name for name in pinned if digests.get(name) != pinned[name]]
-    surplus = [shard for shard in source.shards if shard not in pinned]
-    if differing or surplus:
-        first = (differing or surplus)[0]
-        found = "is not there" if first not in digests else f"has SHA-256 {digests[first][:12]}…"
-        expected = f", not {pinned[first][:12]}…" if first in pinned and first in digests else ""
-        return Identity(lock, False, f"it has the tensors of {name_of_base}, but {first} {found}{expected}", digests)
-    return Identity(lock, True, "", digests)
+    names = list(names)
+    with progress.stage("hashing the source", sum(source.files[name].size or 0 for name in names)):
+        return {name: hash_file(source.directory / name, progress) for name in names}
 
 
-def sha256(path: Path, progress: Progress) -> str:
-    """SHA-256 of a file as lower-case hex, read in one sequential pass.
-
-    Raises:
-        StructureError: it cannot be read.
-    """
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb", buffering=0) as file:
-            while block := file.read(BLOCK_BYTES):
-                digest.update(block)
-                progress.advance(len(block))
-    except OSError as error:
-        raise StructureError(f"cannot be read ({error.strerror})", where=str(path)) from error
-    return digest.hexdigest()
+def _named(lock: Checkpoint) -> str:
+    return f"{lock.origin.repository}@{lock.origin.revision[:7]}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from weighbridge.cache import write_atomically
@@ -12,10 +12,39 @@ from weighbridge.errors import BuildError
 from weighbridge.plan import Plan
 from weighbridge.structure.checkpoint import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, Checkpoint, carried_files
 from weighbridge.structure.header import Header, read_header
-from weighbridge.structure.layout import lay_out
-from weighbridge.structure.tensors import payload_bytes
+from weighbridge.structure.layout import Layout, lay_out
+from weighbridge.structure.tensors import Tensor, payload_bytes
 
 COPY_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class OutputShard:
+    """A shard of a build, laid out before anything is written into it."""
+
+    name: str
+    layout: Layout
+
+
+def lay_out_shards(plan: Plan, shard_size: int) -> tuple[OutputShard, ...]:
+    """Put the plan's outputs into shards of at most `shard_size` bytes of payload, in the order of the source.
+
+    What one module needs stays together; a module larger than `shard_size` has a shard of its own.
+    """
+    contents: list[dict[str, Tensor]] = [{}]
+    filled = 0
+    for part in plan.parts:
+        size = sum(tensor.nbytes for tensor in part.outputs.values())
+        if contents[-1] and filled + size > shard_size:
+            contents.append({})
+            filled = 0
+        contents[-1].update(part.outputs)
+        filled += size
+    count = len(contents)
+    names = [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
+    if count == 1:
+        names = [SINGLE_FILE]
+    return tuple(OutputShard(name, lay_out(content)) for name, content in zip(names, contents, strict=True))
 
 
 def normalize_shards(directory: Path) -> None:
@@ -24,25 +53,24 @@ def normalize_shards(directory: Path) -> None:
     Upstream drops the ``{"format": "pt"}`` that transformers asks for, leaves files with mode 600 and writes an index
     even for one shard (facts of llm-compressor 0.14.0.1). The tensors' bytes stay as they are.
     """
-    headers = {}
-    for path in sorted(directory.glob("*.safetensors")):
+    written = sorted(directory.glob("*.safetensors"))
+    for path in written:
         header = read_header(path, where=path.name)
         structure = {name: stored.tensor for name, stored in header.tensors.items()}
         layout = lay_out(structure)
         if layout.ranges != {name: (stored.begin, stored.end) for name, stored in header.tensors.items()}:
             raise BuildError("the engine wrote a shard in another order than safetensors does", where=path.name)
         _replace_head(path, header, layout.head)
-        headers[path.name] = read_header(path, where=path.name)
-    if len(headers) == 1:
-        (name,) = headers
-        (directory / name).rename(directory / SINGLE_FILE)
-    write_index(directory, headers)
+    if len(written) == 1:
+        written[0].rename(directory / SINGLE_FILE)
+    write_index(directory)
 
 
-def write_index(directory: Path, headers: Mapping[str, Header]) -> None:
+def write_index(directory: Path) -> None:
     """Write ``model.safetensors.index.json`` for several shards; remove what stands there for one."""
     path = directory / INDEX_FILE
     path.unlink(missing_ok=True)
+    headers = {shard.name: read_header(shard, where=shard.name) for shard in sorted(directory.glob("*.safetensors"))}
     if len(headers) <= 1:
         return
     weight_map = {name: shard for shard, header in headers.items() for name in header.tensors}

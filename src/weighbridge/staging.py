@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from weighbridge.cache import umask
 from weighbridge.errors import BuildError
 
 
@@ -29,11 +29,15 @@ def check_target(target: Path, *, force: bool) -> None:
                 where=str(target),
                 remedy="name another with --output, or replace it with --force once the new build is whole",
             )
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=target.parent):
+        with tempfile.TemporaryFile(dir=_existing_parent(target)):
             pass
     except OSError as error:
         raise BuildError(f"the output cannot be written ({error.strerror})", where=str(target)) from error
+
+
+def _existing_parent(target: Path) -> Path:
+    """The nearest directory above `target` that is there; directories are made when something goes into them."""
+    return next(parent for parent in target.absolute().parents if parent.exists())
 
 
 def check_space(target: Path, needed: int) -> None:
@@ -42,7 +46,7 @@ def check_space(target: Path, needed: int) -> None:
     Raises:
         BuildError: with what is needed and what there is.
     """
-    free = shutil.disk_usage(target.parent).free
+    free = shutil.disk_usage(_existing_parent(target)).free
     if free < needed:
         raise BuildError(
             f"the disk has {free:,} bytes free, the build takes {needed:,}",
@@ -53,39 +57,89 @@ def check_space(target: Path, needed: int) -> None:
 
 @dataclass
 class Staging:
-    """A directory that a build grows in; `commit` says that it is whole and valid and shall replace the target."""
+    """A directory that a build grows in.
+
+    Attributes:
+        directory: for what a build needs beside its output (a journal, say).
+        checkpoint: what becomes the target.
+        others: staging directories of the same target that belong to other builds; they are left alone.
+    """
 
     directory: Path
+    others: tuple[Path, ...]
     committed: bool = False
 
+    @property
+    def checkpoint(self) -> Path:
+        return self.directory / "checkpoint"
+
     def commit(self) -> None:
+        """Say that the checkpoint is whole and valid and shall replace the target."""
         self.committed = True
 
 
 @contextmanager
-def staged(target: Path) -> Iterator[Staging]:
-    """A fresh directory beside `target` that takes its place when the block ends committed, and vanishes otherwise.
+def staged(target: Path, *, key: str | None = None) -> Iterator[Staging]:
+    """A directory beside `target` whose checkpoint takes its place when the block ends committed.
+
+    Args:
+        key: a name for everything that determines the build. With one, a directory that an earlier run of the same
+            build left is taken up again, and this one stays when it is interrupted. Without, it is fresh and goes.
 
     Raises:
-        BuildError: the disk is full, or the target cannot be written or replaced.
+        BuildError: the disk is full, the target cannot be written or replaced, or another process builds the same.
     """
     try:
-        staging = Staging(Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.staging-")))
-        staging.directory.chmod(0o777 & ~umask())
+        target.parent.mkdir(parents=True, exist_ok=True)
+        others = tuple(sorted(target.parent.glob(f".{target.name}.staging-*")))
+        if key is None:
+            directory = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.staging-"))
+        else:
+            directory = target.parent / f".{target.name}.staging-{key}"
+            directory.mkdir(exist_ok=True)
+        staging = Staging(directory, tuple(other for other in others if other != directory))
+        staging.checkpoint.mkdir(exist_ok=True)
+        lock = (directory / "lock").open("w")
     except OSError as error:
-        raise BuildError(f"the output cannot be written ({error.strerror})", where=str(target)) from error
-    try:
-        yield staging
-        if staging.committed:
-            _replace(staging.directory, target)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        what = "the disk is full" if full else f"writing failed ({error.strerror or error})"
-        raise BuildError(
-            what, where=str(target), remedy="nothing was left behind; build again when there is room"
-        ) from error
-    finally:
-        shutil.rmtree(staging.directory, ignore_errors=True)
+        raise _explained(error, target, "name another place with --output") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise BuildError("another process is building this", where=str(directory)) from None
+        kept = False
+        try:
+            yield staging
+            if staging.committed:
+                _replace(staging.checkpoint, target)
+        except OSError as error:
+            kept = key is not None
+            raise _explained(error, target, _go_on(directory) if kept else "nothing was left behind") from error
+        except KeyboardInterrupt:
+            kept = key is not None
+            if not kept:
+                raise
+            raise Interrupted(directory) from None
+        finally:
+            if not kept:
+                shutil.rmtree(directory, ignore_errors=True)
+
+
+class Interrupted(BuildError):
+    """A build that was stopped by the user and can go on."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__("interrupted", remedy=_go_on(directory))
+
+
+def _go_on(directory: Path) -> str:
+    return f"what is done is kept in {directory}; give the same command again to go on"
+
+
+def _explained(error: OSError, target: Path, remedy: str) -> BuildError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    what = "the disk is full" if full else f"the output cannot be written ({error.strerror or error})"
+    return BuildError(what, where=str(target), remedy=remedy)
 
 
 def _replace(staging: Path, target: Path) -> None:

@@ -15,6 +15,7 @@ from weighbridge.progress import Progress
 from weighbridge.recipe import LoadedRecipe, load_recipe
 from weighbridge.references import NO_REFERENCE, base_of_source, find_references
 from weighbridge.report import PRESENTERS
+from weighbridge.resources import DEFAULT_MEMORY, DEFAULT_SHARD_SIZE, Resources, parse_size
 from weighbridge.source import MINIATURE, open_source
 from weighbridge.structure.lock import write_lock
 
@@ -60,8 +61,14 @@ def _build(options: argparse.Namespace, loaded: LoadedRecipe) -> int:
         source=open_source(model),
         output=output,
         references=_named(options),
-        device=options.device,
-        workers=options.workers,
+        engine=options.engine,
+        resources=Resources(
+            devices=(options.device,) if options.device else (),
+            workers=options.workers,
+            memory=options.memory,
+            shard_size=options.shard_size,
+            ray=options.ray if options.executor == "ray" else None,
+        ),
         force=options.force,
     )
     report = build(request, progress=Progress())
@@ -98,8 +105,30 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", help="torch device, e.g. cuda:0 or cpu (default: an accelerator if there is one)")
     parser.add_argument(
-        "--workers", type=_positive, default=1, metavar="N", help="shards worked on at a time (default: 1)"
+        "--workers", type=_positive, metavar="N", help="pieces worked on at a time (default: every core)"
     )
+    parser.add_argument(
+        "--memory",
+        type=_size,
+        default=DEFAULT_MEMORY,
+        metavar="SIZE",
+        help="resident memory of the build, whatever the size of shards and tensors (default: 2GiB)",
+    )
+    parser.add_argument(
+        "--shard-size",
+        type=_size,
+        default=DEFAULT_SHARD_SIZE,
+        metavar="SIZE",
+        help="bytes of tensors at which a new output file is begun (default: 5GB)",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("streaming", "upstream"),
+        default="streaming",
+        help="for data-free recipes: this project's own, or llmcompressor.model_free_ptq (default: streaming)",
+    )
+    parser.add_argument("--executor", choices=("local", "ray"), default="local", help="where pieces are done")
+    parser.add_argument("--ray", default="auto", metavar="ADDRESS", help="the Ray cluster (default: the one around)")
     parser.add_argument(
         "--reference",
         metavar=f"REF|{NO_REFERENCE}",
@@ -113,6 +142,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="also write the report to this file")
     return parser
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _positive(text: str) -> int:

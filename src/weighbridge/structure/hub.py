@@ -1,23 +1,23 @@
 """Checkpoints on the hub, read by their headers alone: a few ranged requests, kept by commit.
 
 All traffic goes through huggingface_hub's own client, so ``HF_ENDPOINT``, ``HF_TOKEN``, ``HF_HUB_OFFLINE`` and proxies
-mean what they mean everywhere else.
+mean what they mean everywhere else. What comes back is a stranger's word: bounded in size and time, and checked before
+it is kept.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 import re
 import struct
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import quote
 
 from weighbridge.cache import cache_directory, write_atomically
-from weighbridge.errors import HubError
+from weighbridge.errors import HubError, StructureError
 from weighbridge.structure.checkpoint import (
     CONFIG_FILE,
     INDEX_FILE,
@@ -31,14 +31,17 @@ from weighbridge.structure.checkpoint import (
     read_index,
 )
 from weighbridge.structure.header import LENGTH_BYTES, Header, header_length, parse_header
+from weighbridge.structure.hub_client import explained, fetch_bytes, wary_client
 from weighbridge.structure.strict_json import MAX_JSON_BYTES, parse_object
 
 FIRST_READ = 256 * 1024
-#: A header may come slowly, but not for ever.
-DEADLINE_SECONDS = 120.0
+MAX_FILE_NAME = 1024
 
-_ID = re.compile(r"(?P<repository>[\w][\w.-]{0,95}/[\w][\w.-]{0,95})(?:@(?P<revision>[\w][\w./-]{0,127}))?")
+_ID = re.compile(r"(?P<repository>[\w][\w.-]{0,95}/[\w][\w.-]{0,95})(?:@(?P<revision>[\w][\w./-]{0,127}))?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -81,13 +84,14 @@ def open_hub(hub_id: HubId) -> Checkpoint:
     snapshot = find_snapshot(hub_id)
     index = None
     if INDEX_FILE in snapshot.files:
-        raw = _read(snapshot, INDEX_FILE, 0, MAX_JSON_BYTES)
-        index = read_index(raw, where=f"{snapshot.label}/{INDEX_FILE}")
+        index = _read(snapshot, INDEX_FILE, lambda raw: read_index(raw, where=f"{snapshot.label}/{INDEX_FILE}"))
     config = {}
     if CONFIG_FILE in snapshot.files:
-        raw = _read(snapshot, CONFIG_FILE, 0, MAX_JSON_BYTES)
-        config = parse_object(raw, where=f"{snapshot.label}/{CONFIG_FILE}")
+        config = _read(snapshot, CONFIG_FILE, lambda raw: parse_object(raw, where=f"{snapshot.label}/{CONFIG_FILE}"))
     shards = choose_shards(snapshot.files, index, label=snapshot.label)
+    missing = [shard for shard in shards if shard not in snapshot.files]
+    if missing:
+        raise StructureError(f"the index names the shard {missing[0]}, which is not there", where=snapshot.label)
     return assemble(
         label=snapshot.label,
         shards={shard: _read_header(snapshot, shard) for shard in shards},
@@ -102,156 +106,169 @@ def find_snapshot(hub_id: HubId) -> Snapshot:
     """Resolve a revision to its commit and list the files there; from the cache where a commit was named and is known.
 
     Raises:
-        HubError: as for `open_hub`.
+        HubError, StructureError: as for `open_hub`.
     """
-    if hub_id.revision and _COMMIT.fullmatch(hub_id.revision):
-        known = _cache(hub_id.repository, hub_id.revision) / "files.json"
-        if known.exists():
-            listed = json.loads(known.read_bytes())
-            return Snapshot(hub_id, hub_id.revision, {name: FileFact(**fact) for name, fact in listed.items()})
-    from huggingface_hub import HfApi
-
-    with _explained(str(hub_id)):
-        info = HfApi().model_info(hub_id.repository, revision=hub_id.revision, files_metadata=True, timeout=30)
-    if not info.sha or not _COMMIT.fullmatch(info.sha):
-        raise HubError("the hub named no commit for it", where=str(hub_id))
-    files = {
-        sibling.rfilename: FileFact(size=sibling.size, sha256=sibling.lfs.sha256 if sibling.lfs else None)
-        for sibling in info.siblings or []
-    }
-    listed = {name: {"size": fact.size, "sha256": fact.sha256} for name, fact in files.items()}
-    write_atomically(_cache(hub_id.repository, info.sha) / "files.json", json.dumps(listed).encode())
-    return Snapshot(hub_id, info.sha, files)
+    named = hub_id.revision if hub_id.revision and _COMMIT.fullmatch(hub_id.revision) else ""
+    where = f"{hub_id}: the hub's answer"
+    answer = b"" if named else _ask(hub_id)
+    commit = named or _read_commit(answer, where=where)
+    files = _remembered(
+        _cache(hub_id.repository, commit) / "files.json",
+        fetch=lambda: answer or _ask(hub_id),
+        parse=lambda raw: _read_files(raw, commit, where=where),
+    )
+    return Snapshot(hub_id, commit, files)
 
 
 def download(checkpoint: Checkpoint) -> Path:
-    """Download the shards and the files that a build carries over into the hub client's own cache; resumes by itself.
+    """Download the shards and the files that a build carries over into the hub client's own cache.
+
+    Files that are there already, whole, are not asked for again.
 
     Returns:
         The directory of the snapshot.
 
     Raises:
-        HubError: as for `open_hub`.
+        HubError, StructureError: as for `open_hub`.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import hf_hub_download, set_client_factory, try_to_load_from_cache
 
     origin = checkpoint.origin
-    wanted = [*checkpoint.shards, *carried_files(checkpoint), CONFIG_FILE, INDEX_FILE]
-    with _explained(checkpoint.label):
-        return Path(snapshot_download(origin.repository, revision=origin.revision, allow_patterns=_literal(wanted)))
+    names = [*checkpoint.shards, *carried_files(checkpoint), CONFIG_FILE, INDEX_FILE]
+
+    def kept(name: str) -> str | None:
+        path = try_to_load_from_cache(origin.repository, name, revision=origin.revision)
+        return path if isinstance(path, str) else None
+
+    wanted = [name for name in names if name in checkpoint.files and not kept(name)]
+    with explained(checkpoint.label):
+        if wanted:
+            # The client would try for half a minute before it says that there is no network or no access.
+            _ask(HubId(origin.repository, origin.revision))
+            set_client_factory(wary_client)
+        for name in wanted:
+            hf_hub_download(origin.repository, name, revision=origin.revision)
+        found = kept(next(iter(checkpoint.shards)))
+        if found is None:
+            raise HubError("the hub served another commit than it was asked for", where=checkpoint.label)
+    return Path(found).parent
 
 
-def _literal(names: Iterable[str]) -> list[str]:
-    """The client takes shell patterns; a name must stand for itself."""
-    return [re.sub(r"([*?\[])", r"[\1]", name) for name in names]
+def _ask(hub_id: HubId) -> bytes:
+    """What the hub says of a revision, its commit and files, as JSON: the request of ``HfApi.model_info``."""
+    from huggingface_hub import constants
+
+    revision = f"/revision/{quote(hub_id.revision, safe='')}" if hub_id.revision else ""
+    url = f"{constants.ENDPOINT}/api/models/{hub_id.repository}{revision}?blobs=true"
+    return fetch_bytes(url, end=MAX_JSON_BYTES + 1, where=str(hub_id))[0]
+
+
+def _read_commit(raw: bytes, *, where: str) -> str:
+    commit = parse_object(raw, where=where).get("sha")
+    if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
+        raise HubError("names no commit", where=where)
+    return commit
+
+
+def _read_files(raw: bytes, commit: str, *, where: str) -> dict[str, FileFact]:
+    if _read_commit(raw, where=where) != commit:
+        raise HubError("is about another commit than was asked for", where=where)
+    siblings = parse_object(raw, where=where).get("siblings")
+    if not isinstance(siblings, list) or not all(isinstance(sibling, dict) for sibling in siblings):
+        raise HubError("lists no files", where=where)
+    files = {_check_file_name(sibling.get("rfilename"), where=where): _fact(sibling, where) for sibling in siblings}
+    if len(files) != len(siblings):
+        raise HubError("lists a file twice", where=where)
+    return files
+
+
+def _check_file_name(name: object, *, where: str) -> str:
+    if (
+        not isinstance(name, str)
+        or len(name) > MAX_FILE_NAME
+        or not name.isprintable()
+        or "\\" in name
+        or any(part in ("", ".", "..") for part in name.split("/"))
+    ):
+        raise HubError(f"lists {str(name)[:80]!r}, which is no name of a file in a repository", where=where)
+    return name
+
+
+def _fact(sibling: dict[str, Any], where: str) -> FileFact:
+    size, lfs = sibling.get("size"), sibling.get("lfs") or {}
+    sha256 = lfs.get("sha256") if isinstance(lfs, dict) else ""
+    known_size = size is None or (type(size) is int and size >= 0)
+    known_digest = sha256 is None or (isinstance(sha256, str) and _SHA256.fullmatch(sha256))
+    if not (known_size and known_digest):
+        raise HubError(f"gives {sibling['rfilename']} an impossible size or digest", where=where)
+    return FileFact(size=size, sha256=sha256)
 
 
 def _read_header(snapshot: Snapshot, shard: str) -> Header:
     where = f"{snapshot.label}/{check_shard_name(shard, where=snapshot.label)}"
-    kept = _cache(snapshot.hub_id.repository, snapshot.commit) / f"{shard}.header"
-    if kept.exists():
-        raw = kept.read_bytes()
-        return parse_header(raw[8:], file_size=struct.unpack("<Q", raw[:8])[0], where=where)
-    first, size = _read_range(snapshot, shard, 0, FIRST_READ)
-    length = header_length(first[:LENGTH_BYTES], file_size=size, where=where)
-    end = LENGTH_BYTES + length
-    rest = _read_range(snapshot, shard, len(first), end)[0] if end > len(first) else b""
-    raw = (first + rest)[LENGTH_BYTES:end]
-    header = parse_header(raw, file_size=size, where=where)
-    write_atomically(kept, struct.pack("<Q", size) + raw)
-    return header
+
+    def fetch() -> bytes:
+        first, size = _read_range(snapshot, shard, 0, FIRST_READ)
+        end = LENGTH_BYTES + header_length(first[:LENGTH_BYTES], file_size=size, where=where)
+        rest = _read_range(snapshot, shard, len(first), end)[0] if end > len(first) else b""
+        return struct.pack("<Q", size) + (first + rest)[LENGTH_BYTES:end]
+
+    return _remembered(
+        _cache(snapshot.hub_id.repository, snapshot.commit) / f"{shard}.header",
+        fetch=fetch,
+        parse=lambda raw: parse_header(raw[8:], file_size=struct.unpack("<Q", raw[:8])[0], where=where),
+    )
 
 
-def _read(snapshot: Snapshot, name: str, begin: int, limit: int) -> bytes:
-    kept = _cache(snapshot.hub_id.repository, snapshot.commit) / name
-    if kept.exists():
-        return kept.read_bytes()
-    content, size = _read_range(snapshot, name, begin, limit)
-    if size > limit:
-        raise HubError(f"{name} is larger than {limit:,} bytes", where=snapshot.label)
-    write_atomically(kept, content)
-    return content
+def _read(snapshot: Snapshot, name: str, parse: Callable[[bytes], _T]) -> _T:
+    return _remembered(
+        _cache(snapshot.hub_id.repository, snapshot.commit) / name,
+        fetch=lambda: _read_range(snapshot, name, 0, MAX_JSON_BYTES + 1)[0],
+        parse=parse,
+    )
 
 
 def _read_range(snapshot: Snapshot, name: str, begin: int, end: int) -> tuple[bytes, int]:
     """Bytes `begin` to at most `end` of a file, and the size of the whole file."""
-    from huggingface_hub import HfApi, hf_hub_url
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+    from huggingface_hub import constants, hf_hub_url
 
-    url = hf_hub_url(snapshot.hub_id.repository, name, revision=snapshot.commit, endpoint=HfApi().endpoint)
-    headers = {**build_hf_headers(), "Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
     where = f"{snapshot.label}/{name}"
-    started = time.monotonic()
-    content = bytearray()
-    with _explained(where), get_session().stream("GET", url, headers=headers, timeout=30) as response:
-        if response.status_code >= 400:
-            response.read()
-        hf_raise_for_status(response)
-        size = _whole_size(response, where)
-        # A server that ignores the range sends the file from its start: skip, and stop when there is enough.
-        skip = begin if response.status_code == 200 else 0
-        wanted = min(end, size) - begin
-        for chunk in response.iter_bytes():
-            content += chunk
-            if len(content) - skip >= wanted:
-                break
-            if time.monotonic() - started > DEADLINE_SECONDS:
-                raise HubError(f"{DEADLINE_SECONDS:.0f} seconds were not enough to read its header", where=where)
-    if len(content) - skip < wanted:
-        raise HubError(f"the answer stops after {len(content):,} of {wanted:,} bytes", where=where, remedy="try again")
-    return bytes(content[skip : skip + wanted]), size
-
-
-def _whole_size(response: Any, where: str) -> int:
-    _, _, total = response.headers.get("content-range", "").rpartition("/")
-    size = total if response.status_code == 206 else response.headers.get("content-length", "")
-    if not (size.isascii() and size.isdigit()):
+    with explained(where):
+        url = hf_hub_url(snapshot.hub_id.repository, name, revision=snapshot.commit, endpoint=constants.ENDPOINT)
+    content, served = fetch_bytes(url, begin=begin, end=end, where=where)
+    listed = snapshot.files[name].size
+    size = listed if served is None else served
+    if size is None:
         raise HubError("the hub does not say how large the file is", where=where)
-    return int(size)
+    if listed is not None and listed != size:
+        raise HubError(f"the hub lists it with {listed:,} bytes and serves {size:,}", where=where)
+    if len(content) != min(end, size) - begin:
+        what = f"the answer stops after {len(content):,} of {min(end, size) - begin:,} bytes"
+        raise HubError(what, where=where, remedy="try again")
+    return content, size
+
+
+def _remembered(path: Path, *, fetch: Callable[[], bytes], parse: Callable[[bytes], _T]) -> _T:
+    """Parse what is kept at `path`, or what is fetched, which is kept once it proves well-formed.
+
+    A digest stands before the content: what a crash of the machine left half-written is fetched again.
+    """
+    try:
+        kept = path.read_bytes() if path.exists() else b""
+        if kept and hashlib.sha256(kept[32:]).digest() == kept[:32]:
+            return parse(kept[32:])
+        content = fetch()
+        parsed = parse(content)
+        write_atomically(path, hashlib.sha256(content).digest() + content)
+    except OSError as error:
+        what = f"the cache cannot be used ({error.strerror})"
+        raise HubError(what, where=str(path), remedy="make room, or set WEIGHBRIDGE_CACHE to another place") from error
+    return parsed
 
 
 def _cache(repository: str, commit: str) -> Path:
-    return cache_directory("headers", repository.replace("/", "--"), commit)
+    """Kept apart by endpoint: what one hub says of a commit says nothing of another hub."""
+    from huggingface_hub import constants
 
-
-@contextmanager
-def _explained(where: str) -> Iterator[None]:
-    """Turn what the hub's client raises into one sentence."""
-    import httpx
-    from huggingface_hub import errors
-
-    explanations: list[tuple[type[Exception], Callable[[Exception], tuple[str, str]]]] = [
-        (errors.GatedRepoError, lambda _: ("access must be asked for on the hub", "accept its terms and set HF_TOKEN")),
-        (
-            errors.RepositoryNotFoundError,
-            lambda _: ("the hub has no such repository, or not for this token", "check the id, or set HF_TOKEN"),
-        ),
-        (errors.RevisionNotFoundError, lambda _: ("the repository has no such revision", "check the branch or commit")),
-        (errors.EntryNotFoundError, lambda _: ("the repository has no such file", "")),
-        (
-            errors.OfflineModeIsEnabled,
-            lambda _: ("HF_HUB_OFFLINE is set and this is not in the cache", "unset it, or name a directory"),
-        ),
-        (errors.HfHubHTTPError, lambda e: (f"the hub answered with an error ({_first_line(e)})", "try again later")),
-        (
-            httpx.TimeoutException,
-            lambda _: ("the hub did not answer in time", "try again, or name a directory that holds the checkpoint"),
-        ),
-        (
-            httpx.HTTPError,
-            lambda e: (
-                f"the hub cannot be reached ({_first_line(e)})",
-                "name a directory that holds the checkpoint (--model PATH, or MODEL=path with make), or run 'make demo'",
-            ),
-        ),
-        (OSError, lambda e: (f"the download failed ({_first_line(e)})", "")),
-    ]
-    try:
-        yield
-    except tuple(kind for kind, _ in explanations) as error:
-        what, remedy = next(explain(error) for kind, explain in explanations if isinstance(error, kind))
-        raise HubError(what, where=where, remedy=remedy) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    endpoint = hashlib.sha256(constants.ENDPOINT.encode()).hexdigest()[:16]
+    return cache_directory("headers", endpoint, *repository.split("/"), commit)

@@ -1,0 +1,24 @@
+"""Quantizing a rectangle of a weight, to the bytes that llm-compressor's ``model_free_ptq`` writes on a CPU."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from weighbridge.engines.kernels.encoding import Encoding, SchemeNotCovered, encoding_of
+from weighbridge.engines.kernels.interface import Kernels, NonFiniteWeight
+
+__all__ = ["Encoding", "Kernels", "NonFiniteWeight", "SchemeNotCovered", "encoding_of", "load_kernels"]
+
+
+def load_kernels(device: str) -> Kernels:
+    """The kernels for `device`: compiled ones for ``cpu`` where numba is installed, else torch's.
+
+    All give the same bytes. The compiled ones may be called by several threads at once and scale with them.
+    """
+    if device == "cpu" and find_spec("numba") is not None:
+        from weighbridge.engines.kernels.compiled import CompiledKernels
+
+        return CompiledKernels()
+    from weighbridge.engines.kernels.portable import PortableKernels
+
+    return PortableKernels(device)

@@ -1,0 +1,81 @@
+"""Where pieces are done: in threads of this process, or by tasks of a Ray cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, ParamSpec, Protocol, Self, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Executor(Protocol):
+    """Runs functions of pieces.
+
+    Attributes:
+        workers: how many run at a time.
+    """
+
+    workers: int
+
+    def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Run a module-level function of picklable values, wherever there is room."""
+
+    def submit_here(self, function: Callable[[], T]) -> Future[T]:
+        """Run a function in this process."""
+
+
+class LocalExecutor:
+    """Threads: kernels, hashing and input/output all let go of the interpreter's lock."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="piece")
+
+    def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        return self._pool.submit(function, *args, **kwargs)
+
+    def submit_here(self, function: Callable[[], T]) -> Future[T]:
+        return self._pool.submit(function)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+class RayExecutor:
+    """Tasks of a Ray cluster whose machines see the same files; a task whose machine dies is done again elsewhere."""
+
+    def __init__(self, address: str) -> None:
+        import ray
+
+        ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
+        self._ray = ray
+        self.workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        self._here = ThreadPoolExecutor(1, thread_name_prefix="hash")
+        self._remote: dict[Any, Any] = {}
+
+    def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        if function not in self._remote:
+            # Writing the same bytes at the same offsets twice is harmless, so a lost task is simply run again.
+            self._remote[function] = self._ray.remote(max_retries=-1)(function)
+        future: Future[T] = self._remote[function].remote(*args, **kwargs).future()
+        return future
+
+    def submit_here(self, function: Callable[[], T]) -> Future[T]:
+        return self._here.submit(function)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._here.shutdown(cancel_futures=True)
+        self._ray.shutdown()

@@ -1,0 +1,251 @@
+"""Running a job: lay out, check what is there, find shared scales, do the pieces, hash what came out."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from weighbridge.engines.streaming.executors import Executor, LocalExecutor, RayExecutor
+from weighbridge.engines.streaming.journal import Journal, key_of
+from weighbridge.engines.streaming.pieces import PIECE_BYTES, Job, Piece, cut
+from weighbridge.engines.streaming.work import Done, do, largest, read_back
+from weighbridge.hashing import hash_file, hash_shard
+from weighbridge.plan import Plan
+from weighbridge.progress import Progress
+from weighbridge.resources import Resources, affordable_workers, resolve_devices
+from weighbridge.shards import OutputShard, lay_out_shards
+from weighbridge.structure.checkpoint import Checkpoint
+
+CHECKPOINT = "checkpoint"
+JOURNAL = "journal.jsonl"
+#: What a worker holds at most, in pieces: what it read, what it writes, and on other devices copies in float.
+WORKER_PIECES_CPU, WORKER_PIECES = 4, 16
+
+Task = Callable[[], Future[Any]]
+
+
+@dataclass
+class Outcome:
+    """What a run did and found.
+
+    Attributes:
+        pieces: how many pieces the build has.
+        found: pieces that an earlier run had finished and that were as it left them.
+        altered: numbers of pieces that an earlier run had finished and that were made anew, because they had changed.
+        source_digests: SHA-256 (hex) of each source shard.
+        shard_digests: SHA-256 (hex) of each output shard.
+        tensor_digests: SHA-256 (hex) of each output tensor's bytes, whatever shard holds it.
+    """
+
+    pieces: int
+    found: int = 0
+    altered: list[int] = field(default_factory=list)
+    source_digests: dict[str, str] = field(default_factory=dict)
+    shard_digests: dict[str, str] = field(default_factory=dict)
+    tensor_digests: dict[str, str] = field(default_factory=dict)
+
+
+def build_key(plan: Plan, source: Checkpoint, resources: Resources) -> str:
+    """A name for everything that determines a build's bytes: recipe, source, layout, tools, kind of device.
+
+    A source file counts by its identity on disk (name, size, inode, times of change), so that one that was touched
+    between two runs begins a new build; its digest is taken while it is read.
+    """
+    assert source.directory is not None
+    stats = {name: (source.directory / name).stat() for name in source.shards}
+    decides = {"method", "scheme", "config_groups", "ignore", "fused_groups"}
+    return key_of(
+        {
+            "recipe": plan.loaded.recipe.model_dump(mode="json", include=decides),
+            "source": {name: [s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns] for name, s in stats.items()},
+            "shard_size": resources.shard_size,
+            "piece_bytes": PIECE_BYTES,
+            "device": sorted({device.partition(":")[0] for device in resolve_devices(resources.devices)}),
+            "tools": {name: version(name) for name in ("weighbridge", "numpy", "torch", "compressed-tensors")},
+        }
+    )
+
+
+def quantize(plan: Plan, source: Checkpoint, staging: Path, *, resources: Resources, progress: Progress) -> Outcome:
+    """Write a build's shards into ``staging/checkpoint``, going on where an earlier run of the same key stopped.
+
+    Raises:
+        BuildError: a weight that cannot be quantized, or a source that cannot be read.
+        WeighbridgeError: too little memory for one worker.
+        OSError: the output cannot be written.
+    """
+    assert source.directory is not None
+    output = staging / CHECKPOINT
+    output.mkdir(exist_ok=True)
+    shards = lay_out_shards(plan, resources.shard_size)
+    for shard in shards:
+        _make_file(output / shard.name, shard)
+    devices = resolve_devices(resources.devices)
+    jobs = [Job(source.directory.resolve(), output.resolve(), device) for device in devices]
+    pieces = cut(plan, source, shards)
+    journal = Journal(staging / JOURNAL)
+    each = max(WORKER_PIECES_CPU if device == "cpu" else WORKER_PIECES for device in devices) * PIECE_BYTES
+    workers = affordable_workers(resources.workers, resources.memory, each=each)
+    with RayExecutor(resources.ray) if resources.ray else LocalExecutor(workers) as executor:
+        run = _Run(shards, pieces, jobs, source, resources.digests, executor, progress, journal)
+        return run.go()
+
+
+@dataclass
+class _Run:
+    shards: Sequence[OutputShard]
+    pieces: Sequence[Piece]
+    jobs: Sequence[Job]
+    source: Checkpoint
+    digests: bool
+    executor: Executor
+    progress: Progress
+    journal: Journal
+
+    def go(self) -> Outcome:
+        outcome = Outcome(pieces=len(self.pieces))
+        done = self._check_finished(outcome)
+        todo = [piece for piece in self.pieces if piece.number not in done]
+        group_largest = self._find_largest(todo)
+        self._do(todo, done, group_largest, outcome)
+        for item in done.values():
+            outcome.tensor_digests.update(item.tensors)
+        return outcome
+
+    @functools.cached_property
+    def split_tensors(self) -> frozenset[str]:
+        """Output tensors that several pieces write, whose digests only a read of the finished shard can give."""
+        return frozenset(
+            name for piece in self.pieces for strip in piece.strips if not strip.whole for name in strip.names.values()
+        )
+
+    def _job(self, piece: Piece) -> Job:
+        return self.jobs[piece.number % len(self.jobs)]
+
+    def _check_finished(self, outcome: Outcome) -> dict[int, Done]:
+        """Believe the journal only where the bytes are still what it says."""
+        claimed = {number: item for number, item in self.journal.finished().items() if number < len(self.pieces)}
+        pieces = [self.pieces[number] for number in claimed]
+        found: dict[int, Done] = {}
+        with self.progress.stage("checking what is there", sum(piece.source_bytes for piece in pieces)):
+            for piece, digest in self._each(pieces, read_back):
+                if digest == claimed[piece.number].written:
+                    found[piece.number] = claimed[piece.number]
+                else:
+                    outcome.altered.append(piece.number)
+        outcome.found = len(found)
+        self.journal.rewrite(found)
+        return found
+
+    def _find_largest(self, todo: Sequence[Piece]) -> dict[int, float]:
+        """Shared scales need the largest value of a whole group before its first row is quantized."""
+        needed = {strip.group for piece in todo for strip in piece.strips if strip.group is not None}
+        pieces = [piece for piece in self.pieces if any(strip.group in needed for strip in piece.strips)]
+        found: dict[int, float] = {}
+        if needed:
+            with self.progress.stage("finding shared scales", sum(piece.source_bytes for piece in pieces)):
+                for _, values in self._each(pieces, largest):
+                    for group, value in values.items():
+                        found[group] = max(found.get(group, 0.0), value)
+        return found
+
+    def _each(self, pieces: Iterable[Piece], function: Callable[[Job, Piece], Any]) -> Iterator[tuple[Piece, Any]]:
+        def task(piece: Piece) -> Task:
+            return lambda: self.executor.submit(_with_piece, function, self._job(piece), piece)
+
+        for piece, result in self._in_turn(deque(task(piece) for piece in pieces), lambda _: ()):
+            self.progress.advance(piece.source_bytes)
+            yield piece, result
+
+    def _do(
+        self, todo: Sequence[Piece], done: dict[int, Done], group_largest: Mapping[int, float], outcome: Outcome
+    ) -> None:
+        """Do the unfinished pieces; hash the source beside them, and each shard when nothing more goes into it."""
+        missing = Counter(file for piece in todo for file in piece.files)
+        hash_bytes = sum(path.stat().st_size for path in self._source_files()) if self.digests else 0
+        total = sum(piece.source_bytes for piece in todo) + hash_bytes
+
+        def after(result: Any) -> Iterable[Task]:
+            if not isinstance(result, Done):
+                return
+            self.journal.add(result)
+            done[result.piece] = result
+            piece = self.pieces[result.piece]
+            self.progress.advance(piece.source_bytes)
+            for file in sorted(piece.files):
+                missing[file] -= 1
+                if not missing[file] and self.digests:
+                    yield self._hash_shard(file, outcome)
+
+        tasks: deque[Task] = deque()
+        if self.digests:
+            tasks.extend(self._hash_source(path, outcome) for path in self._source_files())
+            tasks.extend(self._hash_shard(shard.name, outcome) for shard in self.shards if not missing[shard.name])
+        for piece in todo:
+            groups = {strip.group: group_largest[strip.group] for strip in piece.strips if strip.group is not None}
+            tasks.append(functools.partial(self.executor.submit, do, self._job(piece), piece, groups))
+        with self.progress.stage("quantizing", total):
+            for _ in self._in_turn(tasks, after):
+                pass
+
+    def _source_files(self) -> list[Path]:
+        assert self.source.directory is not None
+        return [self.source.directory / name for name in self.source.shards]
+
+    def _hash_source(self, path: Path, outcome: Outcome) -> Task:
+        def work() -> None:
+            outcome.source_digests[path.name] = hash_file(path, self.progress)
+
+        return lambda: self.executor.submit_here(work)
+
+    def _hash_shard(self, name: str, outcome: Outcome) -> Task:
+        layout = next(shard.layout for shard in self.shards if shard.name == name)
+        head = len(layout.head)
+        spans = {
+            tensor: (head + begin, head + end)
+            for tensor, (begin, end) in layout.ranges.items()
+            if tensor in self.split_tensors
+        }
+        path = self.jobs[0].output / name
+
+        def work() -> None:
+            outcome.shard_digests[name], tensors = hash_shard(path, spans)
+            outcome.tensor_digests.update(tensors)
+
+        return lambda: self.executor.submit_here(work)
+
+    def _in_turn(self, tasks: deque[Task], after: Callable[[Any], Iterable[Task]]) -> Iterator[Any]:
+        """Results as they come; what `after` makes of a result goes to the front. A failure cancels what is waiting."""
+        running: set[Future[Any]] = set()
+        try:
+            while tasks or running:
+                while tasks and len(running) < 2 * self.executor.workers:
+                    running.add(tasks.popleft()())
+                finished, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    result = future.result()
+                    tasks.extendleft(after(result))
+                    yield result
+        finally:
+            for future in running:
+                future.cancel()
+
+
+def _with_piece(function: Callable[[Job, Piece], Any], job: Job, piece: Piece) -> tuple[Piece, Any]:
+    return piece, function(job, piece)
+
+
+def _make_file(path: Path, shard: OutputShard) -> None:
+    """A file of the shard's full size that begins with its header; what is in it already stays."""
+    with path.open("r+b" if path.exists() else "w+b") as file:
+        file.write(shard.layout.head)
+        file.flush()
+        if os.fstat(file.fileno()).st_size != shard.layout.file_size:
+            os.ftruncate(file.fileno(), shard.layout.file_size)

@@ -1,0 +1,142 @@
+"""Doing a piece: read, quantize, write, digest. The same function runs in a thread here and in a task elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from weighbridge.engines.kernels import NonFiniteWeight, load_kernels
+from weighbridge.engines.kernels.encoding import SOURCES
+from weighbridge.engines.streaming.pieces import COPY, Job, Piece, Span, Strip
+from weighbridge.errors import BuildError
+
+WEIGHT_SHAPE = "weight_shape"
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a finished piece wrote.
+
+    Attributes:
+        piece: its number.
+        written: SHA-256 (hex) over all that it wrote, in order: what a resumed build checks it by.
+        tensors: output name -> SHA-256 (hex) of its bytes, for the tensors that this piece wrote whole.
+    """
+
+    piece: int
+    written: str
+    tensors: Mapping[str, str]
+
+
+def largest(job: Job, piece: Piece) -> dict[int, float]:
+    """The largest absolute value of each fused group's weights in a piece (group number -> value).
+
+    Raises:
+        BuildError: a weight holds NaN or infinity, or the source cannot be read.
+    """
+    kernels = load_kernels(job.device)
+    found: dict[int, float] = {}
+    for strip in piece.strips:
+        if strip.group is not None:
+            with _refused_by_name(strip):
+                value = kernels.amax(_weight(job, strip), strip.weight.dtype)
+            found[strip.group] = max(found.get(strip.group, 0.0), value)
+    return found
+
+
+def do(job: Job, piece: Piece, group_largest: Mapping[int, float]) -> Done:
+    """Write everything that a piece's strips become.
+
+    Args:
+        group_largest: for each group of the piece's strips the largest absolute value over all members.
+
+    Raises:
+        BuildError: a weight holds NaN or infinity, or the source cannot be read.
+        OSError: the output cannot be written.
+    """
+    everything = hashlib.sha256()
+    tensors = {}
+    for strip in piece.strips:
+        amax = None if strip.group is None else group_largest[strip.group]
+        contents = _results(job, strip, amax)
+        for local, span in strip.writes.items():
+            content = contents[local]
+            assert len(content) == span.size, (strip.module, local, len(content), span)
+            _write(job.output / span.file, span.offset, content)
+            digest = hashlib.sha256(content)
+            everything.update(digest.digest())
+            if strip.whole:
+                tensors[strip.names[local]] = digest.hexdigest()
+    return Done(piece.number, everything.hexdigest(), tensors)
+
+
+def read_back(job: Job, piece: Piece) -> str:
+    """What `Done.written` of a piece would be if it had written what lies there now.
+
+    Raises:
+        OSError: the output cannot be read.
+    """
+    everything = hashlib.sha256()
+    for strip in piece.strips:
+        for span in strip.writes.values():
+            everything.update(hashlib.sha256(_read(job.output / span.file, span)).digest())
+    return everything.hexdigest()
+
+
+def _results(job: Job, strip: Strip, amax: float | None) -> dict[str, memoryview | bytes]:
+    if strip.scheme is None:
+        return {COPY: _read_source(job, strip)}
+    with _refused_by_name(strip):
+        weight = _weight(job, strip)
+        arrays = load_kernels(job.device).quantize(weight, strip.weight.dtype, strip.scheme, amax=amax)
+    contents: dict[str, memoryview | bytes] = {
+        local: array.reshape(-1).view(np.uint8).data for local, array in arrays.items()
+    }
+    contents[WEIGHT_SHAPE] = struct.pack("<2q", *strip.shape)
+    return contents
+
+
+def _weight(job: Job, strip: Strip) -> npt.NDArray[np.generic]:
+    return np.frombuffer(_read_source(job, strip), SOURCES[strip.weight.dtype].array).reshape(strip.weight.shape)
+
+
+def _read_source(job: Job, strip: Strip) -> bytes:
+    try:
+        content = _read(job.source / strip.read.file, strip.read)
+    except OSError as error:
+        raise BuildError(f"the source cannot be read ({error.strerror})", where=strip.read.file) from error
+    if len(content) != strip.read.size:
+        raise BuildError("the source has become shorter while it was read", where=strip.read.file)
+    return content
+
+
+def _read(path: Path, span: Span) -> bytes:
+    with path.open("rb", buffering=0) as file:
+        return os.pread(file.fileno(), span.size, span.offset)
+
+
+def _write(path: Path, offset: int, content: memoryview | bytes) -> None:
+    with path.open("r+b", buffering=0) as file:
+        written = 0
+        while written < len(content):
+            written += os.pwrite(file.fileno(), content[written:], offset + written)
+
+
+@contextmanager
+def _refused_by_name(strip: Strip) -> Iterator[None]:
+    try:
+        yield
+    except NonFiniteWeight:
+        raise BuildError(
+            "the weight holds NaN or infinity and cannot be quantized",
+            where=f"{strip.module}.weight",
+            remedy="the source is damaged: compare its digests with the published ones",
+        ) from None

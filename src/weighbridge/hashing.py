@@ -1,0 +1,61 @@
+"""SHA-256 of files and of the tensors in them, each by one sequential read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from weighbridge.errors import StructureError
+from weighbridge.progress import Progress
+
+BLOCK_BYTES = 4 * 1024 * 1024
+
+
+def hash_file(path: Path, progress: Progress) -> str:
+    """SHA-256 of a file as lower-case hex.
+
+    Raises:
+        StructureError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb", buffering=0) as file:
+            while block := file.read(BLOCK_BYTES):
+                digest.update(block)
+                progress.advance(len(block))
+    except OSError as error:
+        raise StructureError(f"cannot be read ({error.strerror})", where=str(path)) from error
+    return digest.hexdigest()
+
+
+def hash_shard(path: Path, spans: Mapping[str, tuple[int, int]]) -> tuple[str, dict[str, str]]:
+    """SHA-256 of a file, and of some spans of its bytes, by one read.
+
+    Args:
+        spans: name -> begin and end, counted from the start of the file; they do not overlap.
+
+    Returns:
+        The file's digest, and the digest of each span by name, as lower-case hex.
+
+    Raises:
+        StructureError: it cannot be read.
+    """
+    whole = hashlib.sha256()
+    parts = {name: hashlib.sha256() for name in spans}
+    waiting = sorted((begin, end, name) for name, (begin, end) in spans.items())
+    position = 0
+    try:
+        with path.open("rb", buffering=0) as file:
+            while block := file.read(BLOCK_BYTES):
+                whole.update(block)
+                view = memoryview(block)
+                for begin, end, name in waiting:
+                    if begin >= position + len(block):
+                        break
+                    parts[name].update(view[max(begin - position, 0) : end - position])
+                position += len(block)
+                waiting = [span for span in waiting if span[1] > position]
+    except OSError as error:
+        raise StructureError(f"cannot be read ({error.strerror})", where=str(path)) from error
+    return whole.hexdigest(), {name: digest.hexdigest() for name, digest in parts.items()}

@@ -1,0 +1,80 @@
+"""What a build may use of the machine: devices, workers, memory."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from weighbridge.errors import WeighbridgeError
+
+DEFAULT_MEMORY = 2 * 1024**3
+DEFAULT_SHARD_SIZE = 5_000_000_000
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a build may use; of these only the kind of device and the size of shards show in its bytes.
+
+    Attributes:
+        devices: torch devices; empty for every accelerator there is, or the CPU.
+        workers: how many pieces are worked on at a time; None for one for each core.
+        memory: bytes of resident memory of all the build's processes together.
+        shard_size: bytes of payload at which a new shard is begun.
+        ray: address of a Ray cluster that does the pieces, or None for this machine.
+        digests: whether source, shards and tensors are hashed.
+    """
+
+    devices: tuple[str, ...] = ()
+    workers: int | None = None
+    memory: int = DEFAULT_MEMORY
+    shard_size: int = DEFAULT_SHARD_SIZE
+    ray: str | None = None
+    digests: bool = True
+
+
+def parse_size(text: str) -> int:
+    """Bytes from ``5GB`` (powers of 1000), ``2GiB`` (powers of 1024) or a plain number.
+
+    Raises:
+        ValueError: no such size.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is no size such as 5GB or 2GiB")
+    number, prefix, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix.lower() or " "))
+
+
+def resolve_devices(devices: tuple[str, ...]) -> tuple[str, ...]:
+    """The devices to use: those named, or every accelerator, or the CPU. torch is imported only to look at a GPU."""
+    if devices:
+        return devices
+    if Path("/dev/nvidia0").exists():
+        import torch
+
+        count = torch.cuda.device_count()
+        if count:
+            return tuple(f"cuda:{index}" for index in range(count))
+    return ("cpu",)
+
+
+def affordable_workers(workers: int | None, memory: int, *, each: int) -> int:
+    """How many workers of `each` bytes fit beside what this process holds already.
+
+    Raises:
+        WeighbridgeError: not even one does.
+    """
+    wanted = workers or len(os.sched_getaffinity(0))
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    fitting = (memory - resident) // each
+    if fitting < 1:
+        raise WeighbridgeError(
+            f"{memory:,} bytes of memory are too little: this process holds {resident:,}, a worker takes {each:,}",
+            where="--memory",
+            remedy=f"allow {resident + each:,} bytes or more",
+        )
+    return min(wanted, fitting)

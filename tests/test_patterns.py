@@ -1,0 +1,207 @@
+"""Patterns match as compressed-tensors matches them, in linear time, and what cannot be so matched is refused by name."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from weighbridge.patterns import MAX_PATTERN_LENGTH, PatternError, PatternList, check_pattern
+
+Q_PROJ = "model.language_model.layers.0.self_attn.q_proj"
+EMBED = "model.language_model.embed_tokens"
+
+# entry, module name, whether it matches
+MATCHES: dict[str, tuple[str, str, bool]] = {
+    "equal name": ("lm_head", "lm_head", True),
+    "name is no prefix": ("lm_head", "lm_head.inner", False),
+    "name is no suffix": ("embed_tokens", EMBED, False),
+    "name is no expression": ("model.layers", "model_layers", False),
+    "the prefix of an expression is part of a name": ("lm_head", "re:lm_head", False),
+    "anchored at the start": ("re:embed_tokens", EMBED, False),
+    "anything before it": ("re:.*embed_tokens", EMBED, True),
+    "not anchored at the end": ("re:.*self_attn", Q_PROJ, True),
+    "anchored at the end when asked to": ("re:.*self_attn$", Q_PROJ, False),
+    "end": ("re:.*q_proj$", Q_PROJ, True),
+    "start": ("re:^model", Q_PROJ, True),
+    "a dot is any character": ("re:model.language.model", Q_PROJ, True),
+    "an escaped dot is a dot": (r"re:model\.language\.model", Q_PROJ, False),
+    "alternatives": (r"re:.*(q|k)_proj", Q_PROJ, True),
+    "alternatives at the top": (r"re:vision|model", Q_PROJ, True),
+    "character class": (r"re:.*layers\.[0-4]\.", Q_PROJ, True),
+    "digits": (r"re:.*layers\.\d+\.mlp", Q_PROJ, False),
+    "repetition": (r"re:.*layers\.[0-9]{1,2}\.", Q_PROJ, True),
+    "empty expression": ("re:", Q_PROJ, True),
+    "case counts": ("re:MODEL", Q_PROJ, False),
+    "case does not count when told so": ("re:(?i)MODEL", Q_PROJ, True),
+    "empty name": ("re:.*", "", True),
+}
+
+
+@pytest.mark.parametrize(("entry", "name", "matches"), MATCHES.values(), ids=MATCHES)
+def test_entry_matches_as_in_compressed_tensors(entry: str, name: str, matches: bool) -> None:
+    from compressed_tensors.utils.match import match_name
+
+    assert (PatternList([entry]).first(name) == 0, match_name(name, entry)) == (matches, matches)
+
+
+def test_all_entries_that_match_are_told_in_their_order() -> None:
+    entries = PatternList(["re:.*proj$", "lm_head", Q_PROJ, "re:.*k_proj", "re:model"])
+    assert entries.matches(Q_PROJ) == [0, 2, 4]
+
+
+def test_no_entry_matches_a_name_that_none_is_for() -> None:
+    entries = PatternList(["re:.*k_proj", "lm_head"])
+    assert (entries.matches(Q_PROJ), entries.first(Q_PROJ)) == ([], None)
+
+
+def test_empty_list_matches_nothing() -> None:
+    assert PatternList([]).first(Q_PROJ) is None
+
+
+# Expressions of two engines are joined in one: groups of the same name, flags, and what one opens another must not close.
+UNFRIENDLY_NEIGHBOURS = ["re:(?P<layer>a)", "re:(?P<layer>b)", "re:(?i)C", "re:c|d", "re:"]
+
+
+@pytest.mark.parametrize("name", ["a", "b", "c", "C", "d", "e"])
+def test_expressions_of_one_list_do_not_disturb_each_other(name: str) -> None:
+    from compressed_tensors.utils.match import match_name
+
+    expected = [index for index, entry in enumerate(UNFRIENDLY_NEIGHBOURS) if match_name(name, entry)]
+    assert PatternList(UNFRIENDLY_NEIGHBOURS).matches(name) == expected
+
+
+LITERALS = st.sampled_from(["a", "b", "0", "1", ".", r"\.", r"\d", r"\w", r"\D", "[ab]", "[^a]", "[0-9]", "_", "^", "$"])
+
+
+def expressions() -> st.SearchStrategy[str]:
+    """Expressions that mean the same to Python and to RE2."""
+    return st.recursive(
+        LITERALS,
+        lambda inner: st.one_of(
+            st.lists(inner, min_size=1, max_size=3).map("".join),
+            st.lists(inner, min_size=1, max_size=3).map(lambda parts: f"({'|'.join(parts)})"),
+            st.builds("(?:{}){}".format, inner, st.sampled_from(["*", "+", "?", "*?", "{2}", "{1,2}", "{1,}"])),
+        ),
+        max_leaves=6,
+    )
+
+
+NAMES = st.text(alphabet="ab01._", max_size=8)
+
+
+@given(expressions(), NAMES)
+@settings(deadline=None, max_examples=400)
+def test_any_expression_matches_as_in_compressed_tensors(expression: str, name: str) -> None:
+    from compressed_tensors.utils.match import match_name
+
+    entry = f"re:{expression}"
+    assert (PatternList([entry]).first(name) == 0) == match_name(name, entry)
+
+
+@given(st.lists(st.one_of(expressions().map("re:{}".format), NAMES), max_size=5), NAMES)
+@settings(deadline=None)
+def test_list_matches_exactly_the_entries_that_match_alone(entries: list[str], name: str) -> None:
+    alone = [index for index, entry in enumerate(entries) if PatternList([entry]).first(name) == 0]
+    assert PatternList(entries).matches(name) == alone
+
+
+# entry, what the sentence says
+REFUSED: dict[str, tuple[str, str]] = {
+    "lookahead": ("re:.*(?=proj)", "uses a lookaround, which cannot be matched in linear time"),
+    "negative lookahead": ("re:(?!lm_head).*", "uses a lookaround"),
+    "lookbehind": ("re:.*(?<=proj)", "uses a lookaround"),
+    "negative lookbehind": ("re:.*(?<!norm)$", "list what is meant instead of excluding what is not"),
+    "back-reference": (r"re:(a)\1", "cannot be matched in linear time"),
+    "named back-reference": ("re:(?P<x>a)(?P=x)", "cannot be matched in linear time"),
+    "a thousand and one": ("re:a{1001}", "cannot be matched in linear time"),
+    "thousands within thousands": ("re:((a{100}){100}){100}", "cannot be matched in linear time"),
+    "open bracket": ("re:layers.[0-4", "does not compile (unterminated character set at position 7)"),
+    "open group": ("re:(q|k", "does not compile (missing ), unterminated subpattern at position 0); check brackets"),
+    "shell pattern": ("re:*norm*", "does not compile (nothing to repeat at position 0); did you mean 're:.*norm*'?"),
+    "stray backslash": ("re:norm\\", "does not compile (bad escape (end of pattern) at position 4)"),
+    "reversed range": ("re:[z-a]", "does not compile (bad character range z-a at position 1)"),
+    "very long": ("re:" + "a" * (MAX_PATTERN_LENGTH + 1), f"is {MAX_PATTERN_LENGTH + 1:,} characters long"),
+}
+
+
+@pytest.mark.parametrize(("entry", "sentence"), REFUSED.values(), ids=REFUSED)
+def test_expression_that_cannot_be_matched_is_refused(entry: str, sentence: str) -> None:
+    with pytest.raises(PatternError) as caught:
+        check_pattern(entry)
+    assert sentence in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+# RE2 takes these; compressed-tensors, which matches with Python's re, would stop at them.
+FOREIGN = {
+    "named group of another kind": "re:(?<layer>a)",
+    "flag in the middle": "re:a(?i)b",
+    "ungreedy": "re:(?U)a",
+    "cleared flag": "re:(?-i)a",
+    "quoted": r"re:\Qa.b",
+    "end of text": r"re:a\z",
+    "Unicode class": r"re:\pL",
+    "any byte": r"re:\C",
+    "code point": r"re:\x{61}",
+    "class in a range": r"re:[\d-z]",
+    "repeated anchor": "re:^*",
+}
+
+
+@pytest.mark.parametrize("entry", FOREIGN.values(), ids=FOREIGN)
+def test_expression_that_python_does_not_compile_is_refused(entry: str) -> None:
+    with pytest.raises(PatternError, match="does not compile"):
+        check_pattern(entry)
+
+
+# Both engines take these, and mean something else.
+AMBIGUOUS = {
+    "no lower bound": ("re:a{,3}b", ["aab", "a{,3}b"]),
+    "class of POSIX": ("re:[[:alpha:]]", ["a]", "b", ":]"]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Possible nested set:FutureWarning")
+@pytest.mark.parametrize(("entry", "candidates"), AMBIGUOUS.values(), ids=AMBIGUOUS)
+def test_expression_that_the_engines_read_differently_is_refused_or_read_as_upstream_does(
+    entry: str, candidates: list[str]
+) -> None:
+    from compressed_tensors.utils.match import match_name
+
+    try:
+        entries = PatternList([entry])
+    except PatternError:
+        return
+    assert [entries.first(name) == 0 for name in candidates] == [match_name(name, entry) for name in candidates]
+
+
+@pytest.mark.parametrize("entry", ["re:\ud800", "re:a\ud800b"])
+def test_expression_that_is_no_text_is_refused(entry: str) -> None:
+    with pytest.raises(PatternError):
+        check_pattern(entry)
+
+
+def test_name_is_never_an_expression() -> None:
+    check_pattern("(((not an expression")
+
+
+# Python's own engine takes longer than anybody lives on each of these; if ours did, the test would not end.
+EVIL = {
+    "nested plus": (r"re:(a+)+$", "a" * 5000 + "!"),
+    "nested star": (r"re:(a*)*x", "a" * 5000),
+    "dots": (r"re:(.*)*x", "a" * 5000),
+    "overlapping alternatives": (r"re:(a|aa)+$", "a" * 5000 + "!"),
+    "many optionals": ("re:" + "a?" * 30 + "a" * 30 + "$", "a" * 29),
+    "many stars": ("re:" + ".*" * 30 + "x", "a" * 5000),
+}
+
+
+@pytest.mark.parametrize(("entry", "name"), EVIL.values(), ids=EVIL)
+def test_evil_expression_is_matched_at_once(entry: str, name: str) -> None:
+    assert PatternList([entry]).first(name) is None
+
+
+def test_a_thousand_evil_expressions_are_matched_at_once() -> None:
+    entries = PatternList([f"re:(a+)+{number}$" for number in range(1000)])
+    assert entries.matches("a" * 1000 + "17") == [7, 17]
