@@ -16,6 +16,7 @@ import base64
 import hashlib
 import json
 import re
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -108,6 +109,12 @@ def dripping(*, seconds_per_byte: float) -> Alteration:
     return lambda answer: replace(answer, seconds_per_byte=seconds_per_byte)
 
 
+def once(alteration: Alteration) -> Alteration:
+    """The first time only."""
+    left = [alteration]
+    return lambda answer: left.pop()(answer) if left else answer
+
+
 def failing(status: int, *, code: str = "") -> Alteration:
     """An error in place of every answer, with the hub's own error code if one is named."""
     return lambda _: _error(status, code=code)
@@ -119,15 +126,9 @@ def with_headers(**headers: str) -> Alteration:
     return lambda answer: replace(answer, headers={**answer.headers, **named})
 
 
-def with_body(content: bytes) -> Alteration:
-    """Another content than the true one, whole and with its proper length."""
-
-    def alter(answer: Answer) -> Answer:
-        size = str(len(content))
-        described = {name: re.sub(r"[0-9]+$", size, answer.headers[name]) for name in ("Content-Range",) if name in answer.headers}
-        return replace(answer, body=content, headers={**answer.headers, **described})
-
-    return alter
+def replaced(content: bytes) -> Alteration:
+    """Another content in place of every answer, with status 200: what a login page of some network does."""
+    return lambda _: Answer(headers={"Content-Type": "text/html"}, body=content)
 
 
 def rewritten(change: Callable[[Any], Any]) -> Alteration:
@@ -471,7 +472,7 @@ def _listening(hub: Hub, role: str) -> Iterator[int]:
             except Refused as refused:
                 return exchange, hub.altered(request.path, refused.answer)
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = _Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
@@ -481,6 +482,13 @@ def _listening(hub: Hub, role: str) -> Iterator[int]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that hangs up is no error; whatever else goes wrong here is one."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -71,7 +71,9 @@ def test_expressions_of_one_list_do_not_disturb_each_other(name: str) -> None:
     assert PatternList(UNFRIENDLY_NEIGHBOURS).matches(name) == expected
 
 
-LITERALS = st.sampled_from(["a", "b", "0", "1", ".", r"\.", r"\d", r"\w", r"\D", "[ab]", "[^a]", "[0-9]", "_", "^", "$"])
+LITERALS = st.sampled_from(
+    ["a", "b", "0", "1", ".", r"\.", r"\d", r"\w", r"\D", "[ab]", "[^a]", "[0-9]", "_", "^", "$"]
+)
 
 
 def expressions() -> st.SearchStrategy[str]:
@@ -204,4 +206,4 @@ def test_evil_expression_is_matched_at_once(entry: str, name: str) -> None:
 
 def test_a_thousand_evil_expressions_are_matched_at_once() -> None:
     entries = PatternList([f"re:(a+)+{number}$" for number in range(1000)])
-    assert entries.matches("a" * 1000 + "17") == [7, 17]
+    assert entries.matches("a" * 1000 + "17") == [17]

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from weighbridge.recipe.schema import DIFFERENCE_KINDS, Explanation
 from weighbridge.schemes import Scheme
-from weighbridge.structure.checkpoint import Checkpoint
+from weighbridge.structure.checkpoint import BEHAVIOUR_FILES, Checkpoint
+from weighbridge.structure.modules import is_fused_experts, split_experts
 from weighbridge.structure.names import NamePattern, compact, parse_pattern
+from weighbridge.structure.tensors import Structure
+
+UNCOMPARED_KEYS = frozenset({"quantization_config", "compression_config", "transformers_version", "_name_or_path"})
+"""Keys of config.json that say how it was made, or that are compared by effect."""
 
 CONFIG = "config.json"
 """The name under which differences of the quantization config as a whole stand."""
@@ -64,8 +71,13 @@ class DifferenceGroup:
 
 
 def diff(checkpoint: Checkpoint, reference: Checkpoint) -> list[Difference]:
-    """All differences in names, dtypes, shapes and quantization by effect, sorted by kind of thing and name."""
-    return [*_tensor_differences(checkpoint, reference), *_quantization_differences(checkpoint, reference)]
+    """All differences: tensors, quantization by effect, config.json, and files that change behaviour."""
+    return [
+        *_tensor_differences(checkpoint.structure, reference.structure),
+        *_quantization_differences(checkpoint, reference),
+        *_config_differences(checkpoint, reference),
+        *_file_differences(checkpoint, reference),
+    ]
 
 
 def explain(differences: Sequence[Difference], entries: Sequence[Explanation]) -> Explained:
@@ -105,9 +117,14 @@ def group(differences: Iterable[Difference]) -> list[DifferenceGroup]:
     ]
 
 
-def _tensor_differences(checkpoint: Checkpoint, reference: Checkpoint) -> Iterator[Difference]:
-    ours, theirs = checkpoint.structure, reference.structure
-    for name in sorted(ours.keys() | theirs.keys()):
+def _tensor_differences(ours: Structure, theirs: Structure) -> Iterator[Difference]:
+    fused_here, fused_there = _fused_against(ours, theirs), _fused_against(theirs, ours)
+    for name in sorted(fused_here):
+        yield Difference("layout", name, str(ours[name]), "the same, one tensor for each expert")
+    for name in sorted(fused_there):
+        yield Difference("layout", name, "the same, one tensor for each expert", str(theirs[name]))
+    same = {part for fused in (fused_here, fused_there) for name, parts in fused.items() for part in (name, *parts)}
+    for name in sorted((ours.keys() | theirs.keys()) - same):
         own, other = ours.get(name), theirs.get(name)
         if own == other:
             continue
@@ -136,6 +153,53 @@ def _quantization_differences(checkpoint: Checkpoint, reference: Checkpoint) -> 
         own, other = checkpoint.schemes.get(module), reference.schemes.get(module)
         if own != other:
             yield Difference("scheme", module, _named(own), _named(other))
+
+
+def _fused_against(fused: Structure, split: Structure) -> dict[str, list[str]]:
+    """Fused expert tensors of one structure that the other has, dtype and shape alike, one for each expert."""
+    found = {}
+    for name, tensor in fused.items():
+        if name not in split and is_fused_experts(name, tensor):
+            parts = list(split_experts(name, tensor))
+            if all(split.get(part.name) == part.tensor for part in parts):
+                found[name] = [part.name for part in parts]
+    return found
+
+
+def _config_differences(checkpoint: Checkpoint, reference: Checkpoint) -> Iterator[Difference]:
+    """Keys of config.json, where both have one; the quantization config is compared by effect."""
+    if not checkpoint.config or not reference.config:
+        return
+    ours, theirs = dict(_leaves(checkpoint.config)), dict(_leaves(reference.config))
+    for key in sorted(ours.keys() | theirs.keys()):
+        if ours.get(key) != theirs.get(key):
+            yield Difference("config", f"{CONFIG}:{key}", ours.get(key, "absent"), theirs.get(key, "absent"))
+
+
+def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, item in value.items():
+        if not prefix and key in UNCOMPARED_KEYS:
+            continue
+        if isinstance(item, dict):
+            yield from _leaves(item, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", json.dumps(item)[:200]
+
+
+def _file_differences(checkpoint: Checkpoint, reference: Checkpoint) -> Iterator[Difference]:
+    """Files that change what a model does without touching a weight, where both sides know their digests."""
+    ours = {name: fact.sha256 for name, fact in checkpoint.files.items() if name in BEHAVIOUR_FILES and fact.sha256}
+    theirs = {name: fact.sha256 for name, fact in reference.files.items() if name in BEHAVIOUR_FILES and fact.sha256}
+    if not ours or not theirs:
+        return
+    for name in sorted(ours.keys() | theirs.keys()):
+        own, other = ours.get(name), theirs.get(name)
+        if own != other:
+            yield Difference("file", name, _digest(own), _digest(other))
+
+
+def _digest(sha256: str | None) -> str:
+    return "absent" if sha256 is None else f"SHA-256 {sha256[:12]}..."
 
 
 def _named(scheme: Scheme | None) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import io
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from weighbridge.errors import StructureError
 from weighbridge.progress import Progress
 
-BLOCK_BYTES = 4 * 1024 * 1024
+BLOCK_BYTES = 1024 * 1024
 
 
 def hash_file(path: Path, progress: Progress) -> str:
@@ -21,7 +22,7 @@ def hash_file(path: Path, progress: Progress) -> str:
     digest = hashlib.sha256()
     try:
         with path.open("rb", buffering=0) as file:
-            while block := file.read(BLOCK_BYTES):
+            for block in _blocks(file):
                 digest.update(block)
                 progress.advance(len(block))
     except OSError as error:
@@ -47,15 +48,21 @@ def hash_shard(path: Path, spans: Mapping[str, tuple[int, int]]) -> tuple[str, d
     position = 0
     try:
         with path.open("rb", buffering=0) as file:
-            while block := file.read(BLOCK_BYTES):
+            for block in _blocks(file):
                 whole.update(block)
-                view = memoryview(block)
                 for begin, end, name in waiting:
                     if begin >= position + len(block):
                         break
-                    parts[name].update(view[max(begin - position, 0) : end - position])
+                    parts[name].update(block[max(begin - position, 0) : end - position])
                 position += len(block)
                 waiting = [span for span in waiting if span[1] > position]
     except OSError as error:
         raise StructureError(f"cannot be read ({error.strerror})", where=str(path)) from error
     return whole.hexdigest(), {name: digest.hexdigest() for name, digest in parts.items()}
+
+
+def _blocks(file: io.FileIO) -> Iterator[memoryview]:
+    """The file in blocks; each is overwritten by the next, so that no memory is asked for anew."""
+    buffer = memoryview(bytearray(BLOCK_BYTES))
+    while count := file.readinto(buffer):
+        yield buffer[:count]

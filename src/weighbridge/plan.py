@@ -17,7 +17,7 @@ from weighbridge.quantization import LINEAR, Declaration, Group
 from weighbridge.recipe import LoadedRecipe
 from weighbridge.schemes import Scheme, SchemeMismatch, stored_tensors, to_config
 from weighbridge.structure.checkpoint import Checkpoint, Origin
-from weighbridge.structure.modules import FUSED_EXPERTS, is_embedding, is_fused_experts, split_parameter
+from weighbridge.structure.modules import is_embedding, is_fused_experts, split_experts, split_parameter
 from weighbridge.structure.tensors import Tensor
 
 Action = Literal["quantize", "keep"]
@@ -214,15 +214,7 @@ def _pieces(name: str, tensor: Tensor) -> Iterator[_Piece]:
     if not is_fused_experts(name, tensor):
         yield _Piece(name, tensor)
         return
-    experts, rows, columns = tensor.shape
-    fused_name = next(part for part in name.rsplit(".", 2)[-2:] if part in FUSED_EXPERTS)
-    members = FUSED_EXPERTS[fused_name]
-    prefix = name.partition(f".{fused_name}")[0]
-    height = rows // len(members)
-    weight = Tensor(tensor.dtype, (height, columns))
-    for expert in range(experts):
-        for index, member in enumerate(members):
-            yield _Piece(f"{prefix}.{expert}.{member}.weight", weight, expert, index * height)
+    yield from (_Piece(*part) for part in split_experts(name, tensor))
 
 
 class _Chooser:

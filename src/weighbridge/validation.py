@@ -20,6 +20,9 @@ _MESSAGES = {
     "shape": "is {ours}; {other} has {theirs}",
     "scheme": "gets: {ours}. In {other}: {theirs}",
     "quantization-config": "declares {ours}; {other} declares {theirs}",
+    "layout": "is {ours}; {other} has {theirs}",
+    "config": "is {ours}; {other} has {theirs}",
+    "file": "is {ours}; {other} has {theirs}",
     "kv-cache": "declares the KV cache {ours}; {other} declares {theirs}",
 }
 
@@ -77,7 +80,7 @@ def _compare(
 ) -> Section:
     explained = explain(diff(checkpoint, reference), entries)
     findings = [
-        *(_finding(item, Severity.ERROR, other) for item in group(explained.unexplained)),
+        *(_finding(item, _severity(item.kind), other) for item in group(explained.unexplained)),
         *(
             _finding(item, Severity.NOTE, other, explained=entry.why)
             for entry, differences in explained.by_entry
@@ -112,6 +115,11 @@ def _difference_summary(
     if count:
         parts.append(f"{count:,} explained {'difference' if count == 1 else 'differences'}")
     return ", ".join(parts)
+
+
+def _severity(kind: str) -> Severity:
+    """Settings and templates differ between honest builds, and are for a person to judge; tensors are not."""
+    return Severity.WARNING if kind in ("config", "file") else Severity.ERROR
 
 
 def _finding(item: DifferenceGroup, severity: Severity, other: str, *, explained: str = "") -> Finding:

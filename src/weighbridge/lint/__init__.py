@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from weighbridge.lint import fused, ignored, quantized, serving
+from weighbridge.lint import fused, ignored, quantized, serving, source, targets
 from weighbridge.lint.rules import RULES, Raised
 from weighbridge.plan import Plan
 from weighbridge.recipe import Allowance
@@ -12,46 +12,68 @@ from weighbridge.report import Finding, Severity
 
 __all__ = ["RULES", "lint"]
 
+_CHECKS = (source.check, ignored.check, targets.check, quantized.check, fused.check, serving.check)
+
 
 def lint(plan: Plan) -> list[Finding]:
     """Everything that lint has to say of a plan: errors first, then warnings, then notes."""
-    raised = [*ignored.check(plan), *quantized.check(plan), *fused.check(plan), *serving.check(plan)]
-    used: set[Allowance] = set()
-    findings = [_finding(item, _allowance_for(item, plan, used)) for item in raised]
-    findings += [_finding(item, None) for item in _allowances_checked(plan, used)]
+    allowances = _Allowances(plan)
+    findings = [_finding(item, allowances.of(item)) for check in _CHECKS for item in check(plan)]
+    findings += [_finding(item, None) for item in allowances.wrong_or_unused()]
     order = list(Severity)
     return sorted(findings, key=lambda finding: order.index(finding.severity))
 
 
 def _finding(item: Raised, allowance: Allowance | None) -> Finding:
-    severity = RULES[item.rule].severity if allowance is None else Severity.NOTE
-    explained = "" if allowance is None else f"allowed because {allowance.reason}"
-    return Finding(item.rule, severity, item.where, item.message, item.count, explained, item.remedy)
+    if allowance is None:
+        return Finding(
+            item.rule, RULES[item.rule].severity, item.where, item.message, item.count, remedy=item.remedy
+        )
+    explained = f"allowed because {allowance.reason}"
+    return Finding(item.rule, Severity.NOTE, item.where, item.message, item.count, explained)
 
 
-def _allowance_for(item: Raised, plan: Plan, used: set[Allowance]) -> Allowance | None:
-    if not RULES[item.rule].allowable:
+class _Allowances:
+    """The recipe's allowances, and which of them were needed."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.loaded = plan.loaded
+        recipe = plan.loaded.recipe
+        self.of_entries = {index: entry.allow for index, entry in enumerate(recipe.ignore) if entry.allow is not None}
+        self.of_recipe = list(recipe.allow)
+        self.used: set[tuple[str, int]] = set()
+
+    def of(self, item: Raised) -> Allowance | None:
+        """The allowance that lets a finding pass: the ignore entry's own before the recipe's."""
+        if not RULES[item.rule].allowable:
+            return None
+        if item.entry in self.of_entries and self.of_entries[item.entry].rule == item.rule:
+            self.used.add(("ignore", item.entry))
+            return self.of_entries[item.entry]
+        for index, allowance in enumerate(self.of_recipe):
+            if allowance.rule == item.rule:
+                self.used.add(("allow", index))
+                return allowance
         return None
-    recipe = plan.loaded.recipe
-    own = recipe.ignore[item.entry].allow if item.entry is not None else None
-    for allowance in (own, *recipe.allow):
-        if allowance is not None and allowance.rule == item.rule:
-            used.add(allowance)
-            return allowance
-    return None
 
-
-def _allowances_checked(plan: Plan, used: set[Allowance]) -> Iterator[Raised]:
-    recipe, loaded = plan.loaded.recipe, plan.loaded
-    allowances = [(entry.allow, ("ignore", index)) for index, entry in enumerate(recipe.ignore) if entry.allow]
-    allowances += [(allowance, ("allow", index)) for index, allowance in enumerate(recipe.allow)]
-    for allowance, path in allowances:
-        where = loaded.location(*path)
-        rule = RULES.get(allowance.rule)
-        if rule is None or not rule.allowable:
-            what = "is not a rule" if rule is None else "cannot be allowed"
-            yield Raised(
-                "allow/unknown-rule", where, f"{allowance.rule} {what}", "the rules are listed in docs/rules.md"
+    def wrong_or_unused(self) -> Iterator[Raised]:
+        """What is wrong with the allowances themselves, once every finding has been held against them."""
+        for index, allowance in self.of_entries.items():
+            yield from self._checked(
+                allowance,
+                ("ignore", index),
+                "take the allowance out; what is not about this very entry is allowed in the recipe's allow list",
             )
-        elif allowance not in used:
-            yield Raised("allow/not-needed", where, f"{allowance.rule} does not occur here", "take the allowance out")
+        for index, allowance in enumerate(self.of_recipe):
+            yield from self._checked(allowance, ("allow", index), "take the allowance out")
+
+    def _checked(self, allowance: Allowance, path: tuple[str, int], remedy: str) -> Iterator[Raised]:
+        where = self.loaded.location(*path)
+        rule = RULES.get(allowance.rule)
+        if rule is None:
+            yield Raised("allow/unknown-rule", where, f"{allowance.rule} is no rule", "docs/rules.md lists them")
+        elif not rule.allowable:
+            remedy = "take the allowance out; docs/rules.md says why"
+            yield Raised("allow/unknown-rule", where, f"{allowance.rule} cannot be allowed", remedy)
+        elif path not in self.used:
+            yield Raised("allow/not-needed", where, f"nothing here breaks {allowance.rule}", remedy)

@@ -1,36 +1,33 @@
-"""Lint of the patterns themselves: what they match, and what they were meant to match."""
+"""Lint of the ignore list: what its entries match, and what they were meant to match."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from weighbridge.lint import suggest
 from weighbridge.lint.rules import Raised
-from weighbridge.patterns import REGEX_PREFIX, PatternError, compile_pattern, pattern_list
+from weighbridge.patterns import REGEX_PREFIX, pattern_list
 from weighbridge.plan import Plan
-from weighbridge.quantization import LINEAR
 
-_REGEX_LIKE = re.compile(r"[*+?^$|\\()\[\]]|\.\*")
+_REGEX_LIKE = re.compile(r"[*+?^$|\\()\[\]]")
+# A number that stands in an expression as itself: not in a class, a count or an escape, and with nothing after it that
+# could be meant to go on with the number.
+_LITERAL_NUMBER = re.compile(r"(\\.|\[[^\]]*\]|\{[^}]*\})|([0-9]+)(?=[.)|]|$)")
 
 
 def check(plan: Plan) -> Iterator[Raised]:
-    """Entries of the ignore list and of targets that match nothing, or nothing of their own."""
-    modules = plan.modules
+    """Entries that match nothing, nothing of their own, or more than they seem to."""
     entries = plan.loaded.recipe.ignored
-    patterns = pattern_list(entries)
-    matched: list[set[str]] = [set() for _ in entries]
-    for module in modules:
-        for index in patterns.matches(module):
-            matched[index].add(module)
+    names = (*plan.modules, *sorted(plan.tied_modules))
+    matched = _matched(entries, names)
     for index, entry in enumerate(entries):
         where = f"{plan.loaded.location('ignore', index)} {entry}"
-        if not matched[index]:
+        own = matched[index]
+        cover = next((entries[other] for other in range(len(entries)) if _covers(other, index, matched)), None)
+        if not own:
             yield _unmatched(entry, index, where, plan)
-            continue
-        others = [(other, names) for other, names in zip(entries, matched, strict=True) if other != entry]
-        cover = next((other for other, names in others if matched[index] <= names), None)
-        twin = cover is not None and matched[entries.index(cover)] == matched[index]
-        if cover is not None and not (twin and entries.index(cover) > index):
+        elif cover is not None:
             yield Raised(
                 "ignore/redundant",
                 where,
@@ -38,69 +35,74 @@ def check(plan: Plan) -> Iterator[Raised]:
                 "take one of the two out",
                 entry=index,
             )
-    yield from _targets(plan, modules)
+        elif own <= plan.tied_modules:
+            yield Raised(
+                "ignore/tied",
+                where,
+                "matches only what config.json ties to the embedding and the source does not store; it is declared "
+                "unquantized for servers",
+                entry=index,
+            )
+        else:
+            yield from open_number(entry, where, names, entry_index=index)
+
+
+def open_number(entry: str, where: str, names: Sequence[str], *, entry_index: int | None = None) -> Iterator[Raised]:
+    """An expression in which a number stands open at its end, where that makes it match longer numbers too."""
+    if not entry.startswith(REGEX_PREFIX):
+        return
+    closed = _LITERAL_NUMBER.sub(lambda found: found[1] or rf"{found[2]}\b", entry)
+    if closed == entry:
+        return
+    meant, matched = suggest.matching(closed, names), suggest.matching(entry, names)
+    surplus = next((name for name in matched if name not in set(meant)), None)
+    if meant and surplus is not None:
+        yield Raised(
+            "pattern/open-number",
+            where,
+            f"matches {len(matched):,} modules, among them {surplus}: nothing ends its number",
+            f"did you mean {closed}?",
+            entry=entry_index,
+        )
+
+
+def _matched(entries: tuple[str, ...], names: Sequence[str]) -> list[frozenset[str]]:
+    patterns = pattern_list(entries)
+    found: list[list[str]] = [[] for _ in entries]
+    for name in names:
+        for index in patterns.matches(name):
+            found[index].append(name)
+    return [frozenset(matched) for matched in found]
+
+
+def _covers(other: int, index: int, matched: Sequence[frozenset[str]]) -> bool:
+    """Whether an entry makes another redundant; of two that match the same, the later one is."""
+    own, wider = matched[index], matched[other]
+    return other != index and own <= wider and (own != wider or other < index)
 
 
 def _unmatched(entry: str, index: int, where: str, plan: Plan) -> Raised:
-    modules = plan.modules
-    if entry in plan.tied_modules:
+    names = (*plan.modules, *plan.tied_modules)
+    if not entry.startswith(REGEX_PREFIX) and _REGEX_LIKE.search(entry):
+        meant = suggest.with_prefix(entry, names)
         return Raised(
-            "ignore/tied",
+            "ignore/lacks-re",
             where,
-            "is tied to the embedding by config.json and not stored; kept for servers",
+            "is taken as a plain name, because it does not begin with re:",
+            f"did you mean {meant}?" if meant else f"write {REGEX_PREFIX} first, and check what it should match",
             entry=index,
         )
-    if not entry.startswith(REGEX_PREFIX) and _REGEX_LIKE.search(entry):
-        suggestion = _suggest(entry, modules)
-        return Raised(
-            "ignore/lacks-re", where, "looks like a regular expression, but without re: it is a plain name",
-            f"did you mean {suggestion}?", entry=index,
-        )  # fmt: skip
-    found = _search(entry, modules)
+    found = suggest.unanchored(entry, names)
     if found is not None:
-        expression = entry.removeprefix(REGEX_PREFIX) if entry.startswith(REGEX_PREFIX) else re.escape(entry)
-        end = "" if entry.startswith(REGEX_PREFIX) and not found.endswith(expression) else "$"
+        meant, example = found
+        how = "names are matched from their start" if entry.startswith(REGEX_PREFIX) else "a plain name is a whole name"
         return Raised(
-            "ignore/anchored", where,
-            f"matches nothing, because names are matched from their start; {found} contains it",
-            f"did you mean {REGEX_PREFIX}.*{expression.removeprefix('.*').removeprefix('^').removesuffix('$')}{end}?",
+            "ignore/anchored",
+            where,
+            f"matches nothing, because {how}; {example} contains it",
+            f"did you mean {meant}?",
             entry=index,
-        )  # fmt: skip
+        )
     return Raised(
-        "ignore/matches-nothing", where, "matches no module of the source", "correct it, or take it out", entry=index
+        "ignore/matches-nothing", where, "matches no module of the source", suggest.remedy(entry, plan), entry=index
     )
-
-
-def _search(entry: str, modules: tuple[str, ...]) -> str | None:
-    """A module in which the entry's expression occurs anywhere; the shortest, as the plainest example."""
-    expression = (
-        entry.removeprefix(REGEX_PREFIX).removeprefix("^") if entry.startswith(REGEX_PREFIX) else re.escape(entry)
-    )
-    try:
-        regex = compile_pattern(f"{REGEX_PREFIX}.*(?:{expression})")
-    except PatternError:
-        return None
-    return min((module for module in modules if regex.match(module) is not None), key=len, default=None)
-
-
-def _suggest(entry: str, modules: tuple[str, ...]) -> str:
-    """The expression that a glob or a forgotten prefix was meant to be."""
-    glob = re.sub(r"(?<!\.)\*", ".*", re.sub(r"\.(?![*+?])", r"\\.", entry)) if "*" in entry else entry
-    for candidate in (f"{REGEX_PREFIX}{entry}", f"{REGEX_PREFIX}{glob}", f"{REGEX_PREFIX}.*{glob}"):
-        try:
-            regex = compile_pattern(candidate)
-        except PatternError:
-            continue
-        if any(regex.match(module) is not None for module in modules):
-            return candidate
-    return f"{REGEX_PREFIX}{entry}"
-
-
-def _targets(plan: Plan, modules: tuple[str, ...]) -> Iterator[Raised]:
-    for name, group in (plan.loaded.recipe.config_groups or {}).items():
-        for index, target in enumerate(group.targets):
-            if target != LINEAR and not any(pattern_list((target,)).matches(module) for module in modules):
-                where = f"{plan.loaded.location('config_groups', name, 'targets', index)} {target}"
-                yield Raised(
-                    "targets/matches-nothing", where, "targets no module of the source", "correct it, or take it out"
-                )

@@ -32,6 +32,8 @@ class Raised:
     Attributes:
         rule: id of the rule.
         where: recipe line, module pattern or file.
+        message: what is so, in a clause.
+        remedy: what to do, in a clause.
         count: how many modules `where` stands for.
         entry: index of the ignore entry it is about, whose own allowance may let it pass.
     """
@@ -44,51 +46,63 @@ class Raised:
     entry: int | None = None
 
 
-def _rules() -> list[Rule]:
-    error, warning, note = Severity.ERROR, Severity.WARNING, Severity.NOTE
-    return [
-        Rule("ignore/matches-nothing", error, "An ignore entry matches no module of the source."),
-        Rule("ignore/tied", note, "An ignore entry names an output head that is tied and not stored.", allowable=False),
-        Rule("ignore/lacks-re", error, "An ignore entry looks like a regular expression but lacks re:."),
-        Rule("ignore/anchored", error, "An ignore entry misses only because patterns match from the start of a name."),
-        Rule("ignore/redundant", warning, "Every module that an ignore entry matches is matched by another."),
-        Rule("targets/matches-nothing", error, "A config group targets no module."),
-        Rule("quantize/nothing", error, "The recipe quantizes nothing.", allowable=False),
-        Rule("quantize/embedding", error, "Embeddings are quantized."),
-        Rule("quantize/head", error, "The output head is quantized."),
-        Rule("quantize/router", error, "A router is quantized."),
-        Rule("quantize/norm", error, "A norm is quantized."),
-        Rule("quantize/vision", error, "The vision tower, or what embeds its output, is quantized."),
-        Rule("quantize/audio", error, "The audio tower, or what embeds its output, is quantized."),
-        Rule("scheme/one-dimensional", error, "A one-dimensional tensor is to be quantized.", allowable=False),
-        Rule("scheme/not-two-dimensional", error, "A tensor that is no matrix is to be quantized.", allowable=False),
-        Rule("scheme/group-size", error, "A group size does not divide a width.", allowable=False),
-        Rule("scheme/strategy", error, "A strategy cannot be applied to weights.", allowable=False),
-        Rule("scheme/ragged-block", warning, "Blocks do not divide a weight; compressed-tensors pads them."),
-        Rule("scheme/needs-calibration", error, "A data-free recipe has static activations.", allowable=False),
-        Rule("fused/partly-ignored", error, "Some members of a group that servers merge are kept, some quantized."),
-        Rule("fused/schemes-differ", error, "Members of a group that servers merge have different schemes."),
-        Rule("fused/lacks-member", note, "A merged group lacks a member (values that are the keys).", allowable=False),
-        Rule("coverage/untargeted", error, "Weights stay unquantized that no ignore entry keeps."),
-        Rule("coverage/low", warning, "Less than half of the parameters of attention, mlp and experts are quantized."),
-        Rule(
-            "serve/undeclared", error, "config.json will declare a module otherwise than it is stored.", allowable=False
-        ),
-        Rule("serve/prefix", warning, "An entry depends on a prefix that servers rename."),
-        Rule(
-            "serve/tensor-parallel", note, "Tensor-parallel sizes for which widths and groups divide.", allowable=False
-        ),
-        Rule("serve/gpu", note, "Which GPUs run the scheme natively.", allowable=False),
-        Rule("serve/vllm", note, "From which vLLM release the layout loads.", allowable=False),
-        Rule("base/unpinned", warning, "The base model has no pinned revision."),
-        Rule("allow/not-needed", warning, "An allowance for something that does not occur.", allowable=False),
-        Rule(
-            "allow/unknown-rule",
-            error,
-            "An allowance for a rule that is not known or cannot be allowed.",
-            allowable=False,
-        ),
-    ]
+def _error(id: str, sentence: str, *, allowable: bool = True) -> Rule:
+    return Rule(id, Severity.ERROR, sentence, allowable)
 
 
-RULES: Mapping[str, Rule] = {rule.id: rule for rule in _rules()}
+def _warning(id: str, sentence: str, *, allowable: bool = True) -> Rule:
+    return Rule(id, Severity.WARNING, sentence, allowable)
+
+
+def _note(id: str, sentence: str) -> Rule:
+    return Rule(id, Severity.NOTE, sentence, allowable=False)
+
+
+_ALL = (
+    _error("ignore/matches-nothing", "An ignore entry matches no module of the source."),
+    _note("ignore/tied", "An ignore entry names an output head that is tied and not stored."),
+    _error("ignore/lacks-re", "An ignore entry looks like a regular expression but lacks re:."),
+    _error("ignore/anchored", "An ignore entry misses only because names are matched from their start."),
+    _warning("ignore/redundant", "Every module that an ignore entry matches is matched by another."),
+    _warning("pattern/open-number", "A number in an expression also matches longer numbers: 1 matches 10 to 19."),
+    _error("targets/matches-nothing", "A config group targets no module."),
+    _error("targets/shadowed", "Every module that a config group targets is taken by an earlier group, or ignored."),
+    _error("quantize/nothing", "The recipe quantizes nothing.", allowable=False),
+    _error("quantize/embedding", "Embeddings are quantized."),
+    _error("quantize/head", "The output head is quantized."),
+    _error("quantize/router", "A router is quantized."),
+    _error("quantize/norm", "A norm is quantized."),
+    _error("quantize/vision", "The vision tower, or what embeds its output, is quantized."),
+    _error("quantize/audio", "The audio tower, or what embeds its output, is quantized."),
+    _error("quantize/mtp", "The matrix that joins embedding and hidden state for speculative decoding is quantized."),
+    _note("quantize/unknown", "A module is quantized whose name does not say what it is for."),
+    _error("scheme/one-dimensional", "A one-dimensional tensor is to be quantized.", allowable=False),
+    _error("scheme/not-two-dimensional", "A tensor that is no matrix is to be quantized.", allowable=False),
+    _error("scheme/group-size", "A group size does not divide a width.", allowable=False),
+    _error("scheme/strategy", "A strategy cannot be applied to weights.", allowable=False),
+    _warning("scheme/ragged-block", "Blocks do not divide a weight; compressed-tensors pads them."),
+    _error("scheme/needs-calibration", "A data-free recipe has static activations.", allowable=False),
+    _error("fused/partly-ignored", "Some members of a group that servers merge are kept, some quantized."),
+    _error("fused/schemes-differ", "Members of a group that servers merge have different schemes."),
+    _error("fused/experts-differ", "The experts of a layer do not all have one scheme."),
+    _error("fused/unlisted", "Servers merge linears under one global scale, and fused_groups does not name them."),
+    _note("fused/lacks-member", "A merged group lacks a member (values that are the keys)."),
+    _error("coverage/untargeted", "Weights stay unquantized that no ignore entry keeps."),
+    _warning("coverage/low", "Less than half of the parameters of attention, mlp and experts are quantized."),
+    _error("serve/undeclared", "config.json will not say of a module what it is.", allowable=False),
+    _warning("serve/tied-head", "config.json will declare a tied output head quantized, which has no scales."),
+    _warning("serve/prefix", "An expression depends on a prefix that servers rename."),
+    _warning("serve/merged-target", "Targets name members of a merged linear, and servers look for its own name."),
+    _warning("serve/group-size", "A group size that vLLM's kernels for integer weights do not know."),
+    _note("serve/tensor-parallel", "Tensor-parallel sizes for which heads, widths and groups divide."),
+    _note("serve/gpu", "Which GPUs run the scheme natively."),
+    _note("serve/vllm", "From which vLLM release the layout loads."),
+    _note("serve/transformers", "Plain transformers does not load the experts."),
+    _error("source/experts-layout", "Fused experts are not stored as they will be split.", allowable=False),
+    _warning("base/unpinned", "The base model has no pinned revision."),
+    _warning("allow/not-needed", "An allowance for something that does not occur.", allowable=False),
+    _error("allow/unknown-rule", "An allowance for a rule that does not exist or cannot be allowed.", allowable=False),
+)
+
+RULES: Mapping[str, Rule] = {rule.id: rule for rule in _ALL}
+"""Every rule by its id."""

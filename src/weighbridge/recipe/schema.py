@@ -15,7 +15,16 @@ from weighbridge.structure.names import parse_pattern
 Method = Literal["model_free_ptq", "oneshot"]
 
 DIFFERENCE_KINDS = Literal[
-    "only-in-reference", "only-in-checkpoint", "dtype", "shape", "scheme", "quantization-config", "kv-cache"
+    "only-in-reference",
+    "only-in-checkpoint",
+    "dtype",
+    "shape",
+    "layout",
+    "scheme",
+    "quantization-config",
+    "kv-cache",
+    "config",
+    "file",
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,16 @@ OTHER_WEIGHT_SUFFIXES = (
     *(".onnx", ".npz", ".npy", ".tflite", ".mlmodel"),
 )
 UNCARRIED_DIRECTORIES = (".cache", ".git", ".huggingface")
+
+
+BEHAVIOUR_FILES = frozenset(
+    {
+        *("chat_template.jinja", "chat_template.json", "generation_config.json"),
+        *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
+        *("vocab.json", "merges.txt", "processor_config.json", "preprocessor_config.json"),
+    }
+)
+"""Files that change what a served model says without touching a weight."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +167,7 @@ def open_directory(directory: Path, *, label: str = "") -> Checkpoint:
         shards={shard: read_header(directory / shard, where=f"{label}/{shard}") for shard in shard_names},
         index=index,
         config=config,
-        files={name: FileFact(size=(directory / name).stat().st_size) for name in names},
+        files={name: _file_fact(directory / name, label=label) for name in names},
         directory=directory,
     )
 
@@ -252,6 +263,14 @@ def list_files(directory: Path, *, label: str) -> list[str]:
         elif not stat.S_ISDIR(mode):
             raise StructureError(f"{relative} is no regular file", where=label)
     return names
+
+
+def _file_fact(path: Path, *, label: str) -> FileFact:
+    """Size, and for the small files that change behaviour the digest."""
+    if path.name in BEHAVIOUR_FILES:
+        content = read_small(path, label=label)
+        return FileFact(len(content), hashlib.sha256(content).hexdigest())
+    return FileFact(path.stat().st_size)
 
 
 def carried_files(checkpoint: Checkpoint) -> list[str]:

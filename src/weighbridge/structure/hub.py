@@ -31,7 +31,7 @@ from weighbridge.structure.checkpoint import (
     read_index,
 )
 from weighbridge.structure.header import LENGTH_BYTES, Header, header_length, parse_header
-from weighbridge.structure.hub_client import explained, fetch_bytes, wary_client
+from weighbridge.structure.hub_client import explained, fetch_bytes, hushed, wary_client
 from weighbridge.structure.strict_json import MAX_JSON_BYTES, parse_object
 
 FIRST_READ = 256 * 1024
@@ -131,27 +131,27 @@ def download(checkpoint: Checkpoint) -> Path:
     Raises:
         HubError, StructureError: as for `open_hub`.
     """
-    from huggingface_hub import hf_hub_download, set_client_factory, try_to_load_from_cache
+    from huggingface_hub import constants, hf_hub_download, set_client_factory
+    from huggingface_hub.file_download import repo_folder_name
 
     origin = checkpoint.origin
-    names = [*checkpoint.shards, *carried_files(checkpoint), CONFIG_FILE, INDEX_FILE]
+    folder = repo_folder_name(repo_id=origin.repository, repo_type="model")
+    snapshot = Path(constants.HF_HUB_CACHE, folder, "snapshots", origin.revision)
 
-    def kept(name: str) -> str | None:
-        path = try_to_load_from_cache(origin.repository, name, revision=origin.revision)
-        return path if isinstance(path, str) else None
+    def missing() -> list[str]:
+        names = [*checkpoint.shards, *carried_files(checkpoint), CONFIG_FILE, INDEX_FILE]
+        return [name for name in names if name in checkpoint.files and not (snapshot / name).is_file()]
 
-    wanted = [name for name in names if name in checkpoint.files and not kept(name)]
-    with explained(checkpoint.label):
-        if wanted:
-            # The client would try for half a minute before it says that there is no network or no access.
-            _ask(HubId(origin.repository, origin.revision))
-            set_client_factory(wary_client)
-        for name in wanted:
+    if missing():
+        # The client would try for half a minute before it says that there is no network or no access.
+        _ask(HubId(origin.repository, origin.revision))
+        set_client_factory(wary_client)
+    with explained(checkpoint.label), hushed():
+        for name in missing():
             hf_hub_download(origin.repository, name, revision=origin.revision)
-        found = kept(next(iter(checkpoint.shards)))
-        if found is None:
-            raise HubError("the hub served another commit than it was asked for", where=checkpoint.label)
-    return Path(found).parent
+    if missing():
+        raise HubError("the hub served another commit than it was asked for", where=checkpoint.label)
+    return snapshot
 
 
 def _ask(hub_id: HubId) -> bytes:

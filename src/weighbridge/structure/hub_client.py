@@ -114,6 +114,19 @@ def _check_etag(response: httpx.Response) -> None:
 
 
 @contextmanager
+def hushed() -> Iterator[None]:
+    """Leave out the hub client's warnings: they print signed addresses, and what matters stands in the error."""
+    from huggingface_hub.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+@contextmanager
 def explained(where: str) -> Iterator[None]:
     """Turn what the hub's client raises into one sentence.
 

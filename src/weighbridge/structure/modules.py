@@ -6,7 +6,8 @@ it against models that transformers makes on the meta device.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 from weighbridge.structure.tensors import Structure, Tensor
 
@@ -69,6 +70,32 @@ def is_embedding(module: str) -> bool:
 def is_fused_experts(name: str, tensor: Tensor) -> bool:
     """Whether a tensor holds all experts of a layer: three axes and one of the names of `FUSED_EXPERTS`."""
     return len(tensor.shape) == 3 and any(part in FUSED_EXPERTS for part in name.rsplit(".", 2)[-2:])
+
+
+class ExpertTensor(NamedTuple):
+    """What one expert's linear is called once fused experts are split, and which rows of the fused tensor it is."""
+
+    name: str
+    tensor: Tensor
+    expert: int
+    first_row: int
+
+
+def split_experts(name: str, tensor: Tensor) -> Iterator[ExpertTensor]:
+    """Split a fused [experts, rows, columns] tensor (weights, or their scales) as llm-compressor does.
+
+    ``experts.gate_up_proj`` becomes ``experts.0.gate_proj.weight``, ``experts.0.up_proj.weight``, ``experts.1…``; the
+    first half of the rows is the gate.
+    """
+    experts, rows, columns = tensor.shape
+    parts = name.split(".")
+    position = next(index for index in range(len(parts) - 1, -1, -1) if parts[index] in FUSED_EXPERTS)
+    members = FUSED_EXPERTS[parts[position]]
+    prefix, parameter = ".".join(parts[:position]), parts[position + 1] if position + 1 < len(parts) else "weight"
+    part = Tensor(tensor.dtype, (rows // len(members), columns))
+    for expert in range(experts):
+        for index, member in enumerate(members):
+            yield ExpertTensor(f"{prefix}.{expert}.{member}.{parameter}", part, expert, index * part.shape[0])
 
 
 def quantizable_modules(structure: Structure) -> Mapping[str, Mapping[str, Tensor]]:

@@ -299,6 +299,7 @@ def _quantize(
         for tile in range(across):
             spread[tile * width : (tile + 1) * width] = divisors[tile]
         for row in range(first, last):
+            codes[row, columns:] = 0
             one_each = pairs.view(np.uint8)[:columns] if nibbles else codes[row, :columns]
             if element == _E4M3:
                 _encode_e4m3(bits[row], spread, one_each)
@@ -349,7 +350,7 @@ class CompiledKernels:
         # Under one scale for all, each row may as well be a tile of its own.
         height, width = encoding.height or 1, encoding.width or columns
         stored = np.empty((-(-rows // height), -(-columns // width)), np.uint32)
-        codes = np.zeros((rows, encoding.row_bytes(columns)), np.uint8)
+        codes = np.empty((rows, encoding.row_bytes(columns)), np.uint8)
         if not _quantize(
             _elements(weight, dtype),
             _ELEMENTS[encoding.element],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -108,7 +109,7 @@ def _weight(job: Job, strip: Strip) -> npt.NDArray[np.generic]:
     return np.frombuffer(_read_source(job, strip), SOURCES[strip.weight.dtype].array).reshape(strip.weight.shape)
 
 
-def _read_source(job: Job, strip: Strip) -> bytes:
+def _read_source(job: Job, strip: Strip) -> memoryview:
     try:
         content = _read(job.source / strip.read.file, strip.read)
     except OSError as error:
@@ -118,9 +119,29 @@ def _read_source(job: Job, strip: Strip) -> bytes:
     return content
 
 
-def _read(path: Path, span: Span) -> bytes:
+class _Buffers(threading.local):
+    """One buffer a thread: asking for megabytes anew for every strip costs more than quantizing them."""
+
+    def __init__(self) -> None:
+        self.buffer = bytearray()
+
+    def of(self, size: int) -> memoryview:
+        if len(self.buffer) < size:
+            self.buffer = bytearray(size)
+        return memoryview(self.buffer)[:size]
+
+
+_buffers = _Buffers()
+
+
+def _read(path: Path, span: Span) -> memoryview:
+    """A span of a file, in this thread's buffer; valid until the thread reads the next."""
+    target = _buffers.of(span.size)
+    count = 0
     with path.open("rb", buffering=0) as file:
-        return os.pread(file.fileno(), span.size, span.offset)
+        while count < span.size and (more := os.preadv(file.fileno(), [target[count:]], span.offset + count)):
+            count += more
+    return target[:count]
 
 
 def _write(path: Path, offset: int, content: memoryview | bytes) -> None:

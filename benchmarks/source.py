@@ -1,0 +1,60 @@
+"""A source of real layer dimensions and chosen size: Gemma 4 26B-A4B's layers, random weights, one shard."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from weighbridge import miniature
+from weighbridge.catalogue import reference_lock
+from weighbridge.structure.layout import lay_out
+from weighbridge.structure.tensors import Structure
+
+REAL = "google/gemma-4-26B-A4B-it"
+TILE_ELEMENTS = 8 * 1024 * 1024
+SEED = 20261121
+
+
+def layers_of(size: int) -> Structure:
+    """As many whole layers of the real structure as it takes to make `size` bytes; layer 5 (K=V) comes second."""
+    structure = reference_lock(REAL).structure
+    chosen: dict[str, object] = {}
+    total = 0
+    for layer in (0, 5, *(number for number in range(30) if number not in (0, 5))):
+        if total >= size:
+            break
+        prefix = f"model.language_model.layers.{layer}."
+        members = {name: tensor for name, tensor in structure.items() if name.startswith(prefix)}
+        chosen.update(members)
+        total += sum(tensor.nbytes for tensor in members.values())
+    return {name: structure[name] for name in chosen}
+
+
+def make(directory: Path, size: int) -> None:
+    """Write a checkpoint of at least `size` bytes in a single shard into an empty directory.
+
+    The weights repeat a tile of normal values with one outlier in a thousand, shifted from tensor to tensor; what is
+    measured does not depend on them.
+    """
+    miniature.make(directory)  # its config, tokenizer and the rest; its weights give way
+    for path in [*directory.glob("*.safetensors"), directory / "model.safetensors.index.json"]:
+        path.unlink()
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config, indent=2))
+    random = np.random.default_rng(SEED)
+    values = random.standard_normal(TILE_ELEMENTS, dtype=np.float32) * 0.02
+    values[random.integers(0, TILE_ELEMENTS, TILE_ELEMENTS // 1000)] *= 16
+    tile = (values.view(np.uint32) >> 16).astype("<u2").tobytes()
+    structure = layers_of(size)
+    layout = lay_out(structure)
+    with (directory / "model.safetensors").open("wb") as file:
+        file.write(layout.head)
+        for number, (begin, end) in enumerate(layout.ranges.values()):
+            shift, left = 2 * (number * 7919 % TILE_ELEMENTS), end - begin
+            while left:
+                block = tile[shift : shift + left]
+                file.write(block)
+                left -= len(block)
+                shift = 0
