@@ -6,12 +6,13 @@ BIN     := $(VENV)/bin
 STAMP   := $(VENV)/installed
 GEMMA   := google/gemma-4-26B-A4B-it
 DEMO    := builds/mini-fp8-dynamic
+RECIPES := fp8-dynamic fp8-dynamic-norouter fp8-block w4a16 w4a16-g64 nvfp4a16 mxfp4
 
 # MODEL=path|org/name[@revision]|mini, OUTPUT=directory, DEVICE=cuda:0|cpu override what a recipe says.
 OPTIONS = $(if $(MODEL),--model $(MODEL)) $(if $(OUTPUT),--output $(OUTPUT)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-all check reference miniature-locks clean fp8-dynamic fp8-dynamic-norouter
+.PHONY: help env demo test test-all check reference miniature-locks bench clean $(RECIPES)
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -32,10 +33,15 @@ demo: $(STAMP) ## build the miniature with the fp8-dynamic recipe, validate it, 
 	@echo "its recipe:     recipes/$(GEMMA)/fp8-dynamic.yaml"
 	@echo "its reference:  references/weighbridge/gemma-4-mini-FP8-dynamic.yaml"
 
-fp8-dynamic: $(STAMP) ## build the main recipe (MODEL=, OUTPUT=, DEVICE= override)
-	$(BIN)/python build.py $(GEMMA)/$@ $(OPTIONS)
+fp8-dynamic: ## build the main recipe (MODEL=, OUTPUT=, DEVICE= override); likewise each of:
+fp8-dynamic-norouter: ## the decisions of LargitData's build, experts one by one
+fp8-block: ## FP8 in blocks of 128x128
+w4a16: ## four-bit integers in groups of 32
+w4a16-g64: ## the same in groups of 64
+nvfp4a16: ## NVFP4 weights, activations in BF16
+mxfp4: ## MXFP4 weights and activations
 
-fp8-dynamic-norouter: $(STAMP) ## the decisions of LargitData's build, per expert
+$(RECIPES): $(STAMP)
 	$(BIN)/python build.py $(GEMMA)/$@ $(OPTIONS)
 
 test: $(STAMP) ## the tests that CI and a newcomer run
@@ -54,6 +60,10 @@ reference: $(STAMP) ## re-pin the locks of published builds from the hub, by hea
 
 miniature-locks: $(STAMP) ## make the miniature's own locks anew
 	$(BIN)/python -m tests.miniature_locks
+
+bench: $(STAMP) ## the benchmarks, side by side; figures go into benchmarks/README.md by hand
+	$(BIN)/python -m benchmarks.headers
+	$(BIN)/python -m benchmarks.engine
 
 clean: ## remove the environment and the builds
 	rm -rf $(VENV) builds

@@ -101,6 +101,13 @@ def test_what_is_no_name_with_a_number_there_is_in_no_pattern(name: object) -> N
     assert name not in parse_pattern("layers.{0-2}.w", where="here")
 
 
+# No tensor is called so, but keys of a stranger's config.json may be.
+@pytest.mark.parametrize("name", ["a{b}", "a.{}.0", "{0-4}", "{", "}", "{{}}"])
+def test_name_with_braces_stands_for_itself(name: str) -> None:
+    (pattern,) = compact([name])
+    assert (list(pattern), str(pattern), len(pattern)) == ([name], name, 1)
+
+
 def test_numbers_of_eight_digits_are_no_indices() -> None:
     assert split_name("a.1234567.b.12345678") == ("a.{}.b.12345678", (1234567,))
 

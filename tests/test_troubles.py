@@ -10,7 +10,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -318,11 +318,11 @@ def test_checkpoint_that_cannot_be_read(
 
 
 def in_place_of(old: str, new: str) -> Callable[[str], str]:
-    def replace(text: str) -> str:
+    def put(text: str) -> str:
         assert text.count(old) == 1
         return text.replace(old, new)
 
-    return replace
+    return put
 
 
 SCHEME = "scheme: FP8_DYNAMIC"
@@ -928,8 +928,8 @@ def test_forced_build_that_is_found_wanting_leaves_the_old_one(
     assert state(bench.place) == {"out": "directory", "out/deep": "directory", "out/deep/file": b"precious"}
 
 
-@pytest.fixture(scope="session")
-def late_failure(once: Once, mini: Path) -> Path:
+@pytest.fixture(scope="session", params=["streaming", "upstream"])
+def late_failure(request: pytest.FixtureRequest, once: Once, mini: Path) -> Path:
     """A directory with ``out``, which a forced build did not replace because it could not write its first shard."""
 
     def make(directory: Path) -> None:
@@ -937,12 +937,12 @@ def late_failure(once: Once, mini: Path) -> Path:
         (directory / "out" / "file").write_text("precious")
         outcome = run_script(
             "build.py",
-            *("fp8-dynamic", "--model", "mini", "--output", directory / "out", "--force"),
+            *("fp8-dynamic", "--model", "mini", "--output", directory / "out", "--force", "--engine", request.param),
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, 4_000_000)),
         )
         keep_outcome(directory, outcome)
 
-    return once("late-failure", make)
+    return once(f"late-failure-{request.param}", make)
 
 
 def test_forced_build_that_fails_while_writing_leaves_the_old_one(late_failure: Path) -> None:
@@ -956,6 +956,20 @@ def test_build_that_fails_while_writing_names_whatever_it_leaves_beside_the_outp
 
 def test_build_that_fails_while_writing_says_so(late_failure: Path) -> None:
     assert "File too large" in sentence_of(kept_outcome(late_failure))
+
+
+def test_forced_build_of_a_source_with_nan_names_the_weight_and_leaves_the_old_one(
+    bench: Bench, call_build: Command
+) -> None:
+    model = copy_checkpoint(bench.mini, bench.scratch / "model")
+    name = "model.language_model.layers.0.mlp.gate_proj.weight"
+    tensors = read_shard(model / FIRST)
+    nan = b"\xff\x7f"  # BF16, little-endian
+    tensors[name] = replace(tensors[name], data=nan + tensors[name].data[2:])
+    write_shard(model / FIRST, tensors)
+    bench.file(bench.out / "file")
+    assert name in sentence_of(call_build(*bench.of(model, "--force")))
+    assert state(bench.place) == {"out": "directory", "out/file": b"precious"}
 
 
 @pytest.mark.parametrize("device", ["nonsense", "meta", "cpu:x"])
@@ -986,6 +1000,7 @@ def second_building(once: Once, mini: Path) -> Path:
             env={"PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "LC_ALL": "C"},
             cwd=directory,
         )
+        assert outcome.code == 0, outcome
         keep_outcome(directory, outcome)
 
     return once("second-build", make)

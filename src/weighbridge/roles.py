@@ -1,7 +1,7 @@
 """What a module is for, read off its name: the families that llm-compressor's users build.
 
-Names are all that headers have. The table below knows Gemma, Llama, Qwen, Mixtral and DeepSeek; what it does not know
-is ``other`` and shows as such in a plan.
+Names are all that headers have. The table below knows Gemma, Llama, Qwen, Mixtral and DeepSeek, and what older models
+call the same things; what it does not know is ``other`` and shows as such in a plan.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from enum import StrEnum
 from functools import lru_cache
 
 from weighbridge.structure.modules import is_embedding
+from weighbridge.structure.names import split_name
 
 
 class Role(StrEnum):
@@ -34,23 +35,31 @@ def _parts(*names: str) -> re.Pattern[str]:
 
 # The first that matches decides: a norm inside a vision tower is part of the tower, a gate beside experts is a router.
 _ROLES: tuple[tuple[Role, re.Pattern[str]], ...] = (
-    (Role.VISION, _parts(r"vision\w*", "visual", "embed_vision", "multi_modal_projector", "mm_projector")),
+    (
+        Role.VISION,
+        _parts(r"vision\w*", r"image_\w+", "visual", "embed_vision", "multi_modal_projector", "mm_projector"),
+    ),
     (Role.AUDIO, _parts(r"audio\w*", "embed_audio", r"speech\w*")),
-    (Role.HEAD, _parts("lm_head", "output_head", "score")),
+    (Role.HEAD, _parts("lm_head", "output_head", "embed_out", "score", r"shared_head\.head")),
     (Role.NORMS, _parts(r"\w*norm\w*", r"ln_\w+")),
-    (Role.ROUTER, _parts("router", r"(?:mlp|block_sparse_moe|moe|feed_forward)\.gate", r"\w*shared_expert_gate")),
+    (Role.ROUTER, _parts("router", r"(?:mlp|block_sparse_moe|moe|feed_forward|ffn)\.gate", r"\w*shared_expert_gate")),
     (Role.EXPERTS, _parts(r"experts", r"shared_experts?")),
     (Role.ATTENTION, _parts("self_attn", "attn", "attention", "self_attention", "cross_attn", "linear_attn")),
-    (Role.MLP, _parts("mlp", "feed_forward", "ffn", "block_sparse_moe")),
+    (Role.MLP, _parts("mlp", "feed_forward", "ffn", "block_sparse_moe", "fc1", "fc2")),
 )
 
 
-@lru_cache(maxsize=1 << 16)
 def role_of(module: str) -> Role:
     """The role of a module by its name."""
+    return _role_of_template(split_name(module)[0])
+
+
+@lru_cache(maxsize=1 << 12)
+def _role_of_template(template: str) -> Role:
+    """The role of all modules that differ only in their numbers: experts are many, and one is like the other."""
     for role, pattern in _ROLES:
-        if pattern.search(module):
+        if pattern.search(template):
             return role
-    if is_embedding(module):
+    if is_embedding(template):
         return Role.EMBEDDINGS
     return Role.OTHER

@@ -26,9 +26,7 @@ def lint(plan: Plan) -> list[Finding]:
 
 def _finding(item: Raised, allowance: Allowance | None) -> Finding:
     if allowance is None:
-        return Finding(
-            item.rule, RULES[item.rule].severity, item.where, item.message, item.count, remedy=item.remedy
-        )
+        return Finding(item.rule, RULES[item.rule].severity, item.where, item.message, item.count, remedy=item.remedy)
     explained = f"allowed because {allowance.reason}"
     return Finding(item.rule, Severity.NOTE, item.where, item.message, item.count, explained)
 

@@ -54,8 +54,8 @@ def open_number(entry: str, where: str, names: Sequence[str], *, entry_index: in
     closed = _LITERAL_NUMBER.sub(lambda found: found[1] or rf"{found[2]}\b", entry)
     if closed == entry:
         return
-    meant, matched = suggest.matching(closed, names), suggest.matching(entry, names)
-    surplus = next((name for name in matched if name not in set(meant)), None)
+    meant, matched = set(suggest.matching(closed, names)), suggest.matching(entry, names)
+    surplus = next((name for name in matched if name not in meant), None)
     if meant and surplus is not None:
         yield Raised(
             "pattern/open-number",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterator
 
 from weighbridge.lint.rules import Raised
+from weighbridge.patterns import pattern_list
 from weighbridge.plan import Obstacle, Part, Plan
 from weighbridge.roles import Role, role_of
 from weighbridge.structure.names import compact
@@ -16,117 +18,148 @@ _SENSITIVE = {
     ),
     Role.HEAD: (
         "quantize/head",
-        "the output head decides between tokens that are close; it costs quality, saves little",
+        "the output head decides between tokens that are close; quantizing it costs quality and saves little",
     ),
     Role.ROUTER: (
         "quantize/router",
-        "routers choose experts by small differences, and vLLM refuses a quantized router",
+        "routers choose experts by small differences, and vLLM does not load a quantized Gemma 4 router",
     ),
     Role.NORMS: ("quantize/norm", "norms are tiny and scale everything after them"),
-    Role.VISION: ("quantize/vision", "vision towers are sensitive, and vLLM refuses a quantized embed_vision"),
+    Role.VISION: ("quantize/vision", "vision towers are sensitive, and vLLM does not load a quantized embed_vision"),
     Role.AUDIO: ("quantize/audio", "audio towers are sensitive and small"),
 }
-_BULK = (Role.ATTENTION, Role.MLP, Role.EXPERTS)
-OFFERED_GROUP_SIZES = (16, 32, 64, 128, 256)
-"""Group sizes to offer; 16 is offered for NVFP4's kin alone, kernels for integers begin at 32."""
+_MTP = (
+    "quantize/mtp",
+    "it joins embedding and hidden state for speculative decoding, and vLLM's drafters have it unquantized",
+)
+_MTP_NAMES = re.compile(r"(?:^|\.)(?:mtp\.fc|eh_proj)$")
+_UNKNOWN = "quantize/unknown"
+BULK = (Role.ATTENTION, Role.MLP, Role.EXPERTS)
+"""The roles that a recipe is there to quantize."""
+INTEGER_GROUP_SIZES = (32, 64, 128)
+"""Group sizes of integer weights that vLLM's Marlin kernels know (``MARLIN_SUPPORTED_GROUP_SIZES``)."""
 
 
 def check(plan: Plan) -> Iterator[Raised]:
     """What is quantized against better judgement or beyond what the scheme can, and what is not quantized at all."""
-    yield from _base(plan)
     if not any(part.scheme for part in plan.parts) and not plan.obstacles:
-        yield Raised("quantize/nothing", plan.loaded.document.where, "nothing is quantized", "check ignore and targets")
-    sensitive: dict[Role, list[str]] = {role: [] for role in _SENSITIVE}
-    for module in plan.schemes:
-        sensitive.get(role_of(module), []).append(module)
-    for role, modules in sensitive.items():
-        rule, why = _SENSITIVE[role]
-        for pattern in compact(modules):
-            yield Raised(
-                rule,
-                str(pattern),
-                f"is quantized: {why}",
-                f"add it to ignore, or allow: {rule} because ...",
-                len(pattern),
-            )
-    yield from _obstacles(plan.obstacles, plan)
+        where, remedy = plan.loaded.document.where, "check what ignore keeps and what targets leave out"
+        yield Raised("quantize/nothing", where, "nothing is quantized: the build would be a copy of its source", remedy)
+    yield from _sensitive(plan)
+    yield from _obstacles(plan)
     yield from _ragged(plan)
-    if plan.loaded.recipe.method == "model_free_ptq":
-        for group in plan.loaded.recipe.groups:
-            if group.scheme.needs_calibration:
-                yield Raised(
-                    "scheme/needs-calibration",
-                    plan.loaded.location("scheme"),
-                    "its activations are static: their scales come from data, which model_free_ptq does not see",
-                    "use method: oneshot, or a scheme with dynamic or unquantized activations",
-                )
+    yield from _needing_calibration(plan)
     yield from _coverage(plan)
 
 
-def _base(plan: Plan) -> Iterator[Raised]:
-    if plan.loaded.recipe.base.revision is None:
-        yield Raised(
-            "base/unpinned",
-            plan.loaded.location("base"),
-            "names no revision, so that a build takes whatever is newest",
-            "name the commit, 40 hex digits",
-        )
+def _sensitive(plan: Plan) -> Iterator[Raised]:
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for part in plan.parts:
+        if part.scheme is None:
+            continue
+        role = role_of(part.module)
+        if role in _SENSITIVE:
+            found.setdefault((*_SENSITIVE[role], part.rule), []).append(part.module)
+        elif _MTP_NAMES.search(part.module):
+            found.setdefault((*_MTP, part.rule), []).append(part.module)
+        elif role is Role.OTHER:
+            found.setdefault((_UNKNOWN, "", part.rule), []).append(part.module)
+    for (rule, why, decided_by), modules in found.items():
+        for pattern in compact(modules):
+            if rule == _UNKNOWN:
+                message = f"is quantized by {decided_by}, and its name does not say what it is for"
+                remedy = "make sure that it is a linear of the bulk; otherwise add it to ignore"
+            else:
+                message = f"is quantized by {decided_by}: {why}"
+                remedy = f"add it to ignore, or to the recipe's allow list: {rule} because ..."
+            yield Raised(rule, str(pattern), message, remedy, len(pattern))
 
 
-def _obstacles(obstacles: Iterable[Obstacle], plan: Plan) -> Iterator[Raised]:
+def _obstacles(plan: Plan) -> Iterator[Raised]:
     alike: dict[tuple[str, str, str], list[Obstacle]] = {}
-    for obstacle in obstacles:
+    for obstacle in plan.obstacles:
         alike.setdefault((obstacle.rule, obstacle.reason, obstacle.decided_by), []).append(obstacle)
     for (rule, reason, decided_by), group in alike.items():
-        remedy = "add it to ignore"
-        if rule == "scheme/group-size":
-            remedy = f"group sizes that divide every width of this recipe: {_dividing(plan)}"
+        remedy = _remedy(rule, group[0], plan)
         for pattern in compact(obstacle.module for obstacle in group):
             yield Raised(rule, str(pattern), f"{reason}; it is quantized by {decided_by}", remedy, len(pattern))
 
 
-def _dividing(plan: Plan) -> str:
-    widths = {part.weight.shape[-1] for part in plan.parts if part.scheme is not None and len(part.weight.shape) == 2}
-    widths |= {obstacle.weight.shape[-1] for obstacle in plan.obstacles if len(obstacle.weight.shape) == 2}
-    integer = any(obstacle.scheme.weights.type == "int" for obstacle in plan.obstacles)
-    sizes = [size for size in OFFERED_GROUP_SIZES if not (integer and size < 32) and all(w % size == 0 for w in widths)]
-    return " and ".join(map(str, sizes)) or "none"
+def _remedy(rule: str, obstacle: Obstacle, plan: Plan) -> str:
+    if rule == "scheme/strategy":
+        return "weights take tensor, channel, group, block or tensor_group"
+    if rule != "scheme/group-size":
+        return "add it to ignore: only matrices are quantized"
+    if obstacle.scheme.weights.type != "int":
+        return (
+            f"the format fixes groups of {obstacle.scheme.weights.group_size}: add it to ignore, or take another scheme"
+        )
+    widths = {part.weight.shape[-1] for part in plan.parts if part.scheme and part.rule == obstacle.decided_by}
+    widths |= {other.weight.shape[-1] for other in plan.obstacles if other.decided_by == obstacle.decided_by}
+    sizes = [str(size) for size in INTEGER_GROUP_SIZES if all(width % size == 0 for width in widths)]
+    if not sizes:
+        return "no group size that vLLM knows divides every width here: add it to ignore, or quantize per channel"
+    return f"take a group_size that divides every width here: {' or '.join(sizes)} (in config_groups, under weights)"
 
 
 def _ragged(plan: Plan) -> Iterator[Raised]:
-    ragged: dict[tuple[int, int], list[str]] = {}
+    ragged: dict[tuple[tuple[int, ...], tuple[int, int]], list[str]] = {}
     for part in plan.parts:
         block = part.scheme.weights.block_structure if part.scheme else None
         if block and any(side % size for side, size in zip(part.weight.shape, block, strict=True)):
-            ragged.setdefault((part.weight.shape[0], part.weight.shape[1]), []).append(part.module)
-    for shape, modules in ragged.items():
+            ragged.setdefault((part.weight.shape, block), []).append(part.module)
+    for (shape, block), modules in ragged.items():
         for pattern in compact(modules):
             yield Raised(
-                "scheme/ragged-block", str(pattern), f"blocks do not divide {list(shape)}; the last ones are padded",
-                "vLLM merges gate and up and splits for tensor parallelism only at whole blocks", len(pattern),
-            )  # fmt: skip
+                "scheme/ragged-block",
+                str(pattern),
+                f"blocks of {block[0]} x {block[1]} do not divide {list(shape)}: the last ones are padded, and vLLM "
+                "stops at experts and at merged or split linears that do not end at a whole block",
+                "see serve/tensor-parallel below for what vLLM takes, or quantize these per channel",
+                len(pattern),
+            )
+
+
+def _needing_calibration(plan: Plan) -> Iterator[Raised]:
+    recipe, loaded = plan.loaded.recipe, plan.loaded
+    if recipe.method != "model_free_ptq":
+        return
+    names = recipe.config_groups
+    places: list[tuple[str, ...]] = [("config_groups", name) for name in names] if names else [("scheme",)]
+    for path, group in zip(places, recipe.groups, strict=True):
+        if group.scheme.needs_calibration:
+            yield Raised(
+                "scheme/needs-calibration",
+                loaded.location(*path),
+                "activations are static here: their scales come from data, which model_free_ptq does not see",
+                "use method: oneshot, or a scheme with dynamic or unquantized activations",
+            )
 
 
 def _coverage(plan: Plan) -> Iterator[Raised]:
-    stray = [part for part in plan.parts if _left_by_accident(part)]
-    for pattern in compact(part.module if part.rule.startswith("no config") else part.source for part in stray):
-        yield Raised(
-            "coverage/untargeted", str(pattern), "stays unquantized, though no ignore entry keeps it",
-            "target it, or say in ignore that it is kept", len(pattern),
-        )  # fmt: skip
-    bulk = [part for part in plan.parts if role_of(part.module) in _BULK and len(part.weight.shape) >= 2]
+    refused = {obstacle.module for obstacle in plan.obstacles}
+    bulk = [part for part in plan.parts if role_of(part.module) in BULK and len(part.weight.shape) >= 2]
+    stray: dict[str, list[Part]] = {}
+    ignored = pattern_list(plan.loaded.recipe.ignored)
+    for part in bulk:
+        if part.scheme is None and part.module not in refused and ignored.first(part.module) is None:
+            stray.setdefault(part.rule, []).append(part)
+    for rule, parts in stray.items():
+        # A tensor that is no .weight has the module of its parent, which would not tell it from its siblings.
+        for pattern in compact(next(iter(part.outputs)).removesuffix(".weight") for part in parts):
+            yield Raised(
+                "coverage/untargeted",
+                str(pattern),
+                f"stays unquantized, and no ignore entry says so: {rule}",
+                "target it, or say in ignore that it is kept",
+                len(pattern),
+            )
     total = sum(part.weight.parameters for part in bulk)
     quantized = sum(part.weight.parameters for part in bulk if part.scheme is not None)
     if quantized and quantized < total / 2:
         yield Raised(
-            "coverage/low", plan.loaded.document.where,
+            "coverage/low",
+            plan.loaded.document.where,
             f"quantizes {quantized / total:.0%} of the parameters of attention, mlp and experts",
-            "check which of them ignore and targets leave out",
-        )  # fmt: skip
-
-
-def _left_by_accident(part: Part) -> bool:
-    """A matrix of the bulk that nobody decided to keep."""
-    if part.scheme is not None or len(part.weight.shape) < 2 or role_of(part.module) not in _BULK:
-        return False
-    return not part.rule.startswith("ignore ")
+            "look in the table for what is kept; if that is meant, allow: coverage/low because ...",
+        )

@@ -1,100 +1,232 @@
-"""Lint of what a server will make of the build, by vLLM's rules and hardware as its threads and logs tell them."""
+"""Lint of what a server will make of the build, by vLLM's rules as its code, threads and logs tell them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+from weighbridge.lint.merged import MERGED, expert_of
+from weighbridge.lint.quantized import BULK, INTEGER_GROUP_SIZES
 from weighbridge.lint.rules import Raised
-from weighbridge.patterns import REGEX_PREFIX
-from weighbridge.plan import Plan
-from weighbridge.quantization import resolve
+from weighbridge.patterns import REGEX_PREFIX, pattern_list
+from weighbridge.plan import Part, Plan
+from weighbridge.quantization import LINEAR, resolve
 from weighbridge.roles import Role, role_of
 from weighbridge.schemes import Scheme
 from weighbridge.structure.names import compact
 
 TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
 _ROW_PARALLEL = frozenset({"o_proj", "down_proj", "w2", "out_proj", "dense"})
-_RENAMED_PREFIXES = ("model.", "language_model.", "^model.", r"model\.", r"^model\.", r"language_model\.")
+_KEYS_VALUES = frozenset({"k_proj", "v_proj"})
+_MERGED_LAST = frozenset(members[-1] for members in MERGED.values())
+_MERGED = frozenset(member for members in MERGED.values() for member in members)
+_RENAMED_PREFIXES = ("model.", "language_model.", r"model\.", r"language_model\.")
 
 
 def check(plan: Plan) -> Iterator[Raised]:
-    """Modules that would be declared otherwise than stored, prefixes that servers rename, and what to expect where."""
-    yield from _declared(plan)
+    """Modules that are declared otherwise than stored, names that servers change, and what to expect where."""
+    yield from _undeclared(plan)
+    yield from _tied_head(plan)
     yield from _prefixes(plan)
-    schemes = set(plan.schemes.values())
+    yield from _merged_targets(plan)
+    schemes = sorted(set(plan.schemes.values()), key=str)
+    for scheme in schemes:
+        yield from _group_size(scheme)
     if schemes:
         yield from _tensor_parallel(plan)
-        yield from (Raised("serve/gpu", str(scheme), _gpus(scheme)) for scheme in sorted(schemes, key=str))
-        if plan.source.config.get("model_type") == "gemma4":
-            yield Raised("serve/vllm", plan.loaded.recipe.base.model, _gemma4_releases(plan))
+        yield from (Raised("serve/gpu", str(scheme), _gpus(scheme)) for scheme in schemes)
+        yield from _gemma4(plan)
 
 
-def _declared(plan: Plan) -> Iterator[Raised]:
+def _undeclared(plan: Plan) -> Iterator[Raised]:
+    """Modules of which config.json says something else than is stored, and linears of which it says nothing."""
+    refused = {obstacle.module for obstacle in plan.obstacles}
     declared = resolve(plan.declaration, plan.predicted.modules, where="the plan")
-    wrong = [
-        module for module in declared.keys() | plan.schemes.keys() if declared.get(module) != plan.schemes.get(module)
-    ]
-    for pattern in compact(wrong):
+    wrong: dict[tuple[str, str], list[str]] = {}
+    for module in plan.predicted.modules:
+        ours, theirs = plan.schemes.get(module), declared.get(module)
+        if ours != theirs and module not in refused:
+            remedy = "add it to ignore" if ours is None else "put the group that is to decide first, and Linear last"
+            message = f"is {ours or 'kept'}, but config.json will declare it {theirs or 'unquantized'}"
+            wrong.setdefault((message, remedy), []).append(module)
+    ignored = pattern_list(plan.loaded.recipe.ignored)
+    for part in plan.parts:
+        if (
+            part.scheme is None
+            and part.module not in declared
+            and _is_linear(part)
+            and not ignored.matches(part.module)
+        ):
+            message = "is neither targeted nor ignored, and vLLM stops at a linear of which the config says nothing"
+            wrong.setdefault((message, "add it to ignore"), []).append(part.module)
+    for (message, remedy), modules in wrong.items():
+        for pattern in compact(modules):
+            yield Raised("serve/undeclared", str(pattern), message, remedy, len(pattern))
+
+
+def _is_linear(part: Part) -> bool:
+    """Whether a kept part is the weight of a linear; those of the bulk are left to coverage/untargeted."""
+    is_matrix = len(part.weight.shape) == 2 and f"{part.module}.weight" in part.outputs
+    return is_matrix and role_of(part.module) not in (*BULK, Role.EMBEDDINGS, Role.NORMS)
+
+
+def _tied_head(plan: Plan) -> Iterator[Raised]:
+    for head in sorted(resolve(plan.declaration, plan.tied_modules, where="the plan")):
         yield Raised(
-            "serve/undeclared", str(pattern), "is kept, but a server will take it for quantized by the config",
-            "add it to ignore", len(pattern),
-        )  # fmt: skip
+            "serve/tied-head",
+            plan.loaded.location("ignore"),
+            f"{head} is tied to the embedding and not stored, but config.json will declare it quantized: transformers "
+            "then makes up scales for it, and its logits are NaN",
+            f"add {head} to ignore",
+        )
 
 
 def _prefixes(plan: Plan) -> Iterator[Raised]:
-    for index, entry in enumerate(plan.loaded.recipe.ignored):
-        expression = entry.removeprefix(REGEX_PREFIX)
-        if expression.startswith(_RENAMED_PREFIXES):
+    loaded = plan.loaded
+    entries: list[tuple[str, str, int | None]] = [
+        (loaded.location("ignore", index), entry, index) for index, entry in enumerate(loaded.recipe.ignored)
+    ]
+    entries += [
+        (loaded.location("config_groups", name, "targets", index), target, None)
+        for name, group in (loaded.recipe.config_groups or {}).items()
+        for index, target in enumerate(group.targets)
+    ]
+    for where, entry, index in entries:
+        expression = entry.removeprefix(REGEX_PREFIX).removeprefix("^")
+        if entry.startswith(REGEX_PREFIX) and expression.startswith(_RENAMED_PREFIXES):
             yield Raised(
-                "serve/prefix", f"{plan.loaded.location('ignore', index)} {entry}",
-                "depends on how names begin, and servers rename that: model.language_model. to language_model.model.",
-                f"begin with {REGEX_PREFIX}.* and what is particular to the module", entry=index,
-            )  # fmt: skip
+                "serve/prefix",
+                f"{where} {entry}",
+                "depends on how names begin; vLLM renames model.language_model. to language_model.model., in plain "
+                "names of the config too, but not in expressions",
+                f"begin with {REGEX_PREFIX}.* and what is particular to the module",
+                entry=index,
+            )
+
+
+def _merged_targets(plan: Plan) -> Iterator[Raised]:
+    """vLLM looks for a merged linear by its own name; until July 2026 it took Linear before its members' names."""
+    targets = [(target, group.scheme) for group in plan.declaration.groups for target in group.targets]
+    patterns = pattern_list(tuple(target for target, _ in targets))
+    linear = next((scheme for target, scheme in targets if target == LINEAR), None)
+    if all(target == LINEAR for target, _ in targets):
+        return
+    alike: dict[str, list[str]] = {}
+    merged_of = {members: merged for merged, members in MERGED.items()}
+    for parent, present, absent in plan.fused_groups:
+        members = (*present, *absent)
+        merged = next((name for group, name in merged_of.items() if set(group) == set(members)), None)
+        schemes = {plan.schemes.get(f"{parent}.{member}") for member in present}
+        if merged is None or len(schemes) != 1 or None in schemes or expert_of(f"{parent}.{merged}") is not None:
+            continue
+        own = patterns.first(f"{parent}.{merged}")
+        of_members = [patterns.first(f"{parent}.{member}") for member in MERGED[merged]]
+        by_members = None if None in of_members or of_members[0] is None else targets[of_members[0]][1]
+        found = [targets[own][1]] if own is not None else [linear or by_members, by_members or linear]
+        wrong = next((scheme or "nothing" for scheme in found if scheme not in schemes), None)
+        if wrong is not None:
+            since = "" if found[-1] not in schemes else " before PR 49483 (July 2026)"
+            message = f"is one linear in servers, {merged}, and for that name vLLM{since} finds {wrong}"
+            alike.setdefault(message, []).append(parent)
+    for message, parents in alike.items():
+        for pattern in compact(parents):
+            remedy = "target the parent (re:.*self_attn\\..*) instead of the members"
+            yield Raised("serve/merged-target", str(pattern), message, remedy, len(pattern))
+
+
+def _group_size(scheme: Scheme) -> Iterator[Raised]:
+    weights = scheme.weights
+    if weights.type == "int" and weights.strategy == "group" and weights.group_size not in INTEGER_GROUP_SIZES:
+        sizes = ", ".join(map(str, INTEGER_GROUP_SIZES))
+        yield Raised(
+            "serve/group-size",
+            str(scheme),
+            f"vLLM's Marlin kernels take groups of {sizes}, or one group a row",
+            "take one of these sizes",
+        )
 
 
 def _tensor_parallel(plan: Plan) -> Iterator[Raised]:
     fitting = []
     obstacle = ""
-    alike = {(part.module.rpartition(".")[2], part.weight, part.scheme): part for part in plan.parts if part.scheme}
+    heads = _head_counts(plan.source.config)
+    alike: dict[tuple[object, ...], Part] = {}  # experts and layers are many and alike
+    for part in plan.parts:
+        if part.scheme is not None and len(part.weight.shape) == 2 and role_of(part.module) in BULK:
+            member, is_expert = part.module.rpartition(".")[2], expert_of(part.module) is not None
+            alike.setdefault((member, is_expert, part.weight, part.scheme), part)
     for size in TENSOR_PARALLEL_SIZES:
-        reasons = (_undivided(part.module, part.weight.shape, part.scheme, size) for part in alike.values())
-        reason = next(filter(None, reasons), "")
+        reason = f"{heads[0]} attention heads" if heads and heads[0] % size else ""
+        reason = reason or next(filter(None, (_undivided(part, size, heads) for part in alike.values())), "")
         if reason:
             obstacle = obstacle or f"; {size} does not: {reason}"
         else:
             fitting.append(str(size))
-    yield Raised("serve/tensor-parallel", "tensor parallel", f"sizes {', '.join(fitting) or 'none'} divide{obstacle}")
+    found = f"sizes {', '.join(fitting)} fit" if fitting else "no size fits"
+    yield Raised("serve/tensor-parallel", "tensor parallel", f"{found}{obstacle}")
 
 
-def _undivided(module: str, shape: tuple[int, ...], scheme: Scheme | None, size: int) -> str:
-    """Why a quantized weight cannot be split over `size` GPUs; empty where it can."""
-    if scheme is None or len(shape) != 2 or role_of(module) not in (Role.ATTENTION, Role.MLP, Role.EXPERTS):
+def _head_counts(config: Any) -> list[int]:
+    """Attention heads, and the counts of key and value heads, as far as config.json tells."""
+    text = config.get("text_config")
+    holder = text if isinstance(text, dict) else config
+    names = ("num_attention_heads", "num_key_value_heads", "num_global_key_value_heads")
+    counts = [holder.get(name) for name in names]
+    known = [count for count in counts if type(count) is int and count > 0]
+    return known if type(counts[0]) is int else []
+
+
+def _undivided(part: Part, size: int, heads: list[int]) -> str:
+    """Why a quantized matrix cannot be split over `size` GPUs, or merged with its siblings; empty where it can."""
+    assert part.scheme is not None
+    rows, columns = part.weight.shape
+    member = part.module.rpartition(".")[2]
+    args = part.scheme.weights
+    if member in _ROW_PARALLEL:
+        unit = args.block_structure[1] if args.block_structure and size > 1 else args.group_size or 1
+        fits, side = columns % (size * unit) == 0, f"width {columns}"
+    else:
+        # A block may end ragged only where nothing follows it: not in experts, and in no merged member but the last.
+        whole = size > 1 or expert_of(part.module) is not None or member in _MERGED - _MERGED_LAST
+        unit = args.block_structure[0] if args.block_structure and whole else 1
+        # Key and value heads that are fewer than the GPUs are held by several of them.
+        replicated = member in _KEYS_VALUES and any(count < size and size % count == 0 for count in heads[1:])
+        fits, side = rows % (unit if replicated else size * unit) == 0, f"rows {rows}"
+    if fits:
         return ""
-    by_row = module.rpartition(".")[2] in _ROW_PARALLEL
-    side = shape[1] if by_row else shape[0]
-    args = scheme.weights
-    unit = args.group_size or 1 if by_row else 1
-    if args.block_structure:
-        unit = args.block_structure[1 if by_row else 0] if size > 1 else 1
-    if side % (size * unit):
-        whole = f" in whole groups of {unit}" if unit > 1 else ""
-        return f"{'width' if by_row else 'rows'} {side} of {module} cannot be split in {size}{whole}"
-    return ""
+    action = f"split over {size} GPUs" if size > 1 else "merged with its sibling"
+    unit_name = "blocks" if args.block_structure else "groups"
+    return f"{side} of {part.module} cannot be {action}{f' in whole {unit_name} of {unit}' if unit > 1 else ''}"
 
 
 def _gpus(scheme: Scheme) -> str:
     weights = scheme.weights
-    if weights.type == "float" and weights.num_bits == 4:
-        return "FP4 runs natively from SM 10.0 (Blackwell); elsewhere weights are unpacked by Marlin kernels"
-    if weights.type == "float":
-        return "FP8 runs natively from SM 8.9 (Ada, Hopper); on Ampere weights alone, by Marlin kernels"
     if scheme.input_activations is None:
-        return "integer weights are unpacked by Marlin kernels, from SM 8.0 (Ampere)"
-    return "INT8 runs natively from SM 7.5 (Turing); Blackwell has dropped it"
+        kind = {("float", 4): "FP4", ("float", 8): "FP8"}.get((weights.type, weights.num_bits), "integer")
+        return f"{kind} weights and 16-bit activations: unpacked by Marlin kernels on every GPU from SM 8.0 (Ampere)"
+    if weights.type == "float" and weights.num_bits == 4:
+        return "FP4 runs natively from SM 10.0 (Blackwell); elsewhere Marlin kernels unpack the weights alone"
+    if scheme.format == "mxfp8-quantized":
+        return "MXFP8 runs natively from SM 10.0 (Blackwell)"
+    if weights.type == "float":
+        return "FP8 runs natively from SM 8.9 (Ada, Hopper); on Ampere Marlin kernels unpack the weights alone"
+    return "INT8 runs natively from SM 7.5 (Turing) to 9.0 (Hopper); vLLM has no kernels for it on Blackwell"
 
 
-def _gemma4_releases(plan: Plan) -> str:
-    text = "per-expert Gemma 4 loads from vLLM 0.19/0.20 on, and with transformers 5.15 or newer from 0.28.0"
+def _gemma4(plan: Plan) -> Iterator[Raised]:
+    if plan.source.config.get("model_type") != "gemma4":
+        return
+    if not any(expert_of(part.module) for part in plan.parts if part.scheme is not None):
+        return
+    where = plan.loaded.recipe.base.model
+    text = "experts stored one by one load from vLLM 0.19/0.20 on, and beside transformers 5.15 or newer from 0.28.0"
     if any(scheme.weights.strategy == "tensor_group" for scheme in plan.schemes.values()):
         text += "; NVFP4 experts refuse the triton backend"
-    return text
+    yield Raised("serve/vllm", where, text)
+    yield Raised(
+        "serve/transformers",
+        where,
+        "plain transformers (5.17) finds none of these experts, goes on with random ones and says so only in a printed "
+        "report",
+        "judge quality on vLLM, or load with llm-compressor's load_quantizable_moe",
+    )

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from weighbridge.lint.merged import MERGED
 from weighbridge.patterns import REGEX_PREFIX, PatternError, PatternList
 from weighbridge.plan import Plan
+from weighbridge.quantization import LINEAR
 from weighbridge.structure.modules import FUSED_EXPERTS
 
 _MISSPELT_PREFIX = re.compile(r"^(?:regexp?|re)\s*:\s*", re.IGNORECASE)
@@ -58,29 +59,41 @@ def unanchored(entry: str, names: Iterable[str]) -> tuple[str, str] | None:
 
 def remedy(entry: str, plan: Plan) -> str:
     """What to do about an entry that matches nothing, as far as its text tells."""
-    names = plan.modules
+    if entry == LINEAR:
+        return "Linear is a class and belongs into targets; ignore takes names of modules"
+    names = (*plan.modules, *plan.tied_modules)
     expression = expression_of(entry)
-    if entry.startswith(REGEX_PREFIX):
-        shorter = _PARAMETER.sub(r"\1", entry)
-    else:
-        shorter = entry.removesuffix(".weight").removesuffix(".bias")
-    if shorter != entry and matching(shorter, names):
-        return f"patterns name modules, not tensors: did you mean {shorter}?"
-    split = matching(entry, (name for name in plan.source.structure if name.endswith(tuple(FUSED_EXPERTS))))
+    anywhere = f"{REGEX_PREFIX}.*{expression.removeprefix('.*')}"
+    module = _without_parameter(entry, names)
+    if module:
+        return f"patterns name modules, not tensors: did you mean {module}?"
+    fused = (name for name in plan.source.structure if name.endswith(tuple(FUSED_EXPERTS)))
+    split = matching(anywhere, fused)
     if split:
         example = next(part.module for part in plan.parts if part.source == split[0])
         return f"fused experts are split before names are matched, into modules such as {example}"
     for merged, members in MERGED.items():
-        spelt = f"{REGEX_PREFIX}{'' if expression.startswith('.*') else '.*'}" + expression.replace(
-            merged, f"({'|'.join(members)})"
-        )
+        spelt = anywhere.replace(merged, f"({'|'.join(members)})")
         if merged in expression and matching(spelt, names):
             return f"{merged} is what servers call {', '.join(members)}: did you mean {spelt}?"
-    rest = _BEGINNING.sub("", expression.replace(r"\_", "_"))
-    elsewhere = f"{REGEX_PREFIX}.*{rest}"
-    if rest != expression and matching(elsewhere, names):
-        return f"names begin otherwise here: did you mean {elsewhere}?"
+    elsewhere = f"{REGEX_PREFIX}.*{_BEGINNING.sub('', expression)}"
+    if elsewhere != anywhere:
+        meant = next((meant for meant in (f"{elsewhere}$", elsewhere) if matching(meant, names)), None)
+        if meant:
+            return f"names begin otherwise here: did you mean {meant}?"
     return _spelling(entry, names) or "correct it, or take it out"
+
+
+def _without_parameter(entry: str, names: Iterable[str]) -> str | None:
+    """The entry that names the module of the tensor that `entry` names."""
+    names = tuple(names)
+    shorter = _PARAMETER.sub(r"\1", entry)
+    if shorter == entry:
+        return None
+    if matching(shorter, names):
+        return shorter
+    found = unanchored(shorter, names)
+    return found[0] if found else None
 
 
 def _spelling(entry: str, names: Iterable[str]) -> str:

@@ -16,7 +16,11 @@ def check(plan: Plan) -> Iterator[Raised]:
     loaded = plan.loaded
     deciding = {part.rule for part in plan.parts}
     for name, group in (loaded.recipe.config_groups or {}).items():
+        location = loaded.location("config_groups", name)
         missed = []
+        if not group.targets:
+            remedy = "name Linear, modules, or expressions; or take it out"
+            yield Raised("targets/matches-nothing", f"{location} {name}", "has no targets", remedy)
         for index, target in enumerate(group.targets):
             where = f"{loaded.location('config_groups', name, 'targets', index)} {target}"
             if target == LINEAR:
@@ -28,7 +32,6 @@ def check(plan: Plan) -> Iterator[Raised]:
             found = suggest.unanchored(target, plan.modules)
             remedy = f"did you mean {found[0]}?" if found else suggest.remedy(target, plan)
             yield Raised("targets/matches-nothing", where, "targets no module of the source", remedy)
-        location = loaded.location("config_groups", name)
         if len(missed) < len(group.targets) and f"{name} ({location})" not in deciding:
             yield Raised(
                 "targets/shadowed",

@@ -137,7 +137,7 @@ def explained(where: str) -> Iterator[None]:
 
     try:
         yield
-    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, RuntimeError) as error:
         what, remedy = _explanation(error)
         raise HubError(what, where=where, remedy=remedy) from error
 
@@ -160,7 +160,8 @@ def _explanation(error: BaseException) -> tuple[str, str]:
         case httpx.InvalidURL() | ValueError():
             return f"the hub's client cannot ask for it ({_first_line(error)})", "check HF_ENDPOINT and proxy settings"
         case _:
-            return f"the download failed ({_first_line(error)})", "try again"
+            remedy = "check disk and network; where the hub's Xet storage is blocked, set HF_HUB_DISABLE_XET=1"
+            return f"the download failed ({_first_line(error)})", remedy
 
 
 def _refusal(response: httpx.Response) -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+from contextlib import suppress
 
 from weighbridge.engines.kernels.encoding import Encoding, SchemeNotCovered, encoding_of
 from weighbridge.engines.kernels.interface import Kernels, NonFiniteWeight
@@ -15,10 +15,11 @@ def load_kernels(device: str) -> Kernels:
 
     All give the same bytes. The compiled ones may be called by several threads at once and scale with them.
     """
-    if device == "cpu" and find_spec("numba") is not None:
-        from weighbridge.engines.kernels.compiled import CompiledKernels
+    if device == "cpu":
+        with suppress(ImportError):
+            from weighbridge.engines.kernels.compiled import CompiledKernels
 
-        return CompiledKernels()
+            return CompiledKernels()
     from weighbridge.engines.kernels.portable import PortableKernels
 
     return PortableKernels(device)

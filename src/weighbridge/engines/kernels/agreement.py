@@ -1,7 +1,7 @@
 """Weights that are hard to quantize, and whether two kernels agree on them.
 
-A device may be trusted with a build if its kernels agree with those of the CPU here: in particular CUDA, where a division
-by a multiplication or a flushed subnormal would show. To ask a machine::
+A device may be trusted with a build if its kernels agree with those of the CPU here. On CUDA, a division made into a
+multiplication or a subnormal flushed to zero would show. To ask a machine::
 
     from weighbridge.engines.kernels.agreement import disagreements
     from weighbridge.engines.kernels.portable import PortableKernels
@@ -34,9 +34,9 @@ SCHEMES: Mapping[str, Scheme] = {
 """Every scheme that the kernels cover, by name."""
 
 
-def hard_weights(dtype: str, rows: int, columns: int, seed: int = 0) -> dict[str, Array]:
-    """Weights of raw `dtype` elements, [rows, columns], by what is hard about them. The same on every machine."""
-    return {kind: make(dtype, (rows, columns), np.random.default_rng(seed)) for kind, make in _KINDS.items()}
+def hard_weight(kind: str, dtype: str, rows: int, columns: int) -> Array:
+    """Raw `dtype` elements, [rows, columns], hard in the way that `kind` (of `KINDS`) says. Always the same ones."""
+    return KINDS[kind](dtype, (rows, columns), np.random.default_rng(0))
 
 
 def disagreements(first: Kernels, second: Kernels, *, rows: int = 130) -> list[str]:
@@ -44,7 +44,8 @@ def disagreements(first: Kernels, second: Kernels, *, rows: int = 130) -> list[s
     found = []
     for dtype in SOURCES:
         for columns in (128, 704):
-            for kind, weight in hard_weights(dtype, rows, columns).items():
+            for kind in KINDS:
+                weight = hard_weight(kind, dtype, rows, columns)
                 if first.amax(weight, dtype) != second.amax(weight, dtype):
                     found.append(f"{dtype} {kind} {columns}: amax")
                 for name, scheme in SCHEMES.items():
@@ -101,9 +102,8 @@ def _zeros(dtype: str, shape: tuple[int, int], random: np.random.Generator) -> A
 
 def _zero_rows_and_blocks(dtype: str, shape: tuple[int, int], random: np.random.Generator) -> Array:
     weight = _normal(dtype, shape, random)
-    weight[3] = 0
+    weight[::9] = 0
     weight[:128, :128] = 0
-    weight[4, ::2] = _zeros(dtype, (1, -(-shape[1] // 2)), random)[0]
     return weight
 
 
@@ -143,7 +143,7 @@ def _ties(dtype: str, shape: tuple[int, int], random: np.random.Generator) -> Ar
     return _of_values(dtype, values * random.choice([-1, 1], shape))
 
 
-_KINDS: Mapping[str, Make] = {
+KINDS: Mapping[str, Make] = {
     "normal": _normal,
     "outliers": _outliers,
     "many magnitudes": _many_magnitudes,

@@ -23,13 +23,14 @@ from weighbridge.engines.kernels.encoding import (
     INTEGER_BITS,
     LARGEST_EXPONENT,
     SOURCES,
+    Array,
     Encoding,
     encoding_of,
     global_scale,
     named,
     stored_scales,
 )
-from weighbridge.engines.kernels.interface import Array, NonFiniteWeight, checked
+from weighbridge.engines.kernels.interface import NonFiniteWeight, checked
 from weighbridge.schemes import Scheme, stored_tensors
 from weighbridge.structure.tensors import Tensor
 
@@ -40,18 +41,25 @@ _FLOAT, _E4M3_UNDER_GLOBAL, _E8M0 = 0, 1, 2  # scales
 
 
 def _jit(function: Function) -> Function:
-    compiler = numba.njit(nogil=True, error_model="numpy", cache=True)
-    return cast(Function, compiler(function))
+    """Compiled at the first call of a process, or taken from numba's cache where it has a directory for one.
+
+    A division that could raise for zero would keep LLVM from vectorizing its loop.
+    """
+    try:
+        compiled = numba.njit(nogil=True, error_model="numpy", cache=True)(function)
+    except RuntimeError:
+        compiled = numba.njit(nogil=True, error_model="numpy")(function)
+    return cast(Function, compiled)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _float_of(_context: Any, bits: Any) -> Any:
+def _float_of(_context: Any, _bits: Any) -> Any:
     """The float32 of a bit pattern."""
     return float32(uint32), lambda _target, builder, _signature, values: builder.bitcast(values[0], ir.FloatType())
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _bits_of(_context: Any, value: Any) -> Any:
+def _bits_of(_context: Any, _value: Any) -> Any:
     """The bit pattern of a float32."""
     return uint32(float32), lambda _target, builder, _signature, values: builder.bitcast(values[0], ir.IntType(32))
 
@@ -97,7 +105,7 @@ def _widened_from_f32(element: Any) -> Any:
 
 
 def _narrowed(element: Any, value: Any) -> Any:
-    """A float32 rounded to the dtype of `element`, ties to even. Beyond its largest value the result is beyond it too."""
+    """A float32 rounded to the dtype of `element`, ties to even; not to infinity beyond its largest value."""
     raise NotImplementedError
 
 
@@ -155,7 +163,6 @@ def _e2m1(magnitude: Any) -> Any:
     normal = uint32((uint32(magnitude + 0x1FFFFF + ((magnitude >> 22) & 1)) >> 22) - (126 << 1))
     subnormal = uint32(_bits_of(float32(_float_of(magnitude) + float32(2.0**22))) - 0x4A800000)
     return subnormal if magnitude < 0x3F800000 else normal
-
 
 
 class _Numbers(NamedTuple):
@@ -270,16 +277,40 @@ def _pack_nibbles(pairs: Any, packed: Any) -> None:
 
 
 @_jit
+def _scale(kind: Any, largest: Any, element: Any, numbers: Any, stored: Any, divisors: Any) -> None:
+    """What is stored for each tile, and the float32 that its elements are divided by."""
+    if kind == _FLOAT:
+        _scale_float(largest, element, numbers, stored, divisors)
+    elif kind == _E4M3_UNDER_GLOBAL:
+        _scale_e4m3(largest, element, numbers, stored, divisors)
+    else:
+        _scale_e8m0(largest, numbers, stored, divisors)
+
+
+@_jit
+def _encode(kind: Any, scale: Any, row: Any, divisors: Any, numbers: Any, codes: Any) -> None:
+    """One code a byte."""
+    if kind == _E4M3:
+        _encode_e4m3(row, divisors, codes)
+    elif kind == _INTEGER:
+        _encode_integer(row, divisors, numbers, codes)
+    elif scale == _E4M3_UNDER_GLOBAL:
+        _encode_e2m1_exactly(row, divisors, codes)
+    else:
+        _encode_e2m1(row, divisors, codes)
+
+
+@_jit
 def _quantize(
     bits: Any, element: Any, scale: Any, height: Any, width: Any, nibbles: Any, numbers: Any, stored: Any, codes: Any
 ) -> Any:
-    """Fill `stored` (uint32 [tiles down, tiles across]) and `codes` (uint8 [rows, bytes]); False if a value is not finite."""
+    """Fill `stored` (uint32 [tiles down, across]) and `codes` (uint8 [rows, bytes]); False if a value is not finite."""
     rows, columns = bits.shape
     across = stored.shape[1]
     amax = np.empty(across, bits.dtype)
     largest = np.empty(across, np.float32)
     divisors = np.empty(across, np.float32)
-    spread = np.empty(columns, np.float32)
+    divisor_of_column = np.empty(columns, np.float32)
     pairs = np.zeros(codes.shape[1], np.uint16)
     for down in range(stored.shape[0]):
         first, last = down * height, min((down + 1) * height, rows)
@@ -290,27 +321,16 @@ def _quantize(
             if amax[tile] >= numbers.non_finite:
                 return False
             largest[tile] = _widened(amax[tile]) if numbers.given_amax < 0 else numbers.given_amax
-        if scale == _FLOAT:
-            _scale_float(largest, bits[0, 0], numbers, stored[down], divisors)
-        elif scale == _E4M3_UNDER_GLOBAL:
-            _scale_e4m3(largest, bits[0, 0], numbers, stored[down], divisors)
-        else:
-            _scale_e8m0(largest, numbers, stored[down], divisors)
+        _scale(scale, largest, bits[0, 0], numbers, stored[down], divisors)
         for tile in range(across):
-            spread[tile * width : (tile + 1) * width] = divisors[tile]
+            divisor_of_column[tile * width : (tile + 1) * width] = divisors[tile]
         for row in range(first, last):
-            codes[row, columns:] = 0
-            one_each = pairs.view(np.uint8)[:columns] if nibbles else codes[row, :columns]
-            if element == _E4M3:
-                _encode_e4m3(bits[row], spread, one_each)
-            elif element == _INTEGER:
-                _encode_integer(bits[row], spread, numbers, one_each)
-            elif scale == _E4M3_UNDER_GLOBAL:
-                _encode_e2m1_exactly(bits[row], spread, one_each)
-            else:
-                _encode_e2m1(bits[row], spread, one_each)
             if nibbles:
+                _encode(element, scale, bits[row], divisor_of_column, numbers, pairs.view(np.uint8)[:columns])
                 _pack_nibbles(pairs, codes[row])
+            else:
+                _encode(element, scale, bits[row], divisor_of_column, numbers, codes[row, :columns])
+                codes[row, columns:] = 0
     return True
 
 
@@ -324,7 +344,7 @@ def _largest(bits: Any) -> Any:
 
 
 class CompiledKernels:
-    """`Kernels` on the CPU, as fast as its memory allows: several threads may call at once, each with rows of its own."""
+    """`Kernels` on the CPU. Several threads may call at once, each with rows of its own: none waits for another."""
 
     def amax(self, weight: Array, dtype: str) -> float:
         """See `Kernels`."""

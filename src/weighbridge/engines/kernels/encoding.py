@@ -66,7 +66,7 @@ class Encoding:
 
     Attributes:
         element: type of a code.
-        scale: how the scale of a tile is kept: in the weight's dtype, as E4M3 under a global scale, or as a power of two.
+        scale: how the scale of a tile is kept: in the weight's dtype, as E4M3 under a global scale, as a power of two.
         packed: codes are stored as ``weight_packed`` rather than ``weight``.
         height: rows that share a scale; None is all of them.
         width: columns that share a scale; None is all of them.
@@ -147,9 +147,7 @@ def stored_scales(scales: npt.NDArray[np.float32], dtype: str) -> Array:
     return scales.astype(SOURCES[dtype].array)
 
 
-def named(
-    encoding: Encoding, codes: Array, scales: Array, shared: np.float32 | None
-) -> dict[str, Array]:
+def named(encoding: Encoding, codes: Array, scales: Array, shared: np.float32 | None) -> dict[str, Array]:
     """The tensors of a module, by local names: `codes` are uint8 [rows, bytes], `shared` is NVFP4's global scale."""
     if encoding.packed:
         tensors = {"weight_packed": codes.view(np.int32) if encoding.element in INTEGER_BITS else codes}

@@ -18,9 +18,9 @@ class NonFiniteWeight(ValueError):
 class Kernels(Protocol):
     """Quantizes weights slice by slice, to the bytes that ``model_free_ptq`` writes on a CPU.
 
-    A weight comes as a C-contiguous array of raw elements, [rows, columns]: BF16 as uint16 bit patterns, F16 as float16,
-    F32 as float32. It may be read-only, unaligned, and some rows of a larger one; with blocks of rows, the slice begins
-    at a multiple of the block height.
+    A weight comes as a C-contiguous array of raw elements, [rows, columns]: BF16 as uint16 bit patterns, F16 as
+    float16, F32 as float32. It may be read-only, unaligned, and some rows of a larger one; in a scheme of blocks it
+    begins at a multiple of the block height.
     """
 
     def amax(self, weight: Array, dtype: str) -> float:
@@ -69,6 +69,7 @@ def checked(weight: Array, dtype: str) -> Array:
     expected = SOURCES[dtype].array
     if weight.ndim != 2 or weight.dtype != expected or not weight.flags.c_contiguous or not weight.size:
         raise ValueError(
-            f"{dtype} weights come as C-contiguous [rows, columns] of {expected}, not {list(weight.shape)} of {weight.dtype}"
+            f"{dtype} weights come as C-contiguous [rows, columns] of {expected}, "
+            f"not {list(weight.shape)} of {weight.dtype}"
         )
     return weight

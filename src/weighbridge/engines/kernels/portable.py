@@ -86,7 +86,7 @@ class PortableKernels:
     def _scales(
         self, largest: torch.Tensor, encoding: Encoding, dtype: str, shared: np.float32 | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What is stored (float32 values, or uint8 codes) and what the weight is divided by (float32), both [down, across]."""
+        """What is stored (float32, or uint8 codes), and the float32 to divide by, each [tiles down, tiles across]."""
         source = SOURCES[dtype]
         if encoding.scale == "E8M0":
             return self._powers_of_two(largest, encoding, dtype)

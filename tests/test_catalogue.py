@@ -1,0 +1,145 @@
+"""The catalogue: recipes on disk, the table that lists them, the references they name, and names that are misspelt."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from weighbridge.catalogue import (
+    RECIPES,
+    REFERENCES,
+    find_recipe,
+    lock_path,
+    recipe_names,
+    reference_lock,
+    source_locks,
+)
+from weighbridge.errors import RecipeError, StructureError
+from weighbridge.recipe import load_recipe
+
+LOCKS = sorted(path.relative_to(REFERENCES).with_suffix("").as_posix() for path in REFERENCES.rglob("*.yaml"))
+
+
+def table(readme: Path) -> dict[str, list[str]]:
+    """The rows of a README whose first column links a file: name -> the link's target and the other columns."""
+    rows = re.findall(r"^\| \[([^\]]+)\]\(([^)]+)\) \| (.+) \|$", readme.read_text(), re.MULTILINE)
+    assert len({name for name, _, _ in rows}) == len(rows), "a name stands twice"
+    return {name: [link, *columns.split(" | ")] for name, link, columns in rows}
+
+
+CATALOGUE = table(RECIPES / "README.md")
+
+
+def test_table_lists_exactly_the_recipes_on_disk() -> None:
+    assert sorted(CATALOGUE) == recipe_names()
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_table_says_what_the_recipe_says(name: str) -> None:
+    recipe = load_recipe(name).recipe
+    link, base, method, scheme = CATALOGUE[name][:4]
+    assert (link, base, method) == (f"{name}.yaml", recipe.base.model, recipe.method)
+    assert recipe.scheme in (scheme.split(",")[0], None)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipe_is_called_as_its_file(name: str) -> None:
+    loaded = load_recipe(name)
+    assert loaded.recipe.name == name.rpartition("/")[2]
+    assert name.startswith(f"{loaded.recipe.base.model}/")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipe_quantizes_something_and_keeps_something(name: str) -> None:
+    recipe = load_recipe(name).recipe
+    assert all(group.targets for group in recipe.groups)
+    assert recipe.groups
+    assert recipe.ignored
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_each_entry_of_an_ignore_list_follows_a_comment_with_its_reason(name: str) -> None:
+    loaded = load_recipe(name)
+    lines = (RECIPES / f"{name}.yaml").read_text().splitlines()
+    for index in range(len(loaded.recipe.ignore)):
+        above = lines[loaded.document.line(("ignore", index)) - 2]
+        assert above.lstrip().startswith("# ")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_references_of_a_recipe_exist(name: str) -> None:
+    for entry in load_recipe(name).recipe.references:
+        assert reference_lock(entry.lock).origin.repository == entry.lock
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_base_of_a_recipe_is_pinned_to_a_commit(name: str) -> None:
+    base = load_recipe(name).recipe.base
+    assert base.revision
+    if lock_path(base.model).is_file():
+        assert reference_lock(base.model).origin.revision == base.revision
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipe_is_found_by_its_name_and_by_its_path(name: str) -> None:
+    path = RECIPES / f"{name}.yaml"
+    assert find_recipe(name) == path
+    assert find_recipe(str(path)) == path
+
+
+def test_recipe_is_found_by_a_short_name_that_only_it_has() -> None:
+    assert find_recipe("fp8-dynamic-norouter") == RECIPES / "google/gemma-4-26B-A4B-it/fp8-dynamic-norouter.yaml"
+
+
+# what was asked for, what the sentence says
+UNKNOWN = {
+    "misspelt": ("fp8-dynamc", "no recipe of this name; did you mean "),
+    "misspelt in full": (
+        "google/gemma-4-26B-A4B-it/fp8dynamic-norouter",
+        "did you mean google/gemma-4-26B-A4B-it/fp8-dynamic-norouter?",
+    ),
+    "nothing like it": ("q4_k_m", "no recipe of this name; the catalogue is recipes/README.md"),
+    "absent file": ("fp8-dynamic-norouter.yaml", "no such recipe file; did you mean google/gemma-4-26B-A4B-it/"),
+    "absent directory": ("elsewhere/tried.yaml", "elsewhere/tried.yaml: no such recipe file"),
+    "directory": (".", "no such recipe file"),
+    "empty": ("", "no such recipe file"),
+    "too long for any file": ("a" * 5000, "no recipe of this name"),
+}
+
+
+@pytest.mark.parametrize(("name", "sentence"), UNKNOWN.values(), ids=UNKNOWN)
+def test_recipe_that_is_not_there_is_refused_with_a_suggestion(name: str, sentence: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        find_recipe(name)
+    assert sentence in str(caught.value)
+
+
+def test_short_name_of_several_recipes_is_refused_with_all_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for model in ("one", "two"):
+        (tmp_path / model).mkdir()
+        (tmp_path / model / "fp8.yaml").touch()
+    monkeypatch.setattr("weighbridge.catalogue.RECIPES", tmp_path)
+    with pytest.raises(RecipeError, match="is the name of several recipes: one/fp8, two/fp8"):
+        find_recipe("fp8")
+
+
+def test_table_of_references_lists_exactly_the_locks_on_disk_with_how_they_are_known() -> None:
+    listed = {name: columns[:2] for name, columns in table(REFERENCES / "README.md").items()}
+    # What oneshot makes of the miniature stands there in one row for all recipes.
+    singly = [name for name in LOCKS if not name.startswith("weighbridge/gemma-4-mini-")]
+    assert listed == {name: [f"{name}.yaml", reference_lock(name).origin.basis] for name in singly}
+
+
+def test_reference_that_is_not_there_is_refused() -> None:
+    with pytest.raises(StructureError, match="org/absent: references/ holds no lock of this name"):
+        reference_lock("org/absent")
+
+
+def test_locks_of_sources_are_those_that_are_their_own_base() -> None:
+    assert {lock.origin.repository for lock in source_locks()} == {
+        name for name in LOCKS if reference_lock(name).origin.base == name
+    }

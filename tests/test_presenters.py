@@ -1,0 +1,149 @@
+"""One report, as text for people, JSON for programs and Markdown for records; golden files hold what each looks like."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from weighbridge.report import PRESENTERS, Finding, Report, Section, Severity, Table
+
+GOLDEN = Path(__file__).parent / "golden"
+FILES = {"text": "report.txt", "json": "report.json", "markdown": "report.md"}
+
+HOLDING = Section(
+    title="the checkpoint itself",
+    summary="24,198 tensors, 27,161,975,452 bytes, 11,725 modules quantized; headers, index and config agree",
+    facts={"revision": "4d7ae49", "tensors": 24198},
+    tables=(
+        Table(
+            ("role", "scheme", "modules", "bits a weight"),
+            (("attention", "float8 per channel, static", 115, 8.0057), ("total", "", 11725, 8.4203)),
+        ),
+    ),
+)
+FAILING = Section(
+    title="against RedHatAI/gemma-4-26B-A4B-it-FP8-dynamic@ed35d7a (derived)",
+    summary="3,840 unexplained differences, 1 explained difference",
+    findings=(
+        Finding(
+            "diff/only-in-reference",
+            Severity.ERROR,
+            "model.language_model.layers.{0-29}.experts.{0-127}.gate_proj.weight_scale",
+            "missing; the reference has it as BF16 [704, 1]",
+            count=3840,
+            remedy="build with llm-compressor 0.13 or newer, which stores every expert under its own name and with its own "
+            "scales, as servers expect them",
+        ),
+        Finding("diff/config", Severity.WARNING, "config.json:rope_theta", "is 1000000.0 | the reference has 10000.0"),
+        Finding(
+            "diff/only-in-reference",
+            Severity.NOTE,
+            "lm_head.weight",
+            "missing; the reference has it as BF16 [262144, 2816]",
+            explained="The reference was made with oneshot, which stored the output head although it is tied.",
+        ),
+    ),
+)
+REPORT = Report(
+    "validate",
+    "builds/mini-fp8-dynamic",
+    "builds/mini-fp8-dynamic does not hold; against the reference: 3,840 unexplained differences",
+    (HOLDING, FAILING),
+)
+
+
+@pytest.fixture(autouse=True)
+def terminal_of_a_hundred_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+
+
+@pytest.mark.parametrize("format", PRESENTERS)
+def test_report_looks_as_its_golden_file(format: str) -> None:
+    assert PRESENTERS[format](REPORT) == (GOLDEN / FILES[format]).read_text()
+
+
+@pytest.mark.parametrize("format", PRESENTERS)
+def test_presenting_twice_gives_the_same(format: str) -> None:
+    assert PRESENTERS[format](REPORT) == PRESENTERS[format](REPORT)
+
+
+def test_report_fails_with_one_section_that_does_not_hold() -> None:
+    assert (REPORT.holds, replace(REPORT, sections=(HOLDING,)).holds) == (False, True)
+
+
+@pytest.mark.parametrize(("severity", "holds"), [("error", False), ("warning", True), ("note", True)])
+def test_only_errors_fail_a_section(severity: str, holds: bool) -> None:
+    section = Section("a section", "a summary", findings=(Finding("a/rule", Severity(severity), "w", "is so"),))
+    assert section.holds is holds
+
+
+def test_findings_of_a_report_are_those_of_its_sections_in_order() -> None:
+    assert list(REPORT.findings()) == [*HOLDING.findings, *FAILING.findings]
+
+
+def test_text_ends_with_the_verdict() -> None:
+    held = PRESENTERS["text"](Report("validate", "here", "all is the same", (HOLDING,)))
+    assert held.splitlines()[-1] == "PASS  all is the same"
+
+
+@pytest.mark.parametrize(("columns", "widest"), [("20", 60), ("80", 80), ("500", 120)])
+def test_text_wraps_to_the_terminal_within_reason(monkeypatch: pytest.MonkeyPatch, columns: str, widest: int) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    words = Section("a section", "word " * 100)
+    lines = PRESENTERS["text"](Report("validate", "here", "word " * 100, (words,))).splitlines()
+    assert widest - 10 < max(map(len, lines)) <= widest
+
+
+NAME = "model.language_model.layers.{0-4,6-10,12-16,18-22,24-28}.self_attn.v_proj.weight_scale-of-a-long-name"
+
+
+def test_text_never_breaks_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    finding = Finding("a/rule", Severity.ERROR, NAME, f"is not what {NAME} is", remedy=f"look at {NAME} instead")
+    text = PRESENTERS["text"](Report("validate", "here", f"see {NAME}", (Section("a", "b", findings=(finding,)),)))
+    assert text.count(NAME) == 4
+
+
+def test_json_says_its_version_and_whether_each_section_holds() -> None:
+    content = json.loads(PRESENTERS["json"](REPORT))
+    assert content["schema_version"] == 1
+    assert [section["holds"] for section in content["sections"]] == [True, False]
+
+
+def test_json_holds_every_fact_of_a_finding() -> None:
+    finding = json.loads(PRESENTERS["json"](REPORT))["sections"][1]["findings"][0]
+    assert finding == {
+        "rule": "diff/only-in-reference",
+        "severity": "error",
+        "where": "model.language_model.layers.{0-29}.experts.{0-127}.gate_proj.weight_scale",
+        "message": "missing; the reference has it as BF16 [704, 1]",
+        "count": 3840,
+        "explained": "",
+        "remedy": FAILING.findings[0].remedy,
+    }
+
+
+def markdown_rows(text: str) -> list[list[str]]:
+    """The cells of all rows of all tables, where ``|`` stands between cells unless a backslash escapes it."""
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.replace("\0", "|").strip() for cell in row.replace("\\|", "\0").split("|")[1:-1]] for row in rows]
+
+
+# where, message
+TROUBLESOME: Mapping[str, tuple[str, str]] = {
+    "a bar": ("a|b", "is a|b"),
+    "a line break": ("a", "is\nbroken"),
+    "a heading": ("# a", "is\n# broken"),
+}
+
+
+@pytest.mark.parametrize(("where", "message"), TROUBLESOME.values(), ids=TROUBLESOME)
+def test_markdown_keeps_each_finding_in_one_row(where: str, message: str) -> None:
+    section = Section("a", "b", findings=(Finding("a/rule", Severity.ERROR, where, message),))
+    rows = markdown_rows(PRESENTERS["markdown"](Report("validate", "here", "so", (section,))))
+    assert [len(row) for row in rows] == [6, 6, 6]
+    assert rows[2][2].strip("`") == where
