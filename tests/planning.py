@@ -9,10 +9,12 @@ from typing import Any
 
 import yaml
 
+from weighbridge.errors import RecipeError
 from weighbridge.lint import lint
 from weighbridge.plan import Plan, make_plan
-from weighbridge.recipe import load_recipe
+from weighbridge.recipe import LoadedRecipe, Recipe
 from weighbridge.report import Finding
+from weighbridge.strict_yaml import parse_yaml, validate
 from weighbridge.structure.checkpoint import Checkpoint
 from weighbridge.structure.lock import open_lock
 
@@ -20,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 REAL = "references/google/gemma-4-26B-A4B-it.yaml"
 MINI = "references/weighbridge/gemma-4-mini.yaml"
 ODD = "tests/data/odd-parts.yaml"
+RECIPE_FILE = "recipe.yaml"
 TRANSPOSED = "tests/data/transposed-experts.yaml"
 
 KEPT = ("lm_head", "re:.*embed.*", "re:.*router", "re:.*vision_tower.*", "re:.*norm.*")
@@ -61,18 +64,28 @@ def integers(group_size: int, *, bits: int = 4) -> dict[str, Any]:
     return {"num_bits": bits, "type": "int", "symmetric": True, "strategy": "group", "group_size": group_size}
 
 
-def write_recipe(directory: Path, content: Mapping[str, Any]) -> Path:
-    """Write a recipe file."""
-    path = directory / "recipe.yaml"
-    path.write_text(yaml.safe_dump(dict(content), sort_keys=False))
-    return path
+def plan(content: Mapping[str, Any], lock: str = MINI) -> Plan:
+    """The plan of a recipe, read as if from the file `RECIPE_FILE`, against a lock."""
+    return _plan(recipe_text(content), lock)
 
 
-def plan(directory: Path, content: Mapping[str, Any], lock: str = MINI) -> Plan:
-    """The plan of a recipe against a lock."""
-    return make_plan(load_recipe(str(write_recipe(directory, content))), source(lock))
-
-
-def findings(directory: Path, content: Mapping[str, Any], lock: str = MINI) -> list[Finding]:
+def findings(content: Mapping[str, Any], lock: str = MINI) -> Sequence[Finding]:
     """What lint says of a recipe against a lock."""
-    return lint(plan(directory, content, lock))
+    return _findings(recipe_text(content), lock)
+
+
+def recipe_text(content: Mapping[str, Any]) -> str:
+    """A recipe as YAML."""
+    return yaml.safe_dump(dict(content), sort_keys=False)
+
+
+@cache
+def _plan(text: str, lock: str) -> Plan:
+    document = parse_yaml(text.encode(), where=RECIPE_FILE, error=RecipeError)
+    loaded = LoadedRecipe(validate(document, Recipe, error=RecipeError), document, sha256="")
+    return make_plan(loaded, source(lock))
+
+
+@cache
+def _findings(text: str, lock: str) -> Sequence[Finding]:
+    return tuple(lint(_plan(text, lock)))

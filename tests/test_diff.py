@@ -1,4 +1,4 @@
-"""Two checkpoints differ in what is listed and in nothing else, and each difference is explained exactly once or fails."""
+"""Two checkpoints differ in what is listed and in nothing else; each difference is explained exactly once, or fails."""
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,27 +14,27 @@ from tests.planning import (
     MINI,
     ODD,
     REAL,
+    ROOT,
     TRANSPOSED,
     findings,
     groups,
     integers,
     plan,
     recipe,
+    recipe_text,
     source,
 )
 from weighbridge.catalogue import recipe_names
 from weighbridge.errors import StructureError, WeighbridgeError
 from weighbridge.lint import RULES, lint
 from weighbridge.lint.serving import TENSOR_PARALLEL_SIZES
-from weighbridge.patterns import PatternError, check_pattern, pattern_list
+from weighbridge.patterns import pattern_list
 from weighbridge.plan import make_plan
 from weighbridge.quantization import read_declaration, resolve
 from weighbridge.recipe import load_recipe
 from weighbridge.report import Finding
 
 LAYERS = "model.language_model.layers"
-SLIDING = "{0-4,6-10,12-16,18-22,24-28}"
-GLOBAL = "{5,11,17,23,29}"
 EVIL = ("(a+)+$", "(a|aa)+$", "(.*a){25}", "(x+x+)+y", "((a*)*)*b", "([a-z]+)*$", "(.*)*(.*)*(.*)*z")
 INEXPRESSIBLE = (r"(?!.*router).*", r"(?<=mlp\.).*", r"(a)\1", "(?>a+)b")
 
@@ -83,38 +82,36 @@ def raised(found: Sequence[Finding]) -> set[str]:
         ("gibberish", "ignore/matches-nothing", "correct it, or take it out"),
     ],
 )
-def test_an_entry_that_matches_nothing_is_an_error_with_a_suggestion(
-    entry: str, rule: str, remedy: str, tmp_path: Path
-) -> None:
-    finding = only(findings(tmp_path, recipe([*KEPT, entry])), rule)
+def test_an_entry_that_matches_nothing_is_an_error_with_a_suggestion(entry: str, rule: str, remedy: str) -> None:
+    finding = only(findings(recipe([*KEPT, entry])), rule)
     assert finding.severity == "error"
     assert finding.where.endswith(f"recipe.yaml:15 {entry}")
     assert remedy in finding.remedy
 
 
 @pytest.mark.parametrize("entry", ["embed_tokens", "re:router", "*embed*", "self_attn", "embed_tokens.weight"])
-def test_a_suggestion_matches_what_the_entry_did_not(entry: str, tmp_path: Path) -> None:
-    (finding,) = [found for found in findings(tmp_path, recipe([*KEPT, entry])) if found.severity == "error"]
+def test_a_suggestion_matches_what_the_entry_did_not(entry: str) -> None:
+    (finding,) = [found for found in findings(recipe([*KEPT, entry])) if found.severity == "error"]
     suggested = finding.remedy.partition("did you mean ")[2].removesuffix("?")
-    modules = plan(tmp_path, recipe()).modules
+    modules = plan(recipe()).modules
     assert any(pattern_list((suggested,)).matches(module) for module in modules)
 
 
 @pytest.mark.parametrize("entry", ["lm_head", "re:.*lm_head", "re:lm_head", "re:.*lm_head.*"])
-def test_an_entry_that_names_only_the_tied_head_is_a_note(entry: str, tmp_path: Path) -> None:
-    found = findings(tmp_path, recipe([entry, *KEPT[1:]]))
+def test_an_entry_that_names_only_the_tied_head_is_a_note(entry: str) -> None:
+    found = findings(recipe([entry, *KEPT[1:]]))
     assert only(found, "ignore/tied").severity == "note"
     assert not raised(found)
 
 
-def test_a_tied_head_that_config_would_declare_quantized_is_a_warning(tmp_path: Path) -> None:
-    finding = only(findings(tmp_path, recipe(KEPT[1:])), "serve/tied-head")
+def test_a_tied_head_that_config_would_declare_quantized_is_a_warning() -> None:
+    finding = only(findings(recipe(KEPT[1:])), "serve/tied-head")
     assert finding.severity == "warning"
     assert "lm_head" in finding.remedy
 
 
-def test_a_head_of_its_own_is_no_tied_head(tmp_path: Path) -> None:
-    assert "serve/tied-head" not in raised(findings(tmp_path, recipe(KEPT_OF_ODD[1:]), ODD))
+def test_a_head_of_its_own_is_no_tied_head() -> None:
+    assert "serve/tied-head" not in raised(findings(recipe(KEPT_OF_ODD[1:]), ODD))
 
 
 @pytest.mark.parametrize(
@@ -130,23 +127,23 @@ def test_a_head_of_its_own_is_no_tied_head(tmp_path: Path) -> None:
     ids=["subset", "subset-first", "twins", "tied-twins", "twin-and-superset"],
 )
 def test_an_entry_that_another_makes_redundant_is_a_warning(
-    entries: tuple[str, ...], redundant: str, cover: str, tmp_path: Path
+    entries: tuple[str, ...], redundant: str, cover: str
 ) -> None:
-    found = findings(tmp_path, recipe([*entries, "re:.*router", "re:.*vision.*", "re:.*norm.*"]))
+    found = findings(recipe([*entries, "re:.*router", "re:.*vision.*", "re:.*norm.*"]))
     matching = [finding for finding in found if finding.rule == "ignore/redundant"]
     finding = next(finding for finding in matching if finding.where.endswith(f" {redundant}"))
     assert finding.severity == "warning"
     assert cover in finding.message
 
 
-def test_only_the_later_of_two_twins_is_redundant(tmp_path: Path) -> None:
-    found = findings(tmp_path, recipe([*KEPT, "re:.*embed"]))
+def test_only_the_later_of_two_twins_is_redundant() -> None:
+    found = findings(recipe([*KEPT, "re:.*embed"]))
     assert only(found, "ignore/redundant").where.endswith(" re:.*embed")
 
 
-def test_entries_that_overlap_without_covering_each_other_are_both_needed(tmp_path: Path) -> None:
+def test_entries_that_overlap_without_covering_each_other_are_both_needed() -> None:
     entries = ["lm_head", "re:.*embed.*", "re:.*(router|vision_tower).*", "re:.*(norm|vision).*"]
-    assert not raised(findings(tmp_path, recipe(entries)))
+    assert not raised(findings(recipe(entries)))
 
 
 @pytest.mark.parametrize(
@@ -157,30 +154,27 @@ def test_entries_that_overlap_without_covering_each_other_are_both_needed(tmp_pa
         (r"re:.*layers\.2", r"re:.*layers\.2\b"),
     ],
 )
-def test_a_number_that_also_matches_longer_numbers_is_a_warning(entry: str, meant: str, tmp_path: Path) -> None:
-    finding = only(findings(tmp_path, recipe([*KEPT, entry]), REAL), "pattern/open-number")
+def test_a_number_that_also_matches_longer_numbers_is_a_warning(entry: str, meant: str) -> None:
+    finding = only(findings(recipe([*KEPT, entry]), REAL), "pattern/open-number")
     assert finding.severity == "warning"
     assert finding.remedy == f"did you mean {meant}?"
 
 
-@pytest.mark.parametrize(
-    "entry",
-    [
+def test_numbers_that_match_as_they_read_are_left_alone() -> None:
+    entries = [
         r"re:.*layers\.1\..*mlp.*",
         r"re:.*layers\.1[0-9]\.mlp.*",
         r"re:.*layers\.2\d\.mlp.*",
-        r"re:.*layers\.\d{2}\.mlp.*",
+        r"re:.*layers\.\d{2}\.mlp\.up.*",
         r"re:.*layers\.7.*mlp.*",
         "re:.*layernorm_1",
-    ],
-)
-def test_a_number_that_matches_as_it_reads_is_left_alone(entry: str, tmp_path: Path) -> None:
-    assert "pattern/open-number" not in raised(findings(tmp_path, recipe([*KEPT, entry]), REAL))
+    ]
+    assert "pattern/open-number" not in raised(findings(recipe([*KEPT, *entries]), REAL))
 
 
-def test_numbers_in_targets_are_watched_too(tmp_path: Path) -> None:
+def test_numbers_in_targets_are_watched_too() -> None:
     content = recipe(scheme=None, config_groups=groups(first=(["re:.*layers.1.*"], "W8A8"), rest=(["Linear"], "W8A8")))
-    assert "pattern/open-number" in raised(findings(tmp_path, content, REAL))
+    assert "pattern/open-number" in raised(findings(content, REAL))
 
 
 # --- targets ----------------------------------------------------------------------------------------------------------
@@ -195,28 +189,28 @@ def test_numbers_in_targets_are_watched_too(tmp_path: Path) -> None:
         ([], "name Linear"),
     ],
 )
-def test_a_group_that_targets_nothing_is_an_error(targets: list[str], remedy: str, tmp_path: Path) -> None:
+def test_a_group_that_targets_nothing_is_an_error(targets: list[str], remedy: str) -> None:
     content = recipe(scheme=None, config_groups=groups(first=(targets, "W8A8"), rest=(["Linear"], "FP8_DYNAMIC")))
-    finding = only(findings(tmp_path, content), "targets/matches-nothing")
+    finding = only(findings(content), "targets/matches-nothing")
     assert finding.severity == "error"
     assert remedy in finding.remedy
 
 
-def test_a_group_that_an_earlier_one_leaves_nothing_for_is_an_error(tmp_path: Path) -> None:
+def test_a_group_that_an_earlier_one_leaves_nothing_for_is_an_error() -> None:
     content = recipe(
         scheme=None, config_groups=groups(all=(["Linear"], "FP8_DYNAMIC"), attention=(["re:.*self_attn.*"], "W8A8"))
     )
-    found = findings(tmp_path, content)
+    found = findings(content)
     assert only(found, "targets/shadowed").where.endswith(" attention")
     # Servers take the group with the expression, and so would read FP8 as INT8.
     assert "serve/undeclared" in raised(found)
 
 
-def test_the_group_with_the_expression_goes_first(tmp_path: Path) -> None:
+def test_the_group_with_the_expression_goes_first() -> None:
     content = recipe(
         scheme=None, config_groups=groups(attention=(["re:.*self_attn.*"], "W8A8"), all=(["Linear"], "FP8_DYNAMIC"))
     )
-    assert not raised(findings(tmp_path, content))
+    assert not raised(findings(content))
 
 
 # --- what is quantized ------------------------------------------------------------------------------------------------
@@ -225,10 +219,10 @@ def test_the_group_with_the_expression_goes_first(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lock", "kept", "rule", "where"),
     [
-        (REAL, KEPT, "quantize/embedding", "model.language_model.embed_tokens"),
-        (REAL, KEPT, "quantize/router", f"{LAYERS}.{{0-29}}.router.proj"),
-        (REAL, KEPT, "quantize/vision", "model.embed_vision.embedding_projection"),
-        (REAL, KEPT, "quantize/vision", "model.vision_tower.patch_embedder.input_proj"),
+        (MINI, KEPT, "quantize/embedding", "model.language_model.embed_tokens"),
+        (MINI, KEPT, "quantize/router", f"{LAYERS}.{{0-5}}.router.proj"),
+        (MINI, KEPT, "quantize/vision", "model.embed_vision.embedding_projection"),
+        (MINI, KEPT, "quantize/vision", "model.vision_tower.patch_embedder.input_proj"),
         (ODD, KEPT_OF_ODD, "quantize/head", "lm_head"),
         (ODD, KEPT_OF_ODD, "quantize/norm", "model.layers.{0-1}.post_norm_1"),
         (ODD, KEPT_OF_ODD, "quantize/audio", "audio_tower.layers.{0-1}.self_attn.q_proj"),
@@ -236,42 +230,42 @@ def test_the_group_with_the_expression_goes_first(tmp_path: Path) -> None:
     ],
 )
 def test_what_should_hardly_ever_be_quantized_is_an_error(
-    lock: str, kept: Sequence[str], rule: str, where: str, tmp_path: Path
+    lock: str, kept: Sequence[str], rule: str, where: str
 ) -> None:
-    found = [finding for finding in findings(tmp_path, recipe([]), lock) if finding.rule == rule]
+    found = [finding for finding in findings(recipe([]), lock) if finding.rule == rule]
     assert where in {finding.where for finding in found}
     assert {finding.severity for finding in found} == {"error"}
     assert all("scheme (" in finding.message for finding in found)  # says which line decided
-    assert rule not in raised(findings(tmp_path, recipe(kept), lock))
+    assert rule not in raised(findings(recipe(kept), lock))
 
 
-def test_a_quantized_module_of_unknown_purpose_is_a_note(tmp_path: Path) -> None:
-    finding = only(findings(tmp_path, recipe(KEPT_OF_ODD), ODD), "quantize/unknown")
+def test_a_quantized_module_of_unknown_purpose_is_a_note() -> None:
+    finding = only(findings(recipe(KEPT_OF_ODD), ODD), "quantize/unknown")
     assert (finding.severity, finding.where) == ("note", "model.per_layer_model_projection")
 
 
-def test_a_recipe_that_quantizes_nothing_is_an_error(tmp_path: Path) -> None:
-    assert only(findings(tmp_path, recipe(["re:.*"])), "quantize/nothing").severity == "error"
+def test_a_recipe_that_quantizes_nothing_is_an_error() -> None:
+    assert only(findings(recipe(["re:.*"])), "quantize/nothing").severity == "error"
 
 
 # --- what a scheme can be applied to ----------------------------------------------------------------------------------
 
 
-def test_one_dimensional_tensors_are_an_error_that_cannot_be_allowed(tmp_path: Path) -> None:
+def test_one_dimensional_tensors_are_an_error_that_cannot_be_allowed() -> None:
     content = recipe(KEPT[:-1], allow=["scheme/one-dimensional because it was asked for"])
-    found = [finding for finding in findings(tmp_path, content, REAL) if finding.rule == "scheme/one-dimensional"]
+    found = [finding for finding in findings(content) if finding.rule == "scheme/one-dimensional"]
     assert {finding.severity for finding in found} == {"error"}
-    assert f"{LAYERS}.{{0-29}}.post_feedforward_layernorm_1" in {finding.where for finding in found}
+    assert f"{LAYERS}.{{0-5}}.post_feedforward_layernorm_1" in {finding.where for finding in found}
 
 
-def test_a_convolution_is_no_matrix(tmp_path: Path) -> None:
+def test_a_convolution_is_no_matrix() -> None:
     kept = [entry for entry in KEPT_OF_ODD if "conv1d" not in entry]
-    finding = only(findings(tmp_path, recipe(kept), ODD), "scheme/not-two-dimensional")
+    finding = only(findings(recipe(kept), ODD), "scheme/not-two-dimensional")
     assert finding.where == "model.layers.{0-1}.linear_attn.conv1d"
 
 
-def test_a_group_size_that_does_not_divide_is_refused_with_the_widths_and_the_sizes_that_do(tmp_path: Path) -> None:
-    found = findings(tmp_path, recipe(scheme="W4A16"), REAL)
+def test_a_group_size_that_does_not_divide_is_refused_with_the_widths_and_the_sizes_that_do() -> None:
+    found = findings(recipe(scheme="W4A16"), REAL)
     refused = {finding.where: finding for finding in found if finding.rule == "scheme/group-size"}
     assert {finding.message.partition(";")[0] for finding in refused.values()} == {
         "group size 128 does not divide width 704",
@@ -284,69 +278,69 @@ def test_a_group_size_that_does_not_divide_is_refused_with_the_widths_and_the_si
 
 
 @pytest.mark.parametrize("size", [32, 64])
-def test_the_group_sizes_that_are_offered_can_be_taken(size: int, tmp_path: Path) -> None:
+def test_the_group_sizes_that_are_offered_can_be_taken(size: int) -> None:
     content = recipe(scheme=None, config_groups=groups(all=(["Linear"], integers(size))))
-    assert not raised(findings(tmp_path, content, REAL))
+    assert not raised(findings(content, REAL))
 
 
-def test_only_the_widths_of_the_group_that_was_refused_count(tmp_path: Path) -> None:
+def test_only_the_widths_of_the_group_that_was_refused_count() -> None:
     content = recipe(
         scheme=None,
         config_groups=groups(experts=(["re:.*experts.*"], integers(128)), rest=(["Linear"], "FP8_DYNAMIC")),
     )
-    finding = only(findings(tmp_path, content), "scheme/group-size")
+    finding = only(findings(content), "scheme/group-size")
     assert "32 or 64" in finding.remedy  # 320, the dense mlp's width, would leave no 128 either, but is not asked
 
 
-def test_a_format_with_fixed_groups_offers_no_others(tmp_path: Path) -> None:
-    found = findings(tmp_path, recipe([*KEPT[:-2], "re:.*norm.*"], scheme="MXFP4A16"))
+def test_a_format_with_fixed_groups_offers_no_others() -> None:
+    found = findings(recipe([*KEPT[:-2], "re:.*norm.*"], scheme="MXFP4A16"))
     remedies = {finding.remedy for finding in found if finding.rule == "scheme/group-size"}
     assert remedies == {"the format fixes groups of 32: add it to ignore, or take another scheme"}
 
 
-def test_a_group_size_that_servers_have_no_kernel_for_is_a_warning(tmp_path: Path) -> None:
+def test_a_group_size_that_servers_have_no_kernel_for_is_a_warning() -> None:
     content = recipe(scheme=None, config_groups=groups(all=(["Linear"], integers(16))))
-    finding = only(findings(tmp_path, content, REAL), "serve/group-size")
+    finding = only(findings(content), "serve/group-size")
     assert (finding.severity, "32, 64, 128" in finding.message) == ("warning", True)
 
 
-def test_blocks_that_do_not_divide_are_a_warning(tmp_path: Path) -> None:
-    found = findings(tmp_path, recipe(scheme="FP8_BLOCK"), REAL)
+def test_blocks_that_do_not_divide_are_a_warning() -> None:
+    found = findings(recipe(scheme="FP8_BLOCK"))
     assert raised(found) == {"scheme/ragged-block"}
-    assert f"{LAYERS}.{{0-29}}.mlp.gate_proj" in {finding.where for finding in found}
+    assert f"{LAYERS}.{{0-5}}.mlp.gate_proj" in {finding.where for finding in found}
 
 
-def test_a_strategy_that_weights_cannot_have_is_an_error(tmp_path: Path) -> None:
+def test_a_strategy_that_weights_cannot_have_is_an_error() -> None:
     arguments = {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True}
-    found = findings(tmp_path, recipe(scheme=None, config_groups=groups(all=(["Linear"], arguments))))
+    found = findings(recipe(scheme=None, config_groups=groups(all=(["Linear"], arguments))))
     assert raised(found) == {"scheme/strategy"}
 
 
-def test_nvfp4_weights_plan_layers_whose_values_are_the_keys_without_complaint(tmp_path: Path) -> None:
-    found = findings(tmp_path, recipe(scheme="NVFP4A16"), REAL)
+def test_nvfp4_weights_plan_layers_whose_values_are_the_keys_without_complaint() -> None:
+    found = findings(recipe(scheme="NVFP4A16"), REAL)
     assert not raised(found)
     finding = only(found, "fused/lacks-member")
-    assert (finding.where, finding.count) == (f"{LAYERS}.{GLOBAL}.self_attn", 5)
+    assert (finding.where, finding.count) == (f"{LAYERS}.{{5,11,17,23,29}}.self_attn", 5)
     assert "keys as values" in finding.message
 
 
 @pytest.mark.parametrize("scheme", ["NVFP4", "FP8"])
-def test_static_activations_in_a_data_free_recipe_are_an_error(scheme: str, tmp_path: Path) -> None:
-    finding = only(findings(tmp_path, recipe(scheme=scheme)), "scheme/needs-calibration")
+def test_static_activations_in_a_data_free_recipe_are_an_error(scheme: str) -> None:
+    finding = only(findings(recipe(scheme=scheme)), "scheme/needs-calibration")
     assert (finding.severity, finding.where[-len("recipe.yaml:8") :]) == ("error", "recipe.yaml:8")
 
 
-def test_static_activations_of_a_config_group_are_reported_at_that_group(tmp_path: Path) -> None:
+def test_static_activations_of_a_config_group_are_reported_at_that_group() -> None:
     content = recipe(
         scheme=None, config_groups=groups(first=(["re:.*self_attn.*"], "FP8_DYNAMIC"), rest=(["Linear"], "NVFP4"))
     )
-    finding = only(findings(tmp_path, content), "scheme/needs-calibration")
+    finding = only(findings(content), "scheme/needs-calibration")
     line = int(finding.where.rpartition(":")[2])
-    assert (tmp_path / "recipe.yaml").read_text().splitlines()[line - 1].strip() == "rest:"
+    assert recipe_text(content).splitlines()[line - 1].strip() == "rest:"
 
 
-def test_oneshot_may_have_static_activations(tmp_path: Path) -> None:
-    assert not raised(findings(tmp_path, recipe(scheme="NVFP4", method="oneshot"), REAL))
+def test_oneshot_may_have_static_activations() -> None:
+    assert not raised(findings(recipe(scheme="NVFP4", method="oneshot")))
 
 
 # --- what servers merge -----------------------------------------------------------------------------------------------
@@ -355,111 +349,109 @@ def test_oneshot_may_have_static_activations(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entry", "where", "message"),
     [
-        (r"re:.*v_proj", f"{LAYERS}.{SLIDING}.self_attn", "q_proj, k_proj quantized, v_proj kept"),
-        (r"re:.*experts\.3\.up_proj", f"{LAYERS}.{{0-29}}.experts.3", "gate_proj quantized, up_proj kept"),
-        (r"re:.*mlp\.gate", f"{LAYERS}.{{0-29}}.mlp", "up_proj quantized, gate_proj kept"),
+        (r"re:.*v_proj", f"{LAYERS}.{{0-4}}.self_attn", "q_proj, k_proj quantized, v_proj kept"),
+        (r"re:.*experts\.3\.up_proj", f"{LAYERS}.{{0-5}}.experts.3", "gate_proj quantized, up_proj kept"),
+        (r"re:.*mlp\.gate", f"{LAYERS}.{{0-5}}.mlp", "up_proj quantized, gate_proj kept"),
         # vLLM asks the ignore list for v_proj in layers that have none, too.
-        (r"re:.*v_proj", f"{LAYERS}.{GLOBAL}.self_attn", "ignore keeps v_proj; it is not stored here"),
+        (r"re:.*v_proj", f"{LAYERS}.5.self_attn", "ignore keeps v_proj; it is not stored here"),
         (r"re:.*layers\.5\.self_attn\.[qk]_proj", f"{LAYERS}.5.self_attn", "no entry matches v_proj; it is not stored"),
     ],
 )
-def test_a_group_that_is_partly_kept_is_an_error_that_names_the_entry(
-    entry: str, where: str, message: str, tmp_path: Path
-) -> None:
-    found = findings(tmp_path, recipe([*KEPT, entry]), REAL)
+def test_a_group_that_is_partly_kept_is_an_error_that_names_the_entry(entry: str, where: str, message: str) -> None:
+    found = findings(recipe([*KEPT, entry]))
     (finding,) = [finding for finding in found if (finding.rule, finding.where) == ("fused/partly-ignored", where)]
     assert finding.severity == "error"
     assert message in finding.message
     assert "fused/experts-differ" not in raised(found)  # said once
 
 
-def test_a_group_that_is_kept_whole_is_no_finding(tmp_path: Path) -> None:
-    assert not raised(findings(tmp_path, recipe([*KEPT, r"re:.*layers\.5\.self_attn\..*"]), REAL))
+def test_a_group_that_is_kept_whole_is_no_finding() -> None:
+    assert not raised(findings(recipe([*KEPT, r"re:.*layers\.5\.self_attn\..*"])))
 
 
-def test_different_schemes_in_one_group_are_an_error(tmp_path: Path) -> None:
+def test_different_schemes_in_one_group_are_an_error() -> None:
     content = recipe(
         scheme=None, config_groups=groups(keys=([r"re:.*[qk]_proj$"], "NVFP4A16"), rest=(["Linear"], "FP8_DYNAMIC"))
     )
-    finding = only(findings(tmp_path, content, REAL), "fused/schemes-differ")
-    assert (finding.where, finding.count) == (f"{LAYERS}.{SLIDING}.self_attn", 25)
+    finding = only(findings(content), "fused/schemes-differ")
+    assert (finding.where, finding.count) == (f"{LAYERS}.{{0-4}}.self_attn", 5)
     assert finding.message.startswith("q_proj has weights float4")
 
 
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        (r"re:.*experts\..*down_proj", "down_proj (128) kept; gate_proj, up_proj (256) weights float8"),
+        (r"re:.*experts\..*down_proj", "down_proj (8) kept; gate_proj, up_proj (16) weights float8"),
         (r"re:.*experts\.3\.", "down_proj, gate_proj, up_proj (3) kept"),
     ],
 )
-def test_experts_of_a_layer_without_one_scheme_are_an_error(entry: str, message: str, tmp_path: Path) -> None:
-    finding = only(findings(tmp_path, recipe([*KEPT, entry]), REAL), "fused/experts-differ")
-    assert (finding.severity, finding.where) == ("error", f"{LAYERS}.{{0-29}}.experts")
+def test_experts_of_a_layer_without_one_scheme_are_an_error(entry: str, message: str) -> None:
+    finding = only(findings(recipe([*KEPT, entry])), "fused/experts-differ")
+    assert (finding.severity, finding.where) == ("error", f"{LAYERS}.{{0-5}}.experts")
     assert message in finding.message
 
 
-def test_all_experts_of_some_layers_may_be_kept(tmp_path: Path) -> None:
-    assert not raised(findings(tmp_path, recipe([*KEPT, r"re:.*layers\.(0|29)\.experts\..*"]), REAL))
+def test_all_experts_of_some_layers_may_be_kept() -> None:
+    assert not raised(findings(recipe([*KEPT, r"re:.*layers\.(0|5)\.experts\..*"])))
 
 
-def test_merges_that_fused_groups_do_not_name_are_an_error_where_they_share_a_scale(tmp_path: Path) -> None:
-    finding = only(findings(tmp_path, recipe(KEPT_OF_ODD, scheme="NVFP4A16"), ODD), "fused/unlisted")
+def test_merges_that_fused_groups_do_not_name_are_an_error_where_they_share_a_scale() -> None:
+    finding = only(findings(recipe(KEPT_OF_ODD, scheme="NVFP4A16"), ODD), "fused/unlisted")
     assert finding.remedy == "add [w1, w3] to fused_groups"
-    assert "fused/unlisted" not in raised(findings(tmp_path, recipe(KEPT_OF_ODD), ODD))
+    assert "fused/unlisted" not in raised(findings(recipe(KEPT_OF_ODD), ODD))
     named = recipe(KEPT_OF_ODD, scheme="NVFP4A16", fused_groups=[["q_proj", "k_proj", "v_proj"], ["w1", "w3"]])
-    assert "fused/unlisted" not in raised(findings(tmp_path, named, ODD))
+    assert "fused/unlisted" not in raised(findings(named, ODD))
 
 
-def test_merges_that_fused_groups_do_not_name_must_be_kept_whole_all_the_same(tmp_path: Path) -> None:
-    found = findings(tmp_path, recipe([*KEPT_OF_ODD, r"re:.*\.w3$"]), ODD)
+def test_merges_that_fused_groups_do_not_name_must_be_kept_whole_all_the_same() -> None:
+    found = findings(recipe([*KEPT_OF_ODD, r"re:.*\.w3$"]), ODD)
     assert "w1 quantized, w3 kept" in only(found, "fused/partly-ignored").message
 
 
 # --- servers ----------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_kept_although_the_config_will_target_it_is_an_error(tmp_path: Path) -> None:
+def test_what_is_kept_although_the_config_will_target_it_is_an_error() -> None:
     kept = [entry for entry in KEPT_OF_ODD if "norm" not in entry]
-    finding = only(findings(tmp_path, recipe([*kept, "re:.*layernorm", "re:.*post_norm.*"]), ODD), "serve/undeclared")
+    finding = only(findings(recipe([*kept, "re:.*layernorm", "re:.*post_norm.*"]), ODD), "serve/undeclared")
     assert finding.where == "model.layers.{0-1}.self_attn.q_norm"  # two axes, and kept for its name
     assert finding.message.startswith("is kept, but config.json will declare it weights float8")
 
 
-def test_a_linear_of_which_the_config_says_nothing_is_an_error(tmp_path: Path) -> None:
+def test_a_linear_of_which_the_config_says_nothing_is_an_error() -> None:
     bulk = ["re:.*experts.*", r"re:.*layers\.\d+\.mlp.*", r"re:.*layers\.\d+\.self_attn.*"]
     content = recipe(
         ["lm_head", "re:.*embed_tokens", "re:.*vision_tower.*", "re:.*norm.*"],
         scheme=None,
         config_groups=groups(bulk=(bulk, "FP8_DYNAMIC")),
     )
-    found = {finding.where for finding in findings(tmp_path, content, REAL) if finding.rule == "serve/undeclared"}
-    assert found == {"model.embed_vision.embedding_projection", f"{LAYERS}.{{0-29}}.router.proj"}
+    found = {finding.where for finding in findings(content) if finding.rule == "serve/undeclared"}
+    assert found == {"model.embed_vision.embedding_projection", f"{LAYERS}.{{0-5}}.router.proj"}
 
 
 @pytest.mark.parametrize("entry", [r"re:model\.language_model\..*\.mlp\..*", "re:^model.language_model.layers.0.mlp.*"])
-def test_an_expression_that_depends_on_a_prefix_is_a_warning(entry: str, tmp_path: Path) -> None:
-    assert only(findings(tmp_path, recipe([*KEPT, entry])), "serve/prefix").severity == "warning"
+def test_an_expression_that_depends_on_a_prefix_is_a_warning(entry: str) -> None:
+    assert only(findings(recipe([*KEPT, entry])), "serve/prefix").severity == "warning"
 
 
-def test_a_plain_name_may_begin_with_a_prefix_because_vllm_renames_those(tmp_path: Path) -> None:
+def test_a_plain_name_may_begin_with_a_prefix_because_vllm_renames_those() -> None:
     content = recipe([*KEPT, "model.language_model.layers.0.mlp.down_proj"])
-    assert not raised(findings(tmp_path, content))
+    assert not raised(findings(content))
 
 
-def test_a_target_that_depends_on_a_prefix_is_a_warning(tmp_path: Path) -> None:
+def test_a_target_that_depends_on_a_prefix_is_a_warning() -> None:
     content = recipe(
         scheme=None,
         config_groups=groups(first=([r"re:model\..*self_attn.*"], "W8A8"), rest=(["Linear"], "FP8_DYNAMIC")),
     )
-    assert "serve/prefix" in raised(findings(tmp_path, content))
+    assert "serve/prefix" in raised(findings(content))
 
 
-def test_members_as_targets_beside_linear_are_a_warning(tmp_path: Path) -> None:
+def test_members_as_targets_beside_linear_are_a_warning() -> None:
     content = recipe(
         scheme=None, config_groups=groups(first=([r"re:.*\.[qkv]_proj$"], "W8A8"), rest=(["Linear"], "FP8_DYNAMIC"))
     )
-    finding = only(findings(tmp_path, content), "serve/merged-target")
+    finding = only(findings(content), "serve/merged-target")
     assert "qkv_proj" in finding.message
     assert "before PR 49483" in finding.message
 
@@ -475,20 +467,20 @@ def test_members_as_targets_beside_linear_are_a_warning(tmp_path: Path) -> None:
             REAL,
             "sizes 1 fit; 2 does not: width 704 of",
         ),
-        (recipe(scheme="FP8_BLOCK"), REAL, "no size fits; 1 does not: rows 2112 of"),
-        (recipe([*KEPT, r"re:.*layers\.\d+\.mlp.*"], scheme="FP8_BLOCK"), REAL, "no size fits; 1 does not: rows 704"),
+        (recipe(scheme="FP8_BLOCK"), REAL, "no size fits; 1 does not: rows 704 of"),
+        (recipe([*KEPT, "re:.*experts.*"], scheme="FP8_BLOCK"), REAL, "no size fits; 1 does not: rows 2112 of"),
         (
             recipe([*KEPT, "re:.*experts.*", r"re:.*\.mlp.*"], scheme="FP8_BLOCK"),
             REAL,
             "sizes 1, 2, 4, 8 fit",
         ),
     ],
-    ids=["channel", "heads", "nvfp4", "group-64", "blocks", "blocks-of-experts", "blocks-of-attention"],
+    ids=["channel", "heads", "nvfp4", "group-64", "blocks", "blocks-of-mlp", "blocks-of-attention"],
 )
 def test_tensor_parallel_sizes_are_those_for_which_heads_widths_groups_and_blocks_divide(
-    content: Mapping[str, Any], lock: str, message: str, tmp_path: Path
+    content: Mapping[str, Any], lock: str, message: str
 ) -> None:
-    assert only(findings(tmp_path, content, lock), "serve/tensor-parallel").message.startswith(message)
+    assert only(findings(content, lock), "serve/tensor-parallel").message.startswith(message)
     assert TENSOR_PARALLEL_SIZES == (1, 2, 4, 8)
 
 
@@ -502,58 +494,58 @@ def test_tensor_parallel_sizes_are_those_for_which_heads_widths_groups_and_block
         ("W8A8", ("INT8", "SM 7.5", "Blackwell")),
     ],
 )
-def test_a_note_says_which_gpus_run_the_scheme_natively(scheme: str, words: Sequence[str], tmp_path: Path) -> None:
-    finding = only(findings(tmp_path, recipe(scheme=scheme), REAL), "serve/gpu")
+def test_a_note_says_which_gpus_run_the_scheme_natively(scheme: str, words: Sequence[str]) -> None:
+    finding = only(findings(recipe(scheme=scheme)), "serve/gpu")
     assert (finding.severity, all(word in finding.message for word in words)) == ("note", True)
 
 
-def test_notes_say_from_which_vllm_release_on_and_that_plain_transformers_is_no_judge(tmp_path: Path) -> None:
-    found = findings(tmp_path, recipe(scheme="NVFP4A16"), REAL)
+def test_notes_say_from_which_vllm_release_on_and_that_plain_transformers_is_no_judge() -> None:
+    found = findings(recipe(scheme="NVFP4A16"))
     assert "0.19/0.20" in only(found, "serve/vllm").message
     assert "triton" in only(found, "serve/vllm").message
     assert "random" in only(found, "serve/transformers").message
 
 
-def test_notes_about_gemma_4_experts_are_not_given_for_other_models(tmp_path: Path) -> None:
-    rules = {finding.rule for finding in findings(tmp_path, recipe(KEPT_OF_ODD), ODD)}
+def test_notes_about_gemma_4_experts_are_not_given_for_other_models() -> None:
+    rules = {finding.rule for finding in findings(recipe(KEPT_OF_ODD), ODD)}
     assert not rules & {"serve/vllm", "serve/transformers"}
 
 
 # --- coverage ---------------------------------------------------------------------------------------------------------
 
 
-def test_an_entry_that_keeps_the_experts_is_low_coverage(tmp_path: Path) -> None:
-    found = findings(tmp_path, recipe([*KEPT, "re:.*experts.*"]), REAL)
+def test_an_entry_that_keeps_the_experts_is_low_coverage() -> None:
+    found = findings(recipe([*KEPT, "re:.*experts.*"]), REAL)
     assert raised(found) == {"coverage/low"}
     assert only(found, "coverage/low").message.startswith("quantizes 7% of the parameters")
 
 
-def test_weights_that_no_target_names_and_no_entry_keeps_are_an_error(tmp_path: Path) -> None:
+def test_weights_that_no_target_names_and_no_entry_keeps_are_an_error() -> None:
     targets = [r"re:.*experts\..*", r"re:.*self_attn\..*"]
     content = recipe(scheme=None, config_groups=groups(some=(targets, "FP8_DYNAMIC")))
-    found = [f for f in findings(tmp_path, content, REAL) if f.rule == "coverage/untargeted"]
+    found = [f for f in findings(content) if f.rule == "coverage/untargeted"]
     assert {finding.where for finding in found} == {
-        f"{LAYERS}.{{0-29}}.mlp.{member}_proj" for member in ("gate", "up", "down")
+        f"{LAYERS}.{{0-5}}.mlp.{member}_proj" for member in ("gate", "up", "down")
     }
 
 
-def test_weights_that_no_target_names_may_be_kept_by_an_entry(tmp_path: Path) -> None:
+def test_weights_that_no_target_names_may_be_kept_by_an_entry() -> None:
     targets = [r"re:.*experts\..*", r"re:.*self_attn\..*"]
     content = recipe([*KEPT, r"re:.*\.mlp\..*"], scheme=None, config_groups=groups(some=(targets, "FP8_DYNAMIC")))
-    assert "coverage/untargeted" not in raised(findings(tmp_path, content, REAL))
+    assert "coverage/untargeted" not in raised(findings(content))
 
 
 # --- the source -------------------------------------------------------------------------------------------------------
 
 
-def test_a_base_without_a_revision_is_a_warning(tmp_path: Path) -> None:
+def test_a_base_without_a_revision_is_a_warning() -> None:
     content = recipe(base={"model": "weighbridge/gemma-4-mini", "licence": "apache-2.0"})
-    assert only(findings(tmp_path, content), "base/unpinned").severity == "warning"
+    assert only(findings(content), "base/unpinned").severity == "warning"
 
 
-def test_experts_that_would_be_split_along_the_wrong_axis_are_an_error(tmp_path: Path) -> None:
+def test_experts_that_would_be_split_along_the_wrong_axis_are_an_error() -> None:
     content = recipe(["lm_head", "re:.*embed.*", "re:.*router", "re:.*norm.*"])
-    finding = only(findings(tmp_path, content, TRANSPOSED), "source/experts-layout")
+    finding = only(findings(content, TRANSPOSED), "source/experts-layout")
     assert (finding.where, finding.count) == ("model.layers.{0-1}.feed_forward.experts", 2)
     assert "gate_up_proj [4, 64, 96]" in finding.message
 
@@ -561,25 +553,25 @@ def test_experts_that_would_be_split_along_the_wrong_axis_are_an_error(tmp_path:
 # --- allowances -------------------------------------------------------------------------------------------------------
 
 
-def test_what_a_recipe_allows_is_a_note_that_gives_the_reason(tmp_path: Path) -> None:
+def test_what_a_recipe_allows_is_a_note_that_gives_the_reason() -> None:
     content = recipe([KEPT[0], *KEPT[2:], "re:.*embed_vision.*"], allow=["quantize/embedding because it was measured"])
-    found = findings(tmp_path, content)
+    found = findings(content)
     finding = only(found, "quantize/embedding")
     assert (finding.severity, finding.explained) == ("note", "allowed because it was measured")
     assert not finding.remedy
     assert not raised(found)
 
 
-def test_an_entry_may_allow_what_is_about_itself(tmp_path: Path) -> None:
+def test_an_entry_may_allow_what_is_about_itself() -> None:
     mapping = {"pattern": "re:.*audio_tower.*", "allow": "ignore/matches-nothing because siblings have an audio tower"}
-    found = findings(tmp_path, recipe([*KEPT, mapping]))
+    found = findings(recipe([*KEPT, mapping]))
     assert only(found, "ignore/matches-nothing").severity == "note"
     assert not raised(found)
 
 
-def test_an_entry_does_not_allow_what_is_about_another(tmp_path: Path) -> None:
+def test_an_entry_does_not_allow_what_is_about_another() -> None:
     mapping = {"pattern": "re:.*audio_tower.*", "allow": "ignore/matches-nothing because siblings have an audio tower"}
-    found = findings(tmp_path, recipe([*KEPT, mapping, "re:.*speech.*"]))
+    found = findings(recipe([*KEPT, mapping, "re:.*speech.*"]))
     assert [finding.where.rpartition(" ")[2] for finding in found if finding.severity == "error"] == ["re:.*speech.*"]
 
 
@@ -593,18 +585,16 @@ def test_an_entry_does_not_allow_what_is_about_another(tmp_path: Path) -> None:
     ],
     ids=["not-needed", "misspelt", "never-allowed", "a-note"],
 )
-def test_an_allowance_must_be_needed_known_and_possible(
-    rule: str, found_rule: str, severity: str, tmp_path: Path
-) -> None:
-    found = findings(tmp_path, recipe(allow=[f"{rule} because somebody said so"]))
+def test_an_allowance_must_be_needed_known_and_possible(rule: str, found_rule: str, severity: str) -> None:
+    found = findings(recipe(allow=[f"{rule} because somebody said so"]))
     finding = only(found, found_rule)
     assert (finding.severity, rule in finding.message) == (severity, True)
 
 
-def test_each_allowance_is_needed_for_itself(tmp_path: Path) -> None:
+def test_each_allowance_is_needed_for_itself() -> None:
     reason = "ignore/matches-nothing because siblings have an audio tower"
     entries = [{"pattern": "re:.*audio.*", "allow": reason}, {"pattern": "re:.*mlp.*", "allow": reason}]
-    found = findings(tmp_path, recipe([*KEPT, *entries]))
+    found = findings(recipe([*KEPT, *entries]))
     assert only(found, "allow/not-needed").where.endswith("recipe.yaml:17")
 
 
@@ -615,51 +605,43 @@ def test_each_allowance_is_needed_for_itself(tmp_path: Path) -> None:
 def test_the_recipes_of_the_catalogue_lint_without_errors_and_warnings(name: str) -> None:
     loaded = load_recipe(name)
     lock = f"references/{loaded.recipe.base.model}.yaml"
-    if not Path(lock).is_file():
+    if not (ROOT / lock).is_file():
         pytest.skip("references/ has no lock of this recipe's base")
-    assert not raised(lint(make_plan(loaded, source(lock))))
+    broken = raised(lint(make_plan(loaded, source(lock))))
+    assert broken == set()
 
 
-def test_findings_come_errors_first_then_warnings_then_notes(tmp_path: Path) -> None:
-    severities = [str(finding.severity) for finding in findings(tmp_path, recipe(["re:.*embed", "re:.*embed_tokens"]))]
+def test_findings_come_errors_first_then_warnings_then_notes() -> None:
+    severities = [str(finding.severity) for finding in findings(recipe(["re:.*embed", "re:.*embed_tokens"]))]
     assert severities == sorted(severities, key=["error", "warning", "note"].index)
     assert set(severities) == {"error", "warning", "note"}
 
 
-def test_every_finding_is_of_a_known_rule(tmp_path: Path) -> None:
+def test_every_finding_is_of_a_known_rule() -> None:
     for content, lock in ((recipe([]), REAL), (recipe([], scheme="NVFP4"), ODD), (recipe(["x"]), TRANSPOSED)):
-        assert {finding.rule for finding in findings(tmp_path, content, lock)} <= RULES.keys()
+        assert {finding.rule for finding in findings(content, lock)} <= RULES.keys()
 
 
 # --- patterns of strangers --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("expression", EVIL)
-def test_an_evil_pattern_of_a_recipe_is_matched_in_linear_time(expression: str, tmp_path: Path) -> None:
-    found = findings(tmp_path, recipe([*KEPT, f"re:{expression}", f"re:.*language_model.*{expression}"]))
-    assert "ignore/matches-nothing" in {finding.rule for finding in found} or found
+def test_an_evil_pattern_of_a_recipe_gives_its_finding(expression: str) -> None:
+    found = findings(recipe([*KEPT, f"re:{LAYERS}{expression}"]))
+    assert f"recipe.yaml:15 re:{LAYERS}{expression}" in {finding.where for finding in found}
 
 
 @pytest.mark.parametrize("expression", EVIL)
 def test_an_evil_pattern_matches_a_long_name_in_linear_time(expression: str) -> None:
-    pattern_list((f"re:{expression}",)).matches("a" * 100_000 + "!")
+    assert pattern_list((f"re:{expression}",)).matches("a" * 50_000 + "!") in ([], [0])
 
 
 @pytest.mark.parametrize("expression", INEXPRESSIBLE)
-def test_a_pattern_that_cannot_be_matched_in_linear_time_is_refused_in_one_sentence(
-    expression: str, tmp_path: Path
-) -> None:
+def test_a_pattern_that_cannot_be_matched_in_linear_time_is_refused_in_one_sentence(expression: str) -> None:
     with pytest.raises(WeighbridgeError) as refusal:
-        findings(tmp_path, recipe([*KEPT, f"re:{expression}"]))
+        findings(recipe([*KEPT, f"re:{expression}"]))
     assert "recipe.yaml:15" in str(refusal.value)
     assert "linear time" in str(refusal.value)
-
-
-@pytest.mark.parametrize("expression", ["[", "(", "*embed", "a{2,1}", "a" * 5000, "(" * 2000 + ")" * 2000])
-def test_a_pattern_that_does_not_compile_is_refused_in_one_sentence(expression: str) -> None:
-    with pytest.raises(PatternError) as refusal:
-        check_pattern(f"re:{expression}")
-    assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("expression", [*EVIL, *INEXPRESSIBLE])
@@ -674,7 +656,7 @@ def test_a_pattern_of_a_strangers_config_is_matched_in_linear_time_or_refused(ex
     assert declaration is not None
     names = ["a" * 50_000 + "!", f"{LAYERS}.0.mlp.down_proj"]
     if expression in INEXPRESSIBLE:
-        with pytest.raises(StructureError, match="stranger/config.json"):
+        with pytest.raises(StructureError, match="stranger/config"):
             resolve(declaration, names, where="stranger/config.json")
     else:
         resolve(declaration, names, where="stranger/config.json")

@@ -1,4 +1,4 @@
-"""Structure locks: what is written reads back, those in references/ say what is known, and malformed ones are refused."""
+"""Structure locks: what is written reads back, those in references/ say what is known, malformed ones are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A pattern stands for exactly the names that it was written for, and a hostile one is refused before it is expanded."""
+"""A pattern stands for exactly the names it was written for, and a hostile one is refused before it is expanded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Patterns match as compressed-tensors matches them, in linear time, and what cannot be so matched is refused by name."""
+"""Patterns match as compressed-tensors matches them, in linear time; what cannot be so matched is refused by name."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_empty_list_matches_nothing() -> None:
     assert PatternList([]).first(Q_PROJ) is None
 
 
-# Expressions of two engines are joined in one: groups of the same name, flags, and what one opens another must not close.
+# The expressions of a list are joined in one: groups of the same name, flags and bars must stay what they were.
 UNFRIENDLY_NEIGHBOURS = ["re:(?P<layer>a)", "re:(?P<layer>b)", "re:(?i)C", "re:c|d", "re:"]
 
 

@@ -1,4 +1,4 @@
-"""One report, as text for people, JSON for programs and Markdown for records; golden files hold what each looks like."""
+"""One report: text for people, JSON for programs, Markdown for records; golden files show what each looks like."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ FAILING = Section(
             "model.language_model.layers.{0-29}.experts.{0-127}.gate_proj.weight_scale",
             "missing; the reference has it as BF16 [704, 1]",
             count=3840,
-            remedy="build with llm-compressor 0.13 or newer, which stores every expert under its own name and with its own "
-            "scales, as servers expect them",
+            remedy="build with llm-compressor 0.13 or newer, which stores every expert under its own name and with its "
+            "own scales, as servers expect them",
         ),
         Finding("diff/config", Severity.WARNING, "config.json:rope_theta", "is 1000000.0 | the reference has 10000.0"),
         Finding(
@@ -125,6 +125,14 @@ def test_json_holds_every_fact_of_a_finding() -> None:
         "explained": "",
         "remedy": FAILING.findings[0].remedy,
     }
+
+
+@pytest.mark.parametrize("format", PRESENTERS)
+def test_what_a_stranger_wrote_cannot_steer_the_terminal(format: str) -> None:
+    hostile = "a\x1b[2J\r\x07\x9b"
+    section = Section("a", "b", findings=(Finding("a/rule", Severity.ERROR, hostile, f"declares {hostile}"),))
+    text = PRESENTERS[format](Report("validate", hostile, f"{hostile} does not hold", (section,)))
+    assert [character for character in text if not (character.isprintable() or character == "\n")] == []
 
 
 def markdown_rows(text: str) -> list[list[str]]:

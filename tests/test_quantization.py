@@ -1,4 +1,4 @@
-"""A quantization config is read by its effect: each module gets the scheme that compressed-tensors would apply to it."""
+"""A quantization config is read by its effect: each module gets the scheme that compressed-tensors applies to it."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def test_preset_reads_back_from_its_config(name: str) -> None:
     assert read_scheme(to_config(PRESETS[name]), where="preset") == PRESETS[name]
 
 
-# Widths and heights as models have them: multiples of 128, of 64 and of 32 alone, of none, one, and more rows than words.
+# Widths and heights as models have them: multiples of 128, of 64, of 32, of 8, of nothing, and a single row.
 SHAPES = ((64, 64), (256, 384), (704, 256), (256, 704), (130, 96), (72, 136), (33, 257), (1, 128))
 WEIGHTS = [Tensor(dtype, shape) for dtype in TORCH_NAMES for shape in SHAPES]
 
