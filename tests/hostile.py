@@ -10,9 +10,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import struct
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from copy import deepcopy
 from dataclasses import dataclass
@@ -63,7 +63,9 @@ class Pipe:
 
 @dataclass(frozen=True)
 class Folder:
-    """An empty directory."""
+    """A directory with so many others nested in it."""
+
+    depth: int = 0
 
 
 Content = bytes | Repeated | Sparse | Link | Pipe | Folder
@@ -140,8 +142,11 @@ def _place(path: Path, content: Content) -> None:
             path.symlink_to(target)
         case Pipe():
             os.mkfifo(path)
-        case Folder():
+        case Folder(depth):
             path.mkdir()
+            for _ in range(depth):
+                path /= "d"
+                path.mkdir()
 
 
 # What is well-formed, and what the cases are made from by damage -----------------------------------------------------
@@ -225,7 +230,9 @@ LOCK_YAML: dict[str, Any] = {
     "quantization": {
         "quant_method": "compressed-tensors",
         "format": "float-quantized",
-        "schemes": {"fp8": {"weights": CONFIG_GROUP["weights"], "input_activations": CONFIG_GROUP["input_activations"]}},
+        "schemes": {
+            "fp8": {"weights": CONFIG_GROUP["weights"], "input_activations": CONFIG_GROUP["input_activations"]}
+        },
         "modules": ["model.layers.{0-1}.self_attn.q_proj fp8"],
     },
     "files": {"model.safetensors": {"size": 1024, "sha256": "0" * 64}},
@@ -260,7 +267,9 @@ def as_yaml(value: object) -> bytes:
     return json.dumps(value, indent=1).encode()
 
 
-def single_file(header: bytes | Mapping[str, Any] = HEADER, payload: int = PAYLOAD, config: object = CONFIG_JSON) -> Files:
+def single_file(
+    header: bytes | Mapping[str, Any] = HEADER, payload: int = PAYLOAD, config: object = CONFIG_JSON
+) -> Files:
     """A checkpoint of one shard."""
     raw = header if isinstance(header, bytes) else header_bytes(header)
     return {f"{CHECKPOINT}/{SINGLE}": shard(raw, payload), f"{CHECKPOINT}/{CONFIG}": as_yaml(config)}
@@ -363,7 +372,8 @@ def malformed_json(value: Mapping[str, Any], chance: Random) -> Iterator[tuple[s
     yield "arrays nested and unclosed", member("[" * NESTED)
     yield "objects nested too deeply", member('{"a":' * NESTED + "1" + "}" * NESTED)
     yield "objects and arrays nested too deeply", member('[{"a":' * NESTED + "1" + "}]" * NESTED)
-    yield "nested just past what is read", member("[" * 1000 + "]" * 1000)
+    yield "arrays nested 500 deep", member("[" * 500 + "]" * 500)
+    yield "objects nested 500 deep", member('{"a":' * 500 + "1" + "}" * 500)
     yield "key twice", f"{{{TWICE}, {rest}".encode()
     yield "key twice, once escaped", f'{{"twice": 1, "tw\\u0069ce": 2, {rest}'.encode()
     yield "key twice, a megabyte long", f'{{"{"k" * 1_000_000}": 1, "{"k" * 1_000_000}": 1, {rest}'.encode()
@@ -424,8 +434,9 @@ def malformed_yaml(value: Mapping[str, Any], chance: Random) -> Iterator[tuple[s
     yield "mapping as a key", block + b"{y: 1}: 2\n"
     yield "anchor", block + b"x: &a 1\n"
     yield "alias", block + b"x: *a\n"
-    yield "a billion laughs", b"".join(
-        f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 10) if n else 'lol'}]\n".encode() for n in range(10)
+    yield (
+        "a billion laughs",
+        b"".join(f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 10) if n else 'lol'}]\n".encode() for n in range(10)),
     )
     yield "merge of an alias", block + b"x: &a {y: 1}\nz:\n  <<: *a\n"
     yield "list that holds itself", block + b"x: &a [*a]\n"
@@ -445,8 +456,6 @@ def malformed_yaml(value: Mapping[str, Any], chance: Random) -> Iterator[tuple[s
     yield "binary integer of a megabyte", edited_yaml(value, first, "0b" + "1" * 1_000_000)
     yield "sexagesimal integer of 100,000 places", edited_yaml(value, first, "1" + ":59" * 100_000)
     yield "sexagesimal fraction of 1,000 places", edited_yaml(value, first, "1" + ":59" * 1000 + ".5")
-    yield "bad octal integer", edited_yaml(value, first, "0o9")
-    yield "impossible date", edited_yaml(value, first, "2024-13-45")
     yield "not a number", edited_yaml(value, first, ".nan")
     yield "infinity", edited_yaml(value, first, "-.inf")
     yield "list in place of a plain value", edited_yaml(value, first, "[1]")
@@ -497,6 +506,14 @@ EVIL_PATTERNS: Mapping[str, str] = {
     "Python's end": "re:.*proj\\Z",
     "unknown property": "re:\\p{Nonsense}",
     "unknown flag": "re:(?y)a",
+    "flags that exclude each other": "re:(?a)(?u)a",
+    "ungreedy flag, which Python lacks": "re:(?U).*",
+    "flag that is not first": "re:a(?i)b",
+    "class of POSIX, which Python reads otherwise": "re:[[:alpha:]]+",
+    "literal of Perl, which Python lacks": "re:\\Qa.b\\E",
+    "end of Perl, which Python lacks": "re:.*proj\\z",
+    "repetition that RE2 takes for text": "re:a{,2}b",
+    "slow classes and a back reference": "re:(?i)" + "[\\x00-\\uffff]" * 300 + "\\1",
     "flag that comes late": "re:a(?L)",
     "group name twice": "re:(?P<x>a)(?P<x>b)",
     "octal escape": "re:\\8",
@@ -566,6 +583,7 @@ def header_json(chance: Random) -> Iterator[tuple[str, Files]]:
     """A header that is not one strict JSON object."""
     for name, raw in malformed_json(HEADER, chance):
         yield name, single_file(raw)
+    yield "white space before the object", single_file(b" " + header_bytes(HEADER))
     yield "60 MB of empty objects", _large_header(b'{"w":[', b"{},", 20_000_000, b"{}]}")
     yield "60 MB of empty arrays", _large_header(b'{"w":[', b"[],", 20_000_000, b"[]]}")
     yield "60 MB of one string", _large_header(b'{"', b"aaaaaa", 10_000_000, b'":1}')
@@ -715,11 +733,15 @@ def index_entries(chance: Random) -> Iterator[tuple[str, Files]]:
 
     yield "tensor in the other shard", sharded(edited(good, "weight_map", WEIGHT, to=SECOND))
     yield "tensor that no shard holds", sharded(edited(good, "weight_map", "absent", to=FIRST))
-    yield "tensor of another case", sharded(edited(without(good, "weight_map", WEIGHT), "weight_map", WEIGHT.upper(), to=FIRST))
+    yield (
+        "tensor of another case",
+        sharded(edited(without(good, "weight_map", WEIGHT), "weight_map", WEIGHT.upper(), to=FIRST)),
+    )
     yield "tensor that is not indexed", sharded(without(good, "weight_map", chance.choice(list(good["weight_map"]))))
     only_first = {name: value for name, value in good["weight_map"].items() if value == FIRST}
-    yield "tensor in two shards", sharded(
-        replaced={SECOND: shard(header_bytes(HEADER), PAYLOAD), FIRST: shard(header_bytes(HEADER), PAYLOAD)}
+    yield (
+        "tensor in two shards",
+        sharded(replaced={SECOND: shard(header_bytes(HEADER), PAYLOAD), FIRST: shard(header_bytes(HEADER), PAYLOAD)}),
     )
     yield "tensor __metadata__", sharded(edited(good, "weight_map", "__metadata__", to=FIRST))
     yield "shard of an unindexed half", sharded({"weight_map": {**only_first, OTHER_WEIGHT: SECOND}})
@@ -770,8 +792,7 @@ def directories(chance: Random) -> Iterator[tuple[str, Files]]:
     yield "link to nothing of 255 characters", {**good, inside + "n" * 255: Link("nothing")}
     links = {f"{inside}link{n}": Link(f"link{n + 1}") for n in range(50)}
     yield "links that go round", {**good, **links, f"{inside}link50": Link("link0")}
-    deep = "/".join("d" for _ in range(1500))
-    yield "folders nested 1,500 deep, and a pipe", {**good, f"{inside}{deep}/pipe": Pipe()}
+    yield "folders nested 1,500 deep", {**good, f"{inside}d": Folder(1500)}
     several = chance.sample("abcdefgh", 3)
     yield "several weights and no index", {f"{inside}{name}.safetensors": b"" for name in several}
 
@@ -803,8 +824,14 @@ def quantization_configs(chance: Random) -> Iterator[tuple[str, Files]]:
     for name, other in _others("list", "empty list", "text", "number", "null", "true", "empty object").items():
         yield f"config group is {name}", changed("config_groups", "group_0", to=other)
         if name != "null":
-            yield f"input_activations is {name}", changed("config_groups", "group_0", "input_activations", to=_bad(other))
-            yield f"output_activations is {name}", changed("config_groups", "group_0", "output_activations", to=_bad(other))
+            yield (
+                f"input_activations is {name}",
+                changed("config_groups", "group_0", "input_activations", to=_bad(other)),
+            )
+            yield (
+                f"output_activations is {name}",
+                changed("config_groups", "group_0", "output_activations", to=_bad(other)),
+            )
             yield f"kv_cache_scheme is {name}", changed("kv_cache_scheme", to=_bad(other))
         yield f"weights is {name}", changed("config_groups", "group_0", "weights", to=_bad(other))
     yield "targets is an object", changed("config_groups", "group_0", "targets", to={"Linear": 1})
@@ -815,7 +842,10 @@ def quantization_configs(chance: Random) -> Iterator[tuple[str, Files]]:
     for name, bad in {"terminal escapes": "\x1b[2J\x1b]0;owned\x07", "a line break": "a\nerror: b", "a lone surrogate": "\ud800",
                       "a megabyte": "g" * 1_000_000, "right-to-left override": "\u202eg"}.items():  # fmt: skip
         yield f"bad group named by {name}", changed("config_groups", to={bad: 5})
-        yield f"bad weights in a group named by {name}", changed("config_groups", to={bad: {"weights": {"num_bits": 99}}})
+        yield (
+            f"bad weights in a group named by {name}",
+            changed("config_groups", to={bad: {"weights": {"num_bits": 99}}}),
+        )
 
     arguments: dict[str, dict[str, Any]] = {
         "num_bits": {"true": True, "text": "8", "a fraction": 8.0, "1e9": 10**9, "-1": -1, "0": 0, "17": 17, "null": None,
@@ -925,7 +955,11 @@ def locks(chance: Random) -> Iterator[tuple[str, Files]]:
         yield f"scheme {name}", changed("quantization", "schemes", to={"fp8": scheme})
     yield "bad scheme named by terminal escapes", changed("quantization", "schemes", to={"\x1b[2J": {}})
     yield "bad scheme named by a megabyte", changed("quantization", "schemes", to={"f" * 1_000_000: {}})
-    for name, cache in {"99 bits": {"num_bits": 99}, "text bits": {"num_bits": "8"}, "no such type": {"type": "x"}}.items():
+    for name, cache in {
+        "99 bits": {"num_bits": 99},
+        "text bits": {"num_bits": "8"},
+        "no such type": {"type": "x"},
+    }.items():
         yield f"kv_cache {name}", changed("quantization", "kv_cache", to=cache)
     yield "kv_cache is a list", changed("quantization", "kv_cache", to=[8])
     cut = chance.randrange(5, 50)
@@ -957,7 +991,8 @@ def recipes(chance: Random) -> Iterator[tuple[str, Files]]:
                       "terminal escapes": "\x1b[2J"}.items():  # fmt: skip
         yield f"name {name}", changed("name", to=bad)
     for name, bad in {"without an organization": "model", "of three parts": "a/b/c", "with a space": "a/b c",
-                      "with a revision": "a/b@main", "of terminal escapes": "a/\x1b[2J", "with a line break": "a/b\n"}.items():  # fmt: skip
+                      "with a revision": "a/b@main", "of terminal escapes": "a/\x1b[2J", "with a line break": "a/b\n",
+                      "in the parent": "../checkpoint", "of 5,000 characters": "a" * 5000 + "/b"}.items():  # fmt: skip
         yield f"model {name}", changed("base", "model", to=bad)
     for name, bad in {"short": "0" * 39, "a branch": "main", "upper case": "A" * 40, "a number": 0}.items():
         yield f"revision {name}", changed("base", "revision", to=bad)
@@ -995,9 +1030,13 @@ def recipes(chance: Random) -> Iterator[tuple[str, Files]]:
         entry = {"difference": "shape", "tensors": explained, "why": "a reason that is long enough"}
         yield f"explains {name}", changed("references", to=[{"lock": "a/b", "explains": [entry]}])
     good = {"difference": "shape", "tensors": "a", "why": "a reason that is long enough"}
-    yield "explains an unknown difference", changed("references", to=[{"lock": "a/b", "explains": [{**good, "difference": "x"}]}])
+    yield (
+        "explains an unknown difference",
+        changed("references", to=[{"lock": "a/b", "explains": [{**good, "difference": "x"}]}]),
+    )
     yield "explains without a reason", changed("references", to=[{"lock": "a/b", "explains": [{**good, "why": "no"}]}])
-    for name, lock in {"absolute": "/etc/passwd", "in the parent": "../README", "of three parts": "../../a", "empty": "", "a URL": "https://example.org/a"}.items():
+    for name, lock in {"absolute": "/etc/passwd", "in the parent": "../README", "of three parts": "../../a", "empty": "", "a URL": "https://example.org/a",
+                       "of 5,000 characters": "a" * 5000 + "/b"}.items():  # fmt: skip
         yield f"reference {name}", changed("references", to=[{"lock": lock}])
     yield "a lock in its place", {RECIPE: as_yaml(LOCK_YAML), SOURCE: source}
     yield "a safetensors file in its place", {RECIPE: shard(header_bytes(HEADER), PAYLOAD), SOURCE: source}
@@ -1017,8 +1056,12 @@ def sources(chance: Random) -> Iterator[tuple[str, Files]]:
     yield "integer weights", lock("model.a.weight I32 [4, 4]")
     yield "2^48 experts of no rows", lock("model.mlp.experts.gate_up_proj BF16 [281474976710656, 0, 32]")
     yield "2^48 experts", lock("model.mlp.experts.down_proj BF16 [281474976710656, 32, 32]")
-    yield "ten million experts", lock(f"model.mlp.experts.down_proj BF16 [{10_000_000 + chance.randrange(100)}, 32, 32]")
+    yield (
+        "ten million experts",
+        lock(f"model.mlp.experts.down_proj BF16 [{10_000_000 + chance.randrange(100)}, 32, 32]"),
+    )
     yield "a million layers of many experts", lock("a.{0-999999}.experts.down_proj BF16 [1000, 32, 32]")
+    yield "experts fused and one by one", lock("model.layers.0.mlp.experts.0.down_proj.weight BF16 [32, 64]")
     yield "gate and up of unequal height", lock("model.mlp.experts.gate_up_proj BF16 [2, 127, 32]")
     for name, content in {"nothing there": None, "empty": b"", "a pickle": b"\x80\x04.", "a word": b"word"}.items():
         yield name, {RECIPE: recipe} if content is None else {RECIPE: recipe, SOURCE: content}
@@ -1029,7 +1072,10 @@ def source_directories(chance: Random) -> Iterator[tuple[str, Files]]:
     recipe = as_yaml(RECIPE_YAML)
     header = header_of({"model.a.weight": ("BF16", (4, 4))})
     end = payload_of(header)
-    for name, shape in {"2^48 experts of no rows": [2**48, 0, 32], "2^40 experts of no columns": [2**40, 32, 0]}.items():
+    for name, shape in {
+        "2^48 experts of no rows": [2**48, 0, 32],
+        "2^40 experts of no columns": [2**40, 32, 0],
+    }.items():
         tensor = {"dtype": "BF16", "shape": shape, "data_offsets": [end, end]}
         files = single_file({**header, "model.mlp.experts.gate_up_proj": tensor}, end, config={})
         yield name, {RECIPE: recipe, **files}
@@ -1053,7 +1099,14 @@ def _others(*kinds: str) -> dict[str, Any]:
         "list": [1], "empty list": [], "text": "text", "empty text": "", "number": 5, "zero": 0, "null": None, "true": True,
         "false": False, "empty object": {},
     }  # fmt: skip
-    names = {"null": "null", "true": "true", "false": "false", "text": "text", "zero": "zero", "empty text": "empty text"}
+    names = {
+        "null": "null",
+        "true": "true",
+        "false": "false",
+        "text": "text",
+        "zero": "zero",
+        "empty text": "empty text",
+    }
     article = {"list": "a list", "empty list": "an empty list", "number": "a number", "empty object": "an empty object"}
     return {(names | article)[kind]: values[kind] for kind in kinds}
 
@@ -1129,12 +1182,17 @@ def survivors(seed: int = SEED) -> Iterator[HostileCase]:
 
 def _legal(chance: Random) -> Iterator[tuple[str, Files]]:
     def configured(**keys: Any) -> Files:
-        return single_file(config=edited(CONFIG_JSON, "quantization_config", to={**CONFIG_JSON["quantization_config"], **keys}))
+        return single_file(
+            config=edited(CONFIG_JSON, "quantization_config", to={**CONFIG_JSON["quantization_config"], **keys})
+        )
 
     for name, pattern in ODD_PATTERNS.items():
         yield f"ignore {name}", configured(ignore=[pattern])
         yield f"target {name}", configured(config_groups={"group_0": {**CONFIG_GROUP, "targets": ["Linear", pattern]}})
-    yield "ignore nested stars 500 times", configured(ignore=[f"re:({letter}+)+{n}$" for letter in "abcde" for n in range(100)])
+    yield (
+        "ignore nested stars 500 times",
+        configured(ignore=[f"re:({letter}+)+{n}$" for letter in "abcde" for n in range(100)]),
+    )
     yield "ignore 50,000 names", configured(ignore=[f"model.layers.{n}.proj" for n in range(50_000)])
     for name, text in {"terminal escapes": "\x1b[2J\x1b]0;owned\x07", "a lone surrogate": "\ud800", "a line break": "a\nPASS  b",
                        "right-to-left override": "\u202etpircs", "a megabyte": "f" * 1_000_000, "Markdown": "a|b`c<script>"}.items():  # fmt: skip
@@ -1142,16 +1200,25 @@ def _legal(chance: Random) -> Iterator[tuple[str, Files]]:
         yield f"quant_method of {name}", configured(quant_method=text)
     yield "config with numbers out of range", single_file(config={**CONFIG_JSON, "rope_theta": 10**400})
     raw = json.dumps(CONFIG_JSON)
-    yield "config with 1e400", {**single_file(), f"{CHECKPOINT}/{CONFIG}": raw.replace("{", '{"x": 1e400, ', 1).encode()}
-    nested = "[" * 500 + "]" * 500
-    yield "config nested 500 deep", {**single_file(), f"{CHECKPOINT}/{CONFIG}": raw.replace("{", f'{{"x": {nested}, ', 1).encode()}
+    yield (
+        "config with 1e400",
+        {**single_file(), f"{CHECKPOINT}/{CONFIG}": raw.replace("{", '{"x": 1e400, ', 1).encode()},
+    )
+    nested = "[" * 30 + "]" * 30
+    yield (
+        "config nested 30 deep",
+        {**single_file(), f"{CHECKPOINT}/{CONFIG}": raw.replace("{", f'{{"x": {nested}, ', 1).encode()},
+    )
 
     names = list(HEADER)
     chance.shuffle(names)
     yield "header in any order", single_file({name: HEADER[name] for name in names})
     empty = {"dtype": "U8", "shape": [0], "data_offsets": [PAYLOAD, PAYLOAD]}
     yield "header with a tensor of no bytes", single_file({**HEADER, "empty": empty})
-    yield "header with 10,000 tensors of no bytes", single_file({**HEADER, **{f"empty.{n}": empty for n in range(10_000)}})
+    yield (
+        "header with 10,000 tensors of no bytes",
+        single_file({**HEADER, **{f"empty.{n}": empty for n in range(10_000)}}),
+    )
     yield "header with an empty tensor of 2^48", single_file({**HEADER, "empty": {**empty, "shape": [2**48, 0]}})
     yield "header with sixteen axes", single_file({**HEADER, "empty": {**empty, "shape": [2**48] * 15 + [0]}})
     yield "header with a million spaces", single_file(header_bytes(HEADER) + b" " * 1_000_000)
@@ -1162,11 +1229,23 @@ def _legal(chance: Random) -> Iterator[tuple[str, Files]]:
         yield f"tensor named {name[:20]}", single_file({**HEADER, name: empty})
     yield "index with odd metadata", sharded(edited(good_index(), "metadata", to=[10**400, {"\x1b[2J": None}]))
     files = single_file()
-    odd = {"\x1b[2J.txt": b"", "a\nPASS b": b"", os.fsdecode(b"\xff.txt"): b"", "n" * 255: b"", "deep/" * 50 + "file": b""}
+    odd = {
+        "\x1b[2J.txt": b"",
+        "a\nPASS b": b"",
+        os.fsdecode(b"\xff.txt"): b"",
+        "n" * 255: b"",
+        "deep/" * 50 + "file": b"",
+    }
     yield "files of odd names", {**files, **{f"{CHECKPOINT}/{name}": content for name, content in odd.items()}}
     yield "link to a neighbour", {**files, f"{CHECKPOINT}/link.json": Link(CONFIG), f"{CHECKPOINT}/up": Link(".")}
-    yield "lock of 200,000 tensors", {LOCK: as_yaml(edited(LOCK_YAML, "tensors", 1, to="a.{0-199999}.norm.weight BF16 [4]"))}
-    yield "lock with files of odd names", {LOCK: as_yaml(edited(LOCK_YAML, "files", to={"../\x1b[2J": {"size": 2**80}}))}
+    yield (
+        "lock of 200,000 tensors",
+        {LOCK: as_yaml(edited(LOCK_YAML, "tensors", 1, to="a.{0-199999}.norm.weight BF16 [4]"))},
+    )
+    yield (
+        "lock with files of odd names",
+        {LOCK: as_yaml(edited(LOCK_YAML, "files", to={"../\x1b[2J": {"size": 2**80}}))},
+    )
     yield "lock with a note of terminal escapes", {LOCK: as_yaml(edited(LOCK_YAML, "note", to="\x1b[2J\nPASS"))}
 
 
@@ -1178,9 +1257,172 @@ def _legal_sources() -> Iterator[tuple[str, Files]]:
     for name, pattern in ODD_PATTERNS.items():
         if pattern and name != "name of a lone surrogate":  # which YAML has no way to write
             yield f"recipe ignores {name}", ignoring(pattern)
-    yield "recipe ignores nested stars 300 times", ignoring(*(f"re:({letter}+)+{n}$" for letter in "abc" for n in range(100)))
-    for key, value in {"tie_word_embeddings": [1], "text_config": [1], "model_type": {"a": 1}, "architectures": 5}.items():
+    yield (
+        "recipe ignores nested stars 300 times",
+        ignoring(*(f"re:({letter}+)+{n}$" for letter in "abc" for n in range(100))),
+    )
+    for key, value in {
+        "tie_word_embeddings": [1],
+        "text_config": [1],
+        "model_type": {"a": 1},
+        "architectures": 5,
+    }.items():
         yield f"source whose {key} is odd", {SOURCE: as_yaml(edited(SOURCE_YAML, "config", key, to=value))}
     plain = header_of({f"model.layers.0.{name}_proj.weight": ("BF16", (64, 32)) for name in "qkvo"})
     for name, config in {"config of lists": {"text_config": [], "quantization_config": None}, "no config": {}}.items():
         yield f"source directory with {name}", single_file(plain, payload_of(plain), config)
+
+
+# Random damage -------------------------------------------------------------------------------------------------------
+
+TOKENS = (
+    *(
+        b'"',
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b",",
+        b":",
+        b"\\",
+        b"-",
+        b"0",
+        b"1e400",
+        b"0.5",
+        b"NaN",
+        b"null",
+        b"true",
+        b"[]",
+        b"{}",
+    ),
+    *(
+        b"18446744073709551616",
+        b"281474976710657",
+        b"999999999999",
+        b'"dtype"',
+        b'"shape"',
+        b'"__metadata__"',
+        b"\\ud800",
+    ),
+    *(
+        b"\x00",
+        b"\x1b[2J",
+        b"\x80",
+        b"\xff",
+        b"\xef\xbb\xbf",
+        b"\xe2\x80\xae",
+        b"\n",
+        b"\t",
+        b"F4",
+        b"re:(",
+        b"{0-9}",
+        b"&a ",
+        b"*a",
+    ),
+)
+ODD_VALUES: tuple[Any, ...] = (
+    *(
+        None,
+        True,
+        False,
+        0,
+        1,
+        -1,
+        2,
+        0.5,
+        -0.0,
+        2**31,
+        2**48,
+        2**48 + 1,
+        2**63,
+        2**64,
+        10**30,
+        1e300,
+        "",
+        "x",
+        "re:(",
+        "re:.*",
+    ),
+    *(
+        [],
+        {},
+        [[]],
+        [0],
+        [0, 0],
+        {"": None},
+        "\ud800",
+        "\x1b[2J",
+        "\n",
+        "F4",
+        "BF16",
+        "Linear",
+        "{0-9}",
+        "a.{0-9999999}",
+        "..",
+        "model",
+    ),
+)
+_NUMBER = re.compile(rb"\d+")
+
+
+def mutated(value: Any, chance: Random) -> bytes:
+    """JSON that was `value` before a few random changes: to the tree, to the text, or to both."""
+    kind = chance.randrange(3)
+    tree = value if kind == 0 else _mutated_tree(value, chance)
+    text = json.dumps(tree, separators=(",", ":")).encode()
+    return text if kind == 1 else _mutated_text(text, chance)
+
+
+def _mutated_tree(value: Any, chance: Random) -> Any:
+    """The value with one to three of its parts replaced, taken out, or put in another's place; nothing is copied twice."""
+    for _ in range(chance.randint(1, 3)):
+        value = _changed(value, chance)
+    return value
+
+
+def _changed(value: Any, chance: Random) -> Any:
+    inner = isinstance(value, (dict, list)) and value
+    if not inner or chance.random() < 0.1:
+        if isinstance(value, int) and chance.random() < 0.5:
+            return value + chance.choice((-1, 1, 8, -value * 2, value, 2**32, 2**64))
+        return chance.choice(ODD_VALUES)
+    if isinstance(value, list):
+        position = chance.randrange(len(value))
+        match chance.randrange(5):
+            case 0:
+                return value[:position] + value[position + 1 :]
+            case 1:
+                return [*value, value[position]]
+            case _:
+                return [*value[:position], _changed(value[position], chance), *value[position + 1 :]]
+    key = chance.choice(list(value))
+    match chance.randrange(6):
+        case 0:
+            return {name: item for name, item in value.items() if name != key}
+        case 1:
+            return {**value, key: value[chance.choice(list(value))]}
+        case 2:
+            return {**value, str(chance.choice(ODD_VALUES)): value[key]}
+        case _:
+            return {**value, key: _changed(value[key], chance)}
+
+
+def _mutated_text(text: bytes, chance: Random) -> bytes:
+    for _ in range(chance.randint(1, 3)):
+        position, length = chance.randrange(len(text) + 1), chance.choice((1, 1, 1, 2, 8, 40))
+        before, span, after = text[:position], text[position : position + length], text[position + length :]
+        match chance.randrange(6):
+            case 0:
+                text = before + bytes(byte ^ (1 << chance.randrange(8)) for byte in span[:1]) + span[1:] + after
+            case 1:
+                text = before + after
+            case 2:
+                text = before + chance.choice(TOKENS) + span + after
+            case 3:
+                text = before + chance.choice(TOKENS) + after
+            case 4:
+                text = before + span + span + after
+            case _:
+                number = chance.choice((b"0", b"1", b"-1", b"00", b"4294967296", b"9999999999999999999", b"1.5", b"7"))
+                text = before + _NUMBER.sub(number, span + after, count=1)
+    return text

@@ -103,7 +103,7 @@ def hub(tiny: Path, visit: Callable[[str], None]) -> Iterator[Hub]:
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Callable[..., dict[str, str]]:
+def variables(tmp_path: Path) -> Callable[..., dict[str, str]]:
     """Variables with which a process of its own asks an endpoint, from caches that are empty at first."""
     places = {"HF_HOME": str(tmp_path / "home"), "WEIGHBRIDGE_CACHE": str(tmp_path / "cache")}
     proxies = {"NO_PROXY": "127.0.0.1,localhost", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -190,9 +190,9 @@ def test_second_look_at_a_commit_asks_nothing(hub: Hub, call_validate: Command) 
 
 
 def test_commit_is_read_offline_once_it_is_known(
-    hub: Hub, settings: Callable[..., dict[str, str]], run_validate: Command
+    hub: Hub, variables: Callable[..., dict[str, str]], run_validate: Command
 ) -> None:
-    named, online = f"{TINY}@{hub.commit_of(TINY)}", settings(hub.endpoint)
+    named, online = f"{TINY}@{hub.commit_of(TINY)}", variables(hub.endpoint)
     offline = {**online, "HF_HUB_OFFLINE": "1"}
     refused(run_validate(named, env=offline), TINY, "HF_HUB_OFFLINE")
     assert run_validate(f"{TINY}@main", env=online).code == 0
@@ -276,12 +276,12 @@ def test_right_token_opens_what_is_closed(
 
 
 def test_no_network_is_said_at_once_and_names_the_ways_out(
-    settings: Callable[..., dict[str, str]], run_validate: Command
+    variables: Callable[..., dict[str, str]], run_validate: Command
 ) -> None:
     with closing(socket()) as unused:
         unused.bind(("127.0.0.1", 0))
         host = f"127.0.0.1:{unused.getsockname()[1]}"
-        outcome = run_validate(TINY, env=settings(f"http://{host}"))
+        outcome = run_validate(TINY, env=variables(f"http://{host}"))
     refused(outcome, TINY, f"{host} cannot be reached", "Connection refused", "MODEL=path", "make demo")
 
 
@@ -289,7 +289,7 @@ def test_no_network_is_said_at_once_and_names_the_ways_out(
     ("endpoint", "proxy", "phrases"),
     [
         ("hub.example", "", ("cannot be reached", "http://")),
-        ("http://hub.example", "gopher://127.0.0.1", ("gopher", "proxy settings")),
+        ("http://hub.example", "gopher://127.0.0.1", ("gopher", "proxy variables")),
     ],
 )
 def test_settings_that_make_no_sense_are_named(
@@ -352,14 +352,14 @@ def test_answer_that_would_take_for_ever_has_a_deadline(
 
 
 def test_answer_that_was_given_up_does_not_keep_the_program_from_ending(
-    hub: Hub, settings: Callable[..., dict[str, str]]
+    hub: Hub, variables: Callable[..., dict[str, str]]
 ) -> None:
     hub.alter(FIRST, dripping(seconds_per_byte=0.01))
     program = (
         "import sys; from weighbridge.structure import hub_client; from weighbridge.commands.validate import main;"
         f"hub_client.DEADLINE_SECONDS = 0.5; sys.exit(main(['{TINY}']))"
     )
-    refused(run_program(program, settings(hub.endpoint)), "0.5 seconds were not enough")
+    refused(run_program(program, variables(hub.endpoint)), "0.5 seconds were not enough")
 
 
 # A hub that means harm
@@ -549,7 +549,7 @@ def test_download_without_network_is_said_at_once(hub: Hub, visit: Callable[[str
     assert len(hub.log) == 1
 
 
-def test_blocked_xet_storage_is_named_with_the_way_around(hub: Hub, settings: Callable[..., dict[str, str]]) -> None:
+def test_blocked_xet_storage_is_named_with_the_way_around(hub: Hub, variables: Callable[..., dict[str, str]]) -> None:
     refresh = f"{hub.endpoint}/api/agent-harnesses"
     hub.alter(r"/resolve/.*safetensors$", with_headers(X_Xet_Hash="a" * 64, X_Xet_Refresh_Route=refresh))
     access = {"X_Xet_Access_Token": "t", "X_Xet_Token_Expiration": "9999999999"}
@@ -561,7 +561,7 @@ def test_blocked_xet_storage_is_named_with_the_way_around(hub: Hub, settings: Ca
         f"sys.exit(run(lambda: download(open_hub(HubId('{TINY}')))))"
     )
     refused(
-        run_program(program, settings(hub.endpoint, HF_XET_CLIENT_RETRY_MAX_ATTEMPTS="1")), TINY, "HF_HUB_DISABLE_XET=1"
+        run_program(program, variables(hub.endpoint, HF_XET_CLIENT_RETRY_MAX_ATTEMPTS="1")), TINY, "HF_HUB_DISABLE_XET=1"
     )
 
 
@@ -569,7 +569,7 @@ def test_build_from_the_hub_is_the_build_from_the_directory(
     mini: Path,
     mini_build: Path,
     tmp_path: Path,
-    settings: Callable[..., dict[str, str]],
+    variables: Callable[..., dict[str, str]],
     run_build: Command,
 ) -> None:
     published = copy_checkpoint(mini, tmp_path / "published")
@@ -577,7 +577,7 @@ def test_build_from_the_hub_is_the_build_from_the_directory(
     for name in STRAYS:
         (published / name).write_bytes(b"no safetensors file")
     with serve({"org/mini": published}) as hub:
-        environ = settings(hub.endpoint, HF_HUB_DISABLE_XET="1")
+        environ = variables(hub.endpoint, HF_HUB_DISABLE_XET="1")
         outcome = run_build("fp8-dynamic", "--model", "org/mini", "--output", tmp_path / "build", env=environ)
         commit = hub.commit_of("org/mini")
     assert outcome.code == 0, outcome.err + outcome.out

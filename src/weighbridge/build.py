@@ -15,7 +15,7 @@ from weighbridge.progress import Progress
 from weighbridge.recipe import LoadedRecipe
 from weighbridge.references import AgainstReference, base_of_source, find_references
 from weighbridge.report import Report, Section
-from weighbridge.resources import Resources
+from weighbridge.resources import Resources, resolve_devices
 from weighbridge.source import fetch
 from weighbridge.staging import Staging, check_space, check_target, staged
 from weighbridge.structure.checkpoint import Checkpoint, open_directory
@@ -61,16 +61,17 @@ def build(request: BuildRequest, *, progress: Progress) -> Report:
     Raises:
         WeighbridgeError: the build could not start or not finish; the output is as it was.
     """
-    check_target(request.output, force=request.force)
+    check_target(request.output, force=request.force, source=request.source.directory)
+    request = replace(request, resources=replace(request.resources, devices=resolve_devices(request.resources.devices)))
     base = base_of_source(request.source, preferred=request.loaded.recipe.base.model)
     references = find_references(request.loaded, base, request.references)
     plan = make_plan(request.loaded, request.source)
     before = report_plan(plan, references)
     if not before.holds:
         return before
-    check_space(request.output, shards.bytes_needed(plan, request.source))
-    source = fetch(request.source)
     streaming = request.engine == "streaming" and request.loaded.recipe.method == "model_free_ptq"
+    check_space(request.output, shards.bytes_needed(plan, request.source, rewritten=not streaming))
+    source = fetch(request.source)
     key = None
     if streaming:
         from weighbridge.engines.streaming import build_key
@@ -110,7 +111,7 @@ def _load_whole(
     plan: Plan, source: Checkpoint, staging: Staging, request: BuildRequest, progress: Progress
 ) -> _Quantized:
     digests = digest_files(source, source.shards, progress=progress)
-    device = request.resources.devices[0] if request.resources.devices else None
+    device = request.resources.devices[0]
     if plan.loaded.recipe.method == "oneshot":
         from weighbridge.engines import oneshot
 

@@ -29,7 +29,8 @@ def find_recipe(name: str) -> Path:
     path = Path(name)
     if path.suffix in (".yaml", ".yml") or path.exists():
         if not path.is_file():
-            raise RecipeError("no such recipe file", where=name, remedy=_suggest(name))
+            what = "is a directory, not a recipe" if path.is_dir() else "no such recipe file"
+            raise RecipeError(what, where=name or "''", remedy=_suggest(name))
         return path
     names = recipe_names()
     matches = [known for known in names if known == name or known.endswith(f"/{name}")]
@@ -67,6 +68,6 @@ def source_locks() -> Iterator[Checkpoint]:
 def _suggest(name: str) -> str:
     names = recipe_names()
     short = {known.rpartition("/")[2]: known for known in names}
-    wanted = Path(name).with_suffix("").name
+    wanted = name.rpartition("/")[2].removesuffix(".yaml")
     close = get_close_matches(name, names, n=1) or [short[key] for key in get_close_matches(wanted, short, n=1)]
     return f"did you mean {close[0]}?" if close else "the catalogue is recipes/README.md"

@@ -44,17 +44,19 @@ class Explained:
 
     Attributes:
         by_entry: each explanation with the differences it accounts for.
-        unexplained: differences that no entry accounts for, or more than one does.
+        unexplained: differences that no entry accounts for.
+        contested: differences that more than one entry accounts for.
         overreaching: entries that account for nothing, or name tensors that do not differ so; each with such a name.
     """
 
     by_entry: tuple[tuple[Explanation, tuple[Difference, ...]], ...]
     unexplained: tuple[Difference, ...]
+    contested: tuple[Difference, ...]
     overreaching: tuple[tuple[Explanation, str], ...]
 
     @property
     def holds(self) -> bool:
-        return not self.unexplained and not self.overreaching
+        return not (self.unexplained or self.contested or self.overreaching)
 
 
 @dataclass(frozen=True)
@@ -84,25 +86,30 @@ def explain(differences: Sequence[Difference], entries: Sequence[Explanation]) -
     """Hold differences against the entries that are to explain them: each must be accounted for by exactly one."""
     patterns = [parse_pattern(entry.tensors, where="explains") for entry in entries]
     claimed: list[list[Difference]] = [[] for _ in entries]
-    unexplained = []
+    unexplained: list[Difference] = []
+    contested: list[Difference] = []
     for difference in differences:
         matching = [
             index
             for index, (entry, pattern) in enumerate(zip(entries, patterns, strict=True))
             if entry.difference == difference.kind and difference.name in pattern
         ]
-        if len(matching) == 1:
-            claimed[matching[0]].append(difference)
-        else:
-            unexplained.append(difference)
+        for index in matching:
+            claimed[index].append(difference)
+        if len(matching) != 1:
+            (contested if matching else unexplained).append(difference)
     overreaching = []
     for entry, pattern, differing in zip(entries, patterns, claimed, strict=True):
         names = {difference.name for difference in differing}
         surplus = next((name for name in pattern if name not in names), None)
         if surplus is not None:
             overreaching.append((entry, surplus))
-    by_entry = tuple((entry, tuple(differing)) for entry, differing in zip(entries, claimed, strict=True))
-    return Explained(by_entry, tuple(unexplained), tuple(overreaching))
+    disputed = set(contested)
+    by_entry = tuple(
+        (entry, tuple(difference for difference in differing if difference not in disputed))
+        for entry, differing in zip(entries, claimed, strict=True)
+    )
+    return Explained(by_entry, tuple(unexplained), tuple(contested), tuple(overreaching))
 
 
 def group(differences: Iterable[Difference]) -> list[DifferenceGroup]:

@@ -24,7 +24,15 @@ class WeighbridgeError(Exception):
 
     def __str__(self) -> str:
         sentence = f"{self.where}: {self.what}" if self.where else self.what
-        return f"{sentence}; {self.remedy}" if self.remedy else sentence
+        return printable(f"{sentence}; {self.remedy}" if self.remedy else sentence)
+
+
+def printable(text: str) -> str:
+    """One line that a terminal shows as it is: what a stranger named with control characters is shown escaped."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
+        for character in text
+    )
 
 
 class RecipeError(WeighbridgeError):

@@ -42,14 +42,20 @@ class Declaration:
     kv_cache: QuantizationArgs | None = None
 
 
-def find_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The quantization config inside a config.json, where vLLM looks for it (at the top, then in text_config)."""
+def find_config(config: Mapping[str, Any], *, where: str) -> Mapping[str, Any] | None:
+    """The quantization config inside a config.json, where vLLM looks for it (at the top, then in text_config).
+
+    Raises:
+        StructureError: it is no mapping.
+    """
     for holder in (config, config.get("text_config")):
         if isinstance(holder, dict):
             for key in CONFIG_KEYS:
                 if holder.get(key) is not None:
-                    found = holder[key]
-                    return found if isinstance(found, dict) else {"quant_method": str(type(found).__name__)}
+                    if not isinstance(holder[key], dict):
+                        raise StructureError(f"{key} is no mapping", where=where)
+                    found: Mapping[str, Any] = holder[key]
+                    return found
     return None
 
 
@@ -59,7 +65,7 @@ def read_declaration(config: Mapping[str, Any], *, where: str) -> Declaration | 
     Raises:
         StructureError: a compressed-tensors config that is malformed.
     """
-    raw = find_config(config)
+    raw = find_config(config, where=where)
     if raw is None:
         return None
     method = str(raw.get("quant_method", "unknown"))

@@ -41,7 +41,7 @@ _ROLES: tuple[tuple[Role, re.Pattern[str]], ...] = (
     ),
     (Role.AUDIO, _parts(r"audio\w*", "embed_audio", r"speech\w*")),
     (Role.HEAD, _parts("lm_head", "output_head", "embed_out", "score", r"shared_head\.head")),
-    (Role.NORMS, _parts(r"\w*norm\w*", r"ln_\w+")),
+    (Role.NORMS, _parts(r"\w*[nN]orm\w*", r"ln_\w+")),
     (Role.ROUTER, _parts("router", r"(?:mlp|block_sparse_moe|moe|feed_forward|ffn)\.gate", r"\w*shared_expert_gate")),
     (Role.EXPERTS, _parts(r"experts", r"shared_experts?")),
     (Role.ATTENTION, _parts("self_attn", "attn", "attention", "self_attention", "cross_attn", "linear_attn")),

@@ -94,12 +94,18 @@ def carry_files(source: Checkpoint, directory: Path) -> None:
         shutil.copyfile(source.directory / name, target)
 
 
-def bytes_needed(plan: Plan, source: Checkpoint) -> int:
-    """Bytes of disk that a build takes: the predicted tensors, headers and index, and the files carried over."""
+def bytes_needed(plan: Plan, source: Checkpoint, *, rewritten: bool) -> int:
+    """Bytes of disk that a build takes: the predicted tensors, headers and index, and the files carried over.
+
+    Args:
+        rewritten: whether shards are written twice (`normalize_shards`), so that the largest stands there twice.
+    """
     structure = plan.predicted.structure
     names = sum(len(name) for name in structure)
     carried = sum(source.files[name].size or 0 for name in carried_files(source))
-    return payload_bytes(structure) + 2 * (names + 120 * len(structure)) + carried
+    sizes = [sum(stored.tensor.nbytes for stored in header.tensors.values()) for header in source.shards.values()]
+    twice = max(sizes, default=0) if rewritten else 0
+    return payload_bytes(structure) + 2 * (names + 120 * len(structure)) + carried + twice
 
 
 def _replace_head(path: Path, header: Header, head: bytes) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -66,13 +65,13 @@ def make_miniature() -> Path:
     """The directory of the miniature; made in the user's cache the first time."""
     directory = cache_directory() / f"{Path(miniature.NAME).name}-{miniature.version()}"
     if not directory.is_dir():
-        staging = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
         try:
-            miniature.make(staging)
-            staging.chmod(0o755)
-            staging.rename(directory)
+            with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as scratch:
+                staging = Path(scratch) / directory.name
+                staging.mkdir()
+                miniature.make(staging)
+                staging.rename(directory)
         except OSError as error:
-            shutil.rmtree(staging, ignore_errors=True)
             if not directory.is_dir():  # otherwise another process has made it meanwhile
                 raise BuildError(f"the miniature cannot be made ({error.strerror})", where=str(directory)) from error
     return directory

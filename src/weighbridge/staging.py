@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,12 +15,24 @@ from pathlib import Path
 from weighbridge.errors import BuildError
 
 
-def check_target(target: Path, *, force: bool) -> None:
+def check_target(target: Path, *, force: bool, source: Path | None) -> None:
     """Refuse a target that a build must not or cannot take the place of.
 
     Raises:
-        BuildError: it is a file, holds something (without `force`), or cannot be written beside.
+        BuildError: it is a file, a mount point, the working directory, the source or a place within or around it, holds
+            something (without `force`), or cannot be written beside.
     """
+    where = target.resolve()
+    if source is not None and _overlap(where, source.resolve()):
+        raise BuildError(
+            "the output and the source lie in one another", where=str(target), remedy="name another place with --output"
+        )
+    if target.is_symlink() or os.path.ismount(target) or Path.cwd().is_relative_to(where):
+        raise BuildError(
+            "the output takes its place by a rename, which a link, a mount point and the working directory do not allow",
+            where=str(target),
+            remedy="name a directory inside it with --output",
+        )
     if target.exists() and not target.is_dir():
         raise BuildError("the output is a file", where=str(target), remedy="name a directory with --output")
     try:
@@ -33,6 +46,11 @@ def check_target(target: Path, *, force: bool) -> None:
             pass
     except OSError as error:
         raise BuildError(f"the output cannot be written ({error.strerror})", where=str(target)) from error
+
+
+def _overlap(one: Path, other: Path) -> bool:
+    """Whether one path is the other, or lies inside it."""
+    return one.is_relative_to(other) or other.is_relative_to(one)
 
 
 def _existing_parent(target: Path) -> Path:
@@ -147,11 +165,12 @@ def _replace(staging: Path, target: Path) -> None:
         staging.rename(target)
         return
     old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.replaced-"))
-    target.rename(old / target.name)
     try:
+        target.rename(old / target.name)
         staging.rename(target)
     except OSError:
-        (old / target.name).rename(target)
+        if (old / target.name).exists():
+            (old / target.name).rename(target)
         old.rmdir()
         raise
     shutil.rmtree(old, ignore_errors=True)

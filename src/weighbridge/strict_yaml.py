@@ -14,6 +14,20 @@ from weighbridge.errors import WeighbridgeError
 MAX_YAML_BYTES = 8 * 1024 * 1024
 MAX_DEPTH = 32
 
+_PLAIN_WORDS = {
+    "model_type": "must be a mapping of keys",
+    "model_attributes_type": "must be a mapping of keys",
+    "dict_type": "must be a mapping of keys",
+    "list_type": "must be a list",
+    "tuple_type": "must be a list",
+    "string_type": "must be text",
+    "int_type": "must be a whole number",
+    "bool_type": "must be true or false",
+    "string_pattern_mismatch": "has a form that it cannot have",
+    "string_too_short": "must be longer: say it in a few words",
+}
+"""pydantic's findings in the words of somebody who writes YAML."""
+
 Path = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -69,20 +83,24 @@ def validate(document: Document, model: type[Model], *, error: type[WeighbridgeE
     try:
         return model.model_validate(document.value)
     except ValidationError as problem:
-        first = problem.errors()[0]
+        # A misspelt key is also a missing one; the misspelling is what helps.
+        first = min(problem.errors(), key=lambda found: found["type"] != "extra_forbidden")
         path = tuple(first["loc"])
         where = f"{document.where}:{document.line(path)}"
         raise error(_sentence(first, path), where=where, remedy=_suggestion(first, path, model)) from None
 
 
 def _sentence(problem: Any, path: Path) -> str:
-    name = ".".join(str(part) for part in path if not str(part).startswith("function-")) or "the document"
+    name = ".".join(str(part) for part in path if not str(part).startswith("function-"))
     if problem["type"] == "extra_forbidden":
         return f"unknown key {name!r}"
     if problem["type"] == "missing":
         return f"the key {name!r} is missing"
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    return f"{name}: {message[:1].lower()}{message[1:]}"
+    message = _PLAIN_WORDS.get(problem["type"], str(problem["msg"]).removeprefix("Value error, "))
+    if problem["type"] == "string_pattern_mismatch" and "40" in problem["ctx"]["pattern"]:
+        message = "is no commit, which has 40 hex digits"
+    joint = " " if message.startswith(("is ", "must ", "has ")) else ": "
+    return f"{name}{joint}{message}" if name else message
 
 
 def _suggestion(problem: Any, path: Path, model: type[BaseModel]) -> str:

@@ -67,7 +67,8 @@ def _itself(checkpoint: Checkpoint) -> Section:
     declaration = checkpoint.declaration
     declared = "nothing quantized" if declaration is None else f"{len(checkpoint.schemes):,} modules quantized"
     size = f"{len(checkpoint.structure):,} tensors, {payload_bytes(checkpoint.structure):,} bytes"
-    agree = "headers, index and config agree" if not findings else "headers and config disagree"
+    wrong = any(finding.severity is Severity.ERROR for finding in findings)
+    agree = "headers and config disagree" if wrong else "headers, index and config agree"
     return Section(
         title="the checkpoint itself",
         summary=f"{size}, {declared}; {agree}",
@@ -81,6 +82,17 @@ def _compare(
     explained = explain(diff(checkpoint, reference), entries)
     findings = [
         *(_finding(item, _severity(item.kind), other) for item in group(explained.unexplained)),
+        *(
+            Finding(
+                "diff/explained-twice",
+                Severity.ERROR,
+                str(item.pattern),
+                f"two entries explain {item.kind} here; which of them is the reason?",
+                count=len(item),
+                remedy="take one of the two out of the recipe",
+            )
+            for item in group(explained.contested)
+        ),
         *(
             _finding(item, Severity.NOTE, other, explained=entry.why)
             for entry, differences in explained.by_entry
@@ -97,7 +109,7 @@ def _compare(
             for entry, name in explained.overreaching
         ),
     ]
-    summary = _difference_summary(checkpoint, explained.unexplained, explained.by_entry)
+    summary = _difference_summary(checkpoint, [*explained.unexplained, *explained.contested], explained.by_entry)
     return Section(title=title, summary=summary, findings=tuple(findings))
 
 

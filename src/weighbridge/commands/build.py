@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from weighbridge.build import BuildRequest, build
-from weighbridge.commands.run import check_report_path, hand_over, run
+from weighbridge.commands.run import Parser, check_writable, hand_over, run
 from weighbridge.errors import WeighbridgeError
 from weighbridge.plan import make_plan
 from weighbridge.plan_report import report_plan
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    check_report_path(options.report)
+    check_writable(options.report)
     loaded = load_recipe(options.recipe)
     return _plan(options, loaded) if options.plan else _build(options, loaded)
 
@@ -77,7 +77,7 @@ def _build(options: argparse.Namespace, loaded: LoadedRecipe) -> int:
 
 def _model(options: argparse.Namespace, loaded: LoadedRecipe) -> str:
     base = loaded.recipe.base
-    return options.model or "@".join(filter(None, (base.model, base.revision)))
+    return options.model if options.model is not None else "@".join(filter(None, (base.model, base.revision)))
 
 
 def _named(options: argparse.Namespace) -> tuple[str, ...]:
@@ -85,7 +85,7 @@ def _named(options: argparse.Namespace) -> tuple[str, ...]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="build.py",
         description="Build a quantized checkpoint from a recipe and validate it tensor by tensor.",
         epilog=EPILOG,
@@ -152,7 +152,6 @@ def _size(text: str) -> int:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, not {text!r}")
+    return int(text)

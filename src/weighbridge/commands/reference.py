@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +10,7 @@ from pathlib import Path
 from weighbridge import miniature
 from weighbridge.cache import write_atomically
 from weighbridge.catalogue import REFERENCES
-from weighbridge.commands.run import run
+from weighbridge.commands.run import Parser, run
 from weighbridge.structure.hub import HubId, open_hub
 from weighbridge.structure.lock import open_lock, write_lock
 
@@ -20,7 +19,7 @@ OURS = miniature.NAME.partition("/")[0]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; gives the exit code."""
-    parser = argparse.ArgumentParser(prog="make reference", description=main.__doc__)
+    parser = Parser(prog="make reference", description=main.__doc__)
     parser.add_argument("lock", type=Path, nargs="*", help="locks to re-pin (default: all of published checkpoints)")
     options = parser.parse_args(arguments)
     published = [path for path in sorted(REFERENCES.rglob("*.yaml")) if path.parent.name != OURS]

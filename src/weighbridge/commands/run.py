@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+import io
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from weighbridge.cache import write_atomically
-from weighbridge.errors import WeighbridgeError
+from weighbridge.errors import WeighbridgeError, printable
 from weighbridge.report import Report
 
 HOLDS, WANTING, COULD_NOT = 0, 1, 2
@@ -16,29 +19,46 @@ HOLDS, WANTING, COULD_NOT = 0, 1, 2
 
 def run(command: Callable[[], int]) -> int:
     """Run a command; what it raises on purpose becomes one sentence on standard error and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to stop
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # upstream's bars too; read when tqdm is first imported
     try:
         return command()
     except WeighbridgeError as error:
         print(f"error: {error}", file=sys.stderr)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        else:
+            where = f"{printable(str(error.filename)[:200])}: " if error.filename else ""
+            print(f"error: {where}{error.strerror or error}", file=sys.stderr)
     except KeyboardInterrupt:
         print("error: interrupted; nothing was left half-made, give the same command again", file=sys.stderr)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return COULD_NOT
 
 
-def check_report_path(report: Path | None) -> None:
-    """Refuse a report file that could not be written, before the work that it reports is done.
+class Parser(argparse.ArgumentParser):
+    """Wrong arguments are one sentence too."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {printable(message)}; '{self.prog} --help' lists what there is", file=sys.stderr)
+        sys.exit(COULD_NOT)
+
+
+def check_writable(path: Path | None) -> None:
+    """Refuse a file that could not be written, before the work that would go into it is done.
 
     Raises:
-        WeighbridgeError: its directory is not there, or it is a directory.
+        WeighbridgeError: its directory is not there, or it is a directory itself.
     """
-    if report is not None and (report.is_dir() or not report.absolute().parent.is_dir()):
-        raise WeighbridgeError(
-            "the report cannot be written there", where=str(report), remedy="name a file in a directory"
-        )
+    if path is None:
+        return
+    if path.is_dir():
+        raise WeighbridgeError("is a directory", where=str(path), remedy="name a file in it")
+    if not path.absolute().parent.is_dir():
+        raise WeighbridgeError("there is no such directory to write to", where=str(path.parent), remedy="make it first")
 
 
 def hand_over(report: Report, *, text: str, report_path: Path | None) -> int:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from weighbridge.cache import write_atomically
-from weighbridge.commands.run import check_report_path, hand_over, run
+from weighbridge.commands.run import Parser, check_writable, hand_over, run
 from weighbridge.errors import StructureError, WeighbridgeError
 from weighbridge.plan import Plan, make_plan
 from weighbridge.recipe import load_recipe
@@ -37,8 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _validate(options: argparse.Namespace) -> int:
-    check_report_path(options.report)
-    check_report_path(options.write_lock)
+    check_writable(options.report)
+    check_writable(options.write_lock)
     checkpoint = open_checkpoint(options.checkpoint)
     plan, references = _held_against(checkpoint, options.recipe, options.reference)
     report = validate(checkpoint, plan=plan, references=references)
@@ -74,7 +74,7 @@ def _write_lock(checkpoint: Checkpoint, path: Path, *, base: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="validate.py",
         description="Check a checkpoint's names, dtypes, shapes and quantization, without reading a weight.",
         epilog=EPILOG,

@@ -25,6 +25,7 @@ def quantize(plan: Plan, source: Checkpoint, output: Path, *, device: str | None
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f"{output.name}.links.") as links, quieted():
         from compressed_tensors.quantization import QuantizationConfig
         from llmcompressor import model_free_ptq
+        from safetensors import SafetensorError
 
         for name in [*source.shards, CONFIG_FILE, INDEX_FILE]:
             if name in source.files:
@@ -39,5 +40,5 @@ def quantize(plan: Plan, source: Checkpoint, output: Path, *, device: str | None
                 max_workers=workers,
                 device=device,
             )
-        except (ValueError, KeyError, RuntimeError, NotImplementedError) as error:
+        except (ValueError, KeyError, RuntimeError, NotImplementedError, SafetensorError) as error:
             raise BuildError(f"model_free_ptq stopped: {error}", where=source.label) from error

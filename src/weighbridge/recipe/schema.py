@@ -77,9 +77,9 @@ class ConfigGroup(_Strict):
         if self.scheme is not None:
             return PRESETS[self.scheme]
         try:
-            return read_scheme(self.model_dump(exclude={"targets", "scheme"}), where="the group")
+            return read_scheme(self.model_dump(exclude={"targets", "scheme"}), where="")
         except WeighbridgeError as error:
-            raise ValueError(str(error)) from None
+            raise ValueError(str(error).removeprefix(".")) from None
 
 
 class Explanation(_Strict):
@@ -101,7 +101,7 @@ class Explanation(_Strict):
         try:
             parse_pattern(text, where="tensors")
         except WeighbridgeError as error:
-            raise ValueError(str(error)) from None
+            raise ValueError(error.what) from None
         return text
 
 

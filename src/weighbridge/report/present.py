@@ -32,9 +32,7 @@ def as_text(report: Report) -> str:
     """The report for a terminal: the verdict last, where the eye is."""
     width = max(60, min(shutil.get_terminal_size((100, 24)).columns, 120))
     blocks = [_text_section(section, width) for section in report.sections]
-    verdict = textwrap.fill(
-        f"{'PASS' if report.holds else 'FAIL'}  {report.verdict}", width, subsequent_indent="      "
-    )
+    verdict = _fill(f"{'PASS' if report.holds else 'FAIL'}  {report.verdict}", width, "", "      ")
     return "\n".join([*blocks, verdict]) + "\n"
 
 
@@ -62,7 +60,7 @@ PRESENTERS: Mapping[str, Callable[[Report], str]] = {"text": as_text, "json": as
 
 def _text_section(section: Section, width: int) -> str:
     head = f"{'ok' if section.holds else 'x '}  {section.title}: {section.summary}"
-    lines = [textwrap.fill(head, width, subsequent_indent="    ")]
+    lines = [_fill(head, width, "", "    ")]
     if section.facts:
         label_width = max(map(len, section.facts))
         lines += [f"    {label:<{label_width}}  {_figure(value)}" for label, value in section.facts.items()]
@@ -82,8 +80,15 @@ def _text_finding(finding: Finding, width: int) -> list[str]:
         f"do: {finding.remedy}" if finding.remedy else "",
     ):
         if text:
-            lines.append(textwrap.fill(text, width, initial_indent="      ", subsequent_indent="      "))
+            lines.append(_fill(text, width, "      ", "      "))
     return lines
+
+
+def _fill(text: str, width: int, first: str, rest: str) -> str:
+    """Wrap at spaces alone: a name that is broken in two cannot be copied."""
+    return textwrap.fill(
+        text, width, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _text_table(table: Table) -> list[str]:

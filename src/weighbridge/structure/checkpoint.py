@@ -125,6 +125,8 @@ def assemble(
     for name, shard in (index or {}).items():
         if name not in structure:
             raise StructureError(f"the index names tensor {name!r} in {shard}, which does not hold it", where=label)
+    if not structure:
+        raise StructureError("holds no tensor", where=label)
     declaration = read_declaration(config, where=f"{label}/{CONFIG_FILE}")
     schemes = {}
     if declaration is not None:

@@ -22,6 +22,7 @@ LENGTH_BYTES = 8
 #: The reference implementation's own limit (``MAX_HEADER_SIZE`` in safetensors/src/tensor.rs), less than our JSON limit
 #: times two; a header of 50,000 tensors has about 7 MB.
 MAX_HEADER_BYTES = 64 * 1024 * 1024
+GIT_LFS_POINTER = b"version "
 MAX_NAME_LENGTH = 1024
 MAX_AXES = 16
 MAX_AXIS = 2**48
@@ -67,6 +68,10 @@ def header_length(first_bytes: bytes, *, file_size: int, where: str) -> int:
     if len(first_bytes) < LENGTH_BYTES:
         raise StructureError(f"is {file_size} bytes long, too short for a safetensors file", where=where)
     length: int = struct.unpack("<Q", first_bytes[:LENGTH_BYTES])[0]
+    if first_bytes == GIT_LFS_POINTER:
+        raise StructureError(
+            "is a Git LFS pointer, not the file itself", where=where, remedy="run 'git lfs pull' there"
+        )
     if length > MAX_HEADER_BYTES:
         raise StructureError(
             f"announces a header of {length:,} bytes, more than the {MAX_HEADER_BYTES:,} allowed; "
@@ -75,7 +80,9 @@ def header_length(first_bytes: bytes, *, file_size: int, where: str) -> int:
         )
     if LENGTH_BYTES + length > file_size:
         raise StructureError(
-            f"is cut off within its header: {file_size:,} bytes of at least {LENGTH_BYTES + length:,}", where=where
+            f"is cut off within its header: {file_size:,} bytes of at least {LENGTH_BYTES + length:,}",
+            where=where,
+            remedy="fetch the file again",
         )
     return length
 
@@ -102,7 +109,9 @@ def parse_header(raw: bytes, *, file_size: int, where: str) -> Header:
     if position != payload:
         kind = "is cut off" if position > payload else "has bytes that belong to no tensor"
         raise StructureError(
-            f"{kind}: the header describes {position:,} bytes of tensors, the file holds {payload:,}", where=where
+            f"{kind}: the header describes {position:,} bytes of tensors, the file holds {payload:,}",
+            where=where,
+            remedy="fetch the file again",
         )
     return Header(tensors=dict(stored), metadata=metadata, data_offset=data_offset)
 
@@ -115,7 +124,7 @@ def check_name(name: object, *, where: str) -> str:
     """
     if not isinstance(name, str) or not name or len(name) > MAX_NAME_LENGTH:
         raise StructureError(f"a tensor name is empty, too long or no string: {str(name)[:80]!r}", where=where)
-    if not (name.isascii() and name.isprintable()) or " " in name:
+    if not (name.isascii() and name.isprintable()) or any(character in name for character in " {}"):
         raise StructureError(f"the tensor name {name[:80]!r} has characters that no tensor name has", where=where)
     return name
 

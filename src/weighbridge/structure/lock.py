@@ -6,9 +6,10 @@ needs: tensors, the scheme of each module, digests of files, and for a source it
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
@@ -23,6 +24,11 @@ from weighbridge.structure.names import MAX_NAMES, NamePattern, compact, parse_p
 from weighbridge.structure.tensors import Structure, Tensor
 
 VERSION = 1
+LOCK_KEY = b"structure_lock"
+#: A lock may begin with comments; a shard that was named by mistake is not read whole to find out.
+SEARCHED_BYTES = 64 * 1024
+_AXIS = re.compile(r"[0-9]{1,15}")
+
 BASES = Literal["read", "exact", "seen", "derived"]
 
 
@@ -50,7 +56,7 @@ class LockedQuantization(_Strict):
 class StructureLock(_Strict):
     """The file's own schema; see docs of each field in references/README.md."""
 
-    structure_lock: Literal[1]
+    structure_lock: Annotated[int, Field(ge=VERSION, le=VERSION)]
     repository: str
     revision: str = ""
     base: str
@@ -80,6 +86,8 @@ def open_lock(path: Path) -> Checkpoint:
     """
     document, lock = _read(path)
     where = document.where
+    if not lock.tensors:
+        raise StructureError("describes no tensor", where=where)
     structure = _expand(
         ((line, f"{where}:{document.line(('tensors', index))}") for index, line in enumerate(lock.tensors))
     )
@@ -144,7 +152,7 @@ def parse_tensor_line(line: str, *, where: str) -> tuple[NamePattern, Tensor]:
     dtype, _, shape = described.partition(" ")
     axes = shape.removeprefix("[").removesuffix("]")
     sizes = [axis.strip() for axis in axes.split(",")] if axes.strip() else []
-    if shape != f"[{axes}]" or not all(size.isascii() and size.isdigit() and int(size) <= MAX_AXIS for size in sizes):
+    if shape != f"[{axes}]" or not all(_AXIS.fullmatch(size) and int(size) <= MAX_AXIS for size in sizes):
         raise StructureError(f"{line[:120]!r} is not of the form: name dtype [shape]", where=where)
     check_name(pattern.replace("{", "").replace("}", ""), where=where)
     check_dtype(dtype, name=pattern, where=where)
@@ -153,11 +161,15 @@ def parse_tensor_line(line: str, *, where: str) -> tuple[NamePattern, Tensor]:
 
 def _read(path: Path) -> tuple[Document, StructureLock]:
     where = str(path)
+    no_lock = StructureError(
+        "is a file, but no structure lock", where=where, remedy="name a checkpoint's directory, a hub id or a lock"
+    )
+    with path.open("rb") as file:
+        if LOCK_KEY not in file.read(SEARCHED_BYTES):
+            raise no_lock
     document = parse_yaml(read_small(path, label=where), where=where, error=StructureError)
     if "structure_lock" not in document.value:
-        raise StructureError(
-            "is a file, but no structure lock", where=where, remedy="name a checkpoint's directory, a hub id or a lock"
-        )
+        raise no_lock
     return document, validate(document, StructureLock, error=StructureError)
 
 

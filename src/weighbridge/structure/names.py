@@ -83,7 +83,7 @@ def parse_pattern(text: str, *, where: str) -> NamePattern:
     """
     indices = tuple(_numbers(part, text, where=where) for part in _BRACES_PART.findall(text))
     template = _BRACES_PART.sub("{}", text)
-    if "{" in template.replace("{}", "") or "}" in template.replace("{}", ""):
+    if "{}" in text or "{" in template.replace("{}", "") or "}" in template.replace("{}", ""):
         raise StructureError(f"{text[:120]!r} has braces that hold no ranges such as {{0-4,6}}", where=where)
     pattern = NamePattern(template, indices)
     if len(pattern) > MAX_NAMES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, NoReturn
 
 from weighbridge.errors import StructureError
@@ -31,13 +32,23 @@ def parse_object(raw: bytes, *, where: str) -> dict[str, Any]:
     def refuse_constant(name: str) -> NoReturn:
         raise StructureError(f"{name} is not a JSON number", where=where)
 
+    def finite(number: str) -> float:
+        value = float(number)
+        if math.isinf(value):
+            raise StructureError(f"{number[:40]} is too large for a number", where=where)
+        return value
+
     try:
         text = raw.decode("utf-8")
-        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse_constant)
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse_constant, parse_float=finite)
+        if "\\u" in text:  # an escape may stand for half a character, which cannot be written again
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise StructureError("the JSON is nested too deeply", where=where) from None
     except UnicodeDecodeError as error:
         raise StructureError(f"is not UTF-8 (byte {error.start})", where=where) from None
+    except UnicodeEncodeError:
+        raise StructureError("holds half of a character (a lone surrogate)", where=where) from None
     except ValueError as error:
         raise StructureError(f"is not JSON ({error})", where=where) from None
     if not isinstance(value, dict):

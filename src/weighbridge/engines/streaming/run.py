@@ -19,7 +19,7 @@ from weighbridge.engines.streaming.work import Done, do, largest, read_back
 from weighbridge.hashing import hash_file, hash_shard
 from weighbridge.plan import Plan
 from weighbridge.progress import Progress
-from weighbridge.resources import Resources, affordable_workers, resolve_devices
+from weighbridge.resources import Resources, affordable_workers
 from weighbridge.shards import OutputShard, lay_out_shards
 from weighbridge.structure.checkpoint import Checkpoint
 
@@ -67,7 +67,7 @@ def build_key(plan: Plan, source: Checkpoint, resources: Resources) -> str:
             "source": {name: [s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns] for name, s in stats.items()},
             "shard_size": resources.shard_size,
             "piece_bytes": PIECE_BYTES,
-            "device": sorted({device.partition(":")[0] for device in resolve_devices(resources.devices)}),
+            "device": sorted({device.partition(":")[0] for device in resources.devices}),
             "tools": {name: version(name) for name in ("weighbridge", "numpy", "torch", "compressed-tensors")},
         }
     )
@@ -87,7 +87,7 @@ def quantize(plan: Plan, source: Checkpoint, staging: Path, *, resources: Resour
     shards = lay_out_shards(plan, resources.shard_size)
     for shard in shards:
         _make_file(output / shard.name, shard)
-    devices = resolve_devices(resources.devices)
+    devices = resources.devices
     jobs = [Job(source.directory.resolve(), output.resolve(), device) for device in devices]
     pieces = cut(plan, source, shards)
     journal = Journal(staging / JOURNAL)
