@@ -611,19 +611,22 @@ def tensor_entries(chance: Random) -> Iterator[tuple[str, Files]]:
     for name, other in _others("list", "text", "number", "null", "true", "empty object").items():
         yield f"is {name}", single_file(edited(HEADER, WEIGHT, to=other))
 
-    dtypes = {"unknown": "F8_E4M3FN", "lower case": "f8_e4m3", "with a space": "F8_E4M3 ", "empty": "",
-              "a megabyte long": "F" * 1_000_000, "terminal escapes": "\x1b[2J", "a lone surrogate": "\ud800"}  # fmt: skip
+    dtypes = {
+        "unknown": "F8_E4M3FN", "lower case": "f8_e4m3", "with a space": "F8_E4M3 ", "empty": "",
+        "a megabyte long": "F" * 1_000_000, "terminal escapes": "\x1b[2J", "a lone surrogate": "\ud800",
+    }  # fmt: skip
     for name, dtype in {**dtypes, **_others("list", "number", "null", "true", "empty object")}.items():
         yield f"dtype {name}", changed(dtype=dtype)
 
     shapes: dict[str, Any] = {
-        "of text": ["4", "4"], "of fractions": [4.0, 4.0], "of true": [True, 16], "of null": [None], "of lists": [[4], 4],
-        "of objects": [{}], "negative": [-4, -4], "one negative": [-16], "negative zero as a fraction": [-0.0],
-        "not in one axis": [4, 5], "empty": [], "one axis too many": [4, 4, 2], "with a zero": [4, 0],
-        "beyond 2^48": [2**48 + 1, 0], "2^63": [2**63], "2^64 + 16": [2**64 + 16], "wrapping to 0": [2**32, 2**32],
-        "wrapping to 16": [2**60, 2**4 + 1, 2**4], "of 4,000 digits": [10**4000], "minus 4,000 digits": [-(10**4000)],
-        "sixteen axes of 2^48": [2**48] * 16, "seventeen axes": [1] * 15 + [4, 4],
-        "10,000 axes of 1": [1] * 10_000 + [16], "10,000 axes of 2^48": [2**48] * 10_000, "1e400": float("inf"),
+        "of text": ["4", "4"], "of fractions": [4.0, 4.0], "of true": [True, 16], "of null": [None],
+        "of lists": [[4], 4], "of objects": [{}], "negative": [-4, -4], "one negative": [-16],
+        "negative zero as a fraction": [-0.0], "not in one axis": [4, 5], "empty": [], "one axis too many": [4, 4, 2],
+        "with a zero": [4, 0], "beyond 2^48": [2**48 + 1, 0], "2^63": [2**63], "2^64 + 16": [2**64 + 16],
+        "wrapping to 0": [2**32, 2**32], "wrapping to 16": [2**60, 2**4 + 1, 2**4], "of 4,000 digits": [10**4000],
+        "minus 4,000 digits": [-(10**4000)], "sixteen axes of 2^48": [2**48] * 16,
+        "seventeen axes": [1] * 15 + [4, 4], "10,000 axes of 1": [1] * 10_000 + [16],
+        "10,000 axes of 2^48": [2**48] * 10_000, "1e400": float("inf"),
     }  # fmt: skip
     for name, shape in {**shapes, **_others("text", "number", "null", "true", "empty object")}.items():
         raw = header_bytes(edited(HEADER, WEIGHT, to={**entry, "shape": shape})).replace(b"Infinity", b"[1e400]")
@@ -634,10 +637,11 @@ def tensor_entries(chance: Random) -> Iterator[tuple[str, Files]]:
         "fractions": [float(begin), float(end)], "true": [True, end], "null": [None, end], "lists": [[begin], [end]],
         "negative": [begin - 2**20, end - 2**20], "both negative": [-end, -begin], "reversed": [end, begin],
         "too short": [begin, end - 1], "too long": [begin, end + 1], "empty range": [begin, begin],
-        "one byte later": [begin + 1, end + 1], "one byte earlier": [begin - 1, end - 1], "at 0 again": [0, end - begin],
-        "past the file": [PAYLOAD, PAYLOAD + end - begin], "at 2^63": [2**63, 2**63 + end - begin],
-        "beyond 2^64": [2**64 + begin, 2**64 + end], "of 4,000 digits": [10**4000, 10**4000 + end - begin],
-        "to 4,000 digits": [begin, 10**4000], "1e400": float("inf"),
+        "one byte later": [begin + 1, end + 1], "one byte earlier": [begin - 1, end - 1],
+        "at 0 again": [0, end - begin], "past the file": [PAYLOAD, PAYLOAD + end - begin],
+        "at 2^63": [2**63, 2**63 + end - begin], "beyond 2^64": [2**64 + begin, 2**64 + end],
+        "of 4,000 digits": [10**4000, 10**4000 + end - begin], "to 4,000 digits": [begin, 10**4000],
+        "1e400": float("inf"),
     }  # fmt: skip
     for name, pair in {**offsets, **_others("text", "number", "null", "true", "empty object")}.items():
         raw = header_bytes(edited(HEADER, WEIGHT, to={**entry, "data_offsets": pair}))
@@ -673,12 +677,13 @@ def tensor_entries(chance: Random) -> Iterator[tuple[str, Files]]:
 
 BAD_NAMES: Mapping[str, str] = {
     "empty": "", "space": " ", "with a space": "a b.weight", "of 1,025 characters": "a" * 1025,
-    "of a megabyte": "a" * 1_000_000, "of a megabyte of dots": "." * 1_000_000, "with a NUL": "a\0b", "line break": "a\nb",
-    "carriage return": "a\rerror: b", "tab": "a\tb", "backspaces": "abc\b\b\b", "clearing the screen": "\x1b[2J\x1b[H",
-    "setting the title": "\x1b]0;owned\x07", "hiding itself": "\x1b[8mw\x1b[0m", "DEL": "a\x7fb", "C1": "a\x9bb",
-    "right-to-left override": "a\u202etb", "line separator": "a\u2028b", "zero-width space": "a\u200bb",
-    "byte order mark": "\ufeffa", "no-break space": "a\u00a0b", "accent": "poids_é", "Cyrillic": "mоdel.weight",  # noqa: RUF001
-    "emoji": "a\U0001f600", "lone high surrogate": "a\ud800", "lone low surrogate": "a\udc00b", "variation": "a\ufe0f",
+    "of a megabyte": "a" * 1_000_000, "of a megabyte of dots": "." * 1_000_000, "with a NUL": "a\0b",
+    "line break": "a\nb", "carriage return": "a\rerror: b", "tab": "a\tb", "backspaces": "abc\b\b\b",
+    "clearing the screen": "\x1b[2J\x1b[H", "setting the title": "\x1b]0;owned\x07",
+    "hiding itself": "\x1b[8mw\x1b[0m", "DEL": "a\x7fb", "C1": "a\x9bb", "right-to-left override": "a\u202etb",
+    "line separator": "a\u2028b", "zero-width space": "a\u200bb", "byte order mark": "\ufeffa",
+    "no-break space": "a\u00a0b", "accent": "poids_é", "Cyrillic": "mоdel.weight", "emoji": "a\U0001f600",
+    "lone high surrogate": "a\ud800", "lone low surrogate": "a\udc00b", "variation": "a\ufe0f",
     "braces of a format": "{0.__class__.__mro__}", "empty braces": "model.{}.weight", "range": "model.{0-3}.weight",
     "opening brace": "a{", "closing brace": "}a",
 }  # fmt: skip
@@ -692,8 +697,10 @@ def tensor_names(chance: Random) -> Iterator[tuple[str, Files]]:
         yield name, single_file({**HEADER, bad: tensor})
     character = chr(chance.choice([*range(0x80, 0xA0), *range(0x2000, 0x2010), *range(0xD800, 0xE000)]))
     yield "any character that is not printed", single_file({**HEADER, f"a{character}": tensor})
-    for name, other in {**_others("list", "text", "number", "null", "true"), "numbers": {"a": 1}, "null inside": {"a": None},
-                        "an object inside": {"a": {}}, "a list inside": {"a": ["pt"]}}.items():  # fmt: skip
+    for name, other in {
+        **_others("list", "text", "number", "null", "true"), "numbers": {"a": 1}, "null inside": {"a": None},
+        "an object inside": {"a": {}}, "a list inside": {"a": ["pt"]},
+    }.items():  # fmt: skip
         yield f"__metadata__ is {name}", single_file({**HEADER, "__metadata__": other})
     metadata = {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}
     yield "__metadata__ is a tensor", single_file({**HEADER, "__metadata__": metadata})
@@ -722,10 +729,10 @@ def index_entries(chance: Random) -> Iterator[tuple[str, Files]]:
         "with a backslash": f"..\\{FIRST}", "on a drive": f"C:\\{FIRST}", "with a NUL": f"{FIRST}\0.safetensors",
         "with a NUL before its suffix": "a\0.safetensors", "a URL": f"https://example.org/{FIRST}", "empty": "",
         "of another suffix": "pytorch_model.bin", "without a suffix": "model", "upper case": FIRST.upper(),
-        "with a space after it": f"{FIRST} ", "with a line break": f"a\n{FIRST}", "of terminal escapes": f"\x1b[2J{FIRST}",
-        "accented": f"é{FIRST}", "a lone surrogate": f"\ud800{FIRST}", "right-to-left": f"\u202e{FIRST}",
-        "of 10,000 characters": "a" * 10_000 + ".safetensors", "a suffix alone": ".safetensors", "absent": f"x{FIRST}",
-        "a pattern": "*.safetensors", "the index": INDEX,
+        "with a space after it": f"{FIRST} ", "with a line break": f"a\n{FIRST}",
+        "of terminal escapes": f"\x1b[2J{FIRST}", "accented": f"é{FIRST}", "a lone surrogate": f"\ud800{FIRST}",
+        "right-to-left": f"\u202e{FIRST}", "of 10,000 characters": "a" * 10_000 + ".safetensors",
+        "a suffix alone": ".safetensors", "absent": f"x{FIRST}", "a pattern": "*.safetensors", "the index": INDEX,
     }  # fmt: skip
     for name, value in {**shards, **_others("list", "number", "null", "true", "empty object")}.items():
         yield f"shard {name}", sharded(edited(good, "weight_map", WEIGHT, to=value))
@@ -839,8 +846,10 @@ def quantization_configs(chance: Random) -> Iterator[tuple[str, Files]]:
     yield "ignore holds null", changed("ignore", to=["lm_head", None])
     yield "preset unknown", changed("config_groups", to={"FP9": ["Linear"]})
     yield "preset of a megabyte", changed("config_groups", to={"F" * 1_000_000: ["Linear"]})
-    for name, bad in {"terminal escapes": "\x1b[2J\x1b]0;owned\x07", "a line break": "a\nerror: b", "a lone surrogate": "\ud800",
-                      "a megabyte": "g" * 1_000_000, "right-to-left override": "\u202eg"}.items():  # fmt: skip
+    for name, bad in {
+        "terminal escapes": "\x1b[2J\x1b]0;owned\x07", "a line break": "a\nerror: b", "a lone surrogate": "\ud800",
+        "a megabyte": "g" * 1_000_000, "right-to-left override": "\u202eg",
+    }.items():  # fmt: skip
         yield f"bad group named by {name}", changed("config_groups", to={bad: 5})
         yield (
             f"bad weights in a group named by {name}",
@@ -848,12 +857,9 @@ def quantization_configs(chance: Random) -> Iterator[tuple[str, Files]]:
         )
 
     arguments: dict[str, dict[str, Any]] = {
-        "num_bits": {"true": True, "text": "8", "a fraction": 8.0, "1e9": 10**9, "-1": -1, "0": 0, "17": 17, "null": None,
-                     "a list": [8], "an object": {}, "4,000 digits": 10**4000},
-        "type": {"unknown": "floot", "a number": 8, "null": None, "a list": ["float"], "a megabyte": "f" * 1_000_000,
-                 "terminal escapes": "\x1b[2J", "a lone surrogate": "\ud800"},
-        "strategy": {"unknown": "channels", "a number": 8, "true": True, "a list": ["channel"], "an object": {"a": 1},
-                     "terminal escapes": "\x1b[2J", "a megabyte": "c" * 1_000_000},
+        "num_bits": {"true": True, "text": "8", "a fraction": 8.0, "1e9": 10**9, "-1": -1, "0": 0, "17": 17, "null": None, "a list": [8], "an object": {}, "4,000 digits": 10**4000},
+        "type": {"unknown": "floot", "a number": 8, "null": None, "a list": ["float"], "a megabyte": "f" * 1_000_000, "terminal escapes": "\x1b[2J", "a lone surrogate": "\ud800"},
+        "strategy": {"unknown": "channels", "a number": 8, "true": True, "a list": ["channel"], "an object": {"a": 1}, "terminal escapes": "\x1b[2J", "a megabyte": "c" * 1_000_000},
         "dynamic": {"text": "yes", "2": 2, "null": None, "a list": [True], "an object": {}},
         "symmetric": {"1": 1, "text": "true", "null": None, "a list": [True]},
     }  # fmt: skip
@@ -861,14 +867,17 @@ def quantization_configs(chance: Random) -> Iterator[tuple[str, Files]]:
     for key, values in arguments.items():
         for name, value in values.items():
             yield f"{key} {name}", changed(*weights, key, to=value)
-    for name, size in {"0": 0, "-1": -1, "-5": -5, "true": True, "text": "128", "a fraction": 128.0, "null": None,
-                       "a list": [128], "2^21": 2**21, "4,000 digits": 10**4000, "minus 4,000 digits": -(10**4000)}.items():  # fmt: skip
+    for name, size in {
+        "0": 0, "-1": -1, "-5": -5, "true": True, "text": "128", "a fraction": 128.0, "null": None, "a list": [128],
+        "2^21": 2**21, "4,000 digits": 10**4000, "minus 4,000 digits": -(10**4000),
+    }.items():  # fmt: skip
         for strategy in ("group", "tensor_group"):
             yield f"group_size {name} per {strategy}", changed(*weights, to={"strategy": strategy, "group_size": size})
-    for name, sides in {**_others("list", "empty list", "text", "number", "null", "true", "empty object"), "one": [128],
-                        "three": [128] * 3, "zero": [0, 128], "negative": [128, -1], "true twice": [True, True],
-                        "text twice": ["128", "128"], "fractions": [128.0, 128.0], "2^21": [2**21, 1],
-                        "4,000 digits": [10**4000] * 2}.items():  # fmt: skip
+    for name, sides in {
+        **_others("list", "empty list", "text", "number", "null", "true", "empty object"), "one": [128],
+        "three": [128] * 3, "zero": [0, 128], "negative": [128, -1], "true twice": [True, True],
+        "text twice": ["128", "128"], "fractions": [128.0, 128.0], "2^21": [2**21, 1], "4,000 digits": [10**4000] * 2,
+    }.items():  # fmt: skip
         yield f"block_structure {name}", changed(*weights, to={"strategy": "block", "block_structure": sides})
 
     for name, pattern in EVIL_PATTERNS.items():
@@ -905,35 +914,43 @@ def locks(chance: Random) -> Iterator[tuple[str, Files]]:
     yield "unknown key in a file named by terminal escapes", changed("files", "\x1b[2J", to={"surprise": 1})
     yield "bad digest of a file named by terminal escapes", changed("files", "\x1b[2J\n", to={"sha256": "0"})
     yield "bad digest of a file named by a megabyte", changed("files", "f" * 1_000_000, to={"sha256": "0"})
-    for name, digest in {"short": "0" * 63, "long": "0" * 65, "upper case": "A" * 64, "no hex": "g" * 64, "empty": "",
-                         "with a line break": "0" * 64 + "\n", "a number": 0, "Arabic digits": "\u0660" * 64,
-                         "sha1": "0" * 40, "with a prefix": "sha256:" + "0" * 64}.items():  # fmt: skip
+    for name, digest in {
+        "short": "0" * 63, "long": "0" * 65, "upper case": "A" * 64, "no hex": "g" * 64, "empty": "",
+        "with a line break": "0" * 64 + "\n", "a number": 0, "Arabic digits": "\u0660" * 64, "sha1": "0" * 40,
+        "with a prefix": "sha256:" + "0" * 64,
+    }.items():  # fmt: skip
         yield f"digest {name}", changed("files", "model.safetensors", "sha256", to=digest)
     for name, size in {"negative": -1, "text": "1024", "a fraction": 1024.5, "true": True, "a list": [1]}.items():
         yield f"size {name}", changed("files", "model.safetensors", "size", to=size)
     yield "a file that is text", changed("files", "model.safetensors", to="0" * 64)
 
     lines = {
-        "empty": "", "a name alone": "w", "no shape": "w BF16", "shape without brackets": "w BF16 4", "unclosed": "w BF16 [4",
-        "unopened": "w BF16 4]", "negative": "w BF16 [-4]", "a fraction": "w BF16 [4.0]", "empty axis": "w BF16 [4,,4]",
-        "trailing comma": "w BF16 [4,]", "Arabic digits": "w BF16 [\u0664]", "superscript digit": "w BF16 [4\u00b2]",
-        "hexadecimal": "w BF16 [0x4]", "underscore": "w BF16 [1_0]", "beyond 2^48": f"w BF16 [{2**48 + 1}]",
-        "5,000 digits": f"w BF16 [{HUGE}]", "10,000 axes": f"w BF16 [{', '.join(['281474976710656'] * 10_000)}]",
-        "seventeen axes": f"w BF16 [{', '.join(['1'] * 17)}]", "unknown dtype": "w F99 [4]", "lower case dtype": "w bf16 [4]",
-        "no name": " BF16 [4]", "two spaces": "w  BF16 [4]", "after the shape": "w BF16 [4] x", "nested": "w BF16 [[4]]",
-        "line break": "w\nBF16 [4]", "tab": "w\tBF16 [4]", "terminal escape": "\x1b[2J BF16 [4]", "accent": "é BF16 [4]",
+        "empty": "", "a name alone": "w", "no shape": "w BF16", "shape without brackets": "w BF16 4",
+        "unclosed": "w BF16 [4", "unopened": "w BF16 4]", "negative": "w BF16 [-4]", "a fraction": "w BF16 [4.0]",
+        "empty axis": "w BF16 [4,,4]", "trailing comma": "w BF16 [4,]", "Arabic digits": "w BF16 [\u0664]",
+        "superscript digit": "w BF16 [4\u00b2]", "hexadecimal": "w BF16 [0x4]", "underscore": "w BF16 [1_0]",
+        "beyond 2^48": f"w BF16 [{2**48 + 1}]", "5,000 digits": f"w BF16 [{HUGE}]",
+        "10,000 axes": f"w BF16 [{', '.join(['281474976710656'] * 10_000)}]",
+        "seventeen axes": f"w BF16 [{', '.join(['1'] * 17)}]", "unknown dtype": "w F99 [4]",
+        "lower case dtype": "w bf16 [4]", "no name": " BF16 [4]", "two spaces": "w  BF16 [4]",
+        "after the shape": "w BF16 [4] x", "nested": "w BF16 [[4]]", "line break": "w\nBF16 [4]",
+        "tab": "w\tBF16 [4]", "terminal escape": "\x1b[2J BF16 [4]", "accent": "é BF16 [4]",
         "name of 1,025": "a" * 1025 + " BF16 [4]", "name of a megabyte": "a" * 1_000_000 + " BF16 [4]",
         "a megabyte of braces": "a" + "{" * 1_000_000 + " BF16 [4]", "three F4": "w F4 [3]",
-        "range descends": "w.{3-0} BF16 [4]", "range repeats": "w.{0,0} BF16 [4]", "ranges overlap": "w.{0-3,2} BF16 [4]",
-        "ranges touch": "w.{0-3,3-5} BF16 [4]", "range of letters": "w.{a-c} BF16 [4]", "range open": "w.{0-} BF16 [4]",
+        "range descends": "w.{3-0} BF16 [4]", "range repeats": "w.{0,0} BF16 [4]",
+        "ranges overlap": "w.{0-3,2} BF16 [4]", "ranges touch": "w.{0-3,3-5} BF16 [4]",
+        "range of letters": "w.{a-c} BF16 [4]", "range open": "w.{0-} BF16 [4]",
         "range without a start": "w.{-3} BF16 [4]", "range with a zero first": "w.{00-03} BF16 [4]",
-        "range unclosed": "w.{0-3 BF16 [4]", "range unopened": "w.0-3} BF16 [4]", "range doubled": "w.{{0-3}} BF16 [4]",
-        "range within a part": "w{0-3} BF16 [4]", "range before a letter": "w.{0-3}a BF16 [4]", "empty braces": "w.{} BF16 [4]",
-        "braces of a format": "w.{0.__class__} BF16 [4]", "comma alone": "w.{,} BF16 [4]", "range of 10,000,000": "w.{0-9999999} BF16 [4]",
-        "range of eight digits": "w.{0-99999999} BF16 [4]", "ranges whose product is 10^12": "w.{0-999999}.{0-999999} BF16 [4]",
+        "range unclosed": "w.{0-3 BF16 [4]", "range unopened": "w.0-3} BF16 [4]",
+        "range doubled": "w.{{0-3}} BF16 [4]", "range within a part": "w{0-3} BF16 [4]",
+        "range before a letter": "w.{0-3}a BF16 [4]", "empty braces": "w.{} BF16 [4]",
+        "braces of a format": "w.{0.__class__} BF16 [4]", "comma alone": "w.{,} BF16 [4]",
+        "range of 10,000,000": "w.{0-9999999} BF16 [4]", "range of eight digits": "w.{0-99999999} BF16 [4]",
+        "ranges whose product is 10^12": "w.{0-999999}.{0-999999} BF16 [4]",
         "ranges whose product is 2^60": "w" + ".{0-1}" * 60 + " BF16 [4]",
         "seventy ranges of 4,000,000": "w" + ".{0-3999999}" * 70 + " BF16 [4]",
-        "name that is described already": f"{WEIGHT} BF16 [4]", "range that holds a name already": "model.layers.{0-99}.self_attn.q_proj.weight BF16 [4]",
+        "name that is described already": f"{WEIGHT} BF16 [4]",
+        "range that holds a name already": "model.layers.{0-99}.self_attn.q_proj.weight BF16 [4]",
     }  # fmt: skip
     for name, line in lines.items():
         yield f"tensor line {name}", changed("tensors", to=[*LOCK_YAML["tensors"], line])
@@ -941,17 +958,23 @@ def locks(chance: Random) -> Iterator[tuple[str, Files]]:
     yield "tensors are null", changed("tensors", to=[None])
     yield "tensors beyond the limit, together", changed("tensors", to=[f"{n}.{{0-999999}} U8 [1]" for n in "abcdefgh"])
 
-    for name, module in {"no scheme": "model.layers.0", "unknown scheme": "model fp9", "empty": "", "space": " ",
-                         "range of 10,000,000": "a.{0-9999999} fp8", "empty braces": "a.{} fp8", "seventy ranges": "a" + ".{0-3999999}" * 70 + " fp8",
-                         "range descends": "a.{3-0} fp8", "terminal escape": "\x1b[2J fp8", "line break": "a\nb fp8",
-                         "a megabyte": "a" * 1_000_000 + " fp8", "a megabyte of braces": "{" * 1_000_000 + " fp8"}.items():  # fmt: skip
+    for name, module in {
+        "no scheme": "model.layers.0", "unknown scheme": "model fp9", "empty": "", "space": " ",
+        "range of 10,000,000": "a.{0-9999999} fp8", "empty braces": "a.{} fp8",
+        "seventy ranges": "a" + ".{0-3999999}" * 70 + " fp8", "range descends": "a.{3-0} fp8",
+        "terminal escape": "\x1b[2J fp8", "line break": "a\nb fp8", "a megabyte": "a" * 1_000_000 + " fp8",
+        "a megabyte of braces": "{" * 1_000_000 + " fp8",
+    }.items():  # fmt: skip
         yield f"module {name}", changed("quantization", "modules", to=[module])
     yield "modules is text", changed("quantization", "modules", to="a fp8")
     yield "schemes is a list", changed("quantization", "schemes", to=[])
     yield "no schemes", {LOCK: as_yaml(without(LOCK_YAML, "quantization", "schemes"))}
-    for name, scheme in {"empty": {}, "null weights": {"weights": None}, "weights of text": {"weights": "fp8"},
-                         "99 bits": {"weights": {"num_bits": 99}}, "no such strategy": {"weights": {"strategy": "x"}},
-                         "group size 0": {"weights": {"group_size": 0}}, "activations of text": {"weights": {}, "input_activations": "x"}}.items():  # fmt: skip
+    for name, scheme in {
+        "empty": {}, "null weights": {"weights": None}, "weights of text": {"weights": "fp8"},
+        "99 bits": {"weights": {"num_bits": 99}}, "no such strategy": {"weights": {"strategy": "x"}},
+        "group size 0": {"weights": {"group_size": 0}},
+        "activations of text": {"weights": {}, "input_activations": "x"},
+    }.items():  # fmt: skip
         yield f"scheme {name}", changed("quantization", "schemes", to={"fp8": scheme})
     yield "bad scheme named by terminal escapes", changed("quantization", "schemes", to={"\x1b[2J": {}})
     yield "bad scheme named by a megabyte", changed("quantization", "schemes", to={"f" * 1_000_000: {}})
@@ -987,12 +1010,16 @@ def recipes(chance: Random) -> Iterator[tuple[str, Files]]:
     for key in (*RECIPE_YAML, "config_groups", "allow", "fused_groups", "references"):
         yield f"{key} is a number", changed(key, to=5)
         yield f"{key} is a list of lists of numbers", changed(key, to=[[5]])
-    for name, bad in {"a path": "../x", "upper case": "FP8", "empty": "", "with a line break": "a\n", "a dot first": ".a",
-                      "terminal escapes": "\x1b[2J"}.items():  # fmt: skip
+    for name, bad in {
+        "a path": "../x", "upper case": "FP8", "empty": "", "with a line break": "a\n", "a dot first": ".a",
+        "terminal escapes": "\x1b[2J",
+    }.items():  # fmt: skip
         yield f"name {name}", changed("name", to=bad)
-    for name, bad in {"without an organization": "model", "of three parts": "a/b/c", "with a space": "a/b c",
-                      "with a revision": "a/b@main", "of terminal escapes": "a/\x1b[2J", "with a line break": "a/b\n",
-                      "in the parent": "../checkpoint", "of 5,000 characters": "a" * 5000 + "/b"}.items():  # fmt: skip
+    for name, bad in {
+        "without an organization": "model", "of three parts": "a/b/c", "with a space": "a/b c",
+        "with a revision": "a/b@main", "of terminal escapes": "a/\x1b[2J", "with a line break": "a/b\n",
+        "in the parent": "../checkpoint", "of 5,000 characters": "a" * 5000 + "/b",
+    }.items():  # fmt: skip
         yield f"model {name}", changed("base", "model", to=bad)
     for name, bad in {"short": "0" * 39, "a branch": "main", "upper case": "A" * 40, "a number": 0}.items():
         yield f"revision {name}", changed("base", "revision", to=bad)
@@ -1005,9 +1032,12 @@ def recipes(chance: Random) -> Iterator[tuple[str, Files]]:
     yield "scheme and config_groups", changed("config_groups", to={"a": {"scheme": "FP8_DYNAMIC"}})
     for name, pattern in EVIL_PATTERNS.items():
         yield f"ignore {name}", changed("ignore", to=["lm_head", pattern])
-    for name, entry in {"a number": 5, "null": None, "empty": "", "a list": ["a"], "without a pattern": {"allow": "a/b because c"},
-                        "with an unknown key": {"pattern": "a", "surprise": 1}, "allow without a reason": {"pattern": "a", "allow": "a/b"},
-                        "allow with a short reason": {"pattern": "a", "allow": "a/b because"}}.items():  # fmt: skip
+    for name, entry in {
+        "a number": 5, "null": None, "empty": "", "a list": ["a"], "without a pattern": {"allow": "a/b because c"},
+        "with an unknown key": {"pattern": "a", "surprise": 1},
+        "allow without a reason": {"pattern": "a", "allow": "a/b"},
+        "allow with a short reason": {"pattern": "a", "allow": "a/b because"},
+    }.items():  # fmt: skip
         yield f"ignore entry {name}", changed("ignore", to=[entry])
     yield "ignore the same twice", changed("ignore", to=["a", "a"])
     names = [f"n{number}" for number in range(100_000)]
@@ -1018,15 +1048,21 @@ def recipes(chance: Random) -> Iterator[tuple[str, Files]]:
     def group(value: Any) -> Files:
         return {RECIPE: as_yaml({**grouped, "config_groups": {"a": value}}), SOURCE: source}
 
-    for name, value in {"empty": {}, "a number": 5, "a list": ["Linear"], "scheme and weights": {"scheme": "FP8", "weights": {}},
-                        "unknown scheme": {"scheme": "x"}, "bad target": {"scheme": "FP8", "targets": ["re:("]},
-                        "target of a number": {"scheme": "FP8", "targets": [5]}, "weights of 99 bits": {"weights": {"num_bits": 99}},
-                        "weights of text": {"weights": "x"}, "group size 0": {"weights": {"group_size": 0}},
-                        "group size -5": {"weights": {"group_size": -5}}, "block of one": {"weights": {"strategy": "block", "block_structure": [1]}},
-                        "target twice": {"scheme": "FP8", "targets": ["a", "a"]}, "bad activations": {"weights": {}, "input_activations": {"type": 5}}}.items():  # fmt: skip
+    for name, value in {
+        "empty": {}, "a number": 5, "a list": ["Linear"], "scheme and weights": {"scheme": "FP8", "weights": {}},
+        "unknown scheme": {"scheme": "x"}, "bad target": {"scheme": "FP8", "targets": ["re:("]},
+        "target of a number": {"scheme": "FP8", "targets": [5]}, "weights of 99 bits": {"weights": {"num_bits": 99}},
+        "weights of text": {"weights": "x"}, "group size 0": {"weights": {"group_size": 0}},
+        "group size -5": {"weights": {"group_size": -5}},
+        "block of one": {"weights": {"strategy": "block", "block_structure": [1]}},
+        "target twice": {"scheme": "FP8", "targets": ["a", "a"]},
+        "bad activations": {"weights": {}, "input_activations": {"type": 5}},
+    }.items():  # fmt: skip
         yield f"config group {name}", group(value)
-    for name, explained in {"range of 10,000,000": "a.{0-9999999}", "range descends": "a.{3-0}", "empty": "", "empty braces": "a.{}",
-                            "seventy ranges": "a" + ".{0-3999999}" * 70, "a megabyte of braces": "{" * 1_000_000}.items():  # fmt: skip
+    for name, explained in {
+        "range of 10,000,000": "a.{0-9999999}", "range descends": "a.{3-0}", "empty": "", "empty braces": "a.{}",
+        "seventy ranges": "a" + ".{0-3999999}" * 70, "a megabyte of braces": "{" * 1_000_000,
+    }.items():  # fmt: skip
         entry = {"difference": "shape", "tensors": explained, "why": "a reason that is long enough"}
         yield f"explains {name}", changed("references", to=[{"lock": "a/b", "explains": [entry]}])
     good = {"difference": "shape", "tensors": "a", "why": "a reason that is long enough"}
@@ -1035,8 +1071,10 @@ def recipes(chance: Random) -> Iterator[tuple[str, Files]]:
         changed("references", to=[{"lock": "a/b", "explains": [{**good, "difference": "x"}]}]),
     )
     yield "explains without a reason", changed("references", to=[{"lock": "a/b", "explains": [{**good, "why": "no"}]}])
-    for name, lock in {"absolute": "/etc/passwd", "in the parent": "../README", "of three parts": "../../a", "empty": "", "a URL": "https://example.org/a",
-                       "of 5,000 characters": "a" * 5000 + "/b"}.items():  # fmt: skip
+    for name, lock in {
+        "absolute": "/etc/passwd", "in the parent": "../README", "of three parts": "../../a", "empty": "",
+        "a URL": "https://example.org/a", "of 5,000 characters": "a" * 5000 + "/b",
+    }.items():  # fmt: skip
         yield f"reference {name}", changed("references", to=[{"lock": lock}])
     yield "a lock in its place", {RECIPE: as_yaml(LOCK_YAML), SOURCE: source}
     yield "a safetensors file in its place", {RECIPE: shard(header_bytes(HEADER), PAYLOAD), SOURCE: source}
@@ -1096,8 +1134,8 @@ def references(chance: Random) -> Iterator[tuple[str, Files]]:
 def _others(*kinds: str) -> dict[str, Any]:
     """JSON values of other kinds than the one that belongs there."""
     values: dict[str, Any] = {
-        "list": [1], "empty list": [], "text": "text", "empty text": "", "number": 5, "zero": 0, "null": None, "true": True,
-        "false": False, "empty object": {},
+        "list": [1], "empty list": [], "text": "text", "empty text": "", "number": 5, "zero": 0, "null": None,
+        "true": True, "false": False, "empty object": {},
     }  # fmt: skip
     names = {
         "null": "null",
@@ -1162,9 +1200,10 @@ def good() -> list[HostileCase]:
 
 ODD_PATTERNS: Mapping[str, str] = {
     "nested stars": "re:(a+)+$", "stars of alternatives": "re:(a|a)*$", "stars of stars": "re:(.*)*(.*)*(.*)*x",
-    "optional characters": "re:" + "a?" * 900 + "a" * 900, "many states": "re:(?:.*a.{300}){2}", "Unicode": "re:.*é.*",
-    "empty expression": "re:", "line break": "re:a\nb", "empty name": "", "name like a path": "../../etc/passwd",
-    "name of format braces": "{0.__class__}", "name of terminal escapes": "\x1b[2J", "name of a lone surrogate": "\ud800",
+    "optional characters": "re:" + "a?" * 900 + "a" * 900, "many states": "re:(?:.*a.{300}){2}",
+    "Unicode": "re:.*é.*", "empty expression": "re:", "line break": "re:a\nb", "empty name": "",
+    "name like a path": "../../etc/passwd", "name of format braces": "{0.__class__}",
+    "name of terminal escapes": "\x1b[2J", "name of a lone surrogate": "\ud800",
     "name of a megabyte": "a" * 1_000_000,
 }  # fmt: skip
 """Entries of an ignore list that would hang a matcher that backtracks, or that look worse than they are."""
@@ -1194,8 +1233,10 @@ def _legal(chance: Random) -> Iterator[tuple[str, Files]]:
         configured(ignore=[f"re:({letter}+)+{n}$" for letter in "abcde" for n in range(100)]),
     )
     yield "ignore 50,000 names", configured(ignore=[f"model.layers.{n}.proj" for n in range(50_000)])
-    for name, text in {"terminal escapes": "\x1b[2J\x1b]0;owned\x07", "a lone surrogate": "\ud800", "a line break": "a\nPASS  b",
-                       "right-to-left override": "\u202etpircs", "a megabyte": "f" * 1_000_000, "Markdown": "a|b`c<script>"}.items():  # fmt: skip
+    for name, text in {
+        "terminal escapes": "\x1b[2J\x1b]0;owned\x07", "a lone surrogate": "\ud800", "a line break": "a\nPASS  b",
+        "right-to-left override": "\u202etpircs", "a megabyte": "f" * 1_000_000, "Markdown": "a|b`c<script>",
+    }.items():  # fmt: skip
         yield f"format of {name}", configured(format=text)
         yield f"quant_method of {name}", configured(quant_method=text)
     yield "config with numbers out of range", single_file(config={**CONFIG_JSON, "rope_theta": 10**400})
@@ -1224,8 +1265,10 @@ def _legal(chance: Random) -> Iterator[tuple[str, Files]]:
     yield "header with a million spaces", single_file(header_bytes(HEADER) + b" " * 1_000_000)
     yield "header with metadata of terminal escapes", single_file({**HEADER, "__metadata__": {"\x1b[2J": "\ud800"}})
     yield "header without metadata", single_file(without(HEADER, "__metadata__"))
-    for name in ("../../etc/passwd", "/etc/passwd", "%s%n", "$(id)", "re:.*", "-rf", "'\"`", "<script>", "a|b", "\\", "a" * 1024,
-                 "a.4000000000.b", "..", ".", "weight", ".weight", "experts.gate_up_proj"):  # fmt: skip
+    for name in (
+        "../../etc/passwd", "/etc/passwd", "%s%n", "$(id)", "re:.*", "-rf", "'\"`", "<script>", "a|b", "\\",
+        "a" * 1024, "a.4000000000.b", "..", ".", "weight", ".weight", "experts.gate_up_proj",
+    ):  # fmt: skip
         yield f"tensor named {name[:20]}", single_file({**HEADER, name: empty})
     yield "index with odd metadata", sharded(edited(good_index(), "metadata", to=[10**400, {"\x1b[2J": None}]))
     files = single_file()

@@ -126,6 +126,11 @@ def with_headers(**headers: str) -> Alteration:
     return lambda answer: replace(answer, headers={**answer.headers, **named})
 
 
+def garbled() -> Alteration:
+    """As many bytes as there should be, and none of them right."""
+    return lambda answer: replace(answer, body=b"?" * answer.length)
+
+
 def replaced(content: bytes) -> Alteration:
     """Another content in place of every answer, with status 200: what a login page of some network does."""
     return lambda _: Answer(headers={"Content-Type": "text/html"}, body=content)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from huggingface_hub import HfApi, constants, set_client_factory, snapshot_download
 from huggingface_hub.utils._http import default_client_factory
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.checkpoints import CONFIG, INDEX, RawTensor, contents, copy_checkpoint, edit_json, rewrite, write_tensors
@@ -289,7 +289,7 @@ def test_no_network_is_said_at_once_and_names_the_ways_out(
     ("endpoint", "proxy", "phrases"),
     [
         ("hub.example", "", ("cannot be reached", "http://")),
-        ("http://hub.example", "gopher://127.0.0.1", ("gopher", "proxy variables")),
+        ("http://hub.example", "gopher://127.0.0.1", ("gopher", "proxy settings")),
     ],
 )
 def test_settings_that_make_no_sense_are_named(
@@ -482,6 +482,7 @@ def test_index_that_leads_elsewhere_is_refused(
     refused(call_validate(TINY), INDEX, "no plain name of a safetensors file")
 
 
+@settings(deadline=None)
 @given(st.from_regex(r"[\w.@/-]{1,40}"))
 def test_hub_id_stands_for_itself_and_never_for_a_path(text: str) -> None:
     hub_id = parse_hub_id(text)
@@ -561,7 +562,9 @@ def test_blocked_xet_storage_is_named_with_the_way_around(hub: Hub, variables: C
         f"sys.exit(run(lambda: download(open_hub(HubId('{TINY}')))))"
     )
     refused(
-        run_program(program, variables(hub.endpoint, HF_XET_CLIENT_RETRY_MAX_ATTEMPTS="1")), TINY, "HF_HUB_DISABLE_XET=1"
+        run_program(program, variables(hub.endpoint, HF_XET_CLIENT_RETRY_MAX_ATTEMPTS="1")),
+        TINY,
+        "HF_HUB_DISABLE_XET=1",
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from copy import deepcopy
 from functools import cache
 from typing import Any
@@ -101,25 +100,34 @@ MLA = {"q_lora_rank": 32, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_he
 DEEPSEEK = {"n_routed_experts": 4, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1}
 TOWER = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4}
 
+
+def _gemma4() -> dict[str, Any]:
+    """The miniature's configuration with what its siblings have: an audio tower and an embedding for each layer."""
+    config: dict[str, Any] = deepcopy(dict(source(MINI).config))
+    config["audio_config"] = {"model_type": "gemma4_audio", **TOWER}
+    config["text_config"] |= {"hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": 128}
+    return config
+
+
 # family -> configuration class and arguments
-FAMILIES: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
-    "gemma4": ("Gemma4Config", lambda: _gemma4()),
-    "gemma3": ("Gemma3TextConfig", lambda: {**GROUPED, "head_dim": 16}),
-    "llama": ("LlamaConfig", lambda: GROUPED),
-    "qwen3": ("Qwen3Config", lambda: {**GROUPED, "head_dim": 16}),
-    "qwen3-moe": ("Qwen3MoeConfig", lambda: MOE),
-    "mixtral": ("MixtralConfig", lambda: {**GROUPED, "num_local_experts": 4}),
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma4": ("Gemma4Config", _gemma4()),
+    "gemma3": ("Gemma3TextConfig", {**GROUPED, "head_dim": 16}),
+    "llama": ("LlamaConfig", GROUPED),
+    "qwen3": ("Qwen3Config", {**GROUPED, "head_dim": 16}),
+    "qwen3-moe": ("Qwen3MoeConfig", MOE),
+    "mixtral": ("MixtralConfig", {**GROUPED, "num_local_experts": 4}),
     "deepseek-v3": (
         "DeepseekV3Config",
-        lambda: {**GROUPED, **MLA, **DEEPSEEK, "num_key_value_heads": 4, "moe_intermediate_size": 32},
+        {**GROUPED, **MLA, **DEEPSEEK, "num_key_value_heads": 4, "moe_intermediate_size": 32},
     ),
-    "gpt2": ("GPT2Config", lambda: {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 50_300}),
-    "opt": ("OPTConfig", lambda: {**DECODER, "ffn_dim": 96, "word_embed_proj_dim": 64}),
-    "bloom": ("BloomConfig", lambda: {"hidden_size": 64, "n_layer": 2, "n_head": 4, "vocab_size": 128}),
-    "bert": ("BertConfig", lambda: {**DECODER, "intermediate_size": 96}),
+    "gpt2": ("GPT2Config", {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 50_300}),
+    "opt": ("OPTConfig", {**DECODER, "ffn_dim": 96, "word_embed_proj_dim": 64}),
+    "bloom": ("BloomConfig", {"hidden_size": 64, "n_layer": 2, "n_head": 4, "vocab_size": 128}),
+    "bert": ("BertConfig", {**DECODER, "intermediate_size": 96}),
     "siglip": (
         "SiglipConfig",
-        lambda: {
+        {
             "text_config": {**TOWER, "vocab_size": 49_500},
             "vision_config": {**TOWER, "image_size": 32, "patch_size": 16},
         },
@@ -137,7 +145,7 @@ def modules(family: str) -> dict[str, Any]:
     name, arguments = FAMILIES[family]
     made = {"gemma4": AutoModelForImageTextToText, "bert": AutoModel, "siglip": AutoModel}
     with torch.device("meta"):
-        model = made.get(family, AutoModelForCausalLM).from_config(getattr(transformers, name)(**arguments()))
+        model = made.get(family, AutoModelForCausalLM).from_config(getattr(transformers, name)(**arguments))
     return dict(model.named_modules())
 
 
@@ -189,11 +197,3 @@ def test_the_gate_beside_experts_is_a_router_and_the_gate_of_an_mlp_is_not(famil
     routers = {name for name in parameters(family) if role_of(split_parameter(name)[0]) is Role.ROUTER}
     assert {name.partition(".mlp.")[2] for name in routers} <= {"gate.weight", "gate.e_score_correction_bias"}
     assert any(name.endswith(".mlp.gate.weight") for name in routers)
-
-
-def _gemma4() -> dict[str, Any]:
-    """The miniature's configuration with what its siblings have: an audio tower and an embedding for each layer."""
-    config: dict[str, Any] = deepcopy(dict(source(MINI).config))
-    config["audio_config"] = {"model_type": "gemma4_audio", **TOWER}
-    config["text_config"] |= {"hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": 128}
-    return config

@@ -13,6 +13,8 @@ from weighbridge.structure.lock import is_source_lock, open_lock
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "recipes"
 REFERENCES = ROOT / "references"
+MAIN_MODEL = "google/gemma-4-26B-A4B-it"
+"""The model that a short name such as ``fp8-dynamic`` means."""
 
 
 def recipe_names() -> list[str]:
@@ -21,7 +23,7 @@ def recipe_names() -> list[str]:
 
 
 def find_recipe(name: str) -> Path:
-    """The file of a recipe that is named by its path, or by its catalogue name with or without the model.
+    """The file of a recipe that is named by its path, its catalogue name, or the last part of that.
 
     Raises:
         RecipeError: no such file or name, or a short name that several models share.
@@ -33,11 +35,14 @@ def find_recipe(name: str) -> Path:
             raise RecipeError(what, where=name or "''", remedy=_suggest(name))
         return path
     names = recipe_names()
-    matches = [known for known in names if known == name or known.endswith(f"/{name}")]
+    for known in (name, f"{MAIN_MODEL}/{name}"):
+        if known in names:
+            return RECIPES / f"{known}.yaml"
+    matches = [known for known in names if known.endswith(f"/{name}")]
     if len(matches) == 1:
         return RECIPES / f"{matches[0]}.yaml"
     if matches:
-        raise RecipeError(f"is the name of several recipes: {', '.join(matches)}", where=name)
+        raise RecipeError("is the name of several recipes", where=name, remedy=f"name one of {', '.join(matches)}")
     raise RecipeError("no recipe of this name", where=name, remedy=_suggest(name))
 
 

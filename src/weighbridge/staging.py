@@ -29,7 +29,7 @@ def check_target(target: Path, *, force: bool, source: Path | None) -> None:
         )
     if target.is_symlink() or os.path.ismount(target) or Path.cwd().is_relative_to(where):
         raise BuildError(
-            "the output takes its place by a rename, which a link, a mount point and the working directory do not allow",
+            "a link, a mount point or the working directory cannot be replaced by a finished build",
             where=str(target),
             remedy="name a directory inside it with --output",
         )
