@@ -185,7 +185,8 @@ def header_of(shapes: Shapes) -> dict[str, Any]:
 
 def payload_of(header: Mapping[str, Any]) -> int:
     """Bytes that a well-formed header describes."""
-    return max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+    ends: list[int] = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    return max(ends)
 
 
 def header_bytes(header: Mapping[str, Any]) -> bytes:
@@ -264,7 +265,7 @@ RECIPE_YAML: dict[str, Any] = {
 
 def as_yaml(value: object) -> bytes:
     """A value as YAML: JSON is YAML, and spells out every character that is not ASCII."""
-    return json.dumps(value, indent=1).encode()
+    return json.dumps(value).encode()
 
 
 def single_file(
@@ -682,7 +683,7 @@ BAD_NAMES: Mapping[str, str] = {
     "clearing the screen": "\x1b[2J\x1b[H", "setting the title": "\x1b]0;owned\x07",
     "hiding itself": "\x1b[8mw\x1b[0m", "DEL": "a\x7fb", "C1": "a\x9bb", "right-to-left override": "a\u202etb",
     "line separator": "a\u2028b", "zero-width space": "a\u200bb", "byte order mark": "\ufeffa",
-    "no-break space": "a\u00a0b", "accent": "poids_é", "Cyrillic": "mоdel.weight", "emoji": "a\U0001f600",
+    "no-break space": "a\u00a0b", "accent": "poids_é", "Cyrillic": "m\u043edel.weight", "emoji": "a\U0001f600",
     "lone high surrogate": "a\ud800", "lone low surrogate": "a\udc00b", "variation": "a\ufe0f",
     "braces of a format": "{0.__class__.__mro__}", "empty braces": "model.{}.weight", "range": "model.{0-3}.weight",
     "opening brace": "a{", "closing brace": "}a",
@@ -857,9 +858,18 @@ def quantization_configs(chance: Random) -> Iterator[tuple[str, Files]]:
         )
 
     arguments: dict[str, dict[str, Any]] = {
-        "num_bits": {"true": True, "text": "8", "a fraction": 8.0, "1e9": 10**9, "-1": -1, "0": 0, "17": 17, "null": None, "a list": [8], "an object": {}, "4,000 digits": 10**4000},
-        "type": {"unknown": "floot", "a number": 8, "null": None, "a list": ["float"], "a megabyte": "f" * 1_000_000, "terminal escapes": "\x1b[2J", "a lone surrogate": "\ud800"},
-        "strategy": {"unknown": "channels", "a number": 8, "true": True, "a list": ["channel"], "an object": {"a": 1}, "terminal escapes": "\x1b[2J", "a megabyte": "c" * 1_000_000},
+        "num_bits": {
+            "true": True, "text": "8", "a fraction": 8.0, "1e9": 10**9, "-1": -1, "0": 0, "17": 17, "null": None,
+            "a list": [8], "an object": {}, "4,000 digits": 10**4000,
+        },
+        "type": {
+            "unknown": "floot", "a number": 8, "null": None, "a list": ["float"], "a megabyte": "f" * 1_000_000,
+            "terminal escapes": "\x1b[2J", "a lone surrogate": "\ud800",
+        },
+        "strategy": {
+            "unknown": "channels", "a number": 8, "true": True, "a list": ["channel"], "an object": {"a": 1},
+            "terminal escapes": "\x1b[2J", "a megabyte": "c" * 1_000_000,
+        },
         "dynamic": {"text": "yes", "2": 2, "null": None, "a list": [True], "an object": {}},
         "symmetric": {"1": 1, "text": "true", "null": None, "a list": [True]},
     }  # fmt: skip
@@ -1312,7 +1322,8 @@ def _legal_sources() -> Iterator[tuple[str, Files]]:
     }.items():
         yield f"source whose {key} is odd", {SOURCE: as_yaml(edited(SOURCE_YAML, "config", key, to=value))}
     plain = header_of({f"model.layers.0.{name}_proj.weight": ("BF16", (64, 32)) for name in "qkvo"})
-    for name, config in {"config of lists": {"text_config": [], "quantization_config": None}, "no config": {}}.items():
+    odd: dict[str, Any] = {"config of lists": {"text_config": [], "quantization_config": None}, "no config": {}}
+    for name, config in odd.items():
         yield f"source directory with {name}", single_file(plain, payload_of(plain), config)
 
 
@@ -1417,7 +1428,7 @@ def mutated(value: Any, chance: Random) -> bytes:
 
 
 def _mutated_tree(value: Any, chance: Random) -> Any:
-    """The value with one to three of its parts replaced, taken out, or put in another's place; nothing is copied twice."""
+    """The value with one to three of its parts replaced, taken out, added, or put in another's place."""
     for _ in range(chance.randint(1, 3)):
         value = _changed(value, chance)
     return value

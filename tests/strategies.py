@@ -26,6 +26,6 @@ def tensors(dtypes: tuple[str, ...] = tuple(DTYPE_BITS)) -> st.SearchStrategy[Te
     )
 
 
-def structures(dtypes: tuple[str, ...] = tuple(DTYPE_BITS)) -> st.SearchStrategy[Structure]:
+def structures(dtypes: tuple[str, ...] = tuple(DTYPE_BITS), *, min_size: int = 0) -> st.SearchStrategy[Structure]:
     """Up to a dozen named tensors."""
-    return st.dictionaries(names(), tensors(dtypes), max_size=12)
+    return st.dictionaries(names(), tensors(dtypes), min_size=min_size, max_size=12)

@@ -144,12 +144,6 @@ def test_recipe_of_another_model_only_lacks_a_pinned_revision(repository: str) -
 
 
 @each_family
-def test_recipe_names_the_model_it_lies_under(repository: str) -> None:
-    recipe = planned(repository).loaded.recipe
-    assert (recipe.base.model, recipe.name) == (repository, "fp8-dynamic")
-
-
-@each_family
 def test_recipe_quantizes_the_bulk_of_the_linears(repository: str) -> None:
     assert Counter(map(role_of, planned(repository).schemes)) == QUANTIZED[repository]
 

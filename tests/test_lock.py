@@ -76,7 +76,7 @@ DIGESTS = st.from_regex(r"[0-9a-f]{64}", fullmatch=True)
 CHECKPOINTS = st.builds(
     Checkpoint,
     label=st.just("here"),
-    structure=structures(),
+    structure=structures(min_size=1),
     config=st.dictionaries(st.text(max_size=9), json_values(), max_size=4),
     files=st.dictionaries(
         st.text(min_size=1, max_size=20),
@@ -101,7 +101,7 @@ def test_lock_of_an_unquantized_checkpoint_reads_back(checkpoint: Checkpoint) ->
 
 
 @given(
-    structures(),
+    structures(min_size=1),
     DECLARATIONS,
     st.dictionaries(names(), st.sampled_from(list(PRESETS.values())), max_size=12),
 )
@@ -121,7 +121,8 @@ def test_lock_of_a_quantized_checkpoint_reads_back(
 
 
 def test_lock_of_what_has_no_name_yet_bears_its_label() -> None:
-    assert read(write_lock(Checkpoint(label="builds/mine", structure={}, config={}))).origin.repository == "builds/mine"
+    unnamed = Checkpoint(label="builds/mine", structure={"w": Tensor("BF16", (4,))}, config={})
+    assert read(write_lock(unnamed)).origin.repository == "builds/mine"
 
 
 def test_comment_stands_above_a_lock_that_reads_as_without_it() -> None:
@@ -232,6 +233,7 @@ MALFORMED: dict[str, tuple[str, str]] = {
     "another file": ("name: fp8-dynamic\n", "is a file, but no structure lock"),
     "a later version": (HEAD.replace("1", "2", 1) + "tensors: []\n", "lock.yaml:1: structure_lock"),
     "no tensors": (HEAD, "the key 'tensors' is missing"),
+    "empty list of tensors": (HEAD + "tensors: []\n", "describes no tensor"),
     "unknown key": (HEAD + "tensors: []\nshards: []\n", "lock.yaml:6: unknown key 'shards'"),
     "misspelt key": (HEAD + "tensor: []\n", "did you mean 'tensors'?"),
     "key twice": (HEAD + "tensors: []\ntensors: []\n", "lock.yaml:6: the key 'tensors' stands twice"),

@@ -230,7 +230,6 @@ PLACES: dict[str, tuple[dict[str, Any], str | None]] = {
     "gptq": ({"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}}, "gptq"),
     "awq": ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "awq"),
     "no method": ({"quantization_config": {"bits": 4}}, "unknown"),
-    "a list": ({"quantization_config": [1]}, "list"),
 }
 
 
@@ -238,6 +237,12 @@ PLACES: dict[str, tuple[dict[str, Any], str | None]] = {
 def test_config_is_found_where_servers_look_for_it(config: Mapping[str, Any], method: str | None) -> None:
     declaration = read_declaration(config, where="config.json")
     assert (declaration and declaration.quant_method) == method
+
+
+@pytest.mark.parametrize("config", [[], [1], "fp8", 7], ids=str)
+def test_config_that_is_no_mapping_is_refused(config: object) -> None:
+    with pytest.raises(StructureError, match=r"config\.json: quantization_config is no mapping"):
+        read_declaration({"quantization_config": config}, where="config.json")
 
 
 def test_config_of_another_method_gives_no_module_a_scheme() -> None:

@@ -196,7 +196,7 @@ DAMAGES: dict[str, Damage] = {
     ),
     "Git LFS pointer in place of a shard": (
         lambda model: rewrite(model / FIRST, b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"),
-        (FIRST, "no safetensors file"),
+        (FIRST, "Git LFS pointer", "git lfs pull"),
     ),
     "header that is not JSON": (lambda model: write_header(model / FIRST, b"{tensors}", b""), (FIRST, "not JSON")),
     "header that is a list": (lambda model: write_header(model / FIRST, b"[1, 2]", b""), (FIRST, "JSON object")),
@@ -343,7 +343,7 @@ RECIPES: dict[str, tuple[Callable[[str], str], str, tuple[str, ...]]] = {
     ),
     "key of nothing known": (in_place_of(SCHEME, f"{SCHEME}\nzzz: 1"), "zzz", ("'zzz'",)),
     "missing key": (in_place_of("method: model_free_ptq\n", ""), "name: fp8-dynamic", ("'method'", "missing")),
-    "number in place of text": (in_place_of("name: fp8-dynamic", "name: 8"), "name: 8", ("name", "string")),
+    "number in place of text": (in_place_of("name: fp8-dynamic", "name: 8"), "name: 8", ("name", "text")),
     "text in place of a list": (
         in_place_of("ignore:", "ignore: all\nfused_groups:"),
         "ignore: all",
@@ -476,10 +476,10 @@ def test_file_that_is_no_recipe(
         pytest.param(f"{GEMMA}/fp8-dynamc", ("did you mean", f"{GEMMA}/fp8-dynamic"), id="misspelt in full"),
         pytest.param("recipes/fp8-dynamc.yaml", ("did you mean", "fp8-dynamic"), id="misspelt path"),
         pytest.param("qwertz", ("recipes/README.md",), id="unlike any"),
-        pytest.param("recipes", ("no such recipe file",), id="a directory"),
-        pytest.param(".", ("no such recipe file",), id="this directory"),
+        pytest.param("recipes", ("is a directory, not a recipe",), id="a directory"),
+        pytest.param(".", ("is a directory, not a recipe",), id="this directory"),
         pytest.param("", ("no",), id="nothing"),
-        pytest.param("x" * 5000, ("no",), id="too long for a file system"),
+        pytest.param("x" * 5000, ("too long",), id="too long for a file system"),
     ],
 )
 @pytest.mark.parametrize("command", ["build", "validate"])
@@ -725,7 +725,7 @@ VALIDATE_TROUBLES: dict[str, Trouble] = {
     ),
     "lock in a directory that is not there": (
         lambda bench: (MINI_LOCK, "--write-lock", bench.place / "nowhere" / "some.lock"),
-        ("some.lock", "the lock cannot be written"),
+        ("some.lock", "cannot be written"),
     ),
     "recipe and a checkpoint of no base that is known": (
         lambda bench: (bench.file(bench.scratch / "some.lock", LOCK), "--recipe", "fp8-dynamic"),

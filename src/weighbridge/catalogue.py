@@ -72,7 +72,7 @@ def source_locks() -> Iterator[Checkpoint]:
 
 def _suggest(name: str) -> str:
     names = recipe_names()
-    short = {known.rpartition("/")[2]: known for known in names}
+    short = {known.rpartition("/")[2]: known for known in [*names, *(n for n in names if n.startswith(MAIN_MODEL))]}
     wanted = name.rpartition("/")[2].removesuffix(".yaml")
     close = get_close_matches(name, names, n=1) or [short[key] for key in get_close_matches(wanted, short, n=1)]
     return f"did you mean {close[0]}?" if close else "the catalogue is recipes/README.md"

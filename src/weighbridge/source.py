@@ -23,6 +23,8 @@ def open_source(model: str) -> Checkpoint:
         StructureError, HubError: as `open_checkpoint`.
         BuildError: it cannot be the source of a build.
     """
+    if not model:
+        raise BuildError("names no model", where="--model", remedy=f"name a directory, a hub id, or {MINIATURE}")
     source = open_directory(make_miniature(), label=MINIATURE) if model == MINIATURE else open_checkpoint(model)
     if source.declaration is not None:
         raise BuildError(

@@ -153,5 +153,5 @@ def _size(text: str) -> int:
 
 def _positive(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1, not {text!r}")
+        raise argparse.ArgumentTypeError(f"must be at least 1, a whole number, not {text!r}")
     return int(text)

@@ -51,14 +51,19 @@ def check_writable(path: Path | None) -> None:
     """Refuse a file that could not be written, before the work that would go into it is done.
 
     Raises:
-        WeighbridgeError: its directory is not there, or it is a directory itself.
+        WeighbridgeError: its directory is not there, it is a directory itself, or its name cannot be.
     """
     if path is None:
         return
-    if path.is_dir():
-        raise WeighbridgeError("is a directory", where=str(path), remedy="name a file in it")
-    if not path.absolute().parent.is_dir():
-        raise WeighbridgeError("there is no such directory to write to", where=str(path.parent), remedy="make it first")
+    try:
+        reason = "it is a directory" if path.is_dir() else "there is no such directory"
+        if not path.is_dir() and path.absolute().parent.is_dir():
+            return
+    except OSError as error:
+        reason = error.strerror
+    raise WeighbridgeError(
+        f"cannot be written: {reason}", where=str(path), remedy="name a file in a directory that is there"
+    )
 
 
 def hand_over(report: Report, *, text: str, report_path: Path | None) -> int:
