@@ -14,14 +14,13 @@ import platform
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests import hostile
-from tests.hostile import HostileCase, answer
+from tests.hostile import HostileCase, answer, empty_directory
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = "fp8-dynamic"
@@ -56,7 +55,7 @@ def run(arguments: Sequence[str], *, directory: Path = ROOT, output: Path | None
 
 def time_case(case: HostileCase) -> tuple[float, int]:
     """Seconds that a case takes in this process, and its exit code."""
-    with Place() as place:
+    with empty_directory() as place:
         case.write(place)
         started = time.perf_counter()
         code = answer(case, place).code
@@ -65,27 +64,16 @@ def time_case(case: HostileCase) -> tuple[float, int]:
 
 def run_case(case: HostileCase, runs: int) -> Run:
     """The fastest of several processes that judge a case, with the most memory that any of them held."""
-    with Place() as place:
+    with empty_directory() as place:
         case.write(place)
         done = [run([f"{case.command}.py", *case.arguments], directory=place) for _ in range(runs)]
     return Run(done[0].code, min(one.seconds for one in done), max(one.resident for one in done))
 
 
-class Place:
-    """A temporary directory, which may be nested more deeply than Python can take away."""
-
-    def __enter__(self) -> Path:
-        self.path = Path(tempfile.mkdtemp(prefix="headers-"))
-        return self.path
-
-    def __exit__(self, *_: object) -> None:
-        subprocess.run(["rm", "-rf", str(self.path)], check=True)
-
-
 def commands(runs: int) -> None:
     """Time the plan of the real model, and the validation of one real lock against another."""
     plan = ["build.py", RECIPE, "--plan", "--model", SOURCE]
-    with Place() as place:
+    with empty_directory() as place:
         predicted = place / "predicted.yaml"
         run([*plan, "--format", "lock"], output=predicted)
         rows = {

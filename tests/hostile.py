@@ -12,8 +12,9 @@ import json
 import os
 import re
 import struct
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import chdir, redirect_stderr, redirect_stdout
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +117,24 @@ def answer(case: HostileCase, directory: Path) -> Answer:
     with chdir(directory), redirect_stdout(out), redirect_stderr(err):
         code = main(list(case.arguments))
     return Answer(code, *(_written(stream) for stream in (out, err)))
+
+
+@contextmanager
+def empty_directory() -> Iterator[Path]:
+    """A directory to write a case to; taken away afterwards, however deep (shutil's own recursion has a limit)."""
+    directory = Path(tempfile.mkdtemp(prefix="hostile-"))
+    try:
+        yield directory
+    finally:
+        folders = [str(directory)]
+        for folder in folders:
+            for entry in os.scandir(folder):
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                else:
+                    Path(entry.path).unlink()
+        for folder in reversed(folders):
+            Path(folder).rmdir()
 
 
 def _written(stream: io.TextIOWrapper) -> str:
@@ -363,10 +382,15 @@ def malformed_json(value: Mapping[str, Any], chance: Random) -> Iterator[tuple[s
     yield "single quotes", f"{{'a': 1, {rest}".encode()
     yield "comment", f"{{/* a */ {rest}".encode()
     yield "key without quotes", f"{{a: 1, {rest}".encode()
+    yield "lone high surrogate in a value", member('"\\ud800"')
+    yield "lone low surrogate in a key", member('{"\\udfff": 1}')
+    yield "surrogates in the wrong order", member('"\\udc00\\ud800"')
     yield "bad escape", f'{{"\\x41": 1, {rest}'.encode()
     yield "cut escape", f'{{"\\u12": 1, {rest}'.encode()
     for number in ("NaN", "Infinity", "-Infinity", "0x10", "01", "+1", "1.", ".5", "1e", "True", "None", "undefined"):
         yield f"number {number}", member(number)
+    yield "number too large for any", member("1e400")
+    yield "negative number too large for any, deep within", member('[{"a": -1e400}]')
     yield "integer of 5,000 digits", member(HUGE)
     yield "negative integer of a million digits", member("-" + "9" * 1_000_000)
     yield "arrays nested too deeply", member("[" * NESTED + "]" * NESTED)
@@ -1031,8 +1055,9 @@ def recipes(chance: Random) -> Iterator[tuple[str, Files]]:
         "in the parent": "../checkpoint", "of 5,000 characters": "a" * 5000 + "/b",
     }.items():  # fmt: skip
         yield f"model {name}", changed("base", "model", to=bad)
-    for name, bad in {"short": "0" * 39, "a branch": "main", "upper case": "A" * 40, "a number": 0}.items():
-        yield f"revision {name}", changed("base", "revision", to=bad)
+    revisions: dict[str, Any] = {"short": "0" * 39, "a branch": "main", "upper case": "A" * 40, "a number": 0}
+    for name, revision in revisions.items():
+        yield f"revision {name}", changed("base", "revision", to=revision)
     yield "licence empty", changed("base", "licence", to="")
     yield "unknown key in base", changed("base", "surprise", to=1)
     yield "method unknown", changed("method", to="rm")
@@ -1213,7 +1238,7 @@ ODD_PATTERNS: Mapping[str, str] = {
     "optional characters": "re:" + "a?" * 900 + "a" * 900, "many states": "re:(?:.*a.{300}){2}",
     "Unicode": "re:.*é.*", "empty expression": "re:", "line break": "re:a\nb", "empty name": "",
     "name like a path": "../../etc/passwd", "name of format braces": "{0.__class__}",
-    "name of terminal escapes": "\x1b[2J", "name of a lone surrogate": "\ud800",
+    "name of terminal escapes": "\x1b[2J",
     "name of a megabyte": "a" * 1_000_000,
 }  # fmt: skip
 """Entries of an ignore list that would hang a matcher that backtracks, or that look worse than they are."""
@@ -1244,17 +1269,13 @@ def _legal(chance: Random) -> Iterator[tuple[str, Files]]:
     )
     yield "ignore 50,000 names", configured(ignore=[f"model.layers.{n}.proj" for n in range(50_000)])
     for name, text in {
-        "terminal escapes": "\x1b[2J\x1b]0;owned\x07", "a lone surrogate": "\ud800", "a line break": "a\nPASS  b",
+        "terminal escapes": "\x1b[2J\x1b]0;owned\x07", "a line break": "a\nPASS  b",
         "right-to-left override": "\u202etpircs", "a megabyte": "f" * 1_000_000, "Markdown": "a|b`c<script>",
     }.items():  # fmt: skip
         yield f"format of {name}", configured(format=text)
         yield f"quant_method of {name}", configured(quant_method=text)
     yield "config with numbers out of range", single_file(config={**CONFIG_JSON, "rope_theta": 10**400})
     raw = json.dumps(CONFIG_JSON)
-    yield (
-        "config with 1e400",
-        {**single_file(), f"{CHECKPOINT}/{CONFIG}": raw.replace("{", '{"x": 1e400, ', 1).encode()},
-    )
     nested = "[" * 30 + "]" * 30
     yield (
         "config nested 30 deep",
@@ -1273,7 +1294,7 @@ def _legal(chance: Random) -> Iterator[tuple[str, Files]]:
     yield "header with an empty tensor of 2^48", single_file({**HEADER, "empty": {**empty, "shape": [2**48, 0]}})
     yield "header with sixteen axes", single_file({**HEADER, "empty": {**empty, "shape": [2**48] * 15 + [0]}})
     yield "header with a million spaces", single_file(header_bytes(HEADER) + b" " * 1_000_000)
-    yield "header with metadata of terminal escapes", single_file({**HEADER, "__metadata__": {"\x1b[2J": "\ud800"}})
+    yield "header with metadata of terminal escapes", single_file({**HEADER, "__metadata__": {"\x1b[2J": "\x1b"}})
     yield "header without metadata", single_file(without(HEADER, "__metadata__"))
     for name in (
         "../../etc/passwd", "/etc/passwd", "%s%n", "$(id)", "re:.*", "-rf", "'\"`", "<script>", "a|b", "\\",
@@ -1308,7 +1329,7 @@ def _legal_sources() -> Iterator[tuple[str, Files]]:
         return {RECIPE: as_yaml(recipe), SOURCE: as_yaml(SOURCE_YAML)}
 
     for name, pattern in ODD_PATTERNS.items():
-        if pattern and name != "name of a lone surrogate":  # which YAML has no way to write
+        if pattern:
             yield f"recipe ignores {name}", ignoring(pattern)
     yield (
         "recipe ignores nested stars 300 times",

@@ -77,6 +77,7 @@ class Answer:
         silence: seconds before anything comes.
         stop_after: bytes of the body after which the connection is closed.
         seconds_per_byte: how long each byte of the body takes.
+        chunked: the length is not said beforehand.
     """
 
     status: int = 200
@@ -85,6 +86,7 @@ class Answer:
     silence: float = 0.0
     stop_after: int | None = None
     seconds_per_byte: float = 0.0
+    chunked: bool = False
 
     @property
     def length(self) -> int:
@@ -124,6 +126,11 @@ def with_headers(**headers: str) -> Alteration:
     """Other headers than the true ones; ``_`` in a name stands for ``-``."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return lambda answer: replace(answer, headers={**answer.headers, **named})
+
+
+def chunked() -> Alteration:
+    """The whole body, in chunks, without a word about its length."""
+    return lambda answer: replace(answer, chunked=True)
 
 
 def garbled() -> Alteration:
@@ -203,7 +210,7 @@ class Hub:
         self.stopping = threading.Event()
         self._scratch = scratch
         self._token = token
-        self._private = private
+        self._private = set(private)
         self._gated = gated
         self._repositories: dict[str, Repository] = {}
         self._objects: dict[str, Path] = {}
@@ -269,6 +276,7 @@ class Hub:
         return self._file(request, path, digest) if path else _error(404)
 
     def model_info(self, request: Request, name: str, revision: str) -> Answer:
+        """``HfApi.model_info``: a commit and its files, with sizes and digests if ``blobs`` is asked for."""
         repository = self._find(name, request)
         commit = _resolve(repository, revision or "main")
         siblings: list[dict[str, object]] = []
@@ -280,11 +288,13 @@ class Hub:
         return _json({**known, "tags": [], "downloads": 0, "likes": 0, "siblings": siblings})
 
     def tree(self, request: Request, name: str, revision: str) -> Answer:
+        """``HfApi.list_repo_tree``, recursive, on one page."""
         repository = self._find(name, request)
         files = repository.commits[_resolve(repository, revision)]
         return _json([_tree_entry(path, blob) for path, blob in files.items()])
 
     def resolve(self, request: Request, name: str, revision: str, path: str) -> Answer:
+        """A file: where it lies, and what ``hf_hub_download`` wants to know beforehand."""
         commit, blob = self._open(request, name, revision, path)
         headers = {"ETag": blob.etag, "X-Repo-Commit": commit}
         if blob.sha256 is None:
@@ -296,29 +306,35 @@ class Hub:
         return Answer(status=302, headers={**headers, **linked, "Location": where})
 
     def resolved(self, request: Request, name: str, revision: str, path: str) -> Answer:
+        """A file that git holds."""
         commit, blob = self._open(request, name, revision, path)
         answer = self._file(request, blob.path, blob.git_id)
         return replace(answer, headers={**answer.headers, "X-Repo-Commit": commit})
 
     def create(self, request: Request) -> Answer:
+        """``HfApi.create_repo``."""
         self._check_writer(request)
         asked = json.loads(request.body)
         name = f"{asked['organization'] or 'user'}/{asked['name']}"
         about = {"name": name, "id": name, "url": f"{self.endpoint}/{name}"}
         if name in self._repositories:
             return replace(_json({"error": "You already created this model repo", **about}), status=409)
-        self._repositories[name] = Repository()
+        if asked.get("visibility") == "private":
+            self._private.add(name)
         self._commit(name, {}, ref="main")
         return _json(about)
 
     def who_am_i(self, request: Request) -> Answer:
+        """``HfApi.whoami``."""
         self._check_writer(request)
         return _json({"type": "user", "name": "user", "orgs": []})
 
     def validate_yaml(self, request: Request) -> Answer:
+        """What ``HfApi.create_commit`` asks about a README.md; any is right."""
         return _json({"errors": [], "warnings": []})
 
     def preupload(self, request: Request, name: str, revision: str) -> Answer:
+        """Which files of a commit to come go to LFS, and which are there already."""
         self._check_writer(request)
         repository = self._find(name, request)
         held = repository.commits[_resolve(repository, revision)]
@@ -334,6 +350,7 @@ class Hub:
         return _json({"files": files})
 
     def lfs_batch(self, request: Request, name: str) -> Answer:
+        """Where to put the objects that are not there yet."""
         self._check_writer(request)
         self._find(name, request)
         objects = [
@@ -345,6 +362,7 @@ class Hub:
         return _json({"transfer": "basic", "objects": objects})
 
     def commit(self, request: Request, name: str, revision: str) -> Answer:
+        """A commit, one operation a line."""
         self._check_writer(request)
         repository = self._find(name, request)
         parent = _resolve(repository, revision)
@@ -453,7 +471,6 @@ def serve(
             for name, directory in repositories.items():
                 hub.publish(name, directory)
             yield hub
-            hub.stopping.set()
 
 
 @contextmanager
@@ -532,7 +549,8 @@ class _Handler(BaseHTTPRequestHandler):
         if answer.silence and self.stopping.wait(answer.silence):
             return
         self.send_response_only(answer.status)
-        for name, value in {"Content-Length": str(answer.length), **answer.headers}.items():
+        framing = {"Transfer-Encoding": "chunked"} if answer.chunked else {"Content-Length": str(answer.length)}
+        for name, value in {**framing, **answer.headers}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command == "HEAD":
@@ -541,7 +559,9 @@ class _Handler(BaseHTTPRequestHandler):
             if answer.seconds_per_byte and self.stopping.wait(answer.seconds_per_byte):
                 break
             exchange.sent += len(chunk)
-            self.wfile.write(chunk)
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(chunk), chunk) if answer.chunked else chunk)
+        if answer.chunked and exchange.sent == answer.length:
+            self.wfile.write(b"0\r\n\r\n")
         self.close_connection = self.close_connection or exchange.sent < answer.length
 
 

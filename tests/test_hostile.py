@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import faulthandler
-import json
 import os
 import random
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +15,7 @@ import pytest
 
 from tests import hostile
 from tests.conftest import run_script
-from tests.hostile import Answer, HostileCase, answer, mutated
+from tests.hostile import Answer, HostileCase, answer, empty_directory, mutated
 from weighbridge.errors import StructureError
 from weighbridge.quantization import read_declaration, resolve
 from weighbridge.structure.header import parse_header
@@ -63,9 +60,9 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Every change to files, every connection and every process that this process makes meanwhile."""
     global _changes  # noqa: PLW0603 (an audit hook has no other way to know)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)  # what a first import writes is not the command's doing
-    _changes = seen = []
+    _changes = []
     try:
-        yield seen
+        yield _changes
     finally:
         _changes = None
 
@@ -73,6 +70,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 @pytest.fixture(autouse=True)
 def watchdog() -> Iterator[None]:
     """Ends the process with a traceback of where it hangs."""
+    assert sys.__stderr__ is not None
     faulthandler.dump_traceback_later(HANG_SECONDS, exit=True, file=sys.__stderr__)
     yield
     faulthandler.cancel_dump_traceback_later()
@@ -80,10 +78,9 @@ def watchdog() -> Iterator[None]:
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """An empty directory that is gone afterwards, however deep, and however large what is in it."""
-    directory = tempfile.mkdtemp(prefix="hostile-")
-    yield Path(directory)
-    subprocess.run(["rm", "-rf", directory], check=True)  # shutil's own recursion has a limit
+    """An empty directory; pytest's own would be kept, and what is written here is large."""
+    with empty_directory() as directory:
+        yield directory
 
 
 def faults(given: Answer) -> list[str]:

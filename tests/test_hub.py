@@ -25,6 +25,7 @@ from tests.hub_server import (
     Alteration,
     Answer,
     Hub,
+    chunked,
     dripping,
     failing,
     garbled,
@@ -424,11 +425,27 @@ def test_listing_of_another_commit_than_was_asked_for_is_refused(hub: Hub, call_
     refused(call_validate(f"{TINY}@{hub.commit_of(TINY)}"), "another commit than was asked for")
 
 
+def without_sizes() -> Alteration:
+    """The names of the files are listed and no more."""
+    return rewritten(lambda info: {**info, "siblings": [{"rfilename": s["rfilename"]} for s in info["siblings"]]})
+
+
 def test_listing_without_sizes_is_made_up_for_by_the_files_themselves(hub: Hub, call_validate: Command) -> None:
-    hub.alter(
-        LISTING, rewritten(lambda info: {**info, "siblings": [{"rfilename": s["rfilename"]} for s in info["siblings"]]})
-    )
+    hub.alter(LISTING, without_sizes())
     assert call_validate(TINY).code == 0
+
+
+def test_files_without_a_length_are_as_long_as_the_listing_says(hub: Hub, call_validate: Command) -> None:
+    hub.ranges = False
+    hub.alter("^/(objects|api/resolve-cache)/", chunked())
+    assert call_validate(TINY).code == 0
+
+
+def test_file_whose_length_nobody_says_is_refused(hub: Hub, call_validate: Command) -> None:
+    hub.ranges = False
+    hub.alter("^/(objects|api/resolve-cache)/", chunked())
+    hub.alter(LISTING, without_sizes())
+    refused(call_validate(TINY), TINY, "does not say how large the file is")
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.planning import (
     KEPT,
@@ -28,11 +31,13 @@ from weighbridge.catalogue import recipe_names
 from weighbridge.errors import StructureError, WeighbridgeError
 from weighbridge.lint import RULES, lint
 from weighbridge.lint.serving import TENSOR_PARALLEL_SIZES
+from weighbridge.lint.suggest import matching, unanchored
 from weighbridge.patterns import pattern_list
 from weighbridge.plan import make_plan
 from weighbridge.quantization import read_declaration, resolve
 from weighbridge.recipe import load_recipe
 from weighbridge.report import Finding
+from weighbridge.structure.tensors import Tensor
 
 LAYERS = "model.language_model.layers"
 EVIL = ("(a+)+$", "(a|aa)+$", "(.*a){25}", "(x+x+)+y", "((a*)*)*b", "([a-z]+)*$", "(.*)*(.*)*(.*)*z")
@@ -95,6 +100,17 @@ def test_a_suggestion_matches_what_the_entry_did_not(entry: str) -> None:
     suggested = finding.remedy.partition("did you mean ")[2].removesuffix("?")
     modules = plan(recipe()).modules
     assert any(pattern_list((suggested,)).matches(module) for module in modules)
+
+
+@given(st.data())
+def test_what_is_suggested_for_a_part_of_a_name_matches_the_names_that_contain_it(data: st.DataObject) -> None:
+    modules = plan(recipe()).modules
+    name = data.draw(st.sampled_from(modules))
+    begin = data.draw(st.integers(0, len(name) - 1))
+    entry = name[begin : data.draw(st.integers(begin + 1, len(name)))]
+    suggestion = unanchored(entry, modules)
+    assert suggestion is not None
+    assert set(matching(suggestion[0], modules)) == {module for module in modules if entry in module}
 
 
 @pytest.mark.parametrize("entry", ["lm_head", "re:.*lm_head", "re:lm_head", "re:.*lm_head.*"])
@@ -548,6 +564,25 @@ def test_experts_that_would_be_split_along_the_wrong_axis_are_an_error() -> None
     finding = only(findings(content, TRANSPOSED), "source/experts-layout")
     assert (finding.where, finding.count) == ("model.layers.{0-1}.feed_forward.experts", 2)
     assert "gate_up_proj [4, 64, 96]" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("family", "arguments"),
+    [("Llama4TextConfig", {"intermediate_size_mlp": 48, "head_dim": 16}), ("GptOssConfig", {"head_dim": 16})],
+)
+def test_families_that_store_experts_so_are_found_by_it(family: str, arguments: dict[str, Any]) -> None:
+    import torch
+    import transformers
+
+    sizes = {"hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 1, "num_local_experts": 4}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 128}
+    with torch.device("meta"):
+        config = getattr(transformers, family)(**sizes, **heads, **arguments)
+        state = transformers.AutoModelForCausalLM.from_config(config).state_dict()
+    structure = {name: Tensor("BF16", tuple(parameter.shape)) for name, parameter in state.items()}
+    made = plan(recipe(["lm_head", "re:.*embed.*", "re:.*router", "re:.*norm.*"]))
+    found = lint(make_plan(made.loaded, replace(made.source, structure=structure, config={})))
+    assert "source/experts-layout" in raised(found)
 
 
 # --- allowances -------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from weighbridge.structure.lock import is_source_lock, open_lock
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "recipes"
 REFERENCES = ROOT / "references"
+LONGEST_PATH = 1024
 MAIN_MODEL = "google/gemma-4-26B-A4B-it"
 """The model that a short name such as ``fp8-dynamic`` means."""
 
@@ -29,7 +30,7 @@ def find_recipe(name: str) -> Path:
         RecipeError: no such file or name, or a short name that several models share.
     """
     path = Path(name)
-    if path.suffix in (".yaml", ".yml") or path.exists():
+    if path.suffix in (".yaml", ".yml") or (len(name) <= LONGEST_PATH and path.exists()):
         if not path.is_file():
             what = "is a directory, not a recipe" if path.is_dir() else "no such recipe file"
             raise RecipeError(what, where=name or "''", remedy=_suggest(name))

@@ -152,7 +152,7 @@ def _explanation(error: BaseException) -> tuple[str, str]:
         case errors.HfHubHTTPError():
             return _refusal(error.response)
         case errors.OfflineModeIsEnabled():
-            return "HF_HUB_OFFLINE is set and this is not in the cache", "unset it, or name a directory"
+            return "HF_HUB_OFFLINE is set and this is not in the cache", f"unset it, {_ELSEWHERE}"
         case httpx.ConnectError() | httpx.ConnectTimeout() | httpx.ProxyError() | httpx.UnsupportedProtocol():
             return f"{_host(error.request)} cannot be reached ({_first_line(error)})", _ELSEWHERE
         case httpx.RequestError():
