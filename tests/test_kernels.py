@@ -208,11 +208,17 @@ def raw_weights(draw: st.DrawFn, columns: int) -> tuple[str, Array]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(raw=raw_weights(128), name=st.sampled_from(list(WEIGHT_SCHEMES.values())))
-def test_all_kernels_agree_on_any_finite_weight(raw: tuple[str, Array], name: str) -> None:
+@given(
+    raw=raw_weights(128),
+    name=st.sampled_from(list(WEIGHT_SCHEMES.values())),
+    amax=st.none() | st.floats(2**-14, 60000, width=16),
+)
+def test_all_kernels_agree_on_any_finite_weight_and_any_amax(
+    raw: tuple[str, Array], name: str, amax: float | None
+) -> None:
     dtype, weight = raw
-    of_each = by_all(weight, dtype, SCHEMES[name])
-    assert of_each["compiled"] == of_each["portable"]
+    compiled, portable = (quantized(kernels, weight, dtype, SCHEMES[name], amax) for kernels in KERNELS.values())
+    assert compiled == portable
 
 
 @every_implementation
@@ -381,12 +387,15 @@ def test_cuda_agrees_with_the_cpu() -> None:
 def test_every_quotient_of_bf16_values_becomes_what_upstream_makes_of_it(name: str, exponent: int) -> None:
     """Each of the 128 largest values of a binade, over all values that are not larger, of both signs."""
     scheme = SCHEMES[name]
-    group = encoding_of(scheme).width or 4096
+    encoding = encoding_of(scheme)
+    group = encoding.width or 4096
     for amax in range(exponent << 7, (exponent + 1) << 7):
         below = np.arange(max(0, amax - (24 << 7)), amax + 1, dtype=np.uint16)
         values = np.random.default_rng(amax).permutation(np.concatenate([below, below | 0x8000]))
         weight = np.resize(values, (-(-values.size // (group - 1)), group - 1))
         weight = np.concatenate([np.full((weight.shape[0], 1), amax, np.uint16), weight], axis=1)
+        if encoding.scale == "E4M3":  # under a global scale of eight times as much
+            weight[0] = min(amax + (3 << 7), 0x7F7F)
         assert by_all(weight, "BF16", scheme) == dict.fromkeys(KERNELS, upstream({GATE: weight}, "BF16", scheme)[GATE])
 
 

@@ -226,7 +226,8 @@ def with_quantization(text: str) -> str:
 
 # text, what the sentence says
 MALFORMED: dict[str, tuple[str, str]] = {
-    "empty file": ("", "is empty"),
+    "empty file": ("", "is a file, but no structure lock"),
+    "nothing but a comment": ("# structure_lock\n", "is empty"),
     "a list": ("- structure_lock\n", "is not a YAML mapping"),
     "not YAML": ("structure_lock: [1\n", "is not YAML"),
     "control characters": ("structure_lock: \0\n", "is not YAML"),

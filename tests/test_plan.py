@@ -15,6 +15,7 @@ from tests.checkpoints import read_tensors, shards_of
 from tests.conftest import FP8_DYNAMIC
 from weighbridge.catalogue import reference_lock
 from weighbridge.diff import CONFIG, diff, explain
+from weighbridge.errors import StructureError
 from weighbridge.plan import Plan, make_plan
 from weighbridge.quantization import resolve
 from weighbridge.recipe import load_recipe
@@ -299,10 +300,19 @@ def test_config_of_the_output_declares_what_is_planned(name: str, two_layers: Ch
     assert declared == made.schemes
 
 
-def test_fused_tensor_of_an_odd_number_of_rows_is_an_obstacle(tmp_path: Path) -> None:
-    structure = {"layers.0.experts.gate_up_proj": Tensor("BF16", (4, 7, 32))}
-    made = planned(tmp_path, Checkpoint(label="here", structure=structure, config={}), scheme="FP8_DYNAMIC", ignore=[])
-    assert [obstacle.tensor for obstacle in made.obstacles] == ["layers.0.experts.gate_up_proj"]
+# What no model has, and llm-compressor could not split.
+UNSPLITTABLE = {
+    "odd number of rows": Tensor("BF16", (4, 7, 32)),
+    "experts without end": Tensor("BF16", (2**17, 2, 0)),
+}
+
+
+@pytest.mark.parametrize("tensor", UNSPLITTABLE.values(), ids=UNSPLITTABLE)
+def test_fused_tensor_that_cannot_be_split_is_refused_by_name(tensor: Tensor, tmp_path: Path) -> None:
+    name = "layers.0.experts.gate_up_proj"
+    source = Checkpoint(label="here", structure={name: tensor}, config={})
+    with pytest.raises(StructureError, match=re.escape(name)):
+        planned(tmp_path, source, scheme="FP8_DYNAMIC", ignore=[])
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from weighbridge.lint.merged import MERGED, expert_of
@@ -75,7 +75,7 @@ def _uneven(group: FusedGroup, schemes: Mapping[str, Scheme], rules: Mapping[str
             f"{', '.join(quantized)} quantized, {', '.join(kept)} kept ({rules[f'{group.parent}.{kept[0]}']})",
             "keep all of them or none: servers load them as one matrix",
         )
-    if len(set(of_members.values())) > 1:
+    if not _alike(list(of_members.values())):
         return _Problem(
             "fused/schemes-differ",
             "; ".join(f"{member} has {scheme}" for member, scheme in of_members.items()),
@@ -115,21 +115,29 @@ def _shares_scale(group: FusedGroup, schemes: Mapping[str, Scheme]) -> bool:
 
 def _experts(plan: Plan, schemes: Mapping[str, Scheme], uneven: set[str]) -> Iterator[Raised]:
     """vLLM takes the scheme of a layer's experts from the three matrices of expert 0, and stops where they differ."""
-    layers: dict[str, dict[Scheme | None, list[str]]] = {}
+    layers: dict[str, list[str]] = {}
     reported = {expert[0] for parent in uneven if (expert := expert_of(f"{parent}.any")) is not None}
     for module in plan.modules:
         expert = expert_of(module)
         if expert is not None and expert[0] not in reported:
-            layers.setdefault(expert[0], {}).setdefault(schemes.get(module), []).append(module)
+            layers.setdefault(expert[0], []).append(module)
     alike: dict[str, list[str]] = {}
-    for layer, by_scheme in layers.items():
-        if len(by_scheme) > 1:
-            parts = [f"{_members(modules)} {scheme or 'kept'}" for scheme, modules in by_scheme.items()]
+    for layer, modules in layers.items():
+        if not _alike([schemes.get(module) for module in modules]):
+            by_scheme: dict[Scheme | None, list[str]] = {}
+            for module in modules:
+                by_scheme.setdefault(schemes.get(module), []).append(module)
+            parts = [f"{_members(members)} {scheme or 'kept'}" for scheme, members in by_scheme.items()]
             alike.setdefault("; ".join(parts), []).append(layer)
     for message, found in alike.items():
         for pattern in compact(found):
             remedy = "give all matrices of all experts of a layer one scheme, or keep them all"
             yield Raised("fused/experts-differ", str(pattern), message, remedy, len(pattern))
+
+
+def _alike(schemes: Sequence[Scheme | None]) -> bool:
+    """Whether all are the same; most are the very same object, which is quicker to see than that they are equal."""
+    return all(scheme is schemes[0] or scheme == schemes[0] for scheme in schemes)
 
 
 def _members(modules: list[str]) -> str:

@@ -13,7 +13,7 @@ from weighbridge.plan import Part, Plan
 from weighbridge.quantization import LINEAR, resolve
 from weighbridge.roles import Role, role_of
 from weighbridge.schemes import Scheme
-from weighbridge.structure.names import compact
+from weighbridge.structure.names import compact, split_name
 
 TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
 _ROW_PARALLEL = frozenset({"o_proj", "down_proj", "w2", "out_proj", "dense"})
@@ -153,8 +153,7 @@ def _tensor_parallel(plan: Plan) -> Iterator[Raised]:
     alike: dict[tuple[object, ...], Part] = {}  # experts and layers are many and alike
     for part in plan.parts:
         if part.scheme is not None and len(part.weight.shape) == 2 and role_of(part.module) in BULK:
-            member, is_expert = part.module.rpartition(".")[2], expert_of(part.module) is not None
-            alike.setdefault((member, is_expert, part.weight, part.scheme), part)
+            alike.setdefault((split_name(part.module)[0], part.weight.shape, id(part.scheme)), part)
     for size in TENSOR_PARALLEL_SIZES:
         reason = f"{heads[0]} attention heads" if heads and heads[0] % size else ""
         reason = reason or next(filter(None, (_undivided(part, size, heads) for part in alike.values())), "")

@@ -121,8 +121,8 @@ def global_scale(amax: float, dtype: str) -> np.float32:
     It is 448 x 6 / amax in the weight's own dtype, and in two rounded steps, for torch divides a number by a tensor as
     ``reciprocal() * number``. Where it overflows it is 1: for F16 weights that is any amax below 0.041.
     """
-    reciprocal = rounded(np.float32(1) / np.float32(max(amax, SOURCES[dtype].tiny)), dtype)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", divide="ignore"):
+        reciprocal = rounded(np.float32(1) / np.float32(amax), dtype)
         scale = rounded(reciprocal * np.float32(448 * 6), dtype)
     return scale if np.isfinite(scale) else np.float32(1)
 
@@ -134,8 +134,7 @@ def rounded(value: np.float32, dtype: str) -> np.float32:
             bits = int(value.view(np.uint32))
             return np.uint32((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32)
         case "F16":
-            with np.errstate(over="ignore"):
-                return np.float32(np.float16(value))
+            return np.float32(np.float16(value))
         case _:
             return value
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import redirect_stdout
 from types import TracebackType
 from typing import Any, ParamSpec, Protocol, Self, TypeVar
 
@@ -55,7 +57,10 @@ class RayExecutor:
     def __init__(self, address: str) -> None:
         import ray
 
-        ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
+        # Ray says what it has to say on standard output, which is the report's.
+        self._redirected = redirect_stdout(sys.stderr)
+        self._redirected.__enter__()
+        ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level="ERROR")
         self._ray = ray
         self.workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
         self._here = ThreadPoolExecutor(1, thread_name_prefix="hash")
@@ -79,3 +84,4 @@ class RayExecutor:
     ) -> None:
         self._here.shutdown(cancel_futures=True)
         self._ray.shutdown()
+        self._redirected.__exit__(kind, error, trace)
