@@ -97,7 +97,7 @@ def measure(command: list[str], output: Path) -> Run:
     return Run(wall, float(inside[0].split()[1]) if inside else 0.0, resident)
 
 
-def upstream(directory: Path, output: Path, scheme: str) -> None:
+def upstream(directory: Path, output: Path, scheme: str, device: str = "cpu") -> None:
     """What a user of llm-compressor would run."""
     from compressed_tensors.quantization import QuantizationConfig
     from llmcompressor import model_free_ptq
@@ -114,7 +114,7 @@ def upstream(directory: Path, output: Path, scheme: str) -> None:
         ),
         ignore=UPSTREAM_IGNORE.get(scheme, IGNORE),
         max_workers=2,
-        device="cpu",
+        device=device,
     )
     sys.stdout.write(f"inside {time.perf_counter() - started}\n")
 
@@ -164,8 +164,14 @@ def floor(directory: Path, output: Path, written: str) -> None:
         thread.join()
 
 
+def upstream_cuda(directory: Path, output: Path, scheme: str) -> None:
+    """The same on a GPU."""
+    upstream(directory, output, scheme, device="cuda:0")
+
+
 INSIDE: dict[str, Callable[[Path, Path, str], None]] = {
     "upstream": upstream,
+    "upstream_cuda": upstream_cuda,
     "ours_without_digests": ours_without_digests,
     "floor": floor,
 }

@@ -1,1 +1,3 @@
 """Declarative, provable quantization of LLM checkpoints."""
+
+__version__ = "0.1.0"

@@ -60,7 +60,7 @@ def check_writable(path: Path | None) -> None:
         if not path.is_dir() and path.absolute().parent.is_dir():
             return
     except OSError as error:
-        reason = error.strerror
+        reason = error.strerror or str(error)
     raise WeighbridgeError(
         f"cannot be written: {reason}", where=str(path), remedy="name a file in a directory that is there"
     )

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from weighbridge import __version__
 from weighbridge.engines.streaming.executors import Executor, LocalExecutor, RayExecutor
 from weighbridge.engines.streaming.journal import Journal, key_of
 from weighbridge.engines.streaming.pieces import PIECE_BYTES, Job, Piece, cut
@@ -25,6 +26,7 @@ from weighbridge.structure.checkpoint import Checkpoint
 
 CHECKPOINT = "checkpoint"
 JOURNAL = "journal.jsonl"
+NUMERIC_TOOLS = ("numpy", "torch", "compressed-tensors")
 #: What a worker holds at most, in pieces: what it read, what it writes, and on other devices copies in float.
 WORKER_PIECES_CPU, WORKER_PIECES = 4, 16
 
@@ -68,7 +70,7 @@ def build_key(plan: Plan, source: Checkpoint, resources: Resources) -> str:
             "shard_size": resources.shard_size,
             "piece_bytes": PIECE_BYTES,
             "device": sorted({device.partition(":")[0] for device in resources.devices}),
-            "tools": {name: version(name) for name in ("weighbridge", "numpy", "torch", "compressed-tensors")},
+            "tools": {"weighbridge": __version__} | {name: version(name) for name in NUMERIC_TOOLS},
         }
     )
 
