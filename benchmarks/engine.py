@@ -26,9 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from weighbridge.resources import parse_size
 
 from benchmarks import source
+from weighbridge.resources import parse_size
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = 4 * 1024 * 1024
@@ -101,6 +101,7 @@ def upstream(directory: Path, output: Path, scheme: str, device: str = "cpu") ->
     """What a user of llm-compressor would run."""
     from compressed_tensors.quantization import QuantizationConfig
     from llmcompressor import model_free_ptq
+
     from weighbridge.recipe import load_recipe
     from weighbridge.schemes import to_config
 

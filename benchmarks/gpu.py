@@ -17,15 +17,15 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
-from weighbridge.resources import parse_size
-
 from benchmarks import source
 from benchmarks.engine import IGNORE, ROOT, SCHEMES, measure
+from weighbridge.resources import parse_size
 
 
 def main() -> None:
     """Entry point."""
     import torch
+
     from weighbridge.engines.kernels.agreement import disagreements
     from weighbridge.engines.kernels.portable import PortableKernels
 

@@ -21,7 +21,7 @@ ignore: ["re:.*router", "re:.*norm.*", "re:.*embed.*"]
 
 
 def write_moe(directory: Path, *, layers: int, experts: int = 16, hidden: int = 512, inner: int = 320) -> None:
-    """Write a single-shard BF16 checkpoint; layer 0 has no v_proj. About ``layers * experts * hidden * inner * 6`` bytes."""
+    """Write a single-shard BF16 checkpoint of about ``layers * experts * hidden * inner * 6`` bytes; layer 0 is K=V."""
     structure = {
         "model.embed_tokens.weight": Tensor("BF16", (4096, hidden)),
         "model.norm.weight": Tensor("BF16", (hidden,)),

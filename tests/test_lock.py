@@ -95,7 +95,7 @@ CHECKPOINTS = st.builds(
 
 
 @given(CHECKPOINTS)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 def test_lock_of_an_unquantized_checkpoint_reads_back(checkpoint: Checkpoint) -> None:
     assert facts(read(write_lock(checkpoint))) == facts(checkpoint)
 
@@ -105,7 +105,7 @@ def test_lock_of_an_unquantized_checkpoint_reads_back(checkpoint: Checkpoint) ->
     DECLARATIONS,
     st.dictionaries(names(), st.sampled_from(list(PRESETS.values())), max_size=12),
 )
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 def test_lock_of_a_quantized_checkpoint_reads_back(
     structure: dict[str, Tensor], declaration: Declaration, schemes: dict[str, Any]
 ) -> None:

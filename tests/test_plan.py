@@ -240,12 +240,19 @@ BUILDS |= {
 }
 
 
+EXPERTS = 2
+
+
 @pytest.fixture(scope="module")
 def two_layers(mini: Path) -> Checkpoint:
-    """The miniature with one layer of each kind: layer 5 has no v_proj."""
+    """The miniature with one layer of each kind (layer 5 has no v_proj) and two experts in each."""
     checkpoint = open_directory(mini)
-    chosen = re.compile(rf"{re.escape(LAYER)}\.[1-4]\.")
-    structure = {name: tensor for name, tensor in checkpoint.structure.items() if not chosen.match(name)}
+    left_out = re.compile(rf"{re.escape(LAYER)}\.[1-4]\.")
+    structure = {
+        name: replace(tensor, shape=(EXPERTS, *tensor.shape[1:])) if ".experts." in name else tensor
+        for name, tensor in checkpoint.structure.items()
+        if not left_out.match(name)
+    }
     return replace(checkpoint, structure=structure)
 
 
@@ -254,7 +261,7 @@ def tensors_of_two_layers(mini: Path, two_layers: Checkpoint) -> dict[str, Any]:
     import safetensors.torch
 
     loaded = {name: tensor for shard in shards_of(mini) for name, tensor in safetensors.torch.load_file(shard).items()}
-    return {name: loaded[name] for name in two_layers.structure}
+    return {name: loaded[name][:EXPERTS] if ".experts." in name else loaded[name] for name in two_layers.structure}
 
 
 def structure_of(directory: Path) -> Structure:

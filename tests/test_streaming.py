@@ -1,4 +1,4 @@
-"""The streaming engine: upstream's numbers, one set of bytes under all settings, bounded memory, going on after a kill."""
+"""The streaming engine: upstream's numbers, one set of bytes under all settings, bounded memory, resuming."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def digests(directory: Path) -> dict[str, str]:
 
 def raw_tensors(directory: Path) -> dict[str, bytes]:
     """Every tensor's bytes."""
-    found = {}
+    found: dict[str, bytes] = {}
     for shard, header in open_directory(directory).shards.items():
         content = (directory / shard).read_bytes()[header.data_offset :]
         found |= {name: content[stored.begin : stored.end] for name, stored in header.tensors.items()}
@@ -139,7 +139,7 @@ def kill_campaign(
     source: Path, recipe: Path, undisturbed: dict[str, str], tmp_path: Path, *, kills: int, seed: int
 ) -> None:
     """Kill builds at random moments after the first journal entry, until `kills` have hit; each resume is checked."""
-    print(f"seed {seed}")
+    sys.stdout.write(f"seed {seed}\n")
     chance = random.Random(seed)
     output = tmp_path / "build"
     done = 0

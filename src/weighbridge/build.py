@@ -15,7 +15,7 @@ from weighbridge.progress import Progress
 from weighbridge.recipe import LoadedRecipe
 from weighbridge.references import AgainstReference, base_of_source, find_references
 from weighbridge.report import Report, Section
-from weighbridge.resources import Resources, resolve_devices
+from weighbridge.resources import Resources
 from weighbridge.source import fetch
 from weighbridge.staging import Staging, check_space, check_target, staged
 from weighbridge.structure.checkpoint import Checkpoint, open_directory
@@ -62,13 +62,15 @@ def build(request: BuildRequest, *, progress: Progress) -> Report:
         WeighbridgeError: the build could not start or not finish; the output is as it was.
     """
     check_target(request.output, force=request.force, source=request.source.directory)
-    request = replace(request, resources=replace(request.resources, devices=resolve_devices(request.resources.devices)))
     base = base_of_source(request.source, preferred=request.loaded.recipe.base.model)
     references = find_references(request.loaded, base, request.references)
     plan = make_plan(request.loaded, request.source)
     before = report_plan(plan, references)
     if not before.holds:
         return before
+    from weighbridge.engines.devices import resolve_devices
+
+    request = replace(request, resources=replace(request.resources, devices=resolve_devices(request.resources.devices)))
     streaming = request.engine == "streaming" and request.loaded.recipe.method == "model_free_ptq"
     check_space(request.output, shards.bytes_needed(plan, request.source, rewritten=not streaming))
     source = fetch(request.source)

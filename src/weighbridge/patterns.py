@@ -80,9 +80,14 @@ def compile_pattern(entry: str) -> Any:
     if len(expression) > MAX_PATTERN_LENGTH:
         raise PatternError(f"the pattern {expression[:40]!r}... is {len(expression):,} characters long")
     try:
-        return re2.compile(expression, _options())
+        compiled = re2.compile(expression, _options())
     except re2.error as problem:
         raise _explain(entry, problem) from None
+    try:
+        re.compile(expression)  # llm-compressor and vLLM match with Python's own, which must take it too
+    except (re.error, OverflowError, RecursionError) as problem:
+        raise PatternError(f"the pattern {entry[:80]!r} does not compile in Python ({problem})") from None
+    return compiled
 
 
 def check_pattern(entry: str) -> None:

@@ -232,6 +232,8 @@ class _Chooser:
             (group, pattern_list(group.targets), f"{name} ({loaded.location(*path, name)})")
             for name, group in zip(names, self.recipe.groups, strict=True)
         ]
+        if self.recipe.method == "oneshot":  # names and expressions go before the class; model_free_ptq takes the first
+            self.groups.sort(key=lambda item: LINEAR in item[0].targets)
 
     def choose(self, piece: _Piece) -> tuple[Scheme | None, str]:
         module, parameter = split_parameter(piece.name)

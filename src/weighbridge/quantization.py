@@ -131,6 +131,8 @@ def read_args(raw: Any, *, where: str) -> QuantizationArgs:
     symmetric = raw.get("symmetric", True)
     if type(bits) is not int or not 1 <= bits <= 16:
         raise StructureError(f"num_bits cannot be {str(bits)[:40]!r}", where=where)
+    if kind == "float" and bits not in (4, 8):
+        raise StructureError(f"floats of {bits} bits are not known, only of 4 (E2M1) and 8 (E4M3)", where=where)
     if kind not in ("float", "int") or strategy not in STRATEGIES:
         raise StructureError(f"unknown type or strategy: {kind[:40]!r}, {str(strategy)[:40]!r}", where=where)
     if dynamic not in (True, False, "local") or not isinstance(symmetric, bool):

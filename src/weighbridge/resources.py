@@ -20,7 +20,7 @@ class Resources:
     """What a build may use; of these only the kind of device and the size of shards show in its bytes.
 
     Attributes:
-        devices: torch devices; see `resolve_devices` for what none means.
+        devices: torch devices; see `weighbridge.engines.devices` for what none means.
         workers: how many pieces are worked on at a time; None for one for each core.
         memory: bytes of resident memory of all the build's processes together.
         shard_size: bytes of payload at which a new shard is begun.
@@ -47,40 +47,6 @@ def parse_size(text: str) -> int:
         raise ValueError(f"{text!r} is no size such as 5GB or 2GiB")
     number, prefix, binary = match.groups()
     return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix.lower() or " "))
-
-
-def resolve_devices(devices: tuple[str, ...]) -> tuple[str, ...]:
-    """The devices to use: those named, or every accelerator, or the CPU. torch is imported only to look at a GPU.
-
-    Raises:
-        WeighbridgeError: a device that this machine does not have.
-    """
-    for device in devices:
-        if device != "cpu":
-            _check_device(device)
-    if devices:
-        return devices
-    if Path("/dev/nvidia0").exists():
-        import torch
-
-        count = torch.cuda.device_count()
-        if count:
-            return tuple(f"cuda:{index}" for index in range(count))
-    return ("cpu",)
-
-
-def _check_device(device: str) -> None:
-    import torch
-
-    try:
-        kind = torch.device(device).type
-        usable = kind not in ("meta", "cpu") and torch.zeros(1, device=device).item() == 0.0
-    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
-        usable = False
-    if not usable:
-        raise WeighbridgeError(
-            f"this machine has no device {device!r}", where="--device", remedy="name cpu, or an accelerator as cuda:0"
-        )
 
 
 def affordable_workers(workers: int | None, memory: int, *, each: int) -> int:

@@ -106,6 +106,8 @@ def _sentence(problem: Any, path: Path) -> str:
 def _suggestion(problem: Any, path: Path, model: type[BaseModel]) -> str:
     if problem["type"] != "extra_forbidden":
         return ""
+    if path[-1] == "re":
+        return "write 're:' without a space after it, so that it is one word with its expression"
     known = _keys(model)
     close = get_close_matches(str(path[-1]), known, n=1)
     return f"did you mean {close[0]!r}?" if close else "the keys of a recipe are listed in recipes/README.md"

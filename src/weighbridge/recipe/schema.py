@@ -49,7 +49,7 @@ class Base(_Strict):
 class ConfigGroup(_Strict):
     """A scheme and the modules that get it: a preset's name, or compressed-tensors' own arguments spelled out."""
 
-    targets: list[str] = [LINEAR]
+    targets: list[str] = Field(default=[LINEAR], min_length=1)
     scheme: str | None = None
     weights: dict[str, Any] | None = None
     input_activations: dict[str, Any] | None = None

@@ -36,6 +36,8 @@ EMBEDDING_NAMES = frozenset(
         "embed_tokens",
         "embed_tokens_per_layer",
         "embed_positions",
+        "embed_in",
+        "pos_embed",
         "position_embedding",
         "position_embeddings",
         "token_type_embeddings",

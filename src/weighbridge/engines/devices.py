@@ -1,0 +1,41 @@
+"""The devices that a build runs on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from weighbridge.errors import WeighbridgeError
+
+
+def resolve_devices(devices: tuple[str, ...]) -> tuple[str, ...]:
+    """The devices to use: those named, or every accelerator, or the CPU. torch is imported only to look at a GPU.
+
+    Raises:
+        WeighbridgeError: a device that this machine does not have.
+    """
+    for device in devices:
+        if device != "cpu":
+            _check_device(device)
+    if devices:
+        return devices
+    if Path("/dev/nvidia0").exists():
+        import torch
+
+        count = torch.cuda.device_count()
+        if count:
+            return tuple(f"cuda:{index}" for index in range(count))
+    return ("cpu",)
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        kind = torch.device(device).type
+        usable = kind not in ("meta", "cpu") and torch.zeros(1, device=device).item() == 0.0
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
+        usable = False
+    if not usable:
+        raise WeighbridgeError(
+            f"this machine has no device {device!r}", where="--device", remedy="name cpu, or an accelerator as cuda:0"
+        )
