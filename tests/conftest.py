@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
 
 # Read when huggingface_hub is first imported: no test may depend on what the hub says today.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -27,6 +28,10 @@ ROOT = Path(__file__).resolve().parents[1]
 MINI_LOCK = ROOT / "references" / "weighbridge" / "gemma-4-mini.yaml"
 MINI_BUILD_LOCK = ROOT / "references" / "weighbridge" / "gemma-4-mini-FP8-dynamic.yaml"
 FP8_DYNAMIC = ROOT / "recipes" / "google" / "gemma-4-26B-A4B-it" / "fp8-dynamic.yaml"
+
+# Machines are shared: no test may fail because one was slow.
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")
 
 # What a person may have set and a subprocess would obey.
 PERSONAL = ("HF_", "HUGGING", "WEIGHBRIDGE_", "TQDM_", "COLUMNS", "PYTHON", "http_proxy", "https_proxy", "HTTP", "ALL_")

@@ -542,6 +542,8 @@ EVIL_PATTERNS: Mapping[str, str] = {
     "flag that comes late": "re:a(?L)",
     "group name twice": "re:(?P<x>a)(?P<x>b)",
     "octal escape": "re:\\8",
+    "accent": "re:.*é.*",
+    "slow classes": "re:(?i)" + "[\0-\uffff]" * 300,
     "nested 2,000 deep": "re:" + "(" * 2000 + ")" * 2000,
     "unclosed 4,000 times": "re:" + "(" * 4000,
     "4,097 characters": "re:" + "a" * 4097,
@@ -848,6 +850,12 @@ def quantization_configs(chance: Random) -> Iterator[tuple[str, Files]]:
     for name, other in _others("list", "number", "null", "true", "empty object").items():
         yield f"quant_method is {name}", changed("quant_method", to=other)
         yield f"format is {name}", changed("format", to=other)
+    for name, text in {
+        "terminal escapes": "\x1b[2J\x1b]0;owned\x07", "a line break": "a\nPASS  b",
+        "right-to-left override": "\u202etpircs", "a megabyte": "f" * 1_000_000, "Markdown": "a|b`c<script>",
+    }.items():  # fmt: skip
+        yield f"quant_method is {name}", changed("quant_method", to=text)
+        yield f"format is {name}", changed("format", to=text)
     for name, other in _others("list", "text", "number", "true").items():
         yield f"config_groups is {name}", changed("config_groups", to=other)
         listed = [other] if isinstance(other, list) else other
@@ -1235,8 +1243,8 @@ def good() -> list[HostileCase]:
 
 ODD_PATTERNS: Mapping[str, str] = {
     "nested stars": "re:(a+)+$", "stars of alternatives": "re:(a|a)*$", "stars of stars": "re:(.*)*(.*)*(.*)*x",
-    "optional characters": "re:" + "a?" * 900 + "a" * 900, "many states": "re:(?:.*a.{300}){2}",
-    "Unicode": "re:.*é.*", "empty expression": "re:", "line break": "re:a\nb", "empty name": "",
+    "optional characters": "re:" + "a?" * 150 + "a" * 150, "many states": "re:(?:.*a.{300}){2}",
+    "empty expression": "re:", "line break": "re:a\nb", "empty name": "",
     "name like a path": "../../etc/passwd", "name of format braces": "{0.__class__}",
     "name of terminal escapes": "\x1b[2J",
     "name of a megabyte": "a" * 1_000_000,
@@ -1263,17 +1271,10 @@ def _legal(chance: Random) -> Iterator[tuple[str, Files]]:
     for name, pattern in ODD_PATTERNS.items():
         yield f"ignore {name}", configured(ignore=[pattern])
         yield f"target {name}", configured(config_groups={"group_0": {**CONFIG_GROUP, "targets": ["Linear", pattern]}})
-    yield (
-        "ignore nested stars 500 times",
-        configured(ignore=[f"re:({letter}+)+{n}$" for letter in "abcde" for n in range(100)]),
-    )
+    yield "ignore nested stars 250 times", configured(ignore=[f"re:(a+)+{n}$" for n in range(250)])
     yield "ignore 50,000 names", configured(ignore=[f"model.layers.{n}.proj" for n in range(50_000)])
-    for name, text in {
-        "terminal escapes": "\x1b[2J\x1b]0;owned\x07", "a line break": "a\nPASS  b",
-        "right-to-left override": "\u202etpircs", "a megabyte": "f" * 1_000_000, "Markdown": "a|b`c<script>",
-    }.items():  # fmt: skip
-        yield f"format of {name}", configured(format=text)
-        yield f"quant_method of {name}", configured(quant_method=text)
+    yield "format that is not known", configured(format="float-quantised")
+    yield "quant_method that is not known", configured(quant_method="gptq")
     yield "config with numbers out of range", single_file(config={**CONFIG_JSON, "rope_theta": 10**400})
     raw = json.dumps(CONFIG_JSON)
     nested = "[" * 30 + "]" * 30
@@ -1331,10 +1332,7 @@ def _legal_sources() -> Iterator[tuple[str, Files]]:
     for name, pattern in ODD_PATTERNS.items():
         if pattern:
             yield f"recipe ignores {name}", ignoring(pattern)
-    yield (
-        "recipe ignores nested stars 300 times",
-        ignoring(*(f"re:({letter}+)+{n}$" for letter in "abc" for n in range(100))),
-    )
+    yield "recipe ignores nested stars 250 times", ignoring(*(f"re:(a+)+{n}$" for n in range(250)))
     for key, value in {
         "tie_word_embeddings": [1],
         "text_config": [1],

@@ -321,6 +321,13 @@ def test_an_array_that_is_not_what_its_dtype_says_is_refused(kernels: Kernels, w
 
 
 @every_implementation
+@pytest.mark.parametrize("amax", [-1.0, np.nan, np.inf])
+def test_an_amax_that_no_weight_can_have_is_refused(kernels: Kernels, amax: float) -> None:
+    with pytest.raises(ValueError, match="cannot be"):
+        kernels.quantize(hard_weight("normal", "BF16", 2, 128), "BF16", PRESETS["FP8"], amax=amax)
+
+
+@every_implementation
 @pytest.mark.parametrize("name", ["W8A8", "W4A16 per channel", "W8A16 per channel", "FP8_DYNAMIC", "FP8_BLOCK"])
 @pytest.mark.parametrize("columns", [1, 3, 131])
 def test_any_width_will_do_where_no_group_divides_it(kernels: Kernels, name: str, columns: int) -> None:

@@ -180,7 +180,13 @@ def _config_differences(checkpoint: Checkpoint, reference: Checkpoint) -> Iterat
     ours, theirs = dict(_leaves(checkpoint.config)), dict(_leaves(reference.config))
     for key in sorted(ours.keys() | theirs.keys()):
         if ours.get(key) != theirs.get(key):
-            yield Difference("config", f"{CONFIG}:{key}", ours.get(key, "absent"), theirs.get(key, "absent"))
+            yield Difference("config", f"{CONFIG}:{key}", _shown(ours.get(key)), _shown(theirs.get(key)))
+
+
+def _shown(value: str | None) -> str:
+    if value is None:
+        return "absent"
+    return value if len(value) <= 200 else f"{value[:200]}..."
 
 
 def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -190,7 +196,7 @@ def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
         if isinstance(item, dict):
             yield from _leaves(item, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", json.dumps(item)[:200]
+            yield f"{prefix}{key}", json.dumps(item)
 
 
 def _file_differences(checkpoint: Checkpoint, reference: Checkpoint) -> Iterator[Difference]:

@@ -20,6 +20,9 @@ from weighbridge.errors import WeighbridgeError
 REGEX_PREFIX = "re:"
 MAX_PATTERN_LENGTH = 4096
 
+_NO_LOWER_BOUND = re.compile(r"(?<!\\)\{,\d+\}")
+_POSIX_CLASS = re.compile(r"\[:\^?\w+:\]")
+
 
 class PatternError(WeighbridgeError):
     """A pattern that does not compile, or that cannot be matched in linear time."""
@@ -79,6 +82,12 @@ def compile_pattern(entry: str) -> Any:
     expression = entry.removeprefix(REGEX_PREFIX)
     if len(expression) > MAX_PATTERN_LENGTH:
         raise PatternError(f"the pattern {expression[:40]!r}... is {len(expression):,} characters long")
+    if not expression.isascii():
+        raise PatternError(f"the pattern {entry[:80]!r} has characters that no module name has")
+    if _POSIX_CLASS.search(expression):  # to Python a set of other characters
+        raise PatternError(f"the pattern {entry[:80]!r} uses a class of POSIX", remedy="write [a-z] for [[:lower:]]")
+    if _NO_LOWER_BOUND.search(expression):  # to RE2 plain text
+        raise PatternError(f"the pattern {entry[:80]!r} repeats without a lower bound", remedy="write {0,n} for {,n}")
     try:
         compiled = re2.compile(expression, _options())
     except re2.error as problem:

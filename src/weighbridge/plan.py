@@ -12,6 +12,7 @@ from functools import cached_property, lru_cache
 from importlib.metadata import version
 from typing import Any, Literal, NamedTuple
 
+from weighbridge.errors import StructureError
 from weighbridge.patterns import PatternList, pattern_list
 from weighbridge.quantization import LINEAR, Declaration, Group
 from weighbridge.recipe import LoadedRecipe
@@ -176,6 +177,9 @@ def make_plan(loaded: LoadedRecipe, source: Checkpoint) -> Plan:
 
     Decisions are llm-compressor's own: fused experts are split first; then a ``.weight`` whose module is targeted,
     not ignored, and does not end in ``norm`` is quantized (``match_quantizable_tensors``, compressed-tensors 0.19.0).
+
+    Raises:
+        StructureError: two tensors of the source would be written under one name.
     """
     chooser = _Chooser(loaded)
     parts: list[Part] = []
@@ -193,6 +197,12 @@ def make_plan(loaded: LoadedRecipe, source: Checkpoint) -> Plan:
                     obstacles.append(Obstacle(name, module, weight, scheme, rule, mismatch.rule, str(mismatch)))
                     scheme = None
             parts.append(Part(name, module, weight, scheme, rule, outputs, piece.expert, piece.first_row))
+    written: set[str] = set()
+    for part in parts:
+        if not written.isdisjoint(part.outputs):
+            twice = min(written & part.outputs.keys())
+            raise StructureError(f"two of its tensors would both become {twice!r}", where=source.label)
+        written.update(part.outputs)
     return Plan(loaded=loaded, source=source, parts=tuple(parts), obstacles=tuple(obstacles))
 
 

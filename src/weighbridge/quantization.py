@@ -17,6 +17,12 @@ from weighbridge.schemes import PRESETS, STRATEGIES, QuantizationArgs, Scheme
 CONFIG_KEYS = ("quantization_config", "compression_config")
 LINEAR = "Linear"
 
+MOMENTS: Mapping[bool | str, tuple[str, ...]] = {
+    True: ("token", "tensor", "tensor_group", "group"),
+    "local": ("tensor_group",),
+}
+"""Strategies whose scales can be computed as values arrive."""
+
 
 @dataclass(frozen=True)
 class Group:
@@ -88,20 +94,22 @@ def read_declaration(config: Mapping[str, Any], *, where: str) -> Declaration | 
 def resolve(declaration: Declaration, modules: Iterable[str], *, where: str) -> dict[str, Scheme]:
     """The scheme that each of `modules` gets; modules that get none are left out.
 
-    A target that is a module's name goes before one that is a pattern, and that before the class name ``Linear``
-    (compressed-tensors' ``match_targets``, which vLLM follows).
+    A target that is a module's name goes before one that is a pattern, and that before the class name ``Linear``; of
+    several patterns the first in the order of their text, of several groups that name one target the last
+    (``match_targets`` and ``apply_quantization_config`` of compressed-tensors 0.19.0; vLLM takes the first name or
+    pattern in the order of the config).
 
     Raises:
         StructureError: a pattern that does not compile or cannot be matched in linear time.
     """
-    targets = [(target, group.scheme) for group in declaration.groups for target in group.targets]
-    targets.sort(key=lambda item: (item[0] == LINEAR, item[0].startswith(REGEX_PREFIX)))
+    scheme_of = {target: group.scheme for group in declaration.groups for target in group.targets}
+    targets = tuple(sorted(scheme_of.keys() - {LINEAR}, key=lambda target: (REGEX_PREFIX in target, target)))
     try:
-        target_list = pattern_list(tuple(target for target, _ in targets))
+        target_list = pattern_list(targets)
         ignored = pattern_list(declaration.ignore)
     except PatternError as error:
         raise StructureError(error.what, where=where, remedy=error.remedy) from None
-    linear = next((scheme for target, scheme in targets if target == LINEAR), None)
+    linear = scheme_of.get(LINEAR)
     if LINEAR in declaration.ignore:
         return {}
     resolved = {}
@@ -109,7 +117,7 @@ def resolve(declaration: Declaration, modules: Iterable[str], *, where: str) -> 
         if ignored.first(module) is not None:
             continue
         index = target_list.first(module)
-        scheme = linear if index is None else targets[index][1]
+        scheme = linear if index is None else scheme_of[targets[index]]
         if scheme is not None:
             resolved[module] = scheme
     return resolved
@@ -135,8 +143,16 @@ def read_args(raw: Any, *, where: str) -> QuantizationArgs:
         raise StructureError(f"floats of {bits} bits are not known, only of 4 (E2M1) and 8 (E4M3)", where=where)
     if kind not in ("float", "int") or strategy not in STRATEGIES:
         raise StructureError(f"unknown type or strategy: {kind[:40]!r}, {str(strategy)[:40]!r}", where=where)
-    if dynamic not in (True, False, "local") or not isinstance(symmetric, bool):
+    if (type(dynamic) is not bool and dynamic != "local") or not isinstance(symmetric, bool):
         raise StructureError("dynamic must be true, false or 'local', and symmetric true or false", where=where)
+    if strategy not in MOMENTS.get(dynamic, STRATEGIES) or (strategy == "token" and not dynamic):
+        raise StructureError(f"strategy {strategy} cannot have dynamic {dynamic}", where=where)
+    if isinstance(block, str):  # as compressed-tensors once wrote it
+        block = [int(side) if side.isdecimal() and len(side) < 8 else side for side in block.split("x")]
+    if strategy not in ("group", "tensor_group") and type(group_size) is int and group_size > 0:
+        raise StructureError(f"strategy {strategy} cannot have group_size {group_size}", where=where)
+    if strategy != "block" and block is not None:
+        raise StructureError(f"strategy {strategy} cannot have block_structure {str(block)[:40]!r}", where=where)
     if strategy in ("group", "tensor_group") and (type(group_size) is not int or not 1 <= group_size <= 1 << 20):
         raise StructureError(f"strategy {strategy} cannot have group_size {str(group_size)[:40]!r}", where=where)
     if strategy == "block" and not (

@@ -60,6 +60,11 @@ class Scheme:
     weights: QuantizationArgs
     input_activations: QuantizationArgs | None = None
     output_activations: QuantizationArgs | None = None
+    #: compressed-tensors' name for the storage format; schemes that are stored differently are not equal.
+    format: str = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "format", _format(self.weights, self.input_activations))
 
     def __str__(self) -> str:
         activations = f"; input activations {self.input_activations}" if self.input_activations else ""
@@ -72,17 +77,20 @@ class Scheme:
         observed = (self.input_activations, self.output_activations)
         return any(args is not None and args.dynamic is not True for args in observed)
 
-    @property
-    def format(self) -> str:
-        """compressed-tensors' name for the storage format. Source: ``infer_module_format`` of 0.19.0."""
-        weights, inputs = self.weights, self.input_activations
-        if weights.type == "float" and weights.num_bits == 4:
-            return "mxfp4-pack-quantized" if weights.group_size == 32 else "nvfp4-pack-quantized"
-        if weights.type == "float" and weights.group_size == 32 and weights.scale_dtype == "torch.uint8":
-            return "mxfp8-quantized"
-        if weights.type == "int":
-            return "pack-quantized" if inputs is None else "int-quantized"
-        return "naive-quantized" if inputs is None else "float-quantized"
+
+FP4_FORMATS = {16: "nvfp4-pack-quantized", 32: "mxfp4-pack-quantized"}
+"""Group size -> format of four-bit floats; there is no other."""
+
+
+def _format(weights: QuantizationArgs, inputs: QuantizationArgs | None) -> str:
+    """The storage format of a scheme. Source: ``infer_module_format`` of compressed-tensors 0.19.0."""
+    if weights.type == "float" and weights.num_bits == 4 and weights.group_size in FP4_FORMATS:
+        return FP4_FORMATS[weights.group_size]
+    if weights.type == "float" and weights.group_size == 32 and weights.scale_dtype == "torch.uint8":
+        return "mxfp8-quantized"
+    if weights.type == "int":
+        return "pack-quantized" if inputs is None else "int-quantized"
+    return "naive-quantized" if inputs is None else "float-quantized"
 
 
 _FP8_TOKEN = QuantizationArgs(8, "float", "token", dynamic=True)
@@ -139,6 +147,9 @@ def stored_tensors(scheme: Scheme, weight: Tensor) -> dict[str, Tensor]:
         rule = "scheme/one-dimensional" if len(weight.shape) < 2 else "scheme/not-two-dimensional"
         raise SchemeMismatch(rule, f"a weight must have two axes, this one is {weight}")
     args = scheme.weights
+    fp4 = args.type == "float" and args.num_bits == 4
+    if args.num_bits > 8 or (fp4 and (args.group_size not in FP4_FORMATS or not args.symmetric)):
+        raise SchemeMismatch("scheme/strategy", f"compressed-tensors cannot write weights {args}")
     rows, columns = weight.shape
     scale = Tensor(weight.dtype, scale_shape(args, rows, columns))
     form = scheme.format
@@ -151,23 +162,25 @@ def stored_tensors(scheme: Scheme, weight: Tensor) -> dict[str, Tensor]:
             "weight_packed": Tensor("U8", (rows, columns // 2)),
             "weight_scale": replace(scale, dtype=scale_dtype),
         }
-        if args.strategy == "tensor_group":
-            stored["weight_global_scale"] = Tensor("F32", (1,))
     elif form == "pack-quantized":
         stored = {
             "weight_packed": Tensor("I32", (rows, _words(columns, args.num_bits))),
             "weight_scale": scale,
             "weight_shape": Tensor("I64", (2,)),
         }
-        if not args.symmetric:
+        if not args.symmetric and args.strategy in ("group", "channel"):
             groups = scale.shape[-1]
             stored["weight_zero_point"] = Tensor("I32", (_words(scale.shape[0], args.num_bits), groups))
+        elif not args.symmetric:
+            stored["weight_zero_point"] = replace(scale, dtype="I8")
     else:
         stored = {"weight": replace(weight, dtype="F8_E4M3" if args.type == "float" else "I8"), "weight_scale": scale}
         if form == "mxfp8-quantized":
             stored["weight_scale"] = replace(scale, dtype="U8")
         if not args.symmetric:
-            stored["weight_zero_point"] = replace(scale, dtype="I8")
+            stored["weight_zero_point"] = replace(scale, dtype="F8_E4M3" if args.type == "float" else "I8")
+    if args.strategy == "tensor_group":
+        stored["weight_global_scale"] = Tensor("F32", (1,))
     return stored | _activation_tensors(scheme.input_activations, "input", weight)
 
 
@@ -204,8 +217,8 @@ def weight_of(scheme: Scheme, stored: Mapping[str, Tensor]) -> Tensor | None:
         packed = stored["weight_packed"]
         if len(packed.shape) != 2:
             return None
-        per_element = 2 if packed.dtype == "U8" else 32 // scheme.weights.num_bits
-        shape = (packed.shape[0], packed.shape[1] * per_element)
+        columns = packed.shape[1] * (8 if packed.dtype == "U8" else 32) // scheme.weights.num_bits
+        shape = (packed.shape[0], columns)
     else:
         return None
     scale = stored.get("weight_scale")
@@ -234,7 +247,7 @@ def _args_to_config(args: QuantizationArgs) -> dict[str, Any]:
         "dynamic": args.dynamic,
         "actorder": None,
         "scale_dtype": args.scale_dtype,
-        "zp_dtype": None if args.symmetric else "torch.int8",
+        "zp_dtype": None if args.symmetric else "torch.float8_e4m3fn" if args.type == "float" else "torch.int8",
         "observer": args.observer,
         "observer_kwargs": {},
     }

@@ -6,9 +6,10 @@ import json
 import shutil
 import textwrap
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass, replace
+from typing import Any
 
-from weighbridge.report.findings import Finding, Report, Section, Table
+from weighbridge.report.findings import Finding, Report, Section, Severity, Table
 
 JSON_VERSION = 1
 MARKS = {"error": "x", "warning": "!", "note": "-"}
@@ -30,6 +31,7 @@ def as_json(report: Report) -> str:
 
 def as_text(report: Report) -> str:
     """The report for a terminal: the verdict last, where the eye is."""
+    report = _printable(report)
     width = max(60, min(shutil.get_terminal_size((100, 24)).columns, 120))
     blocks = [_text_section(section, width) for section in report.sections]
     verdict = _fill(f"{'PASS' if report.holds else 'FAIL'}  {report.verdict}", width, "", "      ")
@@ -38,6 +40,7 @@ def as_text(report: Report) -> str:
 
 def as_markdown(report: Report) -> str:
     """The report as GitHub-flavoured Markdown."""
+    report = _printable(report)
     lines = [f"# {report.command}: {report.subject}", "", f"**{'PASS' if report.holds else 'FAIL'}**: {report.verdict}"]
     for section in report.sections:
         lines += ["", f"## {section.title}", "", section.summary]
@@ -56,6 +59,21 @@ def as_markdown(report: Report) -> str:
 
 
 PRESENTERS: Mapping[str, Callable[[Report], str]] = {"text": as_text, "json": as_json, "markdown": as_markdown}
+
+
+def _printable(value: Any) -> Any:
+    """What holds text, with every character escaped that could steer a terminal or break a row: strangers wrote it."""
+    if isinstance(value, str) and not isinstance(value, Severity):
+        return "".join(
+            character if character.isprintable() else character.encode("unicode_escape").decode() for character in value
+        )
+    if isinstance(value, tuple):
+        return tuple(map(_printable, value))
+    if isinstance(value, dict):
+        return {_printable(key): _printable(item) for key, item in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{part.name: _printable(getattr(value, part.name)) for part in fields(value)})
+    return value
 
 
 def _text_section(section: Section, width: int) -> str:

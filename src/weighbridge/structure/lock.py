@@ -130,7 +130,7 @@ def write_lock(checkpoint: Checkpoint, *, comment: str = "") -> str:
     if checkpoint.declaration is None and checkpoint.config:
         content["config"] = dict(checkpoint.config)
     head = "".join(f"# {line}\n" for line in comment.splitlines())
-    return head + yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+    return head + yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=1000)
 
 
 def tensor_lines(structure: Structure) -> list[str]:
@@ -164,9 +164,12 @@ def _read(path: Path) -> tuple[Document, StructureLock]:
     no_lock = StructureError(
         "is a file, but no structure lock", where=where, remedy="name a checkpoint's directory, a hub id or a lock"
     )
-    with path.open("rb") as file:
-        if LOCK_KEY not in file.read(SEARCHED_BYTES):
-            raise no_lock
+    try:
+        with path.open("rb") as file:
+            if LOCK_KEY not in file.read(SEARCHED_BYTES):
+                raise no_lock
+    except OSError as error:
+        raise StructureError(f"cannot be read ({error.strerror})", where=where) from error
     document = parse_yaml(read_small(path, label=where), where=where, error=StructureError)
     if "structure_lock" not in document.value:
         raise no_lock
@@ -200,7 +203,10 @@ def _read_quantization(
         names = parse_pattern(pattern, where=f"{where}:{line}")
         if len(schemes) + len(names) > MAX_NAMES:
             raise StructureError(f"the lock stands for more than {MAX_NAMES:,} modules", where=f"{where}:{line}")
-        schemes.update(dict.fromkeys(names, known[name]))
+        for module in names:
+            if module in schemes:
+                raise StructureError(f"module {module!r} is described twice", where=f"{where}:{line}")
+            schemes[module] = known[name]
     kv_cache = None if locked.kv_cache is None else read_args(locked.kv_cache, where=f"{where}: quantization.kv_cache")
     return Declaration(quant_method=locked.quant_method, format=locked.format, kv_cache=kv_cache), schemes
 

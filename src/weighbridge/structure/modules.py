@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from weighbridge.errors import StructureError
 from weighbridge.structure.tensors import Structure, Tensor
 
 QUANTIZATION_PARAMETERS = frozenset(
@@ -54,6 +55,9 @@ FUSED_EXPERTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_p
 """Names under which transformers keeps all experts of a layer as one [experts, out, in] tensor, and what llm-compressor
 splits it into. Source: ``split_fused_moe_experts`` in llm-compressor 0.14.0.1."""
 
+MAX_EXPERTS = 65_536
+"""More than any model has; a hostile header claims as many as it likes, of no bytes."""
+
 FUSED_WEIGHT = ""
 """The local name of a fused expert tensor, which has no ``.weight``."""
 
@@ -90,9 +94,13 @@ def split_experts(name: str, tensor: Tensor) -> Iterator[ExpertTensor]:
     first half of the rows is the gate.
     """
     experts, rows, columns = tensor.shape
+    if experts > MAX_EXPERTS:
+        raise StructureError(f"holds {experts:,} experts, more than any model", where=name)
     parts = name.split(".")
     position = next(index for index in range(len(parts) - 1, -1, -1) if parts[index] in FUSED_EXPERTS)
     members = FUSED_EXPERTS[parts[position]]
+    if rows % len(members):
+        raise StructureError(f"has {rows} rows, an odd number, of which one half should be the gate", where=name)
     prefix, parameter = ".".join(parts[:position]), parts[position + 1] if position + 1 < len(parts) else "weight"
     part = Tensor(tensor.dtype, (rows // len(members), columns))
     for expert in range(experts):

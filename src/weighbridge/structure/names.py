@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import groupby, pairwise, product
+from itertools import chain, groupby, pairwise, product
 from math import prod
 
 from weighbridge.errors import StructureError
@@ -41,6 +41,9 @@ class NamePattern:
         return prod(len(numbers) for numbers in self.indices)
 
     def __iter__(self) -> Iterator[str]:
+        if not self.indices:
+            yield self.template
+            return
         for numbers in product(*self.indices):
             yield self.template.format(*numbers)
 
@@ -48,9 +51,15 @@ class NamePattern:
         if not isinstance(name, str):
             return False
         template, numbers = split_name(name)
-        return template == self.template and all(n in allowed for n, allowed in zip(numbers, self.indices, strict=True))
+        return (
+            template == self.template
+            and len(numbers) == len(self.indices)
+            and all(number in allowed for number, allowed in zip(numbers, self.indices, strict=True))
+        )
 
     def __str__(self) -> str:
+        if not self.indices:
+            return self.template
         return self.template.format(
             *(str(numbers[0]) if len(numbers) == 1 else "{" + _ranges(numbers) + "}" for numbers in self.indices)
         )
@@ -58,7 +67,12 @@ class NamePattern:
 
 @lru_cache(maxsize=1 << 17)
 def split_name(name: str) -> tuple[str, tuple[int, ...]]:
-    """A name's template and the numbers that stand in it: ``("layers.{}.x", (7,))`` for ``layers.7.x``."""
+    """A name's template and the numbers that stand in it: ``("layers.{}.x", (7,))`` for ``layers.7.x``.
+
+    A name with braces of its own (a key of a stranger's config.json, say) is its own template.
+    """
+    if "{" in name or "}" in name:
+        return name, ()
     return _NUMBER_PART.sub("{}", name), tuple(map(int, _NUMBER_PART.findall(name)))
 
 
@@ -81,24 +95,21 @@ def parse_pattern(text: str, *, where: str) -> NamePattern:
     Raises:
         StructureError: braces that do not hold ascending ranges, or a pattern that stands for too many names.
     """
-    indices = tuple(_numbers(part, text, where=where) for part in _BRACES_PART.findall(text))
-    template = _BRACES_PART.sub("{}", text)
-    if "{}" in text or "{" in template.replace("{}", "") or "}" in template.replace("{}", ""):
+    rest = _BRACES_PART.sub("", text)
+    if "{" in rest or "}" in rest:
         raise StructureError(f"{text[:120]!r} has braces that hold no ranges such as {{0-4,6}}", where=where)
-    pattern = NamePattern(template, indices)
-    if len(pattern) > MAX_NAMES:
+    parts = [_ranges_in(part, text, where=where) for part in _BRACES_PART.findall(text)]
+    if prod(sum(map(len, ranges)) for ranges in parts) > MAX_NAMES:  # counted before anything is expanded
         raise StructureError(f"{text[:120]!r} stands for more than {MAX_NAMES:,} names", where=where)
-    return pattern
+    return NamePattern(_BRACES_PART.sub("{}", text), tuple(tuple(chain.from_iterable(ranges)) for ranges in parts))
 
 
-def _numbers(ranges: str, text: str, *, where: str) -> tuple[int, ...]:
-    bounds = [tuple(map(int, part.split("-"))) for part in ranges.strip("{}").split(",")]
+def _ranges_in(part: str, text: str, *, where: str) -> list[range]:
+    bounds = [tuple(map(int, bound.split("-"))) for bound in part.strip("{}").split(",")]
     ends = [end for bound in bounds for end in (bound[0], bound[-1])]
     if ends != sorted(ends) or any(first[-1] == second[0] for first, second in pairwise(bounds)):
-        raise StructureError(f"the ranges {ranges[:40]} in {text[:120]!r} do not ascend", where=where)
-    if sum(bound[-1] - bound[0] + 1 for bound in bounds) > MAX_NAMES:
-        raise StructureError(f"{text[:120]!r} stands for more than {MAX_NAMES:,} names", where=where)
-    return tuple(number for bound in bounds for number in range(bound[0], bound[-1] + 1))
+        raise StructureError(f"the ranges {part[:40]} in {text[:120]!r} do not ascend", where=where)
+    return [range(bound[0], bound[-1] + 1) for bound in bounds]
 
 
 def _rectangles(points: list[tuple[int, ...]]) -> Iterator[tuple[tuple[int, ...], ...]]:

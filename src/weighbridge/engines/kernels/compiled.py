@@ -361,7 +361,7 @@ class CompiledKernels:
 
     def quantize(self, weight: Array, dtype: str, scheme: Scheme, *, amax: float | None = None) -> dict[str, Array]:
         """See `Kernels`."""
-        rows, columns = checked(weight, dtype).shape
+        rows, columns = checked(weight, dtype, amax).shape
         encoding = encoding_of(scheme)
         stored_tensors(scheme, Tensor(dtype, (rows, columns)))
         if encoding.needs_amax and amax is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Protocol
 
 from weighbridge.engines.kernels.encoding import SOURCES, Array
@@ -44,26 +45,29 @@ class Kernels(Protocol):
                 (``encoding_of(scheme).needs_amax``).
 
         Returns:
-            Local name -> array whose bytes are those that are stored, by the names of ``schemes.stored_tensors``. FP8
-            and E8M0 come as uint8, BF16 as uint16 bit patterns. What is not of these rows is left to the caller:
-            ``weight_shape`` and the tensors of activations. ``weight_scale`` of a per-tensor scheme and
-            ``weight_global_scale`` are the same in every slice.
+            Local name -> array whose bytes are those that are stored, by the names and of the shapes of
+            ``schemes.stored_tensors``. FP8 and E8M0 come as uint8, BF16 as uint16 bit patterns. What is not of these
+            rows is left to the caller: ``weight_shape`` and the tensors of activations. ``weight_scale`` of a
+            per-tensor scheme and ``weight_global_scale`` are the same in every slice.
 
         Raises:
             NonFiniteWeight: the weight holds NaN or infinity.
             SchemeNotCovered: see ``encoding_of``.
             SchemeMismatch: the scheme cannot be applied to a weight of this shape.
-            ValueError: the array is not what `dtype` says.
+            ValueError: the array is not what `dtype` says, or `amax` is negative or not finite.
         """
         ...
 
 
-def checked(weight: Array, dtype: str) -> Array:
+def checked(weight: Array, dtype: str, amax: float | None = None) -> Array:
     """`weight` as it was given.
 
     Raises:
-        ValueError: it is not a C-contiguous [rows, columns] array of raw elements of `dtype` with at least one element.
+        ValueError: it is not a C-contiguous [rows, columns] array of raw elements of `dtype` with at least one element,
+            or `amax` is not the absolute value of any.
     """
+    if amax is not None and not 0 <= amax < inf:
+        raise ValueError(f"the largest absolute value of the weights cannot be {amax}")
     if dtype not in SOURCES:
         raise ValueError(f"weights of dtype {dtype} are not quantized, only those of {', '.join(SOURCES)}")
     expected = SOURCES[dtype].array

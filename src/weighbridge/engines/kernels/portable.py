@@ -30,7 +30,11 @@ _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
 class PortableKernels:
-    """`Kernels` on `device`, such as ``cpu`` or ``cuda:0``. Holds several float32 copies of a slice while it works."""
+    """`Kernels` on `device`, such as ``cpu`` or ``cuda:0``. Holds several float32 copies of a slice while it works.
+
+    On CUDA this is not what upstream writes there: its Triton kernel leaves out the rounding of the quotient to the
+    weight's dtype, which changes some codes of BF16 weights. These kernels give the CPU's codes everywhere.
+    """
 
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)
@@ -41,7 +45,7 @@ class PortableKernels:
 
     def quantize(self, weight: Array, dtype: str, scheme: Scheme, *, amax: float | None = None) -> dict[str, Array]:
         """See `Kernels`."""
-        rows, columns = checked(weight, dtype).shape
+        rows, columns = checked(weight, dtype, amax).shape
         encoding = encoding_of(scheme)
         stored_tensors(scheme, Tensor(dtype, (rows, columns)))
         values = self._finite(weight, dtype).float()
