@@ -126,15 +126,18 @@ def empty_directory() -> Iterator[Path]:
     try:
         yield directory
     finally:
-        folders = [str(directory)]
+        folders = [directory]
         for folder in folders:
             for entry in os.scandir(folder):
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
+                path = Path(entry.path)
+                if not entry.is_dir(follow_symlinks=False):
+                    path.unlink()
+                elif len(path.parts) > 100:
+                    folders.append(path.rename(directory / f"deep{len(folders)}"))
                 else:
-                    Path(entry.path).unlink()
+                    folders.append(path)
         for folder in reversed(folders):
-            Path(folder).rmdir()
+            folder.rmdir()
 
 
 def _written(stream: io.TextIOWrapper) -> str:
@@ -163,9 +166,10 @@ def _place(path: Path, content: Content) -> None:
             os.mkfifo(path)
         case Folder(depth):
             path.mkdir()
-            for _ in range(depth):
-                path /= "d"
-                path.mkdir()
+            with chdir(path):  # a path of all the names would take its time, and has a limit
+                for _ in range(depth):
+                    Path("d").mkdir()
+                    os.chdir("d")
 
 
 # What is well-formed, and what the cases are made from by damage -----------------------------------------------------
@@ -695,6 +699,8 @@ def tensor_entries(chance: Random) -> Iterator[tuple[str, Files]]:
         tensor = {"dtype": dtype, "shape": shape, "data_offsets": pair}
         payload = max(PAYLOAD, pair[1]) if "F4" in name or "F6" in name or "hole" in name else PAYLOAD
         yield f"tensor that {name}", single_file({**HEADER, "added": tensor}, payload)
+    many = {f"w.{n}": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for n in range(40_000)}
+    yield "40,000 tensors of which the last is wrong", single_file({**many, "last": 1}, 0)
     yield "no tensors and a payload", single_file({"__metadata__": {}}, 8)
     first = next(name for name in HEADER if name != "__metadata__")
     yield "hole at the start", single_file(without(HEADER, first))
@@ -763,6 +769,8 @@ def index_entries(chance: Random) -> Iterator[tuple[str, Files]]:
     }  # fmt: skip
     for name, value in {**shards, **_others("list", "number", "null", "true", "empty object")}.items():
         yield f"shard {name}", sharded(edited(good, "weight_map", WEIGHT, to=value))
+    many = dict.fromkeys((f"w.{n}" for n in range(200_000)), FIRST)
+    yield "200,000 tensors of which the last is wrong", sharded({"weight_map": {**many, "last": "x"}})
     yield "every shard absent", sharded({"weight_map": dict.fromkeys(good["weight_map"], "other.safetensors")})
 
     yield "tensor in the other shard", sharded(edited(good, "weight_map", WEIGHT, to=SECOND))
@@ -996,6 +1004,8 @@ def locks(chance: Random) -> Iterator[tuple[str, Files]]:
     }  # fmt: skip
     for name, line in lines.items():
         yield f"tensor line {name}", changed("tensors", to=[*LOCK_YAML["tensors"], line])
+    many = [f"w{n} BF16 [4]" for n in range(20_000)]
+    yield "20,000 tensor lines of which the last is wrong", changed("tensors", to=[*many, "w"])
     yield "tensors are numbers", changed("tensors", to=[1, 2])
     yield "tensors are null", changed("tensors", to=[None])
     yield "tensors beyond the limit, together", changed("tensors", to=[f"{n}.{{0-999999}} U8 [1]" for n in "abcdefgh"])
@@ -1201,6 +1211,7 @@ def _without(files: Files, name: str) -> dict[str, Content]:
     return {path: content for path, content in files.items() if path != f"{CHECKPOINT}/{name}"}
 
 
+REFERENCE = (CHECKPOINT, "--reference", LOCK)
 PLAN = (RECIPE, "--plan", "--model", SOURCE)
 FAMILIES: Mapping[str, tuple[Literal["build", "validate"], tuple[str, ...], Family]] = {
     "header length": ("validate", (CHECKPOINT,), header_lengths),
@@ -1215,7 +1226,7 @@ FAMILIES: Mapping[str, tuple[Literal["build", "validate"], tuple[str, ...], Fami
     "quantization config": ("validate", (CHECKPOINT,), quantization_configs),
     "lock text": ("validate", (LOCK,), lock_yaml),
     "lock": ("validate", (LOCK,), locks),
-    "reference": ("validate", (CHECKPOINT, "--reference", LOCK), references),
+    "reference": ("validate", REFERENCE, references),
     "recipe text": ("build", PLAN, recipe_yaml),
     "recipe": ("build", PLAN, recipes),
     "source": ("build", PLAN, sources),
@@ -1257,6 +1268,10 @@ def survivors(seed: int = SEED) -> Iterator[HostileCase]:
     chance = Random(f"{seed} survivors")
     for family, files in _legal(chance):
         yield HostileCase(family, "validate", (LOCK if LOCK in files else CHECKPOINT,), files)
+    for name in ("repository", "revision", "base", "note"):
+        lock = as_yaml(edited(LOCK_YAML, name, to="\x1b[2J\nPASS"))
+        files = {**single_file(), LOCK: lock}
+        yield HostileCase(f"reference with a {name} of terminal escapes", "validate", REFERENCE, files)
     for family, files in _legal_sources():
         arguments = (RECIPE, "--plan", "--model", SOURCE if SOURCE in files else CHECKPOINT)
         yield HostileCase(family, "build", arguments, {RECIPE: as_yaml(RECIPE_YAML), **files})

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from weighbridge import __version__
+from weighbridge.engines.kernels import SchemeNotCovered, encoding_of
 from weighbridge.engines.streaming.executors import Executor, LocalExecutor, RayExecutor
 from weighbridge.engines.streaming.journal import Journal, key_of
 from weighbridge.engines.streaming.pieces import PIECE_BYTES, Job, Piece, cut
 from weighbridge.engines.streaming.work import Done, do, largest, read_back
+from weighbridge.errors import BuildError
 from weighbridge.hashing import hash_file, hash_shard
 from weighbridge.plan import Plan
 from weighbridge.progress import Progress
@@ -75,6 +77,23 @@ def build_key(plan: Plan, source: Checkpoint, resources: Resources) -> str:
     )
 
 
+def check_covered(plan: Plan) -> None:
+    """Refuse a scheme that the kernels have no arithmetic for.
+
+    Raises:
+        BuildError: asymmetric weights, an observer other than min-max, or an uncommon size.
+    """
+    for scheme in set(plan.schemes.values()):
+        try:
+            encoding_of(scheme)
+        except SchemeNotCovered as reason:
+            raise BuildError(
+                f"this engine does not quantize to {scheme.weights} ({reason})",
+                where=plan.loaded.document.where,
+                remedy="build it with --engine upstream",
+            ) from None
+
+
 def quantize(plan: Plan, source: Checkpoint, staging: Path, *, resources: Resources, progress: Progress) -> Outcome:
     """Write a build's shards into ``staging/checkpoint``, going on where an earlier run of the same key stopped.
 
@@ -84,6 +103,7 @@ def quantize(plan: Plan, source: Checkpoint, staging: Path, *, resources: Resour
         OSError: the output cannot be written.
     """
     assert source.directory is not None
+    check_covered(plan)
     output = staging / CHECKPOINT
     output.mkdir(exist_ok=True)
     shards = lay_out_shards(plan, resources.shard_size)
