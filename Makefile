@@ -12,7 +12,7 @@ RECIPES := fp8-dynamic fp8-dynamic-norouter fp8-block w4a16 w4a16-g64 nvfp4a16 m
 OPTIONS = $(if $(MODEL),--model $(MODEL)) $(if $(OUTPUT),--output $(OUTPUT)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-all check reference miniature-locks bench clean $(RECIPES)
+.PHONY: help env demo plan test test-all check reference miniature-locks bench clean $(RECIPES)
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -32,6 +32,9 @@ demo: $(STAMP) ## build the miniature with the fp8-dynamic recipe, validate it, 
 	@echo "the checkpoint: $(DEMO)"
 	@echo "its recipe:     recipes/$(GEMMA)/fp8-dynamic.yaml"
 	@echo "its reference:  references/weighbridge/gemma-4-mini-FP8-dynamic.yaml"
+
+plan: $(STAMP) ## what the main recipe will make of the real model, from headers alone
+	$(BIN)/python build.py $(GEMMA)/fp8-dynamic --plan --model references/$(GEMMA).yaml
 
 fp8-dynamic: ## build the main recipe (MODEL=, OUTPUT=, DEVICE= override); likewise each of:
 fp8-dynamic-norouter: ## the decisions of LargitData's build, experts one by one

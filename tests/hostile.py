@@ -11,7 +11,9 @@ import io
 import json
 import os
 import re
+import shutil
 import struct
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
@@ -121,23 +123,15 @@ def answer(case: HostileCase, directory: Path) -> Answer:
 
 @contextmanager
 def empty_directory() -> Iterator[Path]:
-    """A directory to write a case to; taken away afterwards, however deep (shutil's own recursion has a limit)."""
+    """A directory to write a case to; taken away afterwards, whatever lies in it."""
     directory = Path(tempfile.mkdtemp(prefix="hostile-"))
     try:
         yield directory
     finally:
-        folders = [directory]
-        for folder in folders:
-            for entry in os.scandir(folder):
-                path = Path(entry.path)
-                if not entry.is_dir(follow_symlinks=False):
-                    path.unlink()
-                elif len(path.parts) > 100:
-                    folders.append(path.rename(directory / f"deep{len(folders)}"))
-                else:
-                    folders.append(path)
-        for folder in reversed(folders):
-            folder.rmdir()
+        try:
+            shutil.rmtree(directory)
+        except (RecursionError, OSError):  # nested more deeply than shutil follows
+            subprocess.run(["rm", "-rf", str(directory)], check=True)
 
 
 def _written(stream: io.TextIOWrapper) -> str:
@@ -834,7 +828,7 @@ def directories(chance: Random) -> Iterator[tuple[str, Files]]:
     yield "link to nothing of 255 characters", {**good, inside + "n" * 255: Link("nothing")}
     links = {f"{inside}link{n}": Link(f"link{n + 1}") for n in range(50)}
     yield "links that go round", {**good, **links, f"{inside}link50": Link("link0")}
-    yield "folders nested 1,500 deep", {**good, f"{inside}d": Folder(1500)}
+    yield "folders nested 1,050 deep", {**good, f"{inside}d": Folder(1050)}
     several = chance.sample("abcdefgh", 3)
     yield "several weights and no index", {f"{inside}{name}.safetensors": b"" for name in several}
 

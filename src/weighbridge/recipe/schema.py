@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -203,9 +204,9 @@ def _checked(entries: list[str]) -> list[str]:
             check_pattern(entry)
         except WeighbridgeError as error:
             raise ValueError(str(error)) from None
-    if len(set(entries)) != len(entries):
-        twice = next(entry for entry in entries if entries.count(entry) > 1)
-        raise ValueError(f"{twice!r} stands twice")
+    for entry, count in Counter(entries).items():
+        if count > 1:
+            raise ValueError(f"{entry!r} stands twice")
     return entries
 
 
