@@ -233,7 +233,7 @@ CONFIG_FAULTS = {
     ),
     "wrong bits": Fault(
         of_config(lambda config: group(config)["weights"].update(num_bits=4)),
-        alone=f"{LAYERS}.mlp.down_proj.weight_packed (6)",
+        alone=f"{LAYERS}.mlp.down_proj (6)",
         compared=f"{LAYERS}.mlp.down_proj (6)",
     ),
     "a wrong type": Fault(

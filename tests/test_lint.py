@@ -202,7 +202,6 @@ def test_numbers_in_targets_are_watched_too() -> None:
         (["re:.*self_atn.*"], "did you mean self_attn?"),
         (["self_attn"], "did you mean re:.*self_attn?"),
         (["LlamaAttention"], "correct it, or take it out"),
-        ([], "name Linear"),
     ],
 )
 def test_a_group_that_targets_nothing_is_an_error(targets: list[str], remedy: str) -> None:

@@ -479,7 +479,7 @@ def test_file_that_is_no_recipe(
         pytest.param("recipes", ("is a directory, not a recipe",), id="a directory"),
         pytest.param(".", ("is a directory, not a recipe",), id="this directory"),
         pytest.param("", ("no",), id="nothing"),
-        pytest.param("x" * 5000, ("too long",), id="too long for a file system"),
+        pytest.param("x" * 5000, ("no recipe of this name",), id="too long for a file system"),
     ],
 )
 @pytest.mark.parametrize("command", ["build", "validate"])

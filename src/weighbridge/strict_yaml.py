@@ -24,6 +24,7 @@ _PLAIN_WORDS = {
     "int_type": "must be a whole number",
     "bool_type": "must be true or false",
     "string_pattern_mismatch": "has a form that it cannot have",
+    "too_short": "must not be empty",
     "string_too_short": "must be longer: say it in a few words",
 }
 """pydantic's findings in the words of somebody who writes YAML."""

@@ -18,9 +18,6 @@ def check(plan: Plan) -> Iterator[Raised]:
     for name, group in (loaded.recipe.config_groups or {}).items():
         location = loaded.location("config_groups", name)
         missed = []
-        if not group.targets:
-            remedy = "name Linear, modules, or expressions; or take it out"
-            yield Raised("targets/matches-nothing", f"{location} {name}", "has no targets", remedy)
         for index, target in enumerate(group.targets):
             where = f"{loaded.location('config_groups', name, 'targets', index)} {target}"
             if target == LINEAR:
