@@ -23,8 +23,15 @@ class WeighbridgeError(Exception):
         super().__init__(what, where, remedy)
 
     def __str__(self) -> str:
-        sentence = f"{self.where}: {self.what}" if self.where else self.what
+        where, what = shortened(self.where, 160), shortened(self.what, 200)
+        sentence = f"{where}: {what}" if where else what
         return printable(f"{sentence}; {self.remedy}" if self.remedy else sentence)
+
+
+def shortened(text: str, length: int) -> str:
+    """At most `length` characters of a text, its middle left out: a stranger may name things at any length."""
+    half = length // 2
+    return text if len(text) <= length else f"{text[:half]}...{text[-half:]}"
 
 
 def printable(text: str) -> str:

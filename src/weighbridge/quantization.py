@@ -74,17 +74,20 @@ def read_declaration(config: Mapping[str, Any], *, where: str) -> Declaration | 
     raw = find_config(config, where=where)
     if raw is None:
         return None
-    method = str(raw.get("quant_method", "unknown"))
+    where = f"{where}: quantization_config"
+    for key in ("quant_method", "format"):
+        if not isinstance(raw.get(key, ""), str):
+            raise StructureError(f"{key} is no text", where=where)
+    method = raw.get("quant_method", "unknown")
     if method != "compressed-tensors":
         return Declaration(quant_method=method)
-    where = f"{where}: quantization_config"
     groups = raw.get("config_groups") or {}
     if not isinstance(groups, dict):
         raise StructureError("config_groups is no mapping", where=where)
     kv_cache = raw.get("kv_cache_scheme")
     return Declaration(
         quant_method=method,
-        format=str(raw.get("format", "")),
+        format=raw.get("format", ""),
         groups=tuple(_read_group(name, group, where=f"{where}.config_groups.{name}") for name, group in groups.items()),
         ignore=_read_strings(raw.get("ignore") or [], where=f"{where}.ignore"),
         kv_cache=None if kv_cache is None else read_args(kv_cache, where=f"{where}.kv_cache_scheme"),

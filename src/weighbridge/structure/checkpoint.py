@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ OTHER_WEIGHT_SUFFIXES = (
     *(".safetensors", ".safetensors.index.json", ".bin.index.json", ".gguf", ".h5", ".msgpack"),
     *(".onnx", ".npz", ".npy", ".tflite", ".mlmodel"),
 )
+MAX_FOLDERS = 8
 UNCARRIED_DIRECTORIES = (".cache", ".git", ".huggingface")
 
 
@@ -248,10 +250,8 @@ def list_files(directory: Path, *, label: str) -> list[str]:
     root = directory.resolve()
     blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
     names = []
-    for path in sorted(directory.rglob("*")):
+    for path in _walk(directory, label=label):
         relative = path.relative_to(directory)
-        if relative.parts[0] in UNCARRIED_DIRECTORIES:
-            continue
         try:
             resolved = path.resolve(strict=True)
             mode = resolved.stat().st_mode
@@ -265,6 +265,19 @@ def list_files(directory: Path, *, label: str) -> list[str]:
         elif not stat.S_ISDIR(mode):
             raise StructureError(f"{relative} is no regular file", where=label)
     return names
+
+
+def _walk(directory: Path, *, label: str) -> list[Path]:
+    """Everything below a directory, sorted; folders are not followed through links, nor deeper than any checkpoint's."""
+    found = []
+    for folder, folders, files in os.walk(directory):
+        here = Path(folder)
+        if here == directory:
+            folders[:] = [name for name in folders if name not in UNCARRIED_DIRECTORIES]
+        if len(here.relative_to(directory).parts) > MAX_FOLDERS:
+            raise StructureError(f"holds folders more than {MAX_FOLDERS} deep", where=label)
+        found += [here / name for name in (*folders, *files)]
+    return sorted(found)
 
 
 def _file_fact(path: Path, *, label: str) -> FileFact:

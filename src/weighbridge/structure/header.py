@@ -93,6 +93,8 @@ def parse_header(raw: bytes, *, file_size: int, where: str) -> Header:
     Raises:
         StructureError: with the name of the first tensor that is wrong.
     """
+    if not raw.startswith(b"{"):
+        raise StructureError("its header is not a JSON object", where=where)
     data_offset = LENGTH_BYTES + len(raw)
     entries = parse_object(raw, where=where)
     metadata = _metadata(entries.pop("__metadata__", {}), where=where)

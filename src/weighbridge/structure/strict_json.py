@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from weighbridge.errors import StructureError
 
+MAX_DEPTH = 32
 #: config.json and an index are kilobytes; the largest published index (DeepSeek's) is 9 MB.
 MAX_JSON_BYTES = 64 * 1024 * 1024
 
@@ -26,7 +27,7 @@ def parse_object(raw: bytes, *, where: str) -> dict[str, Any]:
         if len(mapping) != len(pairs):
             seen: set[str] = set()
             twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise StructureError(f"the key {twice!r} stands twice in one JSON object", where=where)
+            raise StructureError(f"the key {twice[:80]!r} stands twice in one JSON object", where=where)
         return mapping
 
     def refuse_constant(name: str) -> NoReturn:
@@ -53,4 +54,10 @@ def parse_object(raw: bytes, *, where: str) -> dict[str, Any]:
         raise StructureError(f"is not JSON ({error})", where=where) from None
     if not isinstance(value, dict):
         raise StructureError("is not a JSON object", where=where)
-    return value
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        level = [item for outer in level for item in (outer.values() if isinstance(outer, dict) else outer)]
+        level = [item for item in level if isinstance(item, dict | list)]
+        if not level:
+            return value
+    raise StructureError("the JSON is nested too deeply", where=where)
