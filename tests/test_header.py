@@ -46,7 +46,7 @@ def as_safetensors_reads(file: bytes) -> Structure:
 MALFORMED: dict[str, tuple[object, int, str]] = {
     "not a mapping": ([1], 0, "is not a JSON object"),
     "not JSON": (b"{", 0, "is not JSON"),
-    "nothing": (b"", 0, "is not JSON"),
+    "nothing": (b"", 0, "its header is not a JSON object"),
     "trailing bytes": (b"{}\0", 0, "is not JSON"),
     "not UTF-8": (b'{"\xff": 1}', 0, "is not UTF-8"),
     "deep": (b'{"w":' + b"[" * 100_000 + b"]" * 100_000 + b"}", 0, "nested too deeply"),

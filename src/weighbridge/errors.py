@@ -23,15 +23,9 @@ class WeighbridgeError(Exception):
         super().__init__(what, where, remedy)
 
     def __str__(self) -> str:
-        where, what = shortened(self.where, 160), shortened(self.what, 200)
+        where, what, remedy = (clipped(printable(part)) for part in (self.where, self.what, self.remedy))
         sentence = f"{where}: {what}" if where else what
-        return printable(f"{sentence}; {self.remedy}" if self.remedy else sentence)
-
-
-def shortened(text: str, length: int) -> str:
-    """At most `length` characters of a text, its middle left out: a stranger may name things at any length."""
-    half = length // 2
-    return text if len(text) <= length else f"{text[:half]}...{text[-half:]}"
+        return f"{sentence}; {remedy}" if remedy else sentence
 
 
 def printable(text: str) -> str:
@@ -40,6 +34,11 @@ def printable(text: str) -> str:
         character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
         for character in text
     )
+
+
+def clipped(text: str, *, limit: int = 240) -> str:
+    """A text of at most `limit` characters: of a longer one, as a stranger may write it, its beginning and its end."""
+    return text if len(text) <= limit else f"{text[: limit - 61]}…{text[-60:]}"
 
 
 class RecipeError(WeighbridgeError):

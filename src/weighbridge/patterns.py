@@ -9,6 +9,7 @@ back-references) is refused by name rather than guessed.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
@@ -18,7 +19,8 @@ import re2
 from weighbridge.errors import WeighbridgeError
 
 REGEX_PREFIX = "re:"
-MAX_PATTERN_LENGTH = 4096
+MAX_PATTERN_LENGTH = 512
+MAX_EXPRESSIONS = 1024
 
 _NO_LOWER_BOUND = re.compile(r"(?<!\\)\{,\d+\}")
 _POSIX_CLASS = re.compile(r"\[:\^?\w+:\]")
@@ -43,6 +45,8 @@ class PatternList:
                 self._regexes.append((index, compile_pattern(entry)))
             else:
                 self._exact.setdefault(entry, []).append(index)
+            if len(self._regexes) > MAX_EXPRESSIONS:
+                raise PatternError(f"more than {MAX_EXPRESSIONS} expressions stand in one list")
         expressions = (entry.removeprefix(REGEX_PREFIX) for entry in self.entries if entry.startswith(REGEX_PREFIX))
         self._any = _compile_any(expressions)
         self._matched: dict[str, list[int]] = {}
@@ -92,10 +96,9 @@ def compile_pattern(entry: str) -> Any:
         compiled = re2.compile(expression, _options())
     except re2.error as problem:
         raise _explain(entry, problem) from None
-    try:
-        re.compile(expression)  # llm-compressor and vLLM match with Python's own, which must take it too
-    except (re.error, OverflowError, RecursionError) as problem:
-        raise PatternError(f"the pattern {entry[:80]!r} does not compile in Python ({problem})") from None
+    refusal = _python_problem(expression)  # llm-compressor and vLLM match with Python's own, which must take it too
+    if refusal:
+        raise PatternError(f"the pattern {entry[:80]!r} does not compile in Python ({refusal})")
     return compiled
 
 
@@ -133,11 +136,21 @@ def _explain(entry: str, problem: Exception) -> PatternError:
             f"the pattern {entry!r} uses a lookaround, which cannot be matched in linear time",
             remedy="list what is meant instead of excluding what is not",
         )
-    try:
-        re.compile(expression)
-    except (re.error, OverflowError, RecursionError) as python_problem:
+    python_problem = _python_problem(expression)
+    if python_problem:
         return PatternError(f"the pattern {entry!r} does not compile ({python_problem})", remedy=_remedy(expression))
     return PatternError(f"the pattern {entry!r} cannot be matched in linear time ({detail})")
+
+
+def _python_problem(expression: str) -> str:
+    """Why Python's ``re`` does not take an expression, or would read it otherwise tomorrow; empty where it does."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            re.compile(expression)
+    except (re.error, ValueError, OverflowError, RecursionError, Warning) as problem:
+        return str(problem)
+    return ""
 
 
 def _remedy(expression: str) -> str:

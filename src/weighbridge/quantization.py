@@ -74,22 +74,19 @@ def read_declaration(config: Mapping[str, Any], *, where: str) -> Declaration | 
     raw = find_config(config, where=where)
     if raw is None:
         return None
-    where = f"{where}: quantization_config"
-    for key in ("quant_method", "format"):
-        if not isinstance(raw.get(key, ""), str):
-            raise StructureError(f"{key} is no text", where=where)
-    method = raw.get("quant_method", "unknown")
+    method = _read_word(raw, "quant_method", default="unknown", where=where)
     if method != "compressed-tensors":
         return Declaration(quant_method=method)
-    groups = raw.get("config_groups") or {}
+    where = f"{where}: quantization_config"
+    groups = {} if raw.get("config_groups") is None else raw["config_groups"]
     if not isinstance(groups, dict):
         raise StructureError("config_groups is no mapping", where=where)
     kv_cache = raw.get("kv_cache_scheme")
     return Declaration(
         quant_method=method,
-        format=raw.get("format", ""),
+        format=_read_word(raw, "format", default="", where=where),
         groups=tuple(_read_group(name, group, where=f"{where}.config_groups.{name}") for name, group in groups.items()),
-        ignore=_read_strings(raw.get("ignore") or [], where=f"{where}.ignore"),
+        ignore=_read_strings(raw.get("ignore"), where=f"{where}.ignore"),
         kv_cache=None if kv_cache is None else read_args(kv_cache, where=f"{where}.kv_cache_scheme"),
     )
 
@@ -200,11 +197,20 @@ def _read_group(name: str, raw: Any, *, where: str) -> Group:
         return Group(targets=_read_strings(raw, where=where), scheme=PRESETS[name.upper()])
     if not isinstance(raw, dict):
         raise StructureError("is no config group", where=where)
-    targets = _read_strings(raw.get("targets") or [], where=f"{where}.targets")
+    targets = _read_strings(raw.get("targets"), where=f"{where}.targets")
     return Group(targets=targets, scheme=read_scheme(raw, where=where))
 
 
+def _read_word(raw: Mapping[str, Any], key: str, *, default: str, where: str) -> str:
+    word = raw.get(key, default)
+    if not isinstance(word, str) or len(word) > 64 or not (word == "" or word.replace("-", "_").isidentifier()):
+        raise StructureError(f"{key} cannot be {str(word)[:40]!r}", where=where)
+    return word
+
+
 def _read_strings(raw: Any, *, where: str) -> tuple[str, ...]:
+    if raw is None:
+        return ()
     if not isinstance(raw, list) or not all(isinstance(item, str) for item in raw):
         raise StructureError("is no list of names and patterns", where=where)
     return tuple(raw)

@@ -11,7 +11,9 @@ from pydantic import BaseModel, ValidationError
 
 from weighbridge.errors import WeighbridgeError
 
-MAX_YAML_BYTES = 8 * 1024 * 1024
+MAX_YAML_BYTES = 4 * 1024 * 1024
+MAX_TOKENS = 100_000
+MAX_DIGITS = 64
 MAX_DEPTH = 32
 
 _PLAIN_WORDS = {
@@ -32,6 +34,7 @@ _PLAIN_WORDS = {
 Path = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_TEXT_TAG = "tag:yaml.org,2002:str"
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null")}
 
 
@@ -126,7 +129,9 @@ def _check_tokens(text: str, *, where: str, error: type[WeighbridgeError]) -> No
     depth = 0
     starts = (yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken, yaml.FlowSequenceStartToken)
     ends = (yaml.BlockEndToken, yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken)
-    for token in yaml.scan(text, Loader=_Loader):
+    for count, token in enumerate(yaml.scan(text, Loader=_Loader)):
+        if count > MAX_TOKENS:
+            raise error(f"has more than {MAX_TOKENS:,} parts", where=where)
         if isinstance(token, (*starts, yaml.FlowMappingStartToken)):
             depth += 1
             if depth > MAX_DEPTH:
@@ -158,9 +163,11 @@ def _construct(node: Any, path: Path, lines: dict[Path, int], *, where: str, err
         return [
             _construct(item, (*path, index), lines, where=where, error=error) for index, item in enumerate(node.value)
         ]
-    if node.tag not in _PLAIN_TAGS:
+    if node.tag == _TEXT_TAG or node.tag not in _PLAIN_TAGS:
         return node.value  # a timestamp, say: a revision such as 2024-01-01 is text here
+    if len(node.value) > MAX_DIGITS:  # YAML counts in sixties, too: 1:59:59:59 is a number, and a long one takes hours
+        raise error(f"{node.value[:40]!r}... is no proper value", where=f"{where}:{line}")
     try:
         return yaml.SafeLoader("").construct_object(node)
-    except (ValueError, yaml.YAMLError) as problem:
+    except (ValueError, OverflowError, yaml.YAMLError) as problem:
         raise error(f"{node.value[:40]!r} is no proper value ({problem})", where=f"{where}:{line}") from None

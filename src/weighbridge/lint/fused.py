@@ -70,9 +70,10 @@ def _uneven(group: FusedGroup, schemes: Mapping[str, Scheme], rules: Mapping[str
     kept = [member for member, scheme in of_members.items() if scheme is None]
     quantized = [member for member, scheme in of_members.items() if scheme is not None]
     if kept and quantized:
+        why = rules.get(f"{group.parent}.{kept[0]}", "it has no weight")
         return _Problem(
             "fused/partly-ignored",
-            f"{', '.join(quantized)} quantized, {', '.join(kept)} kept ({rules[f'{group.parent}.{kept[0]}']})",
+            f"{', '.join(quantized)} quantized, {', '.join(kept)} kept ({why})",
             "keep all of them or none: servers load them as one matrix",
         )
     if not _alike(list(of_members.values())):
@@ -91,7 +92,7 @@ def _absent_member(
     if not group.absent:
         return None
     first = f"{group.parent}.{group.members[0]}"
-    decided = rules[first]
+    decided = rules.get(first, "")
     patterns = pattern_list(plan.loaded.recipe.ignored)
     matched = [patterns.first(f"{group.parent}.{member}") is not None for member in group.absent]
     named, missing = ", ".join(group.members), ", ".join(group.absent)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from weighbridge.errors import WeighbridgeError
-from weighbridge.patterns import check_pattern
+from weighbridge.patterns import MAX_EXPRESSIONS, REGEX_PREFIX, check_pattern
 from weighbridge.quantization import LINEAR, Group, read_scheme
 from weighbridge.schemes import PRESETS, Scheme
 from weighbridge.structure.names import parse_pattern
@@ -29,6 +29,9 @@ DIFFERENCE_KINDS = Literal[
 ]
 
 
+_HUB_ID = r"^[A-Za-z0-9_][\w.-]{0,99}/[A-Za-z0-9_][\w.-]{0,99}$"
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -42,7 +45,7 @@ class Base(_Strict):
         licence: SPDX identifier of the licence that the model's own card declares.
     """
 
-    model: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
+    model: str = Field(pattern=_HUB_ID)
     revision: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$")
     licence: str = Field(min_length=1)
 
@@ -114,7 +117,7 @@ class Reference(_Strict):
         explains: the differences that are legitimate; each must occur, and no other may.
     """
 
-    lock: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
+    lock: str = Field(pattern=_HUB_ID)
     explains: list[Explanation] = []
 
 
@@ -204,9 +207,11 @@ def _checked(entries: list[str]) -> list[str]:
             check_pattern(entry)
         except WeighbridgeError as error:
             raise ValueError(str(error)) from None
-    for entry, count in Counter(entries).items():
-        if count > 1:
-            raise ValueError(f"{entry!r} stands twice")
+    twice, count = Counter(entries).most_common(1)[0] if entries else ("", 0)
+    if count > 1:
+        raise ValueError(f"{twice!r} stands twice")
+    if sum(entry.startswith(REGEX_PREFIX) for entry in entries) > MAX_EXPRESSIONS:
+        raise ValueError(f"more than {MAX_EXPRESSIONS} expressions stand in one list")
     return entries
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from weighbridge.errors import clipped, printable
+
 
 class Severity(StrEnum):
     """How much a finding weighs: an error fails (exit 1); warnings and notes are printed and pass."""
@@ -37,6 +39,15 @@ class Finding:
     explained: str = ""
     remedy: str = ""
 
+    def __post_init__(self) -> None:
+        _make_safe(self, "where", "message", "explained", "remedy")
+
+
+def _make_safe(part: Finding | Section | Report, *texts: str) -> None:
+    """Make texts safe to show and of bearable length, whatever a stranger's file calls things."""
+    for text in texts:
+        object.__setattr__(part, text, clipped(printable(getattr(part, text)), limit=1000))
+
 
 @dataclass(frozen=True)
 class Table:
@@ -62,6 +73,9 @@ class Section:
     facts: dict[str, str | int] = field(default_factory=dict)
     tables: tuple[Table, ...] = ()
 
+    def __post_init__(self) -> None:
+        _make_safe(self, "title", "summary")
+
     @property
     def holds(self) -> bool:
         return not any(finding.severity is Severity.ERROR for finding in self.findings)
@@ -81,6 +95,9 @@ class Report:
     subject: str
     verdict: str
     sections: tuple[Section, ...]
+
+    def __post_init__(self) -> None:
+        _make_safe(self, "subject", "verdict")
 
     @property
     def holds(self) -> bool:

@@ -15,7 +15,7 @@ from weighbridge.errors import StructureError
 from weighbridge.quantization import Declaration, read_declaration, resolve
 from weighbridge.schemes import Scheme
 from weighbridge.structure.header import Header, check_name, read_header
-from weighbridge.structure.modules import quantizable_modules
+from weighbridge.structure.modules import check_experts, quantizable_modules
 from weighbridge.structure.strict_json import MAX_JSON_BYTES, parse_object
 from weighbridge.structure.tensors import Structure, Tensor
 
@@ -129,6 +129,7 @@ def assemble(
             raise StructureError(f"the index names tensor {name!r} in {shard}, which does not hold it", where=label)
     if not structure:
         raise StructureError("holds no tensor", where=label)
+    check_experts(structure, where=label)
     declaration = read_declaration(config, where=f"{label}/{CONFIG_FILE}")
     schemes = {}
     if declaration is not None:
@@ -268,7 +269,7 @@ def list_files(directory: Path, *, label: str) -> list[str]:
 
 
 def _walk(directory: Path, *, label: str) -> list[Path]:
-    """Everything below a directory, sorted; folders are not followed through links, nor deeper than any checkpoint's."""
+    """Everything below a directory, sorted; folders are not followed through links, nor too deep."""
     found = []
     for folder, folders, files in os.walk(directory):
         here = Path(folder)

@@ -19,9 +19,10 @@ from weighbridge.quantization import Declaration, read_args, read_scheme
 from weighbridge.schemes import QuantizationArgs, Scheme, to_config
 from weighbridge.strict_yaml import Document, parse_yaml, validate
 from weighbridge.structure.checkpoint import Checkpoint, FileFact, Origin, read_small
-from weighbridge.structure.header import MAX_AXIS, check_dtype, check_name
+from weighbridge.structure.header import MAX_AXES, MAX_AXIS, check_dtype, check_name
+from weighbridge.structure.modules import check_experts
 from weighbridge.structure.names import MAX_NAMES, NamePattern, compact, parse_pattern
-from weighbridge.structure.tensors import Structure, Tensor
+from weighbridge.structure.tensors import DTYPE_BITS, Structure, Tensor
 
 VERSION = 1
 LOCK_KEY = b"structure_lock"
@@ -91,6 +92,7 @@ def open_lock(path: Path) -> Checkpoint:
     structure = _expand(
         ((line, f"{where}:{document.line(('tensors', index))}") for index, line in enumerate(lock.tensors))
     )
+    check_experts(structure, where=where)
     declaration: Declaration | None = None
     schemes: dict[str, Scheme] = {}
     if lock.quantization is not None:
@@ -155,8 +157,11 @@ def parse_tensor_line(line: str, *, where: str) -> tuple[NamePattern, Tensor]:
     if shape != f"[{axes}]" or not all(_AXIS.fullmatch(size) and int(size) <= MAX_AXIS for size in sizes):
         raise StructureError(f"{line[:120]!r} is not of the form: name dtype [shape]", where=where)
     check_name(pattern.replace("{", "").replace("}", ""), where=where)
-    check_dtype(dtype, name=pattern, where=where)
-    return parse_pattern(pattern, where=where), Tensor(dtype, tuple(int(size) for size in sizes))
+    check_dtype(dtype, name=pattern[:80], where=where)
+    tensor = Tensor(dtype, tuple(int(size) for size in sizes))
+    if len(sizes) > MAX_AXES or tensor.parameters * DTYPE_BITS[dtype] % 8:
+        raise StructureError(f"{line[:120]!r} has too many axes, or takes no whole number of bytes", where=where)
+    return parse_pattern(pattern, where=where), tensor
 
 
 def _read(path: Path) -> tuple[Document, StructureLock]:
@@ -177,11 +182,16 @@ def _read(path: Path) -> tuple[Document, StructureLock]:
 
 
 def _expand(lines: Iterable[tuple[str, str]]) -> Structure:
-    structure: dict[str, Tensor] = {}
+    parsed = []
+    count = 0
     for line, where in lines:
         pattern, tensor = parse_tensor_line(line, where=where)
-        if len(structure) + len(pattern) > MAX_NAMES:
+        parsed.append((pattern, tensor, where))
+        count += len(pattern)
+        if count > MAX_NAMES:
             raise StructureError(f"the lock stands for more than {MAX_NAMES:,} tensors", where=where)
+    structure: dict[str, Tensor] = {}
+    for pattern, tensor, where in parsed:
         for name in pattern:
             if name in structure:
                 raise StructureError(f"tensor {name!r} is described twice", where=where)
@@ -200,6 +210,7 @@ def _read_quantization(
         pattern, _, name = entry.rpartition(" ")
         if name not in known:
             raise StructureError(f"{entry[:120]!r} names no scheme of this lock", where=f"{where}:{line}")
+        check_name(pattern.replace("{", "").replace("}", ""), where=f"{where}:{line}")
         names = parse_pattern(pattern, where=f"{where}:{line}")
         if len(schemes) + len(names) > MAX_NAMES:
             raise StructureError(f"the lock stands for more than {MAX_NAMES:,} modules", where=f"{where}:{line}")

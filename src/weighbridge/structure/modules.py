@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from weighbridge.errors import StructureError
+from weighbridge.structure.names import MAX_NAMES
 from weighbridge.structure.tensors import Structure, Tensor
 
 QUANTIZATION_PARAMETERS = frozenset(
@@ -106,6 +107,20 @@ def split_experts(name: str, tensor: Tensor) -> Iterator[ExpertTensor]:
     for expert in range(experts):
         for index, member in enumerate(members):
             yield ExpertTensor(f"{prefix}.{expert}.{member}.{parameter}", part, expert, index * part.shape[0])
+
+
+def check_experts(structure: Structure, *, where: str) -> None:
+    """Refuse fused experts that would be more tensors, one by one, than any checkpoint has.
+
+    Raises:
+        StructureError: with the first tensor that is too much.
+    """
+    count = 0
+    for name, tensor in structure.items():
+        if is_fused_experts(name, tensor):
+            count += 2 * tensor.shape[0]
+            if count > MAX_NAMES:
+                raise StructureError(f"its experts are more than {MAX_NAMES:,} tensors (see {name[:80]})", where=where)
 
 
 def quantizable_modules(structure: Structure) -> Mapping[str, Mapping[str, Tensor]]:

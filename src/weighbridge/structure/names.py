@@ -16,7 +16,7 @@ from math import prod
 from weighbridge.errors import StructureError
 
 #: More names than any published checkpoint has; what a hostile pattern asks for beyond it is refused unexpanded.
-MAX_NAMES = 4_000_000
+MAX_NAMES = 500_000
 
 _NUMBER = r"(?:0|[1-9][0-9]{0,6})"
 _NUMBER_PART = re.compile(rf"(?<![^.]){_NUMBER}(?![^.])")

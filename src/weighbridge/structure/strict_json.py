@@ -11,6 +11,9 @@ from weighbridge.errors import StructureError
 MAX_DEPTH = 32
 #: config.json and an index are kilobytes; the largest published index (DeepSeek's) is 9 MB.
 MAX_JSON_BYTES = 64 * 1024 * 1024
+#: A header has about ten of these marks a tensor, an index one. A megabyte of brackets costs as much as fifty of names.
+MAX_MARKS = 1_000_000
+MAX_DEPTH = 64
 
 
 def parse_object(raw: bytes, *, where: str) -> dict[str, Any]:
@@ -21,6 +24,8 @@ def parse_object(raw: bytes, *, where: str) -> dict[str, Any]:
     """
     if len(raw) > MAX_JSON_BYTES:
         raise StructureError(f"is {len(raw):,} bytes of JSON, more than the {MAX_JSON_BYTES:,} allowed", where=where)
+    if sum(raw.count(mark) for mark in (b",", b"[", b"{")) > MAX_MARKS:
+        raise StructureError("is JSON of more values than any checkpoint needs", where=where)
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         mapping = dict(pairs)
@@ -54,10 +59,20 @@ def parse_object(raw: bytes, *, where: str) -> dict[str, Any]:
         raise StructureError(f"is not JSON ({error})", where=where) from None
     if not isinstance(value, dict):
         raise StructureError("is not a JSON object", where=where)
-    level: list[Any] = [value]
+    _check_depth(value, where=where)
+    return value
+
+
+def _check_depth(value: Any, *, where: str) -> None:
+    """What is nested more deeply cannot be written into a lock or a config again: writers recurse."""
+    level = [value]
     for _ in range(MAX_DEPTH):
-        level = [item for outer in level for item in (outer.values() if isinstance(outer, dict) else outer)]
-        level = [item for item in level if isinstance(item, dict | list)]
+        level = [
+            item
+            for holder in level
+            for item in (holder.values() if isinstance(holder, dict) else holder)
+            if isinstance(item, (dict, list))
+        ]
         if not level:
-            return value
+            return
     raise StructureError("the JSON is nested too deeply", where=where)
