@@ -28,7 +28,7 @@ OTHER_WEIGHT_SUFFIXES = (
     *(".safetensors", ".safetensors.index.json", ".bin.index.json", ".gguf", ".h5", ".msgpack"),
     *(".onnx", ".npz", ".npy", ".tflite", ".mlmodel"),
 )
-MAX_FOLDERS = 8
+MAX_FOLDERS = 64
 UNCARRIED_DIRECTORIES = (".cache", ".git", ".huggingface")
 
 
