@@ -1318,7 +1318,7 @@ def _legal(chance: Random) -> Iterator[tuple[str, Files]]:
         "a\nPASS b": b"",
         os.fsdecode(b"\xff.txt"): b"",
         "n" * 255: b"",
-        "deep/" * 50 + "file": b"",
+        "deep/" * 5 + "file": b"",
     }
     yield "files of odd names", {**files, **{f"{CHECKPOINT}/{name}": content for name, content in odd.items()}}
     yield "link to a neighbour", {**files, f"{CHECKPOINT}/link.json": Link(CONFIG), f"{CHECKPOINT}/up": Link(".")}
