@@ -25,7 +25,7 @@ CASES = list(hostile.cases())
 SURVIVORS = list(hostile.survivors())
 AS_SCRIPTS = random.Random(hostile.SEED).sample(CASES, 10)
 
-LONGEST_SENTENCE = 500
+LONGEST_SENTENCE = 400
 LONGEST_REPORT = 100_000
 HANG_SECONDS = 300
 """A watchdog, no limit: the slowest case takes a second."""

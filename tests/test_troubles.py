@@ -668,7 +668,7 @@ BUILD_TROUBLES: dict[str, Trouble] = {
     ),
     "model that is quantized by who writes line breaks": (
         lambda bench: bench.of(bench.quantized_by("modelopt\nerror: all is well\x1b[0m")),
-        ("already quantized",),
+        ("quant_method cannot be",),
     ),
     "model that is quantized and does not say so": (
         lambda bench: bench.of(quantized_without_saying(bench)),
