@@ -178,15 +178,21 @@ INSIDE: dict[str, Callable[[Path, Path, str], None]] = {
 }
 
 
-def compare(scratch: Path, directory: Path, scheme: str, pairs: int) -> None:
-    """Print the medians of interleaved runs as a Markdown table."""
-    source_bytes = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+def write_recipe(scratch: Path, scheme: str) -> Path:
+    """Write the recipe of one of `SCHEMES` for the source that is measured."""
     recipe = scratch / f"{scheme}.yaml"
     recipe.write_text(
         "name: benchmark\ndescription: benchmark\n"
         f"base: {{model: {source.REAL}, revision: '{'0' * 40}', licence: apache-2.0}}\n"
         f"method: model_free_ptq\n{SCHEMES[scheme]}\nignore: {json.dumps(IGNORE)}\n"
     )
+    return recipe
+
+
+def compare(scratch: Path, directory: Path, scheme: str, pairs: int) -> None:
+    """Print the medians of interleaved runs as a Markdown table."""
+    source_bytes = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+    recipe = write_recipe(scratch, scheme)
     output = scratch / "output"
     plan = subprocess.run(
         [sys.executable, "build.py", str(recipe), "--model", str(directory), "--plan", "--format", "json"],

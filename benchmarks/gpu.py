@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import shutil
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks import source
-from benchmarks.engine import IGNORE, ROOT, SCHEMES, measure
+from benchmarks.engine import ROOT, SCHEMES, measure, write_recipe
 from weighbridge.resources import parse_size
 
 
@@ -49,12 +48,7 @@ def main() -> None:
 
 
 def _table_rows(scheme: str, scratch: Path, directory: Path, rounds: int) -> None:
-    recipe = scratch / f"{scheme}.yaml"
-    recipe.write_text(
-        "name: benchmark\ndescription: benchmark\n"
-        f"base: {{model: {source.REAL}, revision: '{'0' * 40}', licence: apache-2.0}}\n"
-        f"method: model_free_ptq\n{SCHEMES[scheme]}\nignore: {json.dumps(IGNORE)}\n"
-    )
+    recipe = write_recipe(scratch, scheme)
     output = scratch / "output"
     size = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
     engine = [sys.executable, "build.py", str(recipe), "--model", str(directory), "--output", str(output), "--device"]

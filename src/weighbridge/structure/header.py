@@ -19,8 +19,8 @@ from weighbridge.structure.strict_json import parse_object
 from weighbridge.structure.tensors import DTYPE_BITS, StoredTensor, Tensor
 
 LENGTH_BYTES = 8
-#: The reference implementation's own limit (``MAX_HEADER_SIZE`` in safetensors/src/tensor.rs), less than our JSON limit
-#: times two; a header of 50,000 tensors has about 7 MB.
+#: The reference implementation's own limit (``MAX_HEADER_SIZE`` in safetensors/src/tensor.rs) is
+#: 100 MB; a header of 50,000 tensors has about 7 MB.
 MAX_HEADER_BYTES = 64 * 1024 * 1024
 GIT_LFS_POINTER = b"version "
 MAX_NAME_LENGTH = 1024
