@@ -137,7 +137,15 @@ def ours_without_digests(directory: Path, output: Path, scheme: str) -> None:
     output.mkdir()
     resources = Resources(devices=("cpu",), digests=False)
     plan = make_plan(loaded, checkpoint)
-    streaming.quantize(plan, checkpoint, output, resources=resources, progress=Progress(shown=False))
+    streaming.write(
+        plan,
+        checkpoint,
+        output,
+        journal=output / "journal.jsonl",
+        hashed=checkpoint,
+        resources=resources,
+        progress=Progress(shown=False),
+    )
     sys.stdout.write(f"inside {time.perf_counter() - started}\n")
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
+from weighbridge import modelopt
+from weighbridge.formats import FORMATS, Format
 from weighbridge.report import Finding, Severity
-from weighbridge.schemes import Scheme, SchemeMismatch, stored_tensors, weight_of
+from weighbridge.schemes import Scheme, SchemeMismatch
 from weighbridge.structure.checkpoint import Checkpoint
 from weighbridge.structure.modules import (
     FUSED_WEIGHT,
@@ -16,7 +18,6 @@ from weighbridge.structure.names import compact, split_name
 from weighbridge.structure.tensors import Tensor
 
 QUANTIZED_DTYPES = frozenset({"F8_E4M3", "F8_E5M2", "I8", "U8", "I32", "F4"})
-METHOD = "compressed-tensors"
 
 
 def inconsistencies(checkpoint: Checkpoint) -> list[Finding]:
@@ -30,17 +31,17 @@ def inconsistencies(checkpoint: Checkpoint) -> list[Finding]:
             "config/missing",
             "a server would load the codes as if they were weights; restore quantization_config",
         )
-    if declaration.quant_method != METHOD:
+    if declaration.quant_method not in FORMATS:
         return [
             Finding(
                 "config/other-method",
                 Severity.NOTE,
                 "config.json",
-                f"quant_method is {declaration.quant_method}; only {METHOD} is resolved to schemes here",
+                f"quant_method is {declaration.quant_method}; only {' and '.join(FORMATS)} are resolved to schemes here",
             )
         ]
     findings = [
-        *_by_problem(_module_problems(checkpoint, modules)),
+        *_by_problem(_module_problems(FORMATS[declaration.quant_method], checkpoint, modules)),
         *_bare_weights(checkpoint, modules),
     ]
     if not checkpoint.schemes:
@@ -51,7 +52,7 @@ def inconsistencies(checkpoint: Checkpoint) -> list[Finding]:
         )
     formats = {scheme.format for scheme in checkpoint.schemes.values()}
     expected = formats.pop() if len(formats) == 1 else "mixed-precision"
-    if checkpoint.schemes and declaration.format != expected:
+    if checkpoint.schemes and declaration.quant_method != modelopt.METHOD and declaration.format != expected:
         findings.append(
             Finding(
                 "config/format",
@@ -67,7 +68,9 @@ Problem = tuple[str, str, str, str]
 """Rule, module, message, remedy."""
 
 
-def _module_problems(checkpoint: Checkpoint, modules: Mapping[str, Mapping[str, Tensor]]) -> Iterator[Problem]:
+def _module_problems(
+    form: Format, checkpoint: Checkpoint, modules: Mapping[str, Mapping[str, Tensor]]
+) -> Iterator[Problem]:
     for module, tensors in modules.items():
         scheme = checkpoint.schemes.get(module)
         if FUSED_WEIGHT in tensors:
@@ -88,13 +91,15 @@ def _module_problems(checkpoint: Checkpoint, modules: Mapping[str, Mapping[str, 
                 "add it to the ignore list, or quantize it",
             )
         else:
-            yield from _scheme_problems(module, scheme, tensors)
+            yield from _scheme_problems(form, module, scheme, tensors)
 
 
-def _scheme_problems(module: str, scheme: Scheme, tensors: Mapping[str, Tensor]) -> Iterator[Problem]:
-    weight = weight_of(scheme, tensors)
+def _scheme_problems(
+    form: Format, module: str, scheme: Scheme, tensors: Mapping[str, Tensor]
+) -> Iterator[Problem]:
+    weight = form.weight_of(scheme, tensors)
     try:
-        expected = stored_tensors(scheme, weight) if weight is not None else None
+        expected = form.stored_tensors(scheme, weight) if weight is not None else None
     except SchemeMismatch as mismatch:
         yield "config/scheme-mismatch", module, f"declared {scheme}, which cannot be: {mismatch}", ""
         return

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from weighbridge import modelopt
 from weighbridge.errors import StructureError
 from weighbridge.patterns import REGEX_PREFIX, PatternError, pattern_list
-from weighbridge.schemes import PRESETS, STRATEGIES, QuantizationArgs, Scheme
+from weighbridge.schemes import KV_CACHES, PRESETS, STRATEGIES, QuantizationArgs, Scheme
 
 CONFIG_KEYS = ("quantization_config", "compression_config")
 LINEAR = "Linear"
@@ -75,6 +76,8 @@ def read_declaration(config: Mapping[str, Any], *, where: str) -> Declaration | 
     if raw is None:
         return None
     method = _read_word(raw, "quant_method", default="unknown", where=where)
+    if method == modelopt.METHOD:
+        return _read_modelopt(raw, where=f"{where}: quantization_config")
     if method != "compressed-tensors":
         return Declaration(quant_method=method)
     where = f"{where}: quantization_config"
@@ -89,6 +92,15 @@ def read_declaration(config: Mapping[str, Any], *, where: str) -> Declaration | 
         ignore=_read_strings(raw.get("ignore"), where=f"{where}.ignore"),
         kv_cache=None if kv_cache is None else read_args(kv_cache, where=f"{where}.kv_cache_scheme"),
     )
+
+
+def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json without the quantization config that `find_config` would find in it."""
+    bare = {key: value for key, value in config.items() if key not in CONFIG_KEYS}
+    text = bare.get("text_config")
+    if isinstance(text, dict):
+        bare["text_config"] = {key: value for key, value in text.items() if key not in CONFIG_KEYS}
+    return bare
 
 
 def resolve(declaration: Declaration, modules: Iterable[str], *, where: str) -> dict[str, Scheme]:
@@ -187,6 +199,23 @@ def read_scheme(raw: Mapping[str, Any], *, where: str) -> Scheme:
         weights=read_args(raw["weights"], where=f"{where}.weights"),
         input_activations=None if inputs is None else read_args(inputs, where=f"{where}.input_activations"),
         output_activations=None if outputs is None else read_args(outputs, where=f"{where}.output_activations"),
+    )
+
+
+def _read_modelopt(raw: Mapping[str, Any], *, where: str) -> Declaration:
+    """modelopt's declaration: one algorithm, and what it leaves out. An algorithm not known here targets nothing."""
+    algorithm = _read_word(raw, "quant_algo", default="", where=where)
+    scheme = modelopt.ALGORITHMS.get(algorithm)
+    exclude = _read_strings(raw.get("ignore", raw.get("exclude_modules")), where=f"{where}.ignore")
+    kv_cache = modelopt.declared_kv_cache(raw)
+    if kv_cache is not None and kv_cache not in KV_CACHES:
+        raise StructureError(f"the KV cache scheme {kv_cache!r} is not known here", where=where)
+    return Declaration(
+        quant_method=modelopt.METHOD,
+        format=algorithm,
+        groups=(Group((LINEAR,), scheme),) if scheme is not None else (),
+        ignore=tuple(map(modelopt.expression_of, exclude)),
+        kv_cache=KV_CACHES[kv_cache] if kv_cache is not None else None,
     )
 
 

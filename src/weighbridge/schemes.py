@@ -122,6 +122,10 @@ PRESETS: Mapping[str, Scheme] = {
 """The presets of compressed-tensors 0.19.0 that recipes may name; a test compares each with upstream's."""
 
 
+KV_CACHES: Mapping[str, QuantizationArgs] = {"FP8": QuantizationArgs(8, "float", "tensor")}
+"""What recipes may name for the KV cache: symmetric E4M3 with one static scale for keys and one for values."""
+
+
 class SchemeMismatch(ValueError):
     """A scheme cannot be applied to a weight of this shape.
 
@@ -229,14 +233,15 @@ def weight_of(scheme: Scheme, stored: Mapping[str, Tensor]) -> Tensor | None:
 def to_config(scheme: Scheme) -> dict[str, Any]:
     """A scheme as compressed-tensors writes it into a config group (without its targets)."""
     return {
-        "weights": _args_to_config(scheme.weights),
-        "input_activations": scheme.input_activations and _args_to_config(scheme.input_activations),
-        "output_activations": scheme.output_activations and _args_to_config(scheme.output_activations),
+        "weights": args_to_config(scheme.weights),
+        "input_activations": scheme.input_activations and args_to_config(scheme.input_activations),
+        "output_activations": scheme.output_activations and args_to_config(scheme.output_activations),
         "format": scheme.format,
     }
 
 
-def _args_to_config(args: QuantizationArgs) -> dict[str, Any]:
+def args_to_config(args: QuantizationArgs) -> dict[str, Any]:
+    """Arguments as compressed-tensors writes them."""
     return {
         "num_bits": args.num_bits,
         "type": args.type,

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from weighbridge.cache import write_atomically
-from weighbridge.errors import BuildError
 from weighbridge.plan import Plan
-from weighbridge.structure.checkpoint import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, Checkpoint, carried_files
-from weighbridge.structure.header import Header, read_header
+from weighbridge.structure.checkpoint import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, Checkpoint, assemble, carried_files
+from weighbridge.structure.header import read_header
 from weighbridge.structure.layout import Layout, lay_out
 from weighbridge.structure.tensors import Tensor, payload_bytes
-
-COPY_BYTES = 16 * 1024 * 1024
-
 
 @dataclass(frozen=True)
 class OutputShard:
@@ -33,12 +31,15 @@ def lay_out_shards(plan: Plan, shard_size: int) -> tuple[OutputShard, ...]:
     """
     contents: list[dict[str, Tensor]] = [{}]
     filled = 0
+    placed: set[str] = set()
     for part in plan.parts:
-        size = sum(tensor.nbytes for tensor in part.outputs.values())
+        outputs = {name: tensor for name, tensor in part.outputs.items() if name not in placed}
+        size = sum(tensor.nbytes for tensor in outputs.values())
         if contents[-1] and filled + size > shard_size:
             contents.append({})
             filled = 0
-        contents[-1].update(part.outputs)
+        contents[-1].update(outputs)
+        placed.update(outputs)
         filled += size
     count = len(contents)
     names = [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
@@ -47,23 +48,21 @@ def lay_out_shards(plan: Plan, shard_size: int) -> tuple[OutputShard, ...]:
     return tuple(OutputShard(name, lay_out(content)) for name, content in zip(names, contents, strict=True))
 
 
-def normalize_shards(directory: Path) -> None:
-    """Give what an upstream engine wrote the form of every build here.
+def open_shards(directory: Path, quantization: Mapping[str, Any], *, label: str) -> Checkpoint:
+    """What an engine of upstream wrote into a directory: shards alone, which `quantization` describes.
 
-    Upstream drops the ``{"format": "pt"}`` that transformers asks for, leaves files with mode 600 and writes an index
-    even for one shard (facts of llm-compressor 0.14.0.1). The tensors' bytes stay as they are.
+    Raises:
+        StructureError: malformed, or no shard.
     """
-    written = sorted(directory.glob("*.safetensors"))
-    for path in written:
-        header = read_header(path, where=path.name)
-        structure = {name: stored.tensor for name, stored in header.tensors.items()}
-        layout = lay_out(structure)
-        if layout.ranges != {name: (stored.begin, stored.end) for name, stored in header.tensors.items()}:
-            raise BuildError("the engine wrote a shard in another order than safetensors does", where=path.name)
-        _replace_head(path, header, layout.head)
-    if len(written) == 1:
-        written[0].rename(directory / SINGLE_FILE)
-    write_index(directory)
+    headers = {path.name: read_header(path, where=path.name) for path in sorted(directory.glob("*.safetensors"))}
+    return assemble(
+        label=label,
+        shards=headers,
+        index=None,
+        config={"quantization_config": quantization},
+        files={},
+        directory=directory,
+    )
 
 
 def write_index(directory: Path) -> None:
@@ -80,9 +79,11 @@ def write_index(directory: Path) -> None:
 
 
 def write_config(directory: Path, plan: Plan) -> None:
-    """Write config.json: the source's own keys in their order, and the quantization config."""
+    """Write config.json (the source's own keys in their order, and the quantization config) and what goes with it."""
     content = json.dumps(plan.output_config(), indent=2, ensure_ascii=False) + "\n"
     write_atomically(directory / CONFIG_FILE, content.encode())
+    for name, document in plan.documents.items():
+        write_atomically(directory / name, document)
 
 
 def carry_files(source: Checkpoint, directory: Path) -> None:
@@ -94,27 +95,13 @@ def carry_files(source: Checkpoint, directory: Path) -> None:
         shutil.copyfile(source.directory / name, target)
 
 
-def bytes_needed(plan: Plan, source: Checkpoint, *, rewritten: bool) -> int:
+def bytes_needed(plan: Plan, source: Checkpoint, *, twice: bool) -> int:
     """Bytes of disk that a build takes: the predicted tensors, headers and index, and the files carried over.
 
     Args:
-        rewritten: whether shards are written twice (`normalize_shards`), so that the largest stands there twice.
+        twice: whether an engine of upstream writes the tensors first, which are then laid out anew.
     """
     structure = plan.predicted.structure
     names = sum(len(name) for name in structure)
     carried = sum(source.files[name].size or 0 for name in carried_files(source))
-    sizes = [sum(stored.tensor.nbytes for stored in header.tensors.values()) for header in source.shards.values()]
-    twice = max(sizes, default=0) if rewritten else 0
-    return payload_bytes(structure) + 2 * (names + 120 * len(structure)) + carried + twice
-
-
-def _replace_head(path: Path, header: Header, head: bytes) -> None:
-    temporary = path.with_suffix(".safetensors.part")
-    try:
-        with path.open("rb") as old, temporary.open("wb") as new:
-            old.seek(header.data_offset)
-            new.write(head)
-            shutil.copyfileobj(old, new, COPY_BYTES)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return (2 if twice else 1) * payload_bytes(structure) + 2 * (names + 120 * len(structure)) + carried

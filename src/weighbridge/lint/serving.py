@@ -10,7 +10,7 @@ from weighbridge.lint.quantized import BULK, INTEGER_GROUP_SIZES
 from weighbridge.lint.rules import Raised
 from weighbridge.patterns import REGEX_PREFIX, pattern_list
 from weighbridge.plan import Part, Plan
-from weighbridge.quantization import LINEAR, resolve
+from weighbridge.quantization import LINEAR, Declaration, resolve
 from weighbridge.roles import Role, role_of
 from weighbridge.schemes import Scheme
 from weighbridge.structure.names import compact, split_name
@@ -25,10 +25,13 @@ _RENAMED_PREFIXES = ("model.", "language_model.", r"model\.", r"language_model\.
 
 def check(plan: Plan) -> Iterator[Raised]:
     """Modules that are declared otherwise than stored, names that servers change, and what to expect where."""
-    yield from _undeclared(plan)
-    yield from _tied_head(plan)
+    declaration = plan.declaration
+    if declaration is None:
+        return
+    yield from _undeclared(plan, declaration)
+    yield from _tied_head(plan, declaration)
     yield from _prefixes(plan)
-    yield from _merged_targets(plan)
+    yield from _merged_targets(plan, declaration)
     schemes = sorted(set(plan.schemes.values()), key=str)
     for scheme in schemes:
         yield from _group_size(scheme)
@@ -38,10 +41,10 @@ def check(plan: Plan) -> Iterator[Raised]:
         yield from _gemma4(plan)
 
 
-def _undeclared(plan: Plan) -> Iterator[Raised]:
+def _undeclared(plan: Plan, declaration: Declaration) -> Iterator[Raised]:
     """Modules of which config.json says something else than is stored, and linears of which it says nothing."""
     refused = {obstacle.module for obstacle in plan.obstacles}
-    declared = resolve(plan.declaration, plan.predicted.modules, where="the plan")
+    declared = resolve(declaration, plan.predicted.modules, where="the plan")
     wrong: dict[tuple[str, str], list[str]] = {}
     for module in plan.predicted.modules:
         ours, theirs = plan.schemes.get(module), declared.get(module)
@@ -49,7 +52,7 @@ def _undeclared(plan: Plan) -> Iterator[Raised]:
             remedy = "add it to ignore" if ours is None else "put the group that is to decide first, and Linear last"
             message = f"is {ours or 'kept'}, but config.json will declare it {theirs or 'unquantized'}"
             wrong.setdefault((message, remedy), []).append(module)
-    ignored = pattern_list(plan.loaded.recipe.ignored)
+    ignored = pattern_list(declaration.ignore)
     for part in plan.parts:
         if (
             part.scheme is None
@@ -70,8 +73,8 @@ def _is_linear(part: Part) -> bool:
     return is_matrix and role_of(part.module) not in (*BULK, Role.EMBEDDINGS, Role.NORMS)
 
 
-def _tied_head(plan: Plan) -> Iterator[Raised]:
-    for head in sorted(resolve(plan.declaration, plan.tied_modules, where="the plan")):
+def _tied_head(plan: Plan, declaration: Declaration) -> Iterator[Raised]:
+    for head in sorted(resolve(declaration, plan.tied_modules, where="the plan")):
         yield Raised(
             "serve/tied-head",
             plan.loaded.location("ignore"),
@@ -104,9 +107,9 @@ def _prefixes(plan: Plan) -> Iterator[Raised]:
             )
 
 
-def _merged_targets(plan: Plan) -> Iterator[Raised]:
+def _merged_targets(plan: Plan, declaration: Declaration) -> Iterator[Raised]:
     """vLLM looks for a merged linear by its own name; until July 2026 it took Linear before its members' names."""
-    targets = [(target, group.scheme) for group in plan.declaration.groups for target in group.targets]
+    targets = [(target, group.scheme) for group in declaration.groups for target in group.targets]
     patterns = pattern_list(tuple(target for target, _ in targets))
     linear = next((scheme for target, scheme in targets if target == LINEAR), None)
     if all(target == LINEAR for target, _ in targets):

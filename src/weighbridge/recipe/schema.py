@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from weighbridge.errors import WeighbridgeError
 from weighbridge.patterns import MAX_EXPRESSIONS, REGEX_PREFIX, check_pattern
 from weighbridge.quantization import LINEAR, Group, read_scheme
-from weighbridge.schemes import PRESETS, Scheme
+from weighbridge.recipe.calibration import Calibration
+from weighbridge.recipe.strict import HUB_ID, REVISION, Strict
+from weighbridge.schemes import KV_CACHES, PRESETS, QuantizationArgs, Scheme
 from weighbridge.structure.names import parse_pattern
 
-Method = Literal["model_free_ptq", "oneshot"]
+Method = Literal["model_free_ptq", "oneshot", "convert"]
+FormatName = Literal["compressed-tensors", "modelopt"]
 
 DIFFERENCE_KINDS = Literal[
     "only-in-reference",
@@ -29,28 +32,24 @@ DIFFERENCE_KINDS = Literal[
 ]
 
 
-_HUB_ID = r"^[A-Za-z0-9_][\w.-]{0,99}/[A-Za-z0-9_][\w.-]{0,99}$"
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class Base(_Strict):
+class Base(Strict):
     """The model that is quantized.
 
     Attributes:
         model: hub id, or ``mini`` for the built-in miniature.
         revision: the commit, 40 hex digits; without it a build takes the newest and lint warns.
         licence: SPDX identifier of the licence that the model's own card declares.
+        recipe: for ``method: convert``, the catalogue's recipe that makes such a base here, for those who may not use
+            a stranger's; ``--model mini`` converts what it makes of the miniature.
     """
 
-    model: str = Field(pattern=_HUB_ID)
-    revision: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$")
+    model: str = Field(pattern=HUB_ID)
+    revision: str | None = Field(default=None, pattern=REVISION)
     licence: str = Field(min_length=1)
+    recipe: str | None = Field(default=None, min_length=1)
 
 
-class ConfigGroup(_Strict):
+class ConfigGroup(Strict):
     """A scheme and the modules that get it: a preset's name, or compressed-tensors' own arguments spelled out."""
 
     targets: list[str] = Field(default=[LINEAR], min_length=1)
@@ -86,7 +85,7 @@ class ConfigGroup(_Strict):
             raise ValueError(str(error).removeprefix(".")) from None
 
 
-class Explanation(_Strict):
+class Explanation(Strict):
     """One way in which a build legitimately differs from a reference, and why.
 
     Attributes:
@@ -109,7 +108,7 @@ class Explanation(_Strict):
         return text
 
 
-class Reference(_Strict):
+class Reference(Strict):
     """A checkpoint that the build must match.
 
     Attributes:
@@ -117,11 +116,11 @@ class Reference(_Strict):
         explains: the differences that are legitimate; each must occur, and no other may.
     """
 
-    lock: str = Field(pattern=_HUB_ID)
+    lock: str = Field(pattern=HUB_ID)
     explains: list[Explanation] = []
 
 
-class Allowance(_Strict):
+class Allowance(Strict):
     """A lint rule that a recipe breaks knowingly, written ``<rule> because <reason>``."""
 
     rule: str
@@ -140,7 +139,7 @@ def _parse_allowance(value: Any) -> Any:
 Allowed = Annotated[Allowance, BeforeValidator(_parse_allowance)]
 
 
-class IgnoreEntry(_Strict):
+class IgnoreEntry(Strict):
     """A module that is kept: a name, or ``re:`` and an expression; with a rule that lint shall let pass for it."""
 
     pattern: str = Field(min_length=1)
@@ -156,18 +155,58 @@ def _entry_of(value: Any) -> Any:
     return {"pattern": value} if isinstance(value, str) else value
 
 
-class Recipe(_Strict):
+class KVCache(Strict):
+    """How the keys and values of attention are kept while serving.
+
+    Attributes:
+        scheme: ``FP8``: E4M3 with one scale for each layer's keys and one for its values.
+        scales: ``calibrated`` writes k_scale and v_scale for each layer; ``none`` only declares the scheme, and servers
+            take 1.0.
+    """
+
+    scheme: Literal["FP8"]
+    scales: Literal["calibrated", "none"]
+
+    @property
+    def args(self) -> QuantizationArgs:
+        """The scheme as compressed-tensors spells it."""
+        return KV_CACHES[self.scheme]
+
+
+class Conversion(Strict):
+    """What ``method: convert`` changes of a quantized base; with the recipe's format, and no new numbers but scales.
+
+    Attributes:
+        dequantize: modules (names, or ``re:`` and an expression) whose weights become BF16 again.
+        experts: ``as-stored``; ``split``: one tensor for each expert; ``fused``: one 3-D tensor for all of a layer.
+    """
+
+    dequantize: list[str] = []
+    experts: Literal["as-stored", "split", "fused"] = "as-stored"
+
+    @field_validator("dequantize")
+    @classmethod
+    def _patterns_compile(cls, entries: list[str]) -> list[str]:
+        return _checked(entries)
+
+
+class Recipe(Strict):
     """One build: a base model, what is quantized how, what is kept, and what the result is held against."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
     description: str = Field(min_length=1)
     base: Base
     method: Method
+    format: FormatName = "compressed-tensors"
     scheme: str | None = None
     config_groups: dict[str, ConfigGroup] | None = None
     ignore: list[Annotated[IgnoreEntry, BeforeValidator(_entry_of)]] = []
     allow: list[Allowed] = []
     fused_groups: list[list[str]] = [["q_proj", "k_proj", "v_proj"], ["gate_proj", "up_proj"]]
+    kv_cache: KVCache | None = None
+    modifiers: list[dict[str, dict[str, Any]]] = []
+    calibration: Calibration | None = None
+    convert: Conversion | None = None
     references: list[Reference] = []
 
     @field_validator("scheme")
@@ -183,9 +222,24 @@ class Recipe(_Strict):
 
     @model_validator(mode="after")
     def _says_one_thing(self) -> Self:
+        if self.method == "convert":
+            self._refuse("method: convert", "scheme", "config_groups", "ignore", "kv_cache", "modifiers", "calibration")
+            if self.convert is None:
+                raise ValueError("method: convert says under convert what is changed")
+            return self
         if (self.scheme is None) == (self.config_groups is None):
             raise ValueError("a recipe has either a scheme or config_groups")
+        self._refuse(f"method: {self.method}", "convert")
+        if self.method == "model_free_ptq":
+            self._refuse("method: model_free_ptq", "modifiers", "calibration")
+            if self.kv_cache is not None and self.kv_cache.scales == "calibrated":
+                raise ValueError("calibrated scales of the KV cache need method: oneshot")
         return self
+
+    def _refuse(self, method: str, *fields: str) -> None:
+        said = [field for field in fields if field in self.model_fields_set]
+        if said:
+            raise ValueError(f"{method} knows no {' and no '.join(said)}")
 
     @property
     def ignored(self) -> tuple[str, ...]:
@@ -194,11 +248,11 @@ class Recipe(_Strict):
 
     @property
     def groups(self) -> tuple[Group, ...]:
-        """The config groups in order; a preset is one group that targets every Linear."""
-        if self.config_groups is None:
-            assert self.scheme is not None
+        """The config groups in order; a preset is one group that targets every Linear. A conversion has none."""
+        if self.scheme is not None:
             return (Group(targets=(LINEAR,), scheme=PRESETS[self.scheme]),)
-        return tuple(Group(tuple(group.targets), group.resolved()) for group in self.config_groups.values())
+        groups = (self.config_groups or {}).values()
+        return tuple(Group(tuple(group.targets), group.resolved()) for group in groups)
 
 
 def _checked(entries: list[str]) -> list[str]:

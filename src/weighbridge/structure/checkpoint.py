@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from weighbridge import modelopt
 from weighbridge.errors import StructureError
 from weighbridge.quantization import Declaration, read_declaration, resolve
 from weighbridge.schemes import Scheme
@@ -290,9 +291,10 @@ def _file_fact(path: Path, *, label: str) -> FileFact:
 
 
 def carried_files(checkpoint: Checkpoint) -> list[str]:
-    """Names of the files that a build carries over unchanged: everything that is neither weights nor config.json."""
+    """Names of the files that a build carries over unchanged: all that are neither weights nor say how they are stored."""
     suffixes = PICKLE_SUFFIXES + OTHER_WEIGHT_SUFFIXES
-    return sorted(name for name in checkpoint.files if not name.endswith(suffixes) and name != CONFIG_FILE)
+    written = (CONFIG_FILE, modelopt.HF_QUANT_CONFIG)
+    return sorted(name for name in checkpoint.files if not name.endswith(suffixes) and name not in written)
 
 
 def read_small(path: Path, *, label: str) -> bytes:

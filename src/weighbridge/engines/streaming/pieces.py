@@ -7,10 +7,12 @@ setting is understood under another, and the bytes are the same under all.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
-from weighbridge.plan import Part, Plan
+from weighbridge.engines.rewriting import Rewrite
+from weighbridge.plan import Part, Place, Plan
 from weighbridge.schemes import Scheme
 from weighbridge.shards import OutputShard
 from weighbridge.structure.checkpoint import Checkpoint
@@ -32,6 +34,13 @@ class Span:
     size: int
 
 
+class Read(NamedTuple):
+    """Bytes of the source, and what they are."""
+
+    span: Span
+    tensor: Tensor
+
+
 @dataclass(frozen=True, slots=True)
 class Strip:
     """Some rows of a part.
@@ -39,28 +48,27 @@ class Strip:
     Attributes:
         module: the module, for messages.
         weight: dtype and shape of the rows alone.
-        read: where they begin in the source.
-        scheme: what they are quantized with; None to copy them.
+        reads: local name -> what is read; `COPY` for a float tensor.
+        scheme: what they are quantized with; None to copy or dequantize them.
+        rewrite: for a module that the source stores quantized, what becomes of it.
         group: the fused group whose largest value they share (an index), or None.
         names: local name -> name of the output tensor; `COPY` is the local name of what is copied.
         writes: local name -> this strip's share of that tensor. What stands once for a module is written by its first
             strip alone.
         shape: shape of the whole part.
+        whole: whether the strip is all of its output tensors, so that digests of what it writes are theirs.
     """
 
     module: str
     weight: Tensor
-    read: Span
+    reads: Mapping[str, Read]
     scheme: Scheme | None
+    rewrite: Rewrite | None
     group: int | None
     names: Mapping[str, str]
     writes: Mapping[str, Span]
     shape: tuple[int, int]
-
-    @property
-    def whole(self) -> bool:
-        """Whether the strip is the whole part, so that digests of what it writes are those of the tensors."""
-        return self.weight.shape == self.shape
+    whole: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +80,7 @@ class Piece:
 
     @property
     def source_bytes(self) -> int:
-        return sum(strip.weight.nbytes for strip in self.strips)
+        return sum(read.span.size for strip in self.strips for read in strip.reads.values())
 
     @property
     def files(self) -> frozenset[str]:
@@ -104,8 +112,8 @@ def cut(plan: Plan, source: Checkpoint, shards: Sequence[OutputShard]) -> tuple[
     pending: list[Strip] = []
     pending_bytes = 0
     for part in plan.parts:
-        fused = source.structure[part.source]
-        for strip in _strips(part, fused, reads[part.source], places, groups.get(part.module)):
+        regions = _regions(part, source, reads, places)
+        for strip in _strips(part, regions, groups.get(part.module), plan.loaded.recipe.format):
             if pending and pending_bytes + strip.weight.nbytes > PIECE_BYTES:
                 pieces.append(Piece(len(pieces), tuple(pending)))
                 pending, pending_bytes = [], 0
@@ -122,13 +130,14 @@ def group_numbers(plan: Plan) -> dict[str, int]:
     Modules whose scheme has one scale for the whole tensor need that value before their first row is quantized; members
     of a fused group share one (facts of NVFP4: servers merge them and use one global scale).
     """
+    fresh = {part.module: part.scheme for part in plan.parts if part.stored is None}
     numbers: dict[str, int] = {}
     for fused in plan.fused_groups:
         members = [f"{fused.parent}.{member}" for member in fused.members]
-        shared = [module for module in members if _is_global(plan.schemes.get(module), shared=True)]
+        shared = [module for module in members if _is_global(fresh.get(module), shared=True)]
         number = len(numbers)
         numbers.update(dict.fromkeys(shared, number))
-    for module, scheme in plan.schemes.items():
+    for module, scheme in fresh.items():
         if _is_global(scheme, shared=False) and module not in numbers:
             numbers[module] = len(numbers)
     return numbers
@@ -155,52 +164,117 @@ def _reads(source: Checkpoint) -> dict[str, Span]:
     }
 
 
-def _strips(part: Part, fused: Tensor, read: Span, places: Mapping[str, Span], group: int | None) -> Iterator[Strip]:
-    """Cut a part into strips of whole rows (whole rows of blocks) of at most `PIECE_BYTES`.
+class _Region(NamedTuple):
+    """Where a part's share of a tensor lies.
 
-    Args:
-        fused: the source tensor that the part is of.
-        read: where that tensor begins.
+    Attributes:
+        span: its bytes, which are contiguous.
+        tensor: its dtype and shape; [rows, columns] for rows of a fused tensor.
     """
-    element = DTYPE_BITS[part.weight.dtype] // 8
-    begin = read.offset
-    if part.expert is not None:
-        _, rows_of_expert, width = fused.shape
-        begin += (part.expert * rows_of_expert + part.first_row) * width * element
-    if part.scheme is None:  # rows do not matter to a copy
+
+    span: Span
+    tensor: Tensor
+
+
+@dataclass(frozen=True)
+class _Regions:
+    """Everything that a part is read from and written to, by local name, and the names of what it is written to."""
+
+    reads: Mapping[str, _Region]
+    writes: Mapping[str, _Region]
+    names: Mapping[str, str]
+
+
+def _regions(part: Part, source: Checkpoint, reads: Mapping[str, Span], places: Mapping[str, Span]) -> _Regions:
+    is_copy = part.action == "keep"
+    read_from = {COPY: Place(part.source, part.expert, part.first_row)}
+    if part.stored is not None:
+        read_from = dict(part.stored.places)
+    names = {COPY if is_copy else _local(part, name): name for name in part.outputs}
+    rows = part.weight.shape[0] if part.weight.shape else 0
+    regions = _Regions(
+        {local: _region(place, source.structure[place.tensor], reads, rows) for local, place in read_from.items()},
+        {
+            local: _region(part.into.get(name, Place(name)), part.outputs[name], places, rows)
+            for local, name in names.items()
+        },
+        names,
+    )
+    return replace(regions, reads=_flat(regions.reads), writes=_flat(regions.writes)) if is_copy else regions
+
+
+def _flat(regions: Mapping[str, _Region]) -> dict[str, _Region]:
+    """Regions in which each element is a row."""
+    return {
+        local: _Region(span, Tensor(tensor.dtype, (tensor.parameters, 1))) for local, (span, tensor) in regions.items()
+    }
+
+
+def _local(part: Part, name: str) -> str:
+    """The local name of an output; fused experts are called like their module."""
+    return "weight" if name == part.module else name.removeprefix(f"{part.module}.")
+
+
+def _region(place: Place, tensor: Tensor, spans: Mapping[str, Span], rows: int) -> _Region:
+    span = spans[place.tensor]
+    if place.expert is None:
+        return _Region(span, tensor)
+    experts, rows_of_expert, width = tensor.shape
+    row_bytes = span.size // (experts * rows_of_expert)
+    offset = span.offset + (place.expert * rows_of_expert + place.first_row) * row_bytes
+    return _Region(Span(span.file, offset, rows * row_bytes), Tensor(tensor.dtype, (rows, width)))
+
+
+def _strips(part: Part, regions: _Regions, group: int | None, format: str) -> Iterator[Strip]:
+    """Cut a part into strips of whole rows (whole rows of blocks) of at most `PIECE_BYTES` of unquantized weight."""
+    if part.action == "keep":  # rows do not matter to a copy
         rows, columns, unit = part.weight.parameters, 1, 1
     else:
         rows, columns = part.weight.shape
-        unit = part.scheme.weights.block_structure[0] if part.scheme.weights.block_structure else 1
-    row_bytes = columns * element
-    height = max(1, PIECE_BYTES // (row_bytes * unit)) * unit
-    names = {name.removeprefix(f"{part.module}.") if part.scheme else COPY: name for name in part.outputs}
+        unit = _unit(part.scheme if part.stored is None else part.stored.scheme)
+    element = DTYPE_BITS[part.weight.dtype] // 8
+    height = max(1, PIECE_BYTES // (columns * element * unit)) * unit
+    rewrite = None
+    if part.stored is not None:
+        rewrite = Rewrite(part.stored.scheme, part.stored.format, None if part.scheme is None else format)
     for first in range(0, max(rows, 1), height):
         count = min(height, rows - first)
+        strip = range(first, first + count)
         yield Strip(
             module=part.module,
             weight=Tensor(part.weight.dtype, (count, columns)),
-            read=Span(read.file, begin + first * row_bytes, count * row_bytes),
+            reads={local: _share(region, strip, rows, unit) for local, region in regions.reads.items()},
             scheme=part.scheme,
+            rewrite=rewrite,
             group=group,
-            names=names,
-            writes=dict(_shares(part, names, places, range(first, first + count), rows, unit)),
+            names=regions.names,
+            writes={
+                local: _share(region, strip, rows, unit).span
+                for local, region in regions.writes.items()
+                if first == 0 or len(region.tensor.shape) == 2
+            },
             shape=(rows, columns),
+            whole=count == rows and not part.into,
         )
 
 
-def _shares(
-    part: Part, names: Mapping[str, str], places: Mapping[str, Span], strip: range, rows: int, unit: int
-) -> Iterator[tuple[str, Span]]:
-    """The bytes of each output that the rows `strip` of a part's `rows` become, by local name."""
-    for local, name in names.items():
-        place, output = places[name], part.outputs[name]
-        if part.scheme is not None and len(output.shape) != 2:
-            if strip.start == 0:
-                yield local, place
-            continue
-        output_rows = rows if part.scheme is None else output.shape[0]
-        rows_each = 1 if output_rows == rows else unit
-        row_bytes = place.size // max(output_rows, 1)
-        begin, end = strip.start // rows_each, -(-strip.stop // rows_each)
-        yield local, Span(place.file, place.offset + begin * row_bytes, (end - begin) * row_bytes)
+def _unit(scheme: Scheme | None) -> int:
+    """Rows that must stay together: those of a block, or those whose zero points share a word."""
+    assert scheme is not None
+    args = scheme.weights
+    if args.block_structure is not None:
+        return args.block_structure[0]
+    return 32 // args.num_bits if args.type == "int" and not args.symmetric else 1
+
+
+def _share(region: _Region, strip: range, rows: int, unit: int) -> Read:
+    """What goes along with the rows `strip` of a part's `rows`: its rows, or all of what stands once for a module."""
+    span, tensor = region
+    if len(tensor.shape) != 2:
+        return Read(span, tensor)
+    own, columns = tensor.shape
+    each = 1 if own == rows else unit
+    row_bytes = span.size // max(own, 1)
+    begin, end = strip.start // each, -(-strip.stop // each)
+    place = Span(span.file, span.offset + begin * row_bytes, (end - begin) * row_bytes)
+    return Read(place, Tensor(tensor.dtype, (end - begin, columns)))

@@ -26,10 +26,9 @@ from weighbridge.resources import Resources, affordable_workers
 from weighbridge.shards import OutputShard, lay_out_shards
 from weighbridge.structure.checkpoint import Checkpoint
 
-CHECKPOINT = "checkpoint"
-JOURNAL = "journal.jsonl"
 NUMERIC_TOOLS = ("numpy", "torch", "compressed-tensors")
-#: What a worker holds at most, in pieces: what it read, what it writes, and on other devices copies in float.
+#: What a worker holds at most, in pieces: what it read and what it writes; on other devices, and where torch rewrites
+#: what is stored, copies in float too.
 WORKER_PIECES_CPU, WORKER_PIECES = 4, 16
 
 Task = Callable[[], Future[Any]]
@@ -46,6 +45,7 @@ class Outcome:
         source_digests: SHA-256 (hex) of each source shard.
         shard_digests: SHA-256 (hex) of each output shard.
         tensor_digests: SHA-256 (hex) of each output tensor's bytes, whatever shard holds it.
+        inexact: names of written global scales whose reciprocal is not what the source stores.
     """
 
     pieces: int
@@ -54,6 +54,7 @@ class Outcome:
     source_digests: dict[str, str] = field(default_factory=dict)
     shard_digests: dict[str, str] = field(default_factory=dict)
     tensor_digests: dict[str, str] = field(default_factory=dict)
+    inexact: list[str] = field(default_factory=list)
 
 
 def build_key(plan: Plan, source: Checkpoint, resources: Resources) -> str:
@@ -64,7 +65,7 @@ def build_key(plan: Plan, source: Checkpoint, resources: Resources) -> str:
     """
     assert source.directory is not None
     stats = {name: (source.directory / name).stat() for name in source.shards}
-    decides = {"method", "scheme", "config_groups", "ignore", "fused_groups"}
+    decides = {"method", "format", "scheme", "config_groups", "ignore", "fused_groups", "kv_cache", "convert"}
     return key_of(
         {
             "recipe": plan.loaded.recipe.model_dump(mode="json", include=decides),
@@ -83,7 +84,7 @@ def check_covered(plan: Plan) -> None:
     Raises:
         BuildError: asymmetric weights, an observer other than min-max, or an uncommon size.
     """
-    for scheme in set(plan.schemes.values()):
+    for scheme in {part.scheme for part in plan.parts if part.action == "quantize" and part.scheme is not None}:
         try:
             encoding_of(scheme)
         except SchemeNotCovered as reason:
@@ -94,8 +95,21 @@ def check_covered(plan: Plan) -> None:
             ) from None
 
 
-def quantize(plan: Plan, source: Checkpoint, staging: Path, *, resources: Resources, progress: Progress) -> Outcome:
-    """Write a build's shards into ``staging/checkpoint``, going on where an earlier run of the same key stopped.
+def write(
+    plan: Plan,
+    source: Checkpoint,
+    output: Path,
+    *,
+    journal: Path,
+    hashed: Checkpoint,
+    resources: Resources,
+    progress: Progress,
+) -> Outcome:
+    """Write a build's shards into `output`, going on where an earlier run with the same `journal` stopped.
+
+    Args:
+        source: what is read; the plan's own source, on disk.
+        hashed: whose shards' digests are taken beside the work: the source, or what that was made of.
 
     Raises:
         BuildError: a weight that cannot be quantized, or a source that cannot be read.
@@ -104,19 +118,17 @@ def quantize(plan: Plan, source: Checkpoint, staging: Path, *, resources: Resour
     """
     assert source.directory is not None
     check_covered(plan)
-    output = staging / CHECKPOINT
-    output.mkdir(exist_ok=True)
     shards = lay_out_shards(plan, resources.shard_size)
     for shard in shards:
         _make_file(output / shard.name, shard)
     devices = resources.devices
     jobs = [Job(source.directory.resolve(), output.resolve(), device) for device in devices]
     pieces = cut(plan, source, shards)
-    journal = Journal(staging / JOURNAL)
-    each = max(WORKER_PIECES_CPU if device == "cpu" else WORKER_PIECES for device in devices) * PIECE_BYTES
+    lean = all(device == "cpu" for device in devices) and all(part.stored is None for part in plan.parts)
+    each = (WORKER_PIECES_CPU if lean else WORKER_PIECES) * PIECE_BYTES
     workers = affordable_workers(resources.workers, resources.memory, each=each)
     with RayExecutor(resources.ray) if resources.ray else LocalExecutor(workers) as executor:
-        run = _Run(shards, pieces, jobs, source, resources.digests, executor, progress, journal)
+        run = _Run(shards, pieces, jobs, _shard_paths(hashed), resources.digests, executor, progress, Journal(journal))
         return run.go()
 
 
@@ -125,7 +137,7 @@ class _Run:
     shards: Sequence[OutputShard]
     pieces: Sequence[Piece]
     jobs: Sequence[Job]
-    source: Checkpoint
+    hashed: Sequence[Path]
     digests: bool
     executor: Executor
     progress: Progress
@@ -139,6 +151,8 @@ class _Run:
         self._do(todo, done, group_largest, outcome)
         for item in done.values():
             outcome.tensor_digests.update(item.tensors)
+            outcome.inexact += item.inexact
+        outcome.inexact.sort()
         return outcome
 
     @functools.cached_property
@@ -191,7 +205,7 @@ class _Run:
     ) -> None:
         """Do the unfinished pieces; hash the source beside them, and each shard when nothing more goes into it."""
         missing = Counter(file for piece in todo for file in piece.files)
-        hash_bytes = sum(path.stat().st_size for path in self._source_files()) if self.digests else 0
+        hash_bytes = sum(path.stat().st_size for path in self.hashed) if self.digests else 0
         total = sum(piece.source_bytes for piece in todo) + hash_bytes
 
         def after(result: Any) -> Iterable[Task]:
@@ -208,7 +222,7 @@ class _Run:
 
         tasks: deque[Task] = deque()
         if self.digests:
-            tasks.extend(self._hash_source(path, outcome) for path in self._source_files())
+            tasks.extend(self._hash_source(path, outcome) for path in self.hashed)
             tasks.extend(self._hash_shard(shard.name, outcome) for shard in self.shards if not missing[shard.name])
         for piece in todo:
             groups = {strip.group: group_largest[strip.group] for strip in piece.strips if strip.group is not None}
@@ -216,10 +230,6 @@ class _Run:
         with self.progress.stage("quantizing", total):
             for _ in self._in_turn(tasks, after):
                 pass
-
-    def _source_files(self) -> list[Path]:
-        assert self.source.directory is not None
-        return [self.source.directory / name for name in self.source.shards]
 
     def _hash_source(self, path: Path, outcome: Outcome) -> Task:
         def work() -> None:
@@ -258,6 +268,11 @@ class _Run:
         finally:
             for future in running:
                 future.cancel()
+
+
+def _shard_paths(checkpoint: Checkpoint) -> list[Path]:
+    assert checkpoint.directory is not None
+    return [checkpoint.directory / name for name in checkpoint.shards]
 
 
 def _with_piece(function: Callable[[Job, Piece], Any], job: Job, piece: Piece) -> tuple[Piece, Any]:

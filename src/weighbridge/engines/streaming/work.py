@@ -6,7 +6,7 @@ import hashlib
 import os
 import struct
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from weighbridge.engines.kernels import NonFiniteWeight, load_kernels
 from weighbridge.engines.kernels.encoding import SOURCES
-from weighbridge.engines.streaming.pieces import COPY, Job, Piece, Span, Strip
+from weighbridge.engines.rewriting import Rewrite, Rewritten, Stored, UnusableScale, rewritten
+from weighbridge.engines.streaming.pieces import COPY, Job, Piece, Read, Span, Strip
 from weighbridge.errors import BuildError
 
 WEIGHT_SHAPE = "weight_shape"
@@ -30,11 +31,13 @@ class Done:
         piece: its number.
         written: SHA-256 (hex) over all that it wrote, in order: what a resumed build checks it by.
         tensors: output name -> SHA-256 (hex) of its bytes, for the tensors that this piece wrote whole.
+        inexact: names of written global scales whose reciprocal is not the scale that the source stores.
     """
 
     piece: int
     written: str
     tensors: Mapping[str, str]
+    inexact: Sequence[str] = ()
 
 
 def largest(job: Job, piece: Piece) -> dict[int, float]:
@@ -65,9 +68,14 @@ def do(job: Job, piece: Piece, group_largest: Mapping[int, float]) -> Done:
     """
     everything = hashlib.sha256()
     tensors = {}
+    inexact: list[str] = []
     for strip in piece.strips:
-        amax = None if strip.group is None else group_largest[strip.group]
-        contents = _results(job, strip, amax)
+        if strip.rewrite is None:
+            contents = _results(job, strip, None if strip.group is None else group_largest[strip.group])
+        else:
+            rewritten = _rewritten(job, strip, strip.rewrite)
+            contents = rewritten.contents
+            inexact += [strip.names[local] for local in rewritten.inexact if local in strip.writes]
         for local, span in strip.writes.items():
             content = contents[local]
             assert len(content) == span.size, (strip.module, local, len(content), span)
@@ -76,7 +84,7 @@ def do(job: Job, piece: Piece, group_largest: Mapping[int, float]) -> Done:
             everything.update(digest.digest())
             if strip.whole:
                 tensors[strip.names[local]] = digest.hexdigest()
-    return Done(piece.number, everything.hexdigest(), tensors)
+    return Done(piece.number, everything.hexdigest(), tensors, inexact)
 
 
 def read_back(job: Job, piece: Piece) -> str:
@@ -92,9 +100,9 @@ def read_back(job: Job, piece: Piece) -> str:
     return everything.hexdigest()
 
 
-def _results(job: Job, strip: Strip, amax: float | None) -> dict[str, memoryview | bytes]:
+def _results(job: Job, strip: Strip, amax: float | None) -> Mapping[str, memoryview | bytes]:
     if strip.scheme is None:
-        return {COPY: _read_source(job, strip)}
+        return {COPY: _read_source(job, strip.reads[COPY])}
     with _refused_by_name(strip):
         weight = _weight(job, strip)
         arrays = load_kernels(job.device).quantize(weight, strip.weight.dtype, strip.scheme, amax=amax)
@@ -106,16 +114,27 @@ def _results(job: Job, strip: Strip, amax: float | None) -> dict[str, memoryview
 
 
 def _weight(job: Job, strip: Strip) -> npt.NDArray[np.generic]:
-    return np.frombuffer(_read_source(job, strip), SOURCES[strip.weight.dtype].array).reshape(strip.weight.shape)
+    content = _read_source(job, strip.reads[COPY])
+    return np.frombuffer(content, SOURCES[strip.weight.dtype].array).reshape(strip.weight.shape)
 
 
-def _read_source(job: Job, strip: Strip) -> memoryview:
+def _rewritten(job: Job, strip: Strip, rewrite: Rewrite) -> Rewritten:
+    # Each is read into the one buffer of this thread, so all but the last would be lost without a copy.
+    stored = {local: Stored(read.tensor, bytes(_read_source(job, read))) for local, read in strip.reads.items()}
     try:
-        content = _read(job.source / strip.read.file, strip.read)
+        return rewritten(rewrite, stored)
+    except UnusableScale as problem:
+        raise BuildError(str(problem), where=f"{strip.module}.{problem.local}", remedy=problem.remedy) from None
+
+
+def _read_source(job: Job, read: Read) -> memoryview:
+    span = read.span
+    try:
+        content = _read(job.source / span.file, span)
     except OSError as error:
-        raise BuildError(f"the source cannot be read ({error.strerror})", where=strip.read.file) from error
-    if len(content) != strip.read.size:
-        raise BuildError("the source has become shorter while it was read", where=strip.read.file)
+        raise BuildError(f"the source cannot be read ({error.strerror})", where=span.file) from error
+    if len(content) != span.size:
+        raise BuildError("the source has become shorter while it was read", where=span.file)
     return content
 
 

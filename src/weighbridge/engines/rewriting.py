@@ -1,0 +1,217 @@
+"""Stored weights in another format, or dequantized: chains of compressed-tensors' converters over rows of a module.
+
+Reading modelopt's NVFP4 and dequantizing are upstream's own `ModelOptNvfp4Converter` and
+`CompressedTensorsDequantizer`; writing modelopt's format is the inverse of the first, which upstream does not have.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from weighbridge import modelopt
+from weighbridge.schemes import Scheme, to_config
+from weighbridge.structure.tensors import Tensor
+
+if TYPE_CHECKING:
+    import torch
+
+MODULE = "module"
+"""What converters, which work on names, are told that the module is called."""
+
+COMPRESSED_TENSORS = "compressed-tensors"
+
+
+class Stored(NamedTuple):
+    """A stored tensor: what it is, and its bytes."""
+
+    tensor: Tensor
+    content: bytes
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """What a module's stored tensors became.
+
+    Attributes:
+        contents: local name -> bytes.
+        inexact: local names of global scales whose reciprocal is not what was stored: no F32 has that reciprocal.
+    """
+
+    contents: Mapping[str, bytes]
+    inexact: tuple[str, ...] = field(default=())
+
+
+class UnusableScale(ValueError):
+    """A global scale that is zero, negative, infinite or NaN."""
+
+    remedy = "a server would answer with NaN; take another build, or calibrate this one anew"
+
+    def __init__(self, local: str, value: float) -> None:
+        self.local = local
+        super().__init__(f"the scale is {value}, where only finite and positive values have a meaning")
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """How a module that is stored quantized changes.
+
+    Attributes:
+        scheme: what it is quantized with.
+        source_format: how it is stored: ``compressed-tensors`` or ``modelopt``.
+        target_format: how it is to be stored; None to dequantize it.
+    """
+
+    scheme: Scheme
+    source_format: str
+    target_format: str | None
+
+
+def rewritten(change: Rewrite, stored: Mapping[str, Stored]) -> Rewritten:
+    """Rewrite rows of a module: the same codes and block scales in another format, or the BF16 [rows, in] that they mean.
+
+    Args:
+        stored: local name -> rows of what the source stores, and scales of the whole module.
+
+    Raises:
+        UnusableScale: a global scale without a reciprocal.
+    """
+    if change.target_format == change.source_format:
+        return Rewritten({local: item.content for local, item in stored.items()})
+    tensors = {local: _tensor(item) for local, item in stored.items()}
+    if change.source_format == modelopt.METHOD:
+        tensors = _from_modelopt(tensors)
+    if change.target_format is None:
+        tensors = _dequantized(change.scheme, tensors)
+    elif change.target_format == modelopt.METHOD:
+        tensors = _to_modelopt(tensors)
+    contents = {local: _content(tensor) for local, tensor in tensors.items()}
+    return Rewritten(contents, tuple(local for local in _RECIPROCALS if _is_inexact(local, tensors, stored)))
+
+
+_RECIPROCALS: Mapping[str, str] = {
+    "weight_scale_2": "weight_global_scale",
+    "input_scale": "input_global_scale",
+    "weight_global_scale": "weight_scale_2",
+    "input_global_scale": "input_scale",
+}
+"""Global scales: what each is the reciprocal of in the other format."""
+
+
+def reciprocal(value: float) -> float:
+    """The F32 whose own F32 reciprocal is `value`, where one exists; otherwise the F32 nearest to 1 / `value`.
+
+    1 / (1 / x) is not x for one F32 in six: below the square root of two a neighbour of 1 / x leads back, above it some
+    values have none.
+    """
+    one = np.float32(1)
+    nearest = one / np.float32(value)
+    for candidate in (nearest, np.nextafter(nearest, np.float32(0)), np.nextafter(nearest, np.float32(math.inf))):
+        if one / candidate == np.float32(value):
+            return float(candidate)
+    return float(nearest)
+
+
+def _is_inexact(local: str, tensors: Mapping[str, torch.Tensor], stored: Mapping[str, Stored]) -> bool:
+    source = stored.get(_RECIPROCALS[local])
+    if source is None or local not in tensors:
+        return False
+    return bool(np.float32(1) / np.float32(tensors[local].item()) != np.float32(_tensor(source).item()))
+
+
+def _from_modelopt(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """compressed-tensors' form of modelopt's NVFP4, by upstream's converter; its global scales are F32 [1]."""
+    from compressed_tensors.entrypoints.convert import ModelOptNvfp4Converter
+
+    for local in ("weight_scale_2", "input_scale"):
+        _check_scale(local, tensors)
+    converter = ModelOptNvfp4Converter(targets=[MODULE])
+    converted = _processed(converter, tensors)
+    return {local: tensor.reshape(1) if not tensor.shape else tensor for local, tensor in converted.items()}
+
+
+def _to_modelopt(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """modelopt's form of compressed-tensors' NVFP4: the same codes and block scales, reciprocal global scales F32 []."""
+    import torch
+
+    for local in ("weight_global_scale", "input_global_scale"):
+        _check_scale(local, tensors)
+    return {
+        "weight": tensors["weight_packed"],
+        "weight_scale": tensors["weight_scale"],
+        "weight_scale_2": torch.tensor(reciprocal(tensors["weight_global_scale"].item()), dtype=torch.float32),
+        "input_scale": torch.tensor(reciprocal(tensors["input_global_scale"].item()), dtype=torch.float32),
+    }
+
+
+def _dequantized(scheme: Scheme, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The BF16 weight that compressed-tensors' form means, by upstream's dequantizer."""
+    import torch
+
+    if "weight_shape" in tensors:  # of these rows, not of the whole module
+        rows, columns = tensors["weight_packed"].shape[0], int(tensors["weight_shape"][1])
+        tensors = {**tensors, "weight_shape": torch.tensor([rows, columns])}
+    return _processed(_dequantizer(scheme), tensors)
+
+
+@lru_cache(maxsize=64)
+def _dequantizer(scheme: Scheme) -> Any:
+    from compressed_tensors.entrypoints.convert import CompressedTensorsDequantizer
+
+    config = {
+        "config_groups": {"group_0": {"targets": ["Linear"], **to_config(scheme)}},
+        "format": scheme.format,
+        "quant_method": COMPRESSED_TENSORS,
+    }
+    with tempfile.TemporaryDirectory() as directory:  # upstream reads the config from a file
+        (Path(directory) / "config.json").write_text(json.dumps({"quantization_config": config}))
+        return CompressedTensorsDequantizer(directory)
+
+
+def _processed(converter: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    named = {f"{MODULE}.{local}": tensor for local, tensor in tensors.items()}
+    return {name.removeprefix(f"{MODULE}."): tensor for name, tensor in converter.process(named).items()}
+
+
+def _check_scale(local: str, tensors: Mapping[str, torch.Tensor]) -> None:
+    value = float(tensors[local].item())
+    if not (math.isfinite(value) and value > 0):
+        raise UnusableScale(local, value)
+
+
+def _tensor(item: Stored) -> torch.Tensor:
+    import torch
+
+    dtype = getattr(torch, _TORCH[item.tensor.dtype])
+    # A copy: torch would have bytes that nobody may write to.
+    return torch.frombuffer(bytearray(item.content), dtype=torch.uint8).view(dtype).reshape(item.tensor.shape)
+
+
+def _content(tensor: torch.Tensor) -> bytes:
+    import torch
+
+    content: bytes = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return content
+
+
+_TORCH: Mapping[str, str] = {
+    "BF16": "bfloat16",
+    "F16": "float16",
+    "F32": "float32",
+    "F64": "float64",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "I8": "int8",
+    "I32": "int32",
+    "I64": "int64",
+    "U8": "uint8",
+}
+"""safetensors' names of dtypes -> torch's."""

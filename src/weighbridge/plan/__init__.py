@@ -1,0 +1,23 @@
+"""Recipe x source structure -> what becomes of every tensor, and the exact structure of the output.
+
+The plan is made from headers alone. It is what lint reads, what a build is held against, what the engine lays its
+files out by, and what a killed build resumes from.
+"""
+
+from weighbridge.plan.convert import plan_conversion, plan_rewrite
+from weighbridge.plan.model import FusedGroup, Obstacle, Part, Place, Plan, Stored
+from weighbridge.plan.quantize import plan_quantization
+from weighbridge.recipe import LoadedRecipe
+from weighbridge.structure.checkpoint import Checkpoint
+
+__all__ = ["FusedGroup", "Obstacle", "Part", "Place", "Plan", "Stored", "make_plan", "plan_rewrite"]
+
+
+def make_plan(loaded: LoadedRecipe, source: Checkpoint) -> Plan:
+    """Decide what becomes of every tensor of `source`.
+
+    Raises:
+        StructureError: two tensors of the source would be written under one name, or a conversion's source is not what
+            it can convert.
+    """
+    return (plan_conversion if loaded.recipe.method == "convert" else plan_quantization)(loaded, source)
