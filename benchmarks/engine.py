@@ -40,8 +40,8 @@ SCHEMES = {
     "MXFP4": "scheme: MXFP4",
 }
 IGNORE = ["re:.*router", "re:.*norm.*"]
-# Upstream stops at K=V layers with NVFP4 (facts); it is measured on the parts that it can do.
-UPSTREAM_IGNORE = {"NVFP4A16": [*IGNORE, "re:.*self_attn.*"]}
+# With NVFP4 upstream stops at layers whose values are their keys; it is measured on a source that has none.
+LAYERS = {"NVFP4A16": source.LOCAL}
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def upstream(directory: Path, output: Path, scheme: str, device: str = "cpu") ->
         config=QuantizationConfig.model_validate(
             {"config_groups": {"group_0": {"targets": ["Linear"], **to_config(group.scheme)}}}
         ),
-        ignore=UPSTREAM_IGNORE.get(scheme, IGNORE),
+        ignore=IGNORE,
         max_workers=2,
         device=device,
     )
@@ -263,13 +263,14 @@ def main() -> None:
         INSIDE[name](Path(directory), Path(output), argument)
         return
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
-        directory = Path(scratch) / "source"
-        directory.mkdir()
-        source.make(directory, options.size)
         sys.stdout.write(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, ")
         sys.stdout.write(f"{psutil.virtual_memory().total / 2**30:.0f} GiB, Python {platform.python_version()}\n")
         for scheme in options.scheme or ("FP8_DYNAMIC", "W4A16", "NVFP4A16"):
+            directory = Path(scratch) / "source"
+            directory.mkdir()
+            source.make(directory, options.size, LAYERS.get(scheme, source.EVERY_KIND))
             compare(Path(scratch), directory, scheme, options.pairs)
+            shutil.rmtree(directory)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,19 @@ TILE_ELEMENTS = 8 * 1024 * 1024
 SEED = 20261121
 
 
-def layers_of(size: int) -> Structure:
-    """As many whole layers of the real structure as it takes to make `size` bytes; layer 5 (K=V) comes second."""
+EVERY_KIND = (0, 5, *(number for number in range(30) if number not in (0, 5)))
+"""Layers of the real model in the order in which a source takes them: of 5, 11, 17, … values are the keys."""
+
+LOCAL = tuple(number for number in range(30) if number % 6 != 5)
+"""Those that have values of their own: upstream cannot build NVFP4 where one has none."""
+
+
+def layers_of(size: int, layers: Sequence[int]) -> Structure:
+    """As many whole layers of the real structure as it takes to make `size` bytes."""
     structure = reference_lock(REAL).structure
     chosen: dict[str, object] = {}
     total = 0
-    for layer in (0, 5, *(number for number in range(30) if number not in (0, 5))):
+    for layer in layers:
         if total >= size:
             break
         prefix = f"model.language_model.layers.{layer}."
@@ -32,7 +40,7 @@ def layers_of(size: int) -> Structure:
     return {name: structure[name] for name in chosen}
 
 
-def make(directory: Path, size: int) -> None:
+def make(directory: Path, size: int, layers: Sequence[int] = EVERY_KIND) -> None:
     """Write a checkpoint of at least `size` bytes in a single shard into an empty directory.
 
     The weights repeat a tile of normal values with one outlier in a thousand, shifted from tensor to tensor; what is
@@ -47,7 +55,7 @@ def make(directory: Path, size: int) -> None:
     values = random.standard_normal(TILE_ELEMENTS, dtype=np.float32) * 0.02
     values[random.integers(0, TILE_ELEMENTS, TILE_ELEMENTS // 1000)] *= 16
     tile = (values.view(np.uint32) >> 16).astype("<u2").tobytes()
-    structure = layers_of(size)
+    structure = layers_of(size, layers)
     layout = lay_out(structure)
     with (directory / "model.safetensors").open("wb") as file:
         file.write(layout.head)

@@ -5,21 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from weighbridge import shards
 from weighbridge.identity import Identity, digest_files, identify, pinned_files
-from weighbridge.plan import Plan, make_plan
+from weighbridge.plan import Plan, make_plan, plan_rewrite
+from weighbridge.plan.declare import compressed_tensors_config, declaration_of
 from weighbridge.plan_report import report_plan
 from weighbridge.progress import Progress
-from weighbridge.recipe import LoadedRecipe
-from weighbridge.references import AgainstReference, base_of_source, find_references
-from weighbridge.report import Report, Section
+from weighbridge.recipe import Conversion, LoadedRecipe
+from weighbridge.references import AgainstReference, base_of, base_of_source, find_references
+from weighbridge.report import Finding, Report, Section, Severity
 from weighbridge.resources import Resources
+from weighbridge.scales import scales_section
 from weighbridge.source import fetch
 from weighbridge.staging import Staging, check_space, check_target, staged
 from weighbridge.structure.checkpoint import Checkpoint, open_directory
+from weighbridge.structure.names import compact
 from weighbridge.validation import validate
+
+if TYPE_CHECKING:
+    from weighbridge.engines.streaming import Outcome
 
 Engine = Literal["streaming", "upstream"]
 
@@ -47,23 +53,16 @@ class BuildRequest:
     force: bool = False
 
 
-@dataclass(frozen=True)
-class _Quantized:
-    """What an engine says of its work: how it went, and the digests it took on the way."""
-
-    section: Section
-    source_digests: Mapping[str, str]
-
-
 def build(request: BuildRequest, *, progress: Progress) -> Report:
     """Build a checkpoint. The output is replaced exactly if the report holds.
 
     Raises:
         WeighbridgeError: the build could not start or not finish; the output is as it was.
     """
+    recipe = request.loaded.recipe
     check_target(request.output, force=request.force, source=request.source.directory)
-    base = base_of_source(request.source, preferred=request.loaded.recipe.base.model)
-    references = find_references(request.loaded, base, request.references)
+    lock = base_of_source(request.source, preferred=recipe.base.model)
+    references = find_references(request.loaded, base_of(request.loaded, request.source), request.references)
     plan = make_plan(request.loaded, request.source)
     before = report_plan(plan, references)
     if not before.holds:
@@ -71,32 +70,42 @@ def build(request: BuildRequest, *, progress: Progress) -> Report:
     from weighbridge.engines.devices import resolve_devices
 
     request = replace(request, resources=replace(request.resources, devices=resolve_devices(request.resources.devices)))
-    streaming = request.engine == "streaming" and request.loaded.recipe.method == "model_free_ptq"
-    check_space(request.output, shards.bytes_needed(plan, request.source, rewritten=not streaming))
+    streaming = recipe.method == "convert" or (recipe.method == "model_free_ptq" and request.engine == "streaming")
+    check_space(request.output, shards.bytes_needed(plan, request.source, twice=not streaming))
     source = fetch(request.source)
     key = None
     if streaming:
         from weighbridge.engines.streaming import build_key
 
         key = build_key(plan, source, request.resources)
+    elif recipe.method == "oneshot":
+        from weighbridge.engines import oneshot
+
+        oneshot.check(request.loaded, source)
     with staged(request.output, key=key) as staging:
-        quantized = (_stream if streaming else _load_whole)(plan, source, staging, request, progress)
+        made = (_stream if streaming else _through_upstream)(plan, source, staging, request, progress)
         shards.write_config(staging.checkpoint, plan)
         shards.carry_files(source, staging.checkpoint)
         built = replace(open_directory(staging.checkpoint), label=str(request.output))
-        beside = digest_files(source, pinned_files(source, base), progress=progress)
-        identity = identify(source, base, {**quantized.source_digests, **beside})
-        report = _judge(built, plan, references, identity, [identity.section(source), quantized.section])
+        beside = digest_files(source, pinned_files(source, lock), progress=progress)
+        identity = identify(source, lock, {**made.source_digests, **beside})
+        context = [identity.section(source), *made.sections, scales_section(built, plan.fused_groups)]
+        report = _judge(built, plan, references, identity, context)
         if report.holds:
             staging.commit()
     return report
 
 
-def _stream(plan: Plan, source: Checkpoint, staging: Staging, request: BuildRequest, progress: Progress) -> _Quantized:
-    from weighbridge.engines import streaming
+@dataclass(frozen=True)
+class _Made:
+    """What an engine says of its work: how it went, and the digests that it took on the way."""
 
-    outcome = streaming.quantize(plan, source, staging.directory, resources=request.resources, progress=progress)
-    shards.write_index(staging.checkpoint)
+    sections: Sequence[Section]
+    source_digests: Mapping[str, str]
+
+
+def _stream(plan: Plan, source: Checkpoint, staging: Staging, request: BuildRequest, progress: Progress) -> _Made:
+    outcome = _write(plan, source, source, staging, request, progress)
     made = outcome.pieces - outcome.found
     summary = f"{outcome.pieces:,} pieces, {made:,} made"
     if outcome.found or outcome.altered:
@@ -106,26 +115,66 @@ def _stream(plan: Plan, source: Checkpoint, staging: Staging, request: BuildRequ
     facts: dict[str, str | int] = {}
     if staging.others:
         facts["staging of other builds, left alone"] = ", ".join(map(str, staging.others))
-    return _Quantized(Section("the build", summary, facts=facts), outcome.source_digests)
+    section = Section("the build", summary, facts=facts, findings=_inexact(outcome.inexact))
+    return _Made([section], outcome.source_digests)
 
 
-def _load_whole(
+def _through_upstream(
     plan: Plan, source: Checkpoint, staging: Staging, request: BuildRequest, progress: Progress
-) -> _Quantized:
-    digests = digest_files(source, source.shards, progress=progress)
+) -> _Made:
+    """Let llm-compressor quantize into shards of its own making, then lay these out as every build's are."""
     device = request.resources.devices[0]
+    unfinished = staging.directory / "unfinished"
+    unfinished.mkdir()
+    sections: list[Section] = []
     if plan.loaded.recipe.method == "oneshot":
         from weighbridge.engines import oneshot
 
-        oneshot.quantize(plan, source, staging.checkpoint, device=device)
         by = "llmcompressor.oneshot"
+        sections += oneshot.quantize(plan, source, unfinished, device=device, progress=progress).sections
     else:
         from weighbridge.engines import upstream
 
-        upstream.quantize(plan, source, staging.checkpoint, device=device, workers=request.resources.workers or 1)
         by = "llmcompressor.model_free_ptq"
-    shards.normalize_shards(staging.checkpoint)
-    return _Quantized(Section("the build", f"made by {by}"), digests)
+        upstream.quantize(plan, source, unfinished, device=device, workers=request.resources.workers or 1)
+    quantization = compressed_tensors_config(declaration_of(plan.loaded.recipe))
+    written = shards.open_shards(unfinished, quantization, label=by)
+    relaid = plan_rewrite(plan.loaded, written, Conversion())
+    outcome = _write(relaid, written, source, staging, request, progress)
+    sections.insert(0, Section("the build", f"made by {by}", findings=_inexact(outcome.inexact)))
+    return _Made(sections, outcome.source_digests)
+
+
+def _write(
+    plan: Plan, source: Checkpoint, hashed: Checkpoint, staging: Staging, request: BuildRequest, progress: Progress
+) -> Outcome:
+    from weighbridge.engines import streaming
+
+    outcome = streaming.write(
+        plan,
+        source,
+        staging.checkpoint,
+        journal=staging.directory / "journal.jsonl",
+        hashed=hashed,
+        resources=request.resources,
+        progress=progress,
+    )
+    shards.write_index(staging.checkpoint)
+    return outcome
+
+
+def _inexact(names: Sequence[str]) -> tuple[Finding, ...]:
+    """Global scales that changed in their last bit when they became reciprocals."""
+    return tuple(
+        Finding(
+            "format/inexact-scale",
+            Severity.NOTE,
+            str(pattern),
+            "is one unit in the last place off: no F32 has the reciprocal that the source stores",
+            count=len(pattern),
+        )
+        for pattern in compact(names)
+    )
 
 
 def _judge(

@@ -37,7 +37,7 @@ def inconsistencies(checkpoint: Checkpoint) -> list[Finding]:
                 "config/other-method",
                 Severity.NOTE,
                 "config.json",
-                f"quant_method is {declaration.quant_method}; only {' and '.join(FORMATS)} are resolved to schemes here",
+                f"quant_method is {declaration.quant_method}; only {' and '.join(FORMATS)} are resolved here",
             )
         ]
     findings = [
@@ -94,9 +94,7 @@ def _module_problems(
             yield from _scheme_problems(form, module, scheme, tensors)
 
 
-def _scheme_problems(
-    form: Format, module: str, scheme: Scheme, tensors: Mapping[str, Tensor]
-) -> Iterator[Problem]:
+def _scheme_problems(form: Format, module: str, scheme: Scheme, tensors: Mapping[str, Tensor]) -> Iterator[Problem]:
     weight = form.weight_of(scheme, tensors)
     try:
         expected = form.stored_tensors(scheme, weight) if weight is not None else None

@@ -116,7 +116,9 @@ def expression_of(entry: str) -> str:
     return f"re:.*{plain}"
 
 
-def quantization_config(algorithm: str, exclude: Sequence[str], *, kv_cache: str | None, producer: str) -> dict[str, Any]:
+def quantization_config(
+    algorithm: str, exclude: Sequence[str], *, kv_cache: str | None, producer: str
+) -> dict[str, Any]:
     """What stands in config.json: the declaration in the keys that compressed-tensors has for it, and modelopt's own.
 
     Args:
@@ -166,5 +168,3 @@ def _ancestors(module: str) -> list[str]:
     """Every module that holds this one, the outermost first."""
     parts = module.split(".")
     return [".".join(parts[:count]) for count in range(1, len(parts))]
-
-

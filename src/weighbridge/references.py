@@ -52,6 +52,17 @@ def explanations_for(reference: Checkpoint, entries: Sequence[Reference]) -> tup
     return next((tuple(entry.explains) for entry in entries if entry.lock == reference.origin.repository), ())
 
 
+def base_of(loaded: LoadedRecipe, source: Checkpoint) -> Checkpoint | None:
+    """The lock whose references a recipe's build of `source` is held against.
+
+    That of the base with exactly its structure, or for a conversion, which starts from a build, of the base that the
+    build was made from.
+    """
+    preferred = loaded.recipe.base.model
+    lock = base_of_source(source, preferred=preferred)
+    return base_of_build(source, preferred=preferred) if lock is None and loaded.recipe.method == "convert" else lock
+
+
 def base_of_source(source: Checkpoint, *, preferred: str) -> Checkpoint | None:
     """The lock of the base model with exactly this structure: `preferred` (a hub id) before any other that has it."""
     return next((lock for lock in _locks(preferred) if lock.structure == source.structure), None)

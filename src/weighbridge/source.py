@@ -16,16 +16,26 @@ from weighbridge.structure.tensors import FLOATING_SOURCES
 MINIATURE = "mini"
 
 
-def open_source(model: str) -> Checkpoint:
-    """Open what ``--model`` names, by its headers.
+def open_model(model: str) -> Checkpoint:
+    """Open what ``--model`` names, by its headers, quantized or not.
 
     Raises:
         StructureError, HubError: as `open_checkpoint`.
-        BuildError: it cannot be the source of a build.
+        BuildError: it names nothing.
     """
     if not model:
         raise BuildError("names no model", where="--model", remedy=f"name a directory, a hub id, or {MINIATURE}")
-    source = open_directory(make_miniature(), label=MINIATURE) if model == MINIATURE else open_checkpoint(model)
+    return open_directory(make_miniature(), label=MINIATURE) if model == MINIATURE else open_checkpoint(model)
+
+
+def open_source(model: str) -> Checkpoint:
+    """Open what ``--model`` names as a model that can be quantized.
+
+    Raises:
+        StructureError, HubError: as `open_checkpoint`.
+        BuildError: it names nothing, or what is quantized already.
+    """
+    source = open_model(model)
     if source.declaration is not None:
         raise BuildError(
             f"is already quantized ({source.declaration.quant_method})",

@@ -8,15 +8,17 @@ from pathlib import Path
 
 from weighbridge.build import BuildRequest, build
 from weighbridge.commands.run import Parser, check_writable, hand_over, run
+from weighbridge.conversion_base import build_base, predict_base
 from weighbridge.errors import WeighbridgeError
 from weighbridge.plan import make_plan
 from weighbridge.plan_report import report_plan
 from weighbridge.progress import Progress
 from weighbridge.recipe import LoadedRecipe, load_recipe
-from weighbridge.references import NO_REFERENCE, base_of_source, find_references
+from weighbridge.references import NO_REFERENCE, base_of, find_references
 from weighbridge.report import PRESENTERS
 from weighbridge.resources import DEFAULT_MEMORY, DEFAULT_SHARD_SIZE, Resources, parse_size
-from weighbridge.source import MINIATURE, open_source
+from weighbridge.source import MINIATURE, open_model, open_source
+from weighbridge.structure.checkpoint import Checkpoint
 from weighbridge.structure.lock import write_lock
 
 LOCK = "lock"
@@ -43,8 +45,10 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace, loaded: LoadedRecipe) -> int:
-    source = open_source(_model(options, loaded))
-    base = base_of_source(source, preferred=loaded.recipe.base.model)
+    model = _model(options, loaded)
+    of_miniature = model == MINIATURE and loaded.recipe.method == "convert"
+    source = predict_base(loaded) if of_miniature else _source(model, loaded)
+    base = base_of(loaded, source)
     plan = make_plan(loaded, source)
     report = report_plan(plan, find_references(loaded, base, _named(options)))
     text = write_lock(plan.predicted) if options.format == LOCK else PRESENTERS[options.format](report)
@@ -58,7 +62,7 @@ def _build(options: argparse.Namespace, loaded: LoadedRecipe) -> int:
     output = options.output or Path("builds") / f"{Path(model.partition('@')[0]).name}-{loaded.recipe.name}"
     request = BuildRequest(
         loaded=loaded,
-        source=open_source(model),
+        source=_source(model, loaded),
         output=output,
         references=_named(options),
         engine=options.engine,
@@ -73,6 +77,13 @@ def _build(options: argparse.Namespace, loaded: LoadedRecipe) -> int:
     )
     report = build(request, progress=Progress())
     return hand_over(report, text=PRESENTERS[options.format](report), report_path=options.report)
+
+
+def _source(model: str, loaded: LoadedRecipe) -> Checkpoint:
+    """What a recipe starts from; for a conversion the miniature is a build of the miniature."""
+    if loaded.recipe.method != "convert":
+        return open_source(model)
+    return build_base(loaded, progress=Progress()) if model == MINIATURE else open_model(model)
 
 
 def _model(options: argparse.Namespace, loaded: LoadedRecipe) -> str:

@@ -9,11 +9,14 @@ from pathlib import Path
 
 from weighbridge.cache import write_atomically
 from weighbridge.commands.run import Parser, check_writable, hand_over, run
+from weighbridge.conversion_base import locked_base
 from weighbridge.errors import StructureError, WeighbridgeError
-from weighbridge.plan import Plan, make_plan
+from weighbridge.lint.merged import MERGED
+from weighbridge.plan import Plan, find_fused_groups, make_plan
 from weighbridge.recipe import load_recipe
 from weighbridge.references import NO_REFERENCE, AgainstReference, base_of_build, find_references
-from weighbridge.report import PRESENTERS
+from weighbridge.report import PRESENTERS, Section
+from weighbridge.scales import scales_section
 from weighbridge.structure.checkpoint import Checkpoint
 from weighbridge.structure.lock import write_lock
 from weighbridge.structure.opening import open_checkpoint
@@ -41,10 +44,18 @@ def _validate(options: argparse.Namespace) -> int:
     check_writable(options.write_lock)
     checkpoint = open_checkpoint(options.checkpoint)
     plan, references = _held_against(checkpoint, options.recipe, options.reference)
-    report = validate(checkpoint, plan=plan, references=references)
+    report = validate(checkpoint, plan=plan, references=references, context=_values(checkpoint, plan))
     if options.write_lock is not None:
         _write_lock(checkpoint, options.write_lock, base=plan.predicted.origin.base if plan else "")
     return hand_over(report, text=PRESENTERS[options.format](report), report_path=options.report)
+
+
+def _values(checkpoint: Checkpoint, plan: Plan | None) -> list[Section]:
+    """What can be said of values without reading weights: the scales of whole tensors, where they lie on disk."""
+    if checkpoint.directory is None or not checkpoint.schemes:
+        return []
+    groups = plan.fused_groups if plan is not None else find_fused_groups(checkpoint.schemes, list(MERGED.values()))
+    return [scales_section(checkpoint, groups)]
 
 
 def _held_against(
@@ -60,7 +71,17 @@ def _held_against(
             where=checkpoint.label,
             remedy="hold it against a reference with --reference instead",
         )
-    return make_plan(loaded, base), find_references(loaded, base, named)
+    references = find_references(loaded, base, named)
+    if loaded.recipe.method != "convert":
+        return make_plan(loaded, base), references
+    start = locked_base(loaded, base)
+    if start is None:
+        raise StructureError(
+            f"references/ has no lock of a build of {base.origin.base} that this recipe converts",
+            where=loaded.document.where,
+            remedy="hold it against a reference with --reference instead",
+        )
+    return make_plan(loaded, start), references
 
 
 def _write_lock(checkpoint: Checkpoint, path: Path, *, base: str) -> None:

@@ -76,7 +76,7 @@ class Rewrite:
 
 
 def rewritten(change: Rewrite, stored: Mapping[str, Stored]) -> Rewritten:
-    """Rewrite rows of a module: the same codes and block scales in another format, or the BF16 [rows, in] that they mean.
+    """Rewrite rows of a module: the same codes and block scales in another format, or the BF16 weight that they mean.
 
     Args:
         stored: local name -> rows of what the source stores, and scales of the whole module.
@@ -139,7 +139,7 @@ def _from_modelopt(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
 
 
 def _to_modelopt(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """modelopt's form of compressed-tensors' NVFP4: the same codes and block scales, reciprocal global scales F32 []."""
+    """modelopt's form of compressed-tensors' NVFP4: the same codes and block scales, and reciprocals as F32 []."""
     import torch
 
     for local in ("weight_global_scale", "input_global_scale"):

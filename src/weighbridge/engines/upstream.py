@@ -8,6 +8,7 @@ from pathlib import Path
 from weighbridge.engines.quiet import quieted
 from weighbridge.errors import BuildError
 from weighbridge.plan import Plan
+from weighbridge.plan.declare import compressed_tensors_config, declaration_of
 from weighbridge.structure.checkpoint import CONFIG_FILE, INDEX_FILE, Checkpoint
 
 
@@ -21,7 +22,7 @@ def quantize(plan: Plan, source: Checkpoint, output: Path, *, device: str | None
         BuildError: upstream stopped.
     """
     assert source.directory is not None
-    quantization = plan.output_config()["quantization_config"]
+    quantization = compressed_tensors_config(declaration_of(plan.loaded.recipe))
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f"{output.name}.links.") as links, quieted():
         from compressed_tensors.quantization import QuantizationConfig
         from llmcompressor import model_free_ptq

@@ -5,12 +5,22 @@ files out by, and what a killed build resumes from.
 """
 
 from weighbridge.plan.convert import plan_conversion, plan_rewrite
-from weighbridge.plan.model import FusedGroup, Obstacle, Part, Place, Plan, Stored
+from weighbridge.plan.model import FusedGroup, Obstacle, Part, Place, Plan, Stored, find_fused_groups
 from weighbridge.plan.quantize import plan_quantization
 from weighbridge.recipe import LoadedRecipe
 from weighbridge.structure.checkpoint import Checkpoint
 
-__all__ = ["FusedGroup", "Obstacle", "Part", "Place", "Plan", "Stored", "make_plan", "plan_rewrite"]
+__all__ = [
+    "FusedGroup",
+    "Obstacle",
+    "Part",
+    "Place",
+    "Plan",
+    "Stored",
+    "find_fused_groups",
+    "make_plan",
+    "plan_rewrite",
+]
 
 
 def make_plan(loaded: LoadedRecipe, source: Checkpoint) -> Plan:

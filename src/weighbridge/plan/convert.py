@@ -1,4 +1,4 @@
-"""Plans that convert: what a quantized source becomes in another format, with modules dequantized, experts regrouped."""
+"""Plans that convert: a quantized source in another format, with modules dequantized or experts regrouped."""
 
 from __future__ import annotations
 

@@ -24,9 +24,7 @@ def declaration_of(recipe: Recipe) -> Declaration:
     return declaration_in(recipe.groups, recipe.ignored, recipe.kv_cache.args if recipe.kv_cache else None)
 
 
-def declaration_in(
-    groups: Sequence[Group], ignore: Sequence[str], kv_cache: QuantizationArgs | None
-) -> Declaration:
+def declaration_in(groups: Sequence[Group], ignore: Sequence[str], kv_cache: QuantizationArgs | None) -> Declaration:
     """A declaration in compressed-tensors' words, with the format that its groups are stored in."""
     formats = {group.scheme.format for group in groups}
     return Declaration(
@@ -83,7 +81,8 @@ def _modelopt(
             remedy="give all config groups one scheme, or take format: compressed-tensors",
         )
     algorithm = modelopt.algorithm_of(schemes.pop())
-    exclude = modelopt.exclusions([*linears(parts), *tied_heads(source.config, (part.module for part in parts))], quantized)
+    heads = tied_heads(source.config, [part.module for part in parts])
+    exclude = modelopt.exclusions([*linears(parts), *heads], quantized)
     kv_cache = "FP8" if declaration.kv_cache is not None else None
     config = modelopt.quantization_config(algorithm, exclude, kv_cache=kv_cache, producer=PRODUCER)
     document = modelopt.hf_quant_config(algorithm, exclude, kv_cache=kv_cache, producer=PRODUCER)
@@ -93,7 +92,6 @@ def _modelopt(
 def linears(parts: Iterable[Part]) -> Iterator[str]:
     """Modules of the output whose weight has two axes and that are no embeddings, quantized or not."""
     for part in parts:
-        if len(part.weight.shape) == 2 and not is_embedding(part.module):
-            if part.scheme is not None or f"{part.module}.weight" in part.outputs or part.into:
-                yield part.module
-
+        is_weight = part.scheme is not None or f"{part.module}.weight" in part.outputs or part.into
+        if is_weight and len(part.weight.shape) == 2 and not is_embedding(part.module):
+            yield part.module

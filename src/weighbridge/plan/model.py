@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -108,6 +108,25 @@ class FusedGroup(NamedTuple):
     absent: tuple[str, ...]
 
 
+def find_fused_groups(modules: Iterable[str], groups: Sequence[Sequence[str]]) -> tuple[FusedGroup, ...]:
+    """Where `groups` of member names occur among modules, with two members or more in one parent module."""
+    found: dict[tuple[str, int], list[str]] = {}
+    group_of = {member: index for index, members in enumerate(groups) for member in members}
+    for module in modules:
+        parent, _, member = module.rpartition(".")
+        if member in group_of:
+            found.setdefault((parent, group_of[member]), []).append(member)
+    return tuple(
+        FusedGroup(
+            parent,
+            tuple(member for member in groups[index] if member in present),
+            tuple(member for member in groups[index] if member not in present),
+        )
+        for (parent, index), present in found.items()
+        if len(present) > 1
+    )
+
+
 @dataclass(frozen=True)
 class Plan:
     """Every decision of a build, made before a byte of weights is read.
@@ -161,22 +180,7 @@ class Plan:
     @cached_property
     def fused_groups(self) -> tuple[FusedGroup, ...]:
         """The recipe's fused groups as they occur: those with two members or more in one parent module."""
-        found: dict[tuple[str, int], list[str]] = {}
-        groups = self.loaded.recipe.fused_groups
-        group_of = {member: index for index, members in enumerate(groups) for member in members}
-        for module in self.modules:
-            parent, _, member = module.rpartition(".")
-            if member in group_of:
-                found.setdefault((parent, group_of[member]), []).append(member)
-        return tuple(
-            FusedGroup(
-                parent,
-                tuple(member for member in groups[index] if member in present),
-                tuple(member for member in groups[index] if member not in present),
-            )
-            for (parent, index), present in found.items()
-            if len(present) > 1
-        )
+        return find_fused_groups(self.modules, self.loaded.recipe.fused_groups)
 
     @cached_property
     def declaration(self) -> Declaration | None:

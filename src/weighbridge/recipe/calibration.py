@@ -17,7 +17,7 @@ class Dataset(Strict):
         revision: its commit, 40 hex digits.
         config: the configuration of a data set that has several.
         split: which part of a hub's data set.
-        file: a ``.jsonl``, ``.parquet`` or ``.txt`` file, relative to the working directory; a line of text is a sample.
+        file: a ``.jsonl``, ``.parquet`` or ``.txt`` file, relative to the working directory; a line of text is a row.
         column: the column that holds a text, or with ``render: chat`` a list of messages.
     """
 

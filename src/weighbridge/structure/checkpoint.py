@@ -291,7 +291,7 @@ def _file_fact(path: Path, *, label: str) -> FileFact:
 
 
 def carried_files(checkpoint: Checkpoint) -> list[str]:
-    """Names of the files that a build carries over unchanged: all that are neither weights nor say how they are stored."""
+    """Names of the files that a build carries over: all that are neither weights nor say how weights are stored."""
     suffixes = PICKLE_SUFFIXES + OTHER_WEIGHT_SUFFIXES
     written = (CONFIG_FILE, modelopt.HF_QUANT_CONFIG)
     return sorted(name for name in checkpoint.files if not name.endswith(suffixes) and name not in written)

@@ -1,0 +1,72 @@
+"""What a conversion starts from where the published build may not be used: the same build, made here by a recipe."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from weighbridge import __version__
+from weighbridge.build import BuildRequest, build
+from weighbridge.cache import cache_directory
+from weighbridge.catalogue import lock_path, reference_lock
+from weighbridge.errors import BuildError
+from weighbridge.plan import make_plan
+from weighbridge.progress import Progress
+from weighbridge.recipe import LoadedRecipe, load_recipe
+from weighbridge.source import MINIATURE, make_miniature, open_source
+from weighbridge.structure.checkpoint import Checkpoint, open_directory
+
+
+def base_recipe(loaded: LoadedRecipe) -> LoadedRecipe:
+    """The recipe that makes the base of a conversion.
+
+    Raises:
+        RecipeError: the conversion names none, or none that is there.
+    """
+    name = loaded.recipe.base.recipe
+    if name is None:
+        raise BuildError(
+            "the base of this conversion has no recipe here, so there is no miniature of it",
+            where=loaded.document.where,
+            remedy="name a quantized checkpoint with --model, or the recipe that makes it as base.recipe",
+        )
+    return load_recipe(name)
+
+
+def predict_base(loaded: LoadedRecipe) -> Checkpoint:
+    """The miniature's build that a conversion would start from, by its plan alone.
+
+    Raises:
+        RecipeError, BuildError: as `base_recipe`.
+    """
+    plan = make_plan(base_recipe(loaded), open_source(MINIATURE))
+    return replace(plan.predicted, label=f"{MINIATURE}, {plan.loaded.recipe.name}")
+
+
+def build_base(loaded: LoadedRecipe, *, progress: Progress) -> Checkpoint:
+    """The miniature's build that a conversion starts from; made in the user's cache the first time.
+
+    Raises:
+        WeighbridgeError: it cannot be built, or does not hold.
+    """
+    recipe = base_recipe(loaded)
+    name = f"{make_miniature().name}-{recipe.recipe.name}-{recipe.sha256[:12]}-{__version__}"
+    directory = cache_directory() / name
+    if not directory.is_dir():
+        report = build(BuildRequest(loaded=recipe, source=open_source(MINIATURE), output=directory), progress=progress)
+        if not report.holds:
+            raise BuildError(f"its base cannot be built: {report.verdict}", where=loaded.document.where)
+    return open_directory(directory, label=f"{MINIATURE}, {recipe.recipe.name}")
+
+
+def locked_base(loaded: LoadedRecipe, base: Checkpoint) -> Checkpoint | None:
+    """The lock of the build of `base` that a conversion starts from: the published one, or that of its recipe."""
+    names = [loaded.recipe.base.model]
+    if loaded.recipe.base.recipe is not None:
+        names += [reference.lock for reference in base_recipe(loaded).recipe.references]
+    for name in names:
+        if not lock_path(name).is_file():
+            continue
+        lock = reference_lock(name)
+        if lock.origin.base == base.origin.base and lock.declaration is not None:
+            return replace(lock, config=base.config)
+    return None
