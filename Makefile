@@ -6,7 +6,8 @@ BIN     := $(VENV)/bin
 STAMP   := $(VENV)/installed
 GEMMA   := google/gemma-4-26B-A4B-it
 DEMO    := builds/mini-fp8-dynamic
-RECIPES := fp8-dynamic fp8-dynamic-norouter fp8-block w4a16 w4a16-g64 nvfp4a16 mxfp4
+RECIPES := fp8-dynamic fp8-dynamic-norouter fp8-dynamic-kv8 fp8-block w4a16 w4a16-g64 w4a16-gptq w4a16-awq \
+  nvfp4a16 nvfp4 nvfp4-full-modelopt nvfp4-experts-modelopt nvfp4-mlp-modelopt qat-nvfp4-full-modelopt mxfp4
 
 # MODEL=path|org/name[@revision]|mini, OUTPUT=directory, DEVICE=cuda:0|cpu override what a recipe says.
 OPTIONS = $(if $(MODEL),--model $(MODEL)) $(if $(OUTPUT),--output $(OUTPUT)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
@@ -41,11 +42,19 @@ fp8-dynamic-norouter: ## the decisions of LargitData's build, experts one by one
 fp8-block: ## FP8 in blocks of 128x128
 w4a16: ## four-bit integers in groups of 32
 w4a16-g64: ## the same in groups of 64
+fp8-dynamic-kv8: ## fp8-dynamic with calibrated scales of an FP8 KV cache
+w4a16-gptq: ## four-bit integers in groups of 32, by GPTQ
+w4a16-awq: ## the same by AWQ
 nvfp4a16: ## NVFP4 weights, activations in BF16
+nvfp4: ## NVFP4 weights and activations, calibrated: RedHatAI's decisions
+nvfp4-full-modelopt: ## the same in modelopt's format: bg-digitalservices' decisions
+nvfp4-experts-modelopt: ## experts alone, in modelopt's format: NVIDIA's decisions
+nvfp4-mlp-modelopt: ## mlp and experts, converted from an NVFP4 build: FusenAI's decisions
+qat-nvfp4-full-modelopt: ## from the quantization-aware-trained twin: kunhunjon's decisions
 mxfp4: ## MXFP4 weights and activations
 
 $(RECIPES): $(STAMP)
-	$(BIN)/python build.py $(GEMMA)/$@ $(OPTIONS)
+	$(BIN)/python build.py $@ $(OPTIONS)
 
 test: $(STAMP) ## the tests that CI and a newcomer run
 	$(BIN)/python -m pytest -n 2

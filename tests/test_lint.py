@@ -355,7 +355,14 @@ def test_static_activations_of_a_config_group_are_reported_at_that_group() -> No
 
 
 def test_oneshot_may_have_static_activations() -> None:
-    assert not raised(findings(recipe(scheme="NVFP4", method="oneshot")))
+    dataset = {"hub": "org/texts", "revision": "0" * 40}
+    calibration = {"dataset": dataset, "samples": 8, "sequence_length": 64, "experts": "all"}
+    assert not raised(findings(recipe(scheme="NVFP4", method="oneshot", calibration=calibration)))
+
+
+def test_oneshot_without_calibration_has_no_static_activations() -> None:
+    finding = only(findings(recipe(scheme="NVFP4", method="oneshot")), "scheme/needs-calibration")
+    assert "the recipe names none" in finding.message
 
 
 # --- what servers merge -----------------------------------------------------------------------------------------------

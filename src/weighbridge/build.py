@@ -15,9 +15,9 @@ from weighbridge.plan_report import report_plan
 from weighbridge.progress import Progress
 from weighbridge.recipe import Conversion, LoadedRecipe
 from weighbridge.references import AgainstReference, base_of, base_of_source, find_references
-from weighbridge.report import Finding, Report, Section, Severity
+from weighbridge.report import Report, Section, Table
 from weighbridge.resources import Resources
-from weighbridge.scales import scales_section
+from weighbridge.scales import GLOBAL_SCALES, scales_section
 from weighbridge.source import fetch
 from weighbridge.staging import Staging, check_space, check_target, staged
 from weighbridge.structure.checkpoint import Checkpoint, open_directory
@@ -115,8 +115,8 @@ def _stream(plan: Plan, source: Checkpoint, staging: Staging, request: BuildRequ
     facts: dict[str, str | int] = {}
     if staging.others:
         facts["staging of other builds, left alone"] = ", ".join(map(str, staging.others))
-    section = Section("the build", summary, facts=facts, findings=_inexact(outcome.inexact))
-    return _Made([section], outcome.source_digests)
+    section = Section("the build", summary, facts=facts)
+    return _Made([section, *_reciprocals(outcome.inexact, plan)], outcome.source_digests)
 
 
 def _through_upstream(
@@ -141,8 +141,8 @@ def _through_upstream(
     written = shards.open_shards(unfinished, quantization, label=by)
     relaid = plan_rewrite(plan.loaded, written, Conversion())
     outcome = _write(relaid, written, source, staging, request, progress)
-    sections.insert(0, Section("the build", f"made by {by}", findings=_inexact(outcome.inexact)))
-    return _Made(sections, outcome.source_digests)
+    made = [Section("the build", f"made by {by}"), *sections, *_reciprocals(outcome.inexact, relaid)]
+    return _Made(made, outcome.source_digests)
 
 
 def _write(
@@ -163,18 +163,16 @@ def _write(
     return outcome
 
 
-def _inexact(names: Sequence[str]) -> tuple[Finding, ...]:
-    """Global scales that changed in their last bit when they became reciprocals."""
-    return tuple(
-        Finding(
-            "format/inexact-scale",
-            Severity.NOTE,
-            str(pattern),
-            "is one unit in the last place off: no F32 has the reciprocal that the source stores",
-            count=len(pattern),
-        )
-        for pattern in compact(names)
-    )
+def _reciprocals(inexact: Sequence[str], plan: Plan) -> list[Section]:
+    """What became of global scales that two formats store as each other's reciprocals, and which changed by it."""
+    rewritten = [part for part in plan.parts if part.stored is not None and part.scheme is not None]
+    if all(part.stored is not None and part.stored.format == plan.loaded.recipe.format for part in rewritten):
+        return []
+    count = sum(name.rpartition(".")[2] in GLOBAL_SCALES for part in rewritten for name in part.outputs)
+    summary = f"{count - len(inexact):,} of {count:,} written as reciprocals give the source's back exactly"
+    rows = tuple((str(pattern), len(pattern)) for pattern in compact(inexact))
+    table = Table(("one unit in the last place off: no F32 has the reciprocal that is stored", "scales"), rows)
+    return [Section("global scales", summary, tables=(table,) if rows else ())]
 
 
 def _judge(

@@ -74,7 +74,7 @@ def base_of_build(build: Checkpoint, *, preferred: str) -> Checkpoint | None:
     def shared(lock: Checkpoint) -> int:
         return sum(build.structure.get(name) == tensor for name, tensor in lock.structure.items())
 
-    best = max(_locks(preferred), key=shared, default=None)
+    best = max((lock for lock in _locks(preferred) if lock.declaration is None), key=shared, default=None)
     return best if best is not None and shared(best) else None
 
 

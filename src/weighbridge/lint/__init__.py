@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from weighbridge.lint import fused, ignored, quantized, serving, source, targets
+from weighbridge.lint import conversion, fused, ignored, quantized, serving, source, targets
 from weighbridge.lint.rules import RULES, Raised
 from weighbridge.plan import Plan
 from weighbridge.recipe import Allowance
@@ -12,7 +12,15 @@ from weighbridge.report import Finding, Severity
 
 __all__ = ["RULES", "lint"]
 
-_CHECKS = (source.check, ignored.check, targets.check, quantized.check, fused.check, serving.check)
+_CHECKS = (
+    source.check,
+    ignored.check,
+    targets.check,
+    conversion.check,
+    quantized.check,
+    fused.check,
+    serving.check,
+)
 
 
 def lint(plan: Plan) -> list[Finding]:

@@ -49,7 +49,8 @@ def check(plan: Plan) -> Iterator[Raised]:
     yield from _obstacles(plan)
     yield from _ragged(plan)
     yield from _needing_calibration(plan)
-    yield from _coverage(plan)
+    if plan.loaded.recipe.method != "convert":  # which keeps what its base keeps
+        yield from _coverage(plan)
 
 
 def _sensitive(plan: Plan) -> Iterator[Raised]:
@@ -88,6 +89,10 @@ def _obstacles(plan: Plan) -> Iterator[Raised]:
 def _remedy(rule: str, obstacle: Obstacle, plan: Plan) -> str:
     if rule == "scheme/strategy":
         return "weights take tensor, channel, group, block or tensor_group"
+    if rule == "scheme/format":
+        return "take format: compressed-tensors, or a scheme that modelopt has"
+    if rule == "scheme/fused-experts":
+        return "take experts: split, as servers read this scheme"
     if rule != "scheme/group-size":
         return "add it to ignore: only matrices are quantized"
     if obstacle.scheme.weights.type != "int":
@@ -122,17 +127,20 @@ def _ragged(plan: Plan) -> Iterator[Raised]:
 
 def _needing_calibration(plan: Plan) -> Iterator[Raised]:
     recipe, loaded = plan.loaded.recipe, plan.loaded
-    if recipe.method != "model_free_ptq":
+    if recipe.calibration is not None:
         return
+    data_free = recipe.method == "model_free_ptq"
+    unseen = "which model_free_ptq does not see" if data_free else "and the recipe names none"
+    remedy = "use method: oneshot, or" if data_free else "add calibration (recipes/README.md), or use"
     names = recipe.config_groups
     places: list[tuple[str, ...]] = [("config_groups", name) for name in names] if names else [("scheme",)]
-    for path, group in zip(places, recipe.groups, strict=True):
+    for path, group in zip(places, recipe.groups, strict=False):
         if group.scheme.needs_calibration:
             yield Raised(
                 "scheme/needs-calibration",
                 loaded.location(*path),
-                "activations are static here: their scales come from data, which model_free_ptq does not see",
-                "use method: oneshot, or a scheme with dynamic or unquantized activations",
+                f"activations are static here: their scales come from data, {unseen}",
+                f"{remedy} a scheme with dynamic or unquantized activations",
             )
 
 
