@@ -22,6 +22,7 @@ from weighbridge.catalogue import RECIPES, reference_lock
 from weighbridge.errors import BuildError
 from weighbridge.lint import lint
 from weighbridge.plan import Plan, make_plan
+from weighbridge.progress import Progress
 from weighbridge.recipe import load_recipe
 from weighbridge.report import Severity
 from weighbridge.roles import Role, role_of
@@ -222,7 +223,7 @@ def built_by(plan: Plan, directory: Path) -> Structure:
 
     directory.mkdir()
     if plan.loaded.recipe.method == "oneshot":
-        oneshot.quantize(plan, plan.source, directory, device="cpu")
+        oneshot.quantize(plan, plan.source, directory, device="cpu", progress=Progress(shown=False))
     else:
         upstream.quantize(plan, plan.source, directory, device="cpu", workers=1)
     return open_directory(directory).structure

@@ -303,6 +303,7 @@ def test_plan_is_what_model_free_ptq_writes(mini: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [name for name in BUILDS if name != "the first group takes all"])
 def test_config_of_the_output_declares_what_is_planned(name: str, two_layers: Checkpoint, tmp_path: Path) -> None:
     made = planned(tmp_path, two_layers, ignore=KEPT, **BUILDS[name][0])
+    assert made.declaration is not None
     declared = resolve(made.declaration, made.predicted.modules, where=CONFIG)
     assert declared == made.schemes
 

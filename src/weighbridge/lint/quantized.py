@@ -42,7 +42,7 @@ INTEGER_GROUP_SIZES = (32, 64, 128)
 
 def check(plan: Plan) -> Iterator[Raised]:
     """What is quantized against better judgement or beyond what the scheme can, and what is not quantized at all."""
-    if not any(part.scheme for part in plan.parts) and not plan.obstacles:
+    if all(part.action == "keep" for part in plan.parts) and not plan.obstacles and plan.loaded.recipe.convert is None:
         where, remedy = plan.loaded.document.where, "check what ignore keeps and what targets leave out"
         yield Raised("quantize/nothing", where, "nothing is quantized: the build would be a copy of its source", remedy)
     yield from _sensitive(plan)
@@ -86,15 +86,16 @@ def _obstacles(plan: Plan) -> Iterator[Raised]:
             yield Raised(rule, str(pattern), f"{reason}; it is quantized by {decided_by}", remedy, len(pattern))
 
 
+_REMEDIES = {
+    "scheme/strategy": "weights take tensor, channel, group, block or tensor_group",
+    "scheme/format": "take format: compressed-tensors, or a scheme that modelopt has",
+    "scheme/fused-experts": "take experts: split, as servers read this scheme",
+}
+
+
 def _remedy(rule: str, obstacle: Obstacle, plan: Plan) -> str:
-    if rule == "scheme/strategy":
-        return "weights take tensor, channel, group, block or tensor_group"
-    if rule == "scheme/format":
-        return "take format: compressed-tensors, or a scheme that modelopt has"
-    if rule == "scheme/fused-experts":
-        return "take experts: split, as servers read this scheme"
     if rule != "scheme/group-size":
-        return "add it to ignore: only matrices are quantized"
+        return _REMEDIES.get(rule, "add it to ignore: only matrices are quantized")
     if obstacle.scheme.weights.type != "int":
         return (
             f"the format fixes groups of {obstacle.scheme.weights.group_size}: add it to ignore, or take another scheme"
