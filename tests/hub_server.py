@@ -287,11 +287,27 @@ class Hub:
         known = {"id": name, "modelId": name, "sha": commit, "private": name in self._private, "gated": gated}
         return _json({**known, "tags": [], "downloads": 0, "likes": 0, "siblings": siblings})
 
-    def tree(self, request: Request, name: str, revision: str) -> Answer:
-        """``HfApi.list_repo_tree``, recursive, on one page."""
+    def tree(self, request: Request, name: str, revision: str, folder: str = "") -> Answer:
+        """``HfApi.list_repo_tree`` on one page: all files, or what lies in one folder."""
         repository = self._find(name, request)
         files = repository.commits[_resolve(repository, revision)]
-        return _json([_tree_entry(path, blob) for path, blob in files.items()])
+        start = f"{folder}/" if folder else ""
+        below = {path: blob for path, blob in files.items() if path.startswith(start)}
+        if folder and not below:
+            return _error(404, code="EntryNotFound", message="Entry not found")
+        folders: set[str] = set()
+        if request.query.get("recursive", ["True"])[0].lower() != "true":
+            folders = {start + path.removeprefix(start).split("/")[0] for path in below} - below.keys()
+            below = {path: blob for path, blob in below.items() if "/" not in path.removeprefix(start)}
+        entries = [_tree_entry(path, blob) for path, blob in below.items()]
+        return _json([*entries, *({"type": "directory", "path": path, "oid": "0" * 40} for path in sorted(folders))])
+
+    def paths_info(self, request: Request, name: str, revision: str) -> Answer:
+        """``HfApi.get_paths_info``, for files."""
+        repository = self._find(name, request)
+        files = repository.commits[_resolve(repository, revision)]
+        asked = parse_qs(request.body.decode())["paths"]
+        return _json([_tree_entry(path, files[path]) for path in asked if path in files])
 
     def resolve(self, request: Request, name: str, revision: str, path: str) -> Answer:
         """A file: where it lies, and what ``hf_hub_download`` wants to know beforehand."""
@@ -434,11 +450,16 @@ class Hub:
 
 
 _MODEL = r"/api/models/([^/]+/[^/]+)"
+_DATASET = r"/api/(datasets/[^/]+/[^/]+)"
+_REPOSITORY = r"((?:datasets/)?[^/]+/[^/]+)"
 _ROUTES: list[tuple[str, str, Callable[..., Answer]]] = [
+    ("GET", _DATASET + r"(?:/revision/([^/]+))?", Hub.model_info),
+    ("GET", _DATASET + r"/tree/([^/]+)(?:/(.+))?", Hub.tree),
+    ("POST", _DATASET + r"/paths-info/([^/]+)", Hub.paths_info),
     ("GET", _MODEL + r"(?:/revision/([^/]+))?", Hub.model_info),
     ("GET", _MODEL + r"/tree/([^/]+)", Hub.tree),
-    ("GET HEAD", r"/api/resolve-cache/models/([^/]+/[^/]+)/([^/]+)/(.+)", Hub.resolved),
-    ("GET HEAD", r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", Hub.resolve),
+    ("GET HEAD", rf"/api/resolve-cache/models/{_REPOSITORY}/([^/]+)/(.+)", Hub.resolved),
+    ("GET HEAD", rf"/{_REPOSITORY}/resolve/([^/]+)/(.+)", Hub.resolve),
     ("GET", r"/api/whoami-v2", Hub.who_am_i),
     ("POST", r"/api/repos/create", Hub.create),
     ("POST", r"/api/validate-yaml", Hub.validate_yaml),

@@ -15,6 +15,7 @@ from typing import Any
 
 from weighbridge import miniature
 from weighbridge.catalogue import lock_path
+from weighbridge.miniature.text import exchanges
 from weighbridge.structure.checkpoint import FileFact, Origin, open_directory
 from weighbridge.structure.lock import write_lock
 
@@ -27,7 +28,24 @@ ONESHOT: dict[str, dict[str, Any]] = {
     "NVFP4A16": {"scheme": "NVFP4A16"},
     "MXFP4": {"scheme": "MXFP4"},
 }
-"""The miniature's builds, and the settings of the modifier that makes each."""
+"""The miniature's data-free builds, and the settings of the modifier that makes each."""
+
+CALIBRATED: dict[str, dict[str, Any]] = {
+    "NVFP4": {"scheme": "NVFP4"},
+    "W4A16-GPTQ": ONESHOT["W4A16"],
+    "W4A16-AWQ": ONESHOT["W4A16"],
+    "FP8-dynamic-KV8": {"scheme": "FP8_DYNAMIC", "kv_cache_scheme": {"num_bits": 8, "type": "float"}},
+}
+"""Those that see calibration data, and the settings of the modifier that quantizes."""
+
+LAYER = r"re:model\.language_model\.layers\.\d+\."
+AWQ_MAPPINGS = [
+    (f"{LAYER}pre_feedforward_layernorm$", [rf"{LAYER}mlp\.gate_proj$", rf"{LAYER}mlp\.up_proj$"], None),
+    (rf"{LAYER}mlp\.up_proj$", [rf"{LAYER}mlp\.down_proj$"], None),
+    (f"{LAYER}pre_feedforward_layernorm_2$", [rf"{LAYER}experts.*gate_proj$", rf"{LAYER}experts.*up_proj$"], "experts"),
+    (rf"{LAYER}experts\.\d+\.up_proj$", [rf"{LAYER}experts\.\d+\.down_proj$"], None),
+]
+"""What AWQ scales down, what it scales up for it, and where it looks; llm-compressor has none for Gemma 4."""
 
 REDHATAI_IGNORE = ["lm_head", "re:.*embed.*", "re:.*router", "re:.*vision_tower.*"]
 """The ignore list on the card of RedHatAI/gemma-4-26B-A4B-it-FP8-dynamic."""
@@ -47,7 +65,7 @@ def source_lock(directory: Path) -> str:
 
 
 def lock_name(build: str) -> str:
-    """Name in references/ of the lock of one of `ONESHOT`."""
+    """Name in references/ of the lock of one of `ONESHOT` or `CALIBRATED`."""
     return f"{miniature.NAME}-{build}"
 
 
@@ -65,9 +83,42 @@ def oneshot(source: Path, output: Path, build: str) -> None:
     model.save_pretrained(output, save_compressed=True)
 
 
+def calibrated(source: Path, output: Path, build: str) -> None:
+    """Save what ``llmcompressor.oneshot`` makes of the miniature with its own text as calibration data."""
+    import torch
+    from datasets import Dataset
+    from llmcompressor import oneshot
+    from llmcompressor.modifiers.gptq import GPTQModifier
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+    from llmcompressor.modifiers.transform.awq import AWQMapping, AWQModifier
+    from llmcompressor.pipelines.cache import IntermediatesCache
+    from transformers import AutoModelForImageTextToText, AutoTokenizer
+
+    if not torch.accelerator.is_available():  # AWQ pins memory to copy it to an accelerator, and stops without one
+        IntermediatesCache.pin_memory = lambda *_: None
+    model = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.bfloat16)
+    model.config.text_config.allow_global_per_layer_attribute_access = True
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    quantizing = GPTQModifier if build == "W4A16-GPTQ" else QuantizationModifier
+    settings = {"targets": "Linear", "ignore": REDHATAI_IGNORE, **copy.deepcopy(CALIBRATED[build])}
+    smoothing = [AWQModifier(mappings=[AWQMapping(*mapping) for mapping in AWQ_MAPPINGS])]
+    oneshot(
+        model=model,
+        processor=tokenizer,
+        recipe=[*(smoothing if build == "W4A16-AWQ" else ()), quantizing(**settings)],
+        dataset=Dataset.from_dict({"text": [f"{pair.question} {pair.answer}" for pair in exchanges()]}),
+        batch_size=8,
+        num_calibration_samples=16,
+        shuffle_calibration_samples=False,
+        max_seq_length=128,
+    )
+    model.save_pretrained(output, save_compressed=True)
+
+
 def oneshot_lock(output: Path, build: str) -> str:
-    """The lock of what `oneshot` saved in `output`."""
-    note = "made by llmcompressor 0.14.0.1 oneshot with the ignore list of RedHatAI's cards"
+    """The lock of what `oneshot` or `calibrated` saved in `output`."""
+    text = " and text of the miniature's own" if build in CALIBRATED else ""
+    note = f"made by llmcompressor 0.14.0.1 oneshot with the ignore list of RedHatAI's cards{text}"
     origin = Origin(lock_name(build), "", miniature.NAME, "exact", note)
     return write_lock(replace(open_directory(output), files={}, config={}, origin=origin))
 
@@ -79,8 +130,9 @@ def main() -> None:
         source.mkdir()
         miniature.make(source)
         lock_path(miniature.NAME).write_text(source_lock(source))
-        for build in ONESHOT:
-            oneshot(source, Path(scratch) / build, build)
+        for build in (*ONESHOT, *CALIBRATED):
+            make = oneshot if build in ONESHOT else calibrated
+            make(source, Path(scratch) / build, build)
             lock_path(lock_name(build)).write_text(oneshot_lock(Path(scratch) / build, build))
 
 

@@ -82,7 +82,7 @@ def recipe_text(content: Mapping[str, Any]) -> str:
 @cache
 def _plan(text: str, lock: str) -> Plan:
     document = parse_yaml(text.encode(), where=RECIPE_FILE, error=RecipeError)
-    loaded = LoadedRecipe(validate(document, Recipe, error=RecipeError), document, sha256="")
+    loaded = LoadedRecipe(validate(document, Recipe, error=RecipeError), document)
     return make_plan(loaded, source(lock))
 
 

@@ -26,6 +26,7 @@ from weighbridge.progress import Progress
 from weighbridge.recipe import load_recipe
 from weighbridge.report import Severity
 from weighbridge.roles import Role, role_of
+from weighbridge.shards import open_shards
 from weighbridge.structure.checkpoint import Checkpoint, open_directory
 from weighbridge.structure.modules import EMBEDDING_NAMES
 from weighbridge.structure.tensors import Structure, payload_bytes
@@ -226,7 +227,7 @@ def built_by(plan: Plan, directory: Path) -> Structure:
         oneshot.quantize(plan, plan.source, directory, device="cpu", progress=Progress(shown=False))
     else:
         upstream.quantize(plan, plan.source, directory, device="cpu", workers=1)
-    return open_directory(directory).structure
+    return open_shards(directory, {}, label=str(directory)).structure
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

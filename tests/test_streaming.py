@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from tests import miniature_locks
 from tests.sources import write_moe, write_recipe
 from weighbridge.catalogue import lock_path
+from weighbridge.errors import StructureError
 from weighbridge.structure.checkpoint import open_directory
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -204,7 +205,7 @@ def interrupted(source: Path, recipe: Path, tmp_path: Path) -> Path:
 def test_a_finished_piece_that_was_altered_is_made_anew(
     interrupted: Path, source: Path, recipe: Path, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
-    shard = sorted((interrupted / "checkpoint").glob("*.safetensors"))[0]
+    shard = sorted((interrupted / "checkpoint").glob("*.safetensors.part"))[0]
     content = bytearray(shard.read_bytes())
     written = next(index for index in range(len(content) - 1, 0, -1) if content[index])
     content[written] ^= 1
@@ -212,6 +213,12 @@ def test_a_finished_piece_that_was_altered_is_made_anew(
     report = build(recipe, source, tmp_path / "build", "--shard-size", "20MB")
     assert "altered since and made anew" in report
     assert digests(tmp_path / "build") == undisturbed
+
+
+def test_what_a_killed_build_leaves_is_no_checkpoint(interrupted: Path) -> None:
+    for directory in (interrupted, interrupted / "checkpoint"):
+        with pytest.raises(StructureError, match="holds no safetensors file"):
+            open_directory(directory)
 
 
 def test_a_staging_directory_of_another_build_is_named_and_left_alone(

@@ -41,6 +41,11 @@ def clipped(text: str, *, limit: int = 240) -> str:
     return text if len(text) <= limit else f"{text[: limit - 61]}…{text[-60:]}"
 
 
+def first_line(error: BaseException) -> str:
+    """What a library's error says in its first line, or its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class RecipeError(WeighbridgeError):
     """A recipe that cannot be read: YAML, schema, or a pattern that does not compile."""
 
@@ -53,5 +58,13 @@ class HubError(WeighbridgeError):
     """The hub could not be reached, or did not give what was asked of it."""
 
 
+class DatasetError(WeighbridgeError):
+    """A calibration data set that cannot be read, is not what the recipe says, or holds too little."""
+
+
 class BuildError(WeighbridgeError):
     """A build that cannot start or cannot finish: source, target, space, engine."""
+
+
+class EvidenceError(WeighbridgeError):
+    """Evidence that cannot be made or checked: a key, Sigstore, a checkpoint that has none."""

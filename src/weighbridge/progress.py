@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A stage that is over: what it did, to how many bytes, and how many seconds it took."""
+
+    title: str
+    total_bytes: int
+    seconds: float
+
+
 class Progress:
-    """A bar on standard error for the stage that is running, if standard error is a terminal."""
+    """A bar on standard error for the stage that is running, if standard error is a terminal; `stages` is its log."""
 
     def __init__(self, *, shown: bool | None = None) -> None:
         self.shown = sys.stderr.isatty() if shown is None else shown
+        self.stages: list[Stage] = []
         self._bar: Any = None
 
     @contextmanager
@@ -23,9 +35,11 @@ class Progress:
         self._bar = tqdm(
             total=total_bytes, desc=title, unit="B", unit_scale=True, disable=not self.shown, leave=False, ncols=80
         )
+        started = time.monotonic()
         try:
             yield
         finally:
+            self.stages.append(Stage(title, total_bytes, time.monotonic() - started))
             self._bar.close()
             self._bar = None
 

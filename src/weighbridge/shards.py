@@ -16,6 +16,7 @@ from weighbridge.structure.header import read_header
 from weighbridge.structure.layout import Layout, lay_out
 from weighbridge.structure.tensors import Tensor, payload_bytes
 
+
 @dataclass(frozen=True)
 class OutputShard:
     """A shard of a build, laid out before anything is written into it."""

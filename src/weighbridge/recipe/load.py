@@ -19,12 +19,17 @@ class LoadedRecipe:
     Attributes:
         recipe: what it says.
         document: the YAML with its line numbers, so that a decision can name the line that made it.
-        sha256: digest of the file's bytes.
+        raw: the file's bytes.
     """
 
     recipe: Recipe
     document: Document
-    sha256: str
+    raw: bytes = b""
+
+    @property
+    def sha256(self) -> str:
+        """Digest (hex) of the file's bytes."""
+        return hashlib.sha256(self.raw).hexdigest()
 
     def location(self, *path: str | int) -> str:
         """File and line of a part of the recipe, e.g. ``recipes/…/fp8-dynamic.yaml:12``."""
@@ -44,7 +49,7 @@ def load_recipe(name: str) -> LoadedRecipe:
         raise RecipeError(f"cannot be read ({error.strerror})", where=str(path)) from error
     document = parse_yaml(raw, where=_shown(path), error=RecipeError)
     recipe = validate(document, Recipe, error=RecipeError)
-    return LoadedRecipe(recipe=recipe, document=document, sha256=hashlib.sha256(raw).hexdigest())
+    return LoadedRecipe(recipe=recipe, document=document, raw=raw)
 
 
 def _shown(path: Path) -> str:

@@ -31,6 +31,8 @@ OTHER_WEIGHT_SUFFIXES = (
 )
 MAX_FOLDERS = 64
 UNCARRIED_DIRECTORIES = (".cache", ".git", ".huggingface")
+EVIDENCE = "evidence"
+"""The folder of a build that says how it was made; see `weighbridge.evidence`."""
 
 
 BEHAVIOUR_FILES = frozenset(
@@ -291,10 +293,14 @@ def _file_fact(path: Path, *, label: str) -> FileFact:
 
 
 def carried_files(checkpoint: Checkpoint) -> list[str]:
-    """Names of the files that a build carries over: all that are neither weights nor say how weights are stored."""
+    """Names of the files that a build carries over: all that are neither weights, say how they are stored, nor evidence."""
     suffixes = PICKLE_SUFFIXES + OTHER_WEIGHT_SUFFIXES
     written = (CONFIG_FILE, modelopt.HF_QUANT_CONFIG)
-    return sorted(name for name in checkpoint.files if not name.endswith(suffixes) and name not in written)
+    return sorted(
+        name
+        for name in checkpoint.files
+        if not name.endswith(suffixes) and name not in written and not name.startswith(f"{EVIDENCE}/")
+    )
 
 
 def read_small(path: Path, *, label: str) -> bytes:

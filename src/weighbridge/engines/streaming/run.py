@@ -7,7 +7,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,9 @@ from weighbridge.progress import Progress
 from weighbridge.resources import Resources, affordable_workers
 from weighbridge.shards import OutputShard, lay_out_shards
 from weighbridge.structure.checkpoint import Checkpoint
+
+UNFINISHED = ".part"
+"""Ends the name of a shard that is not whole: what a killed build leaves is no checkpoint to anybody."""
 
 NUMERIC_TOOLS = ("numpy", "torch", "compressed-tensors")
 #: What a worker holds at most, in pieces: what it read and what it writes; on other devices, and where torch rewrites
@@ -118,8 +121,11 @@ def write(
     """
     assert source.directory is not None
     check_covered(plan)
-    shards = lay_out_shards(plan, resources.shard_size)
-    for shard in shards:
+    finished = lay_out_shards(plan, resources.shard_size)
+    shards = [replace(shard, name=f"{shard.name}{UNFINISHED}") for shard in finished]
+    for shard, final in zip(shards, finished, strict=True):
+        if (output / final.name).exists():  # an earlier run came this far
+            (output / final.name).rename(output / shard.name)
         _make_file(output / shard.name, shard)
     devices = resources.devices
     jobs = [Job(source.directory.resolve(), output.resolve(), device) for device in devices]
@@ -129,7 +135,10 @@ def write(
     workers = affordable_workers(resources.workers, resources.memory, each=each)
     with RayExecutor(resources.ray) if resources.ray else LocalExecutor(workers) as executor:
         run = _Run(shards, pieces, jobs, _shard_paths(hashed), resources.digests, executor, progress, Journal(journal))
-        return run.go()
+        outcome = run.go()
+    for shard, final in zip(shards, finished, strict=True):
+        (output / shard.name).rename(output / final.name)
+    return outcome
 
 
 @dataclass
@@ -248,7 +257,7 @@ class _Run:
         path = self.jobs[0].output / name
 
         def work() -> None:
-            outcome.shard_digests[name], tensors = hash_shard(path, spans)
+            outcome.shard_digests[name.removesuffix(UNFINISHED)], tensors = hash_shard(path, spans)
             outcome.tensor_digests.update(tensors)
 
         return lambda: self.executor.submit_here(work)

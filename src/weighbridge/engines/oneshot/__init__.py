@@ -1,0 +1,144 @@
+"""The calibrated engine: llm-compressor's ``oneshot`` on a model that transformers loads, driven by the recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weighbridge.engines.oneshot.calibrate import Passed, calibrate, quantize_in_memory
+from weighbridge.engines.oneshot.coverage import starved, table
+from weighbridge.engines.oneshot.dataset import for_miniature, open_rows, with_file
+from weighbridge.engines.oneshot.load import load_model, load_tokenizer
+from weighbridge.engines.oneshot.modifiers import Modifiers, make_modifiers
+from weighbridge.engines.oneshot.record import Record, make_record
+from weighbridge.engines.oneshot.samples import Samples, make_samples, take_samples
+from weighbridge.engines.oneshot.save import save_shards
+from weighbridge.engines.quiet import quieted
+from weighbridge.errors import RecipeError
+from weighbridge.plan import Plan
+from weighbridge.progress import Progress
+from weighbridge.recipe import LoadedRecipe
+from weighbridge.recipe.calibration import Calibration
+from weighbridge.report import Section
+from weighbridge.resources import DEFAULT_SHARD_SIZE
+from weighbridge.roles import Role, role_of
+from weighbridge.source import MINIATURE
+from weighbridge.structure.checkpoint import Checkpoint
+
+__all__ = ["Calibrated", "Record", "check", "for_miniature", "quantize", "with_file"]
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What a calibrated build says of itself.
+
+    Attributes:
+        sections: for the report: what was used, and what each layer's experts saw of it.
+        record: what calibration really used; None where nothing needed data.
+    """
+
+    sections: tuple[Section, ...] = ()
+    record: Record | None = None
+
+
+def check(loaded: LoadedRecipe, source: Checkpoint) -> None:
+    """Refuse what can be refused before a model is loaded; `quantize` would refuse the same.
+
+    Rows are rendered and tokenized only if `source` lies on disk.
+
+    Raises:
+        RecipeError: a modifier that is wrong; data that nothing uses, or none where they are needed.
+        DatasetError: a data set that cannot be read, has too few rows, or rows that are no text.
+        StructureError: a line of a ``.jsonl`` file that is no JSON object.
+        BuildError: the tokenizer cannot be loaded.
+    """
+    modifiers = make_modifiers(loaded)
+    calibration = _calibration(loaded, modifiers, source)
+    if calibration is None:
+        return
+    with quieted():
+        if source.directory is None:
+            take_samples(calibration, open_rows(calibration, miniature=is_miniature(source)))
+        else:
+            _samples(calibration, source, load_tokenizer(source.directory, where=source.label))
+
+
+def quantize(
+    plan: Plan,
+    source: Checkpoint,
+    output: Path,
+    *,
+    device: str | None,
+    progress: Progress,
+    shard_size: int = DEFAULT_SHARD_SIZE,
+) -> Calibrated:
+    """Write quantized shards into `output` (an existing directory) with ``oneshot``, in compressed-tensors' layout.
+
+    Nothing else is written there, and until the last shard is whole nothing that looks like one.
+
+    Args:
+        shard_size: bytes of tensors at which a new file is begun.
+
+    Raises:
+        RecipeError, DatasetError, StructureError: as `check`.
+        BuildError: the model cannot be loaded, or upstream stopped, or a shard cannot be written.
+    """
+    assert source.directory is not None
+    modifiers = make_modifiers(plan.loaded)
+    calibration = _calibration(plan.loaded, modifiers, source)
+    with quieted():
+        tokenizer = load_tokenizer(source.directory, where=source.label)
+        samples = None if calibration is None else _samples(calibration, source, tokenizer)
+        model = load_model(source.directory, device=device, where=source.label)
+        if calibration is None or samples is None:
+            quantize_in_memory(model, tokenizer, modifiers, where=source.label)
+            save_shards(model, output, shard_size=shard_size, progress=progress)
+            return Calibrated()
+        passed = calibrate(model, tokenizer, modifiers, samples, calibration, where=source.label)
+        save_shards(model, output, shard_size=shard_size, progress=progress)
+    record = make_record(calibration, samples, modifiers.names)
+    return Calibrated((_section(plan, calibration, passed, record),), record)
+
+
+def is_miniature(source: Checkpoint) -> bool:
+    """Whether a source is the built-in miniature."""
+    return source.label == MINIATURE
+
+
+def _calibration(loaded: LoadedRecipe, modifiers: Modifiers, source: Checkpoint) -> Calibration | None:
+    """The calibration as it will be done on `source`."""
+    calibration = loaded.recipe.calibration
+    if modifiers.needing_data and calibration is None:
+        raise RecipeError(
+            f"{modifiers.needing_data[0]} must see calibration data, and the recipe names none",
+            where=loaded.document.where,
+            remedy="add calibration (recipes/README.md)",
+        )
+    if calibration is None:
+        return None
+    if not modifiers.needing_data:
+        raise RecipeError(
+            "nothing in the recipe uses calibration data: activations are dynamic and no modifier looks at them",
+            where=loaded.location("calibration"),
+            remedy="take calibration out",
+        )
+    return for_miniature(calibration) if is_miniature(source) else calibration
+
+
+def _samples(calibration: Calibration, source: Checkpoint, tokenizer: Any) -> Samples:
+    return make_samples(calibration, open_rows(calibration, miniature=is_miniature(source)), tokenizer)
+
+
+def _section(plan: Plan, calibration: Calibration, passed: Passed, record: Record) -> Section:
+    coverage = passed.coverage
+    seen = [count for layer in coverage for count in layer.seen]
+    reached = f"; each of {len(seen):,} experts saw {min(seen):,} or more" if seen else ""
+    quantized = any(role_of(module) is Role.EXPERTS for module in plan.schemes)
+    return Section(
+        title="the calibration",
+        summary=f"{record.tokens:,} tokens of {len(record.rows):,} samples{reached}",
+        findings=(*(starved(coverage, calibration.least_tokens) if quantized else ()), *passed.findings),
+        facts=record.facts,
+        tables=(table(coverage),) if coverage else (),
+    )

@@ -1,0 +1,163 @@
+"""Passing data through a model with llm-compressor's modifiers at work on it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from weighbridge.engines.oneshot.coverage import ExpertCoverage, check_sums, watching
+from weighbridge.engines.oneshot.modifiers import Modifiers
+from weighbridge.engines.oneshot.samples import Samples
+from weighbridge.errors import BuildError, first_line
+from weighbridge.recipe.calibration import Calibration
+from weighbridge.report import Finding, Severity
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+
+TELLING = ("Hessian inversion failed", "Skipping smooth_layer", "without statistics")
+"""What llm-compressor only logs and a build has to say: rounded to nearest after all, not smoothed, not observed."""
+
+
+@dataclass(frozen=True)
+class Passed:
+    """What there is to say once data have passed through a model.
+
+    Attributes:
+        coverage: what each expert saw; empty for a model without experts.
+        findings: what llm-compressor warned of, if it bears on the result.
+    """
+
+    coverage: tuple[ExpertCoverage, ...]
+    findings: tuple[Finding, ...]
+
+
+def quantize_in_memory(model: Any, tokenizer: Any, modifiers: Modifiers, *, where: str) -> None:
+    """Apply modifiers that need no data to a model.
+
+    Raises:
+        BuildError: upstream stopped.
+    """
+    with _deterministic(0), _upstream(model, where=where) as oneshot:
+        oneshot(model=model, processor=tokenizer, recipe=list(modifiers.instances))
+
+
+def calibrate(
+    model: Any, tokenizer: Any, modifiers: Modifiers, samples: Samples, calibration: Calibration, *, where: str
+) -> Passed:
+    """Apply modifiers to a model while it sees the samples, layer by layer, each modifier with a pass of its own.
+
+    A scale that no sample reaches is NaN afterwards, not what lay in memory.
+
+    Raises:
+        BuildError: upstream stopped, or the counts do not add up.
+    """
+    with (
+        _deterministic(calibration.seed),
+        watching(model) as watch,
+        _warnings() as warnings,
+        _upstream(model, where=where) as oneshot,
+    ):
+        oneshot(
+            model=model,
+            processor=tokenizer,
+            recipe=list(modifiers.instances),
+            dataset=_loader(samples.batches(calibration.batch_size), watch.begin),
+            moe_calibrate_all_experts=calibration.experts == "all",
+        )
+        coverage = watch.coverage()
+    check_sums(coverage, samples.tokens)
+    findings = (Finding("calibration/upstream", Severity.WARNING, "llm-compressor", warning) for warning in warnings)
+    return Passed(coverage, tuple(findings))
+
+
+def _loader(batches: Sequence[Sequence[Sequence[int]]], begin: Any) -> DataLoader[Any]:
+    """The batches as llm-compressor takes them; `begin` is called whenever a pass over them begins."""
+    import torch
+    from torch.utils.data import DataLoader
+
+    class Passes(DataLoader[Any]):
+        def __iter__(self) -> Any:
+            begin()
+            return super().__iter__()
+
+    tensors = [torch.tensor(batch) for batch in batches]
+    inputs = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in tensors]
+    return Passes(inputs, batch_size=None)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _upstream(model: Any, *, where: str) -> Iterator[Any]:
+    """llm-compressor's ``oneshot``, on the model's own device; its errors, of whatever kind, become one sentence."""
+    import torch
+    from compressed_tensors.quantization.lifecycle import apply
+    from compressed_tensors.utils import patch_attr
+    from llmcompressor import oneshot
+    from llmcompressor.core import reset_session
+    from llmcompressor.pipelines.cache import IntermediatesCache
+    from llmcompressor.pipelines.sequential import pipeline
+
+    text_config = model.config.get_text_config(decoder=True)
+    try:
+        with ExitStack() as stack:
+            # The layers of Gemma 4 differ in heads and their size; upstream reads one number for all, and for a scheme
+            # per tensor does not use it.
+            stack.enter_context(patch_attr(text_config, "allow_global_per_layer_attribute_access", True))
+            # The pipeline takes the first accelerator of the machine, whatever device was asked for.
+            stack.enter_context(patch_attr(pipeline, "get_main_device", lambda: model.device))
+            if not torch.accelerator.is_available():
+                # AWQ pins what it has cached, to copy it to an accelerator faster, and stops where there is none.
+                stack.enter_context(patch_attr(IntermediatesCache, "pin_memory", lambda *_: None))
+            # This bar shows whatever TQDM_DISABLE says, and this warning is for developers of torch.
+            stack.enter_context(patch_attr(apply, "tqdm", lambda items, **_: items))
+            stack.enter_context(patch_attr(logging.getLogger("torch.fx._symbolic_trace"), "disabled", True))
+            yield oneshot
+    except Exception as error:  # a modifier may raise anything, and some raise Exception itself
+        raise BuildError(f"llm-compressor stopped: {first_line(error)}", where=where) from error
+    finally:
+        reset_session()  # it holds the model
+
+
+@contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """Collect what llm-compressor logs until the block ends, as far as it is `TELLING`, each once."""
+    from loguru import logger
+
+    found: list[str] = []
+
+    def keep(message: Any) -> None:
+        text = message.record["message"]
+        if any(words in text for words in TELLING) and text not in found:
+            found.append(text)
+
+    handler = logger.add(keep, level="INFO")
+    try:
+        yield found
+    finally:
+        logger.remove(handler)
+
+
+@contextmanager
+def _deterministic(seed: int) -> Iterator[None]:
+    """Torch with this seed, deterministic algorithms, and NaN in memory that nothing has written to."""
+    import torch
+    from torch.utils import deterministic
+
+    os.environ.setdefault(CUBLAS, ":4096:8")  # read when cuBLAS is first used
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+            deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]

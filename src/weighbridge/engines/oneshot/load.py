@@ -1,0 +1,45 @@
+"""The model and its tokenizer from a directory, without network: what llm-compressor calibrates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from weighbridge.errors import BuildError, first_line
+
+
+def load_tokenizer(directory: Path, *, where: str) -> Any:
+    """The tokenizer alone: Gemma 4's processor needs torchvision, which text does not.
+
+    Raises:
+        BuildError: there is none, or transformers cannot load it.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except (ValueError, KeyError, OSError, TypeError, ImportError) as error:
+        raise BuildError(f"its tokenizer cannot be loaded ({first_line(error)})", where=where) from error
+
+
+def load_model(directory: Path, *, device: str | None, where: str) -> Any:
+    """The model with its experts one by one, in the dtype in which it is stored.
+
+    llm-compressor loads experts one by one where a checkpoint stores them so, and splits them once they are loaded
+    where it stores them fused.
+
+    Raises:
+        BuildError: transformers does not know the architecture, or cannot load it.
+    """
+    from llmcompressor.modeling.moe.linearize import load_quantizable_moe
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    try:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True)
+        sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        loader = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+        with load_quantizable_moe(loader):
+            return loader.from_pretrained(directory, dtype="auto", device_map=device, local_files_only=True)
+    except (ValueError, KeyError, RuntimeError, NotImplementedError, OSError, ImportError) as error:
+        raise BuildError(f"the model cannot be loaded ({first_line(error)})", where=where) from error
