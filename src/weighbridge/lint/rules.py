@@ -100,6 +100,7 @@ _ALL = (
     _warning("serve/group-size", "A group size that vLLM's kernels for integer weights do not know."),
     _note("serve/tensor-parallel", "Tensor-parallel sizes for which heads, widths and groups divide."),
     _note("serve/gpu", "Which GPUs run the scheme natively."),
+    _note("serve/kv-cache", "The KV cache is declared quantized."),
     _note("serve/vllm", "From which vLLM release the layout loads."),
     _note("serve/transformers", "Plain transformers does not load the experts."),
     _error("source/experts-layout", "Fused experts are not stored as they will be split.", allowable=False),

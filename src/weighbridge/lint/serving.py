@@ -38,6 +38,7 @@ def check(plan: Plan) -> Iterator[Raised]:
     if schemes:
         yield from _tensor_parallel(plan)
         yield from (Raised("serve/gpu", str(scheme), _gpus(scheme)) for scheme in schemes)
+        yield from _kv_cache(plan, declaration)
         yield from _gemma4(plan)
 
 
@@ -213,6 +214,19 @@ def _gpus(scheme: Scheme) -> str:
     if weights.type == "float":
         return "FP8 runs natively from SM 8.9 (Ada, Hopper); on Ampere Marlin kernels unpack the weights alone"
     return "INT8 runs natively from SM 7.5 (Turing) to 9.0 (Hopper); vLLM has no kernels for it on Blackwell"
+
+
+def _kv_cache(plan: Plan, declaration: Declaration) -> Iterator[Raised]:
+    if declaration.kv_cache is None:
+        return
+    scales = sum(name.endswith(".k_scale") for name in plan.predicted.structure)
+    text = f"one scale for keys and one for values of {scales} layers" if scales else "without scales: 1.0 is taken"
+    yield Raised(
+        "serve/kv-cache",
+        f"KV cache {declaration.kv_cache}",
+        f"is declared {text}; vLLM keeps keys and values in FP8 then unless --kv-cache-dtype says otherwise",
+        "compare quality on long prompts with --kv-cache-dtype auto of an undeclared build",
+    )
 
 
 def _gemma4(plan: Plan) -> Iterator[Raised]:

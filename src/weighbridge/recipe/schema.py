@@ -234,6 +234,12 @@ class Recipe(Strict):
             self._refuse("method: model_free_ptq", "modifiers", "calibration")
             if self.kv_cache is not None and self.kv_cache.scales == "calibrated":
                 raise ValueError("calibrated scales of the KV cache need method: oneshot")
+            if self.format == "modelopt":
+                raise ValueError("format: modelopt needs calibrated activations, and so method: oneshot or convert")
+        if self.format == "modelopt" and self.kv_cache is not None and self.kv_cache.scales == "calibrated":
+            raise ValueError(
+                "scales of the KV cache are not written in modelopt's format here; declare it: scales: none"
+            )
         return self
 
     def _refuse(self, method: str, *fields: str) -> None:
