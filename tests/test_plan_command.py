@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
+from tests.conftest import Command
 from tests.planning import KEPT, MINI, REAL, ROOT, recipe, recipe_text
 from weighbridge.commands import build, validate
 from weighbridge.diff import diff
@@ -39,29 +39,10 @@ ROLES = {
 PARAMETERS = 25_805_936_206
 
 
-class Answer(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def report(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.out)
-        return found
-
-
-Run = Callable[..., Answer]
-
-
 @pytest.fixture
-def plan(capsys: pytest.CaptureFixture[str]) -> Run:
+def plan(call_build: Command) -> Command:
     """``build.py … --plan`` in this process."""
-
-    def run(*arguments: str | Path) -> Answer:
-        code = build.main([*map(str, arguments), "--plan"])
-        return Answer(code, *capsys.readouterr())
-
-    return run
+    return lambda *arguments: call_build(*arguments, "--plan")
 
 
 def write(directory: Path, **keys: Any) -> Path:
@@ -73,7 +54,7 @@ def write(directory: Path, **keys: Any) -> Path:
 # --- the real model ---------------------------------------------------------------------------------------------------
 
 
-def test_text_has_the_role_table_and_the_totals(plan: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_has_the_role_table_and_the_totals(plan: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     answer = plan(RECIPE, "--model", REAL_LOCK)
     lines = answer.out.splitlines()
@@ -88,7 +69,7 @@ def test_text_has_the_role_table_and_the_totals(plan: Run, monkeypatch: pytest.M
     assert "\nPASS  " in answer.out
 
 
-def test_rows_of_the_table_add_up_to_its_total(plan: Run) -> None:
+def test_rows_of_the_table_add_up_to_its_total(plan: Command) -> None:
     (table,) = plan(RECIPE, "--model", REAL_LOCK, "--format", "json").report["sections"][0]["tables"]
     columns = [table["columns"].index(name) for name in ("modules", "parameters", "bytes before", "bytes after")]
     *rows, total = table["rows"]
@@ -98,7 +79,7 @@ def test_rows_of_the_table_add_up_to_its_total(plan: Run) -> None:
     assert (total[columns[0]], total[columns[3]]) == (sum(figures[0] for figures in ROLES.values()), BYTES)
 
 
-def test_json_is_versioned_and_has_a_section_for_the_plan_and_one_for_each_reference(plan: Run) -> None:
+def test_json_is_versioned_and_has_a_section_for_the_plan_and_one_for_each_reference(plan: Command) -> None:
     report = plan(RECIPE, "--model", REAL_LOCK, "--format", "json").report
     assert (report["schema_version"], report["command"], report["holds"]) == (1, "plan", True)
     decided, published = report["sections"]
@@ -109,7 +90,7 @@ def test_json_is_versioned_and_has_a_section_for_the_plan_and_one_for_each_refer
     assert difference["explained"]
 
 
-def test_lock_reads_back_as_the_plan(plan: Run, tmp_path: Path) -> None:
+def test_lock_reads_back_as_the_plan(plan: Command, tmp_path: Path) -> None:
     path = tmp_path / "lock.yaml"
     answer = plan(RECIPE, "--model", REAL_LOCK, "--format", "lock", "--report", path)
     assert (answer.code, path.read_text()) == (0, answer.out)
@@ -119,7 +100,7 @@ def test_lock_reads_back_as_the_plan(plan: Run, tmp_path: Path) -> None:
 
 
 def test_lock_differs_from_the_published_build_in_the_tied_head_alone(
-    plan: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    plan: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "lock.yaml"
     plan(RECIPE, "--model", REAL_LOCK, "--format", "lock", "--report", path)
@@ -129,13 +110,13 @@ def test_lock_differs_from_the_published_build_in_the_tied_head_alone(
     assert (code, errors) == (1, [("diff/only-in-reference", "lm_head.weight")])
 
 
-def test_nvfp4_weights_are_planned_for_layers_whose_values_are_the_keys(plan: Run, tmp_path: Path) -> None:
+def test_nvfp4_weights_are_planned_for_layers_whose_values_are_the_keys(plan: Command, tmp_path: Path) -> None:
     answer = plan(write(tmp_path, scheme="NVFP4A16"), "--model", REAL_LOCK, "--reference", "none")
     assert answer.code == 0
     assert "self_attn (5)" in answer.out
 
 
-def test_group_size_128_is_refused_and_nothing_is_promised(plan: Run, tmp_path: Path) -> None:
+def test_group_size_128_is_refused_and_nothing_is_promised(plan: Command, tmp_path: Path) -> None:
     answer = plan(write(tmp_path, scheme="W4A16"), "--model", REAL_LOCK, "--reference", "none")
     assert answer.code == 1
     assert all(word in answer.out for word in ("width 704", "width 2112", "32 or 64", "FAIL", "cannot be built so"))
@@ -145,20 +126,20 @@ def test_group_size_128_is_refused_and_nothing_is_promised(plan: Run, tmp_path: 
 
 
 @pytest.mark.parametrize("model", ["a lock", "mini", "a directory"])
-def test_the_miniature_is_planned_for_by_lock_by_name_and_by_directory(model: str, plan: Run, mini: Path) -> None:
+def test_the_miniature_is_planned_for_by_lock_by_name_and_by_directory(model: str, plan: Command, mini: Path) -> None:
     answer = plan(RECIPE, "--model", {"a lock": MINI_LOCK, "mini": "mini", "a directory": mini}[model])
     assert answer.code == 0
     assert "481 tensors, 10,649,132 bytes, 185 modules quantized" in answer.out
     assert "against weighbridge/gemma-4-mini-FP8-dynamic (exact): all 481 names" in " ".join(answer.out.split())
 
 
-def test_references_of_another_base_are_not_held_against_the_plan(plan: Run) -> None:
+def test_references_of_another_base_are_not_held_against_the_plan(plan: Command) -> None:
     report = plan(RECIPE, "--model", ROOT / "tests/data/odd-parts.yaml", "--format", "json").report
     assert [section["title"] for section in report["sections"]] == ["the plan"]
 
 
 @pytest.mark.parametrize("reference", ["none", PUBLISHED])
-def test_reference_is_chosen_on_the_command_line(reference: str, plan: Run) -> None:
+def test_reference_is_chosen_on_the_command_line(reference: str, plan: Command) -> None:
     report = plan(RECIPE, "--model", REAL_LOCK, "--reference", reference, "--format", "json").report
     assert len(report["sections"]) == (1 if reference == "none" else 2)
     assert report["holds"]  # the recipe's own explanations go with a reference that it names
@@ -167,19 +148,19 @@ def test_reference_is_chosen_on_the_command_line(reference: str, plan: Run) -> N
 # --- exit codes -------------------------------------------------------------------------------------------------------
 
 
-def test_warnings_and_notes_pass(plan: Run, tmp_path: Path) -> None:
+def test_warnings_and_notes_pass(plan: Command, tmp_path: Path) -> None:
     answer = plan(write(tmp_path, ignore=KEPT[1:]), "--model", MINI_LOCK, "--reference", "none")
     assert (answer.code, "warning serve/tied-head" in answer.out) == (0, True)
 
 
-def test_a_lint_error_fails(plan: Run, tmp_path: Path) -> None:
+def test_a_lint_error_fails(plan: Command, tmp_path: Path) -> None:
     answer = plan(write(tmp_path, ignore=[*KEPT, "embed_tokens"]), "--model", MINI_LOCK, "--reference", "none")
     assert (answer.code, answer.err) == (1, "")
     assert "did you mean re:.*embed_tokens$?" in answer.out
     assert "FAIL" in answer.out
 
 
-def test_an_unexplained_difference_fails(plan: Run) -> None:
+def test_an_unexplained_difference_fails(plan: Command) -> None:
     answer = plan(RECIPE, "--model", REAL_LOCK, "--reference", PUBLISHED_NVFP4)
     assert answer.code == 1
     assert "weight_packed" in answer.out
@@ -196,14 +177,14 @@ def test_an_unexplained_difference_fails(plan: Run) -> None:
     ],
 )
 def test_what_cannot_be_judged_is_one_sentence_on_standard_error(
-    arguments: tuple[str, ...], sentence: str, plan: Run
+    arguments: tuple[str, ...], sentence: str, plan: Command
 ) -> None:
     answer = plan(*arguments)
     assert (answer.code, answer.out, answer.err.count("\n")) == (2, "", 1)
     assert sentence in answer.err
 
 
-def test_report_file_has_what_is_printed(plan: Run, tmp_path: Path) -> None:
+def test_report_file_has_what_is_printed(plan: Command, tmp_path: Path) -> None:
     answer = plan(RECIPE, "--model", MINI_LOCK, "--format", "markdown", "--report", tmp_path / "plan.md")
     assert (tmp_path / "plan.md").read_text() == answer.out
     assert answer.out.startswith("# plan: ")
