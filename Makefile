@@ -13,7 +13,7 @@ RECIPES := fp8-dynamic fp8-dynamic-norouter fp8-dynamic-kv8 fp8-block w4a16 w4a1
 OPTIONS = $(if $(MODEL),--model $(MODEL)) $(if $(OUTPUT),--output $(OUTPUT)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo plan test test-all check reference miniature-locks bench clean $(RECIPES)
+.PHONY: help env demo plan key reproduce publish test test-all check reference miniature-locks bench clean $(RECIPES)
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -55,6 +55,15 @@ mxfp4: ## MXFP4 weights and activations
 
 $(RECIPES): $(STAMP)
 	$(BIN)/python build.py $@ $(OPTIONS)
+
+key: $(STAMP) ## a key pair for trying out signatures: KEY=key.pem
+	$(BIN)/python -m weighbridge.commands.key $(or $(KEY),key.pem) $(ARGS)
+
+reproduce: $(STAMP) ## build CHECKPOINT= again from its evidence and compare the bytes; MODEL= where its base is
+	$(BIN)/python -m weighbridge.commands.reproduce $(CHECKPOINT) $(if $(MODEL),--model $(MODEL)) $(if $(OUTPUT),--output $(OUTPUT)) $(ARGS)
+
+publish: $(STAMP) ## upload CHECKPOINT= to REPO=org/name after checking its evidence; KEY= who must have signed it
+	$(BIN)/python -m weighbridge.commands.publish $(CHECKPOINT) $(REPO) $(if $(KEY),--key $(KEY)) $(ARGS)
 
 test: $(STAMP) ## the tests that CI and a newcomer run
 	$(BIN)/python -m pytest -n 2

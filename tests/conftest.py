@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, settings
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from weighbridge.commands import build, validate
+from weighbridge.evidence.signing import make_key_pair
 from weighbridge.source import make_miniature
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -121,6 +122,25 @@ def mini_build(mini_building: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def signed_builds(once: Once, mini: Path) -> Path:
+    """A directory with ``build`` and ``older``, two builds of the miniature with the same bytes and other times; ``other``,
+    of another recipe; all signed with ``key.pem``; and ``other.pem``, the key of somebody else.
+    """
+
+    def make(directory: Path) -> None:
+        for name in ("key", "other"):
+            make_key_pair(directory / f"{name}.pem", directory / f"{name}.pub.pem", curve="P-256")
+        for name, recipe in (("older", "fp8-dynamic"), ("other", "fp8-block"), ("build", "fp8-dynamic")):
+            place = directory / name
+            outcome = run_script(
+                "build.py", recipe, "--model", "mini", "--output", place, "--sign", directory / "key.pem"
+            )
+            assert outcome.code == 0, outcome.err + outcome.out
+
+    return once("signed-builds", make)
+
+
+@pytest.fixture(scope="session")
 def run_build() -> Command:
     """``python build.py …`` in a process of its own."""
     return lambda *arguments, **options: run_script("build.py", *arguments, **options)
@@ -135,13 +155,13 @@ def run_validate() -> Command:
 @pytest.fixture
 def call_build() -> Command:
     """build.py in this process."""
-    return lambda *arguments: _call(build.main, arguments)
+    return lambda *arguments: call_main(build.main, arguments)
 
 
 @pytest.fixture
 def call_validate() -> Command:
     """validate.py in this process."""
-    return lambda *arguments: _call(validate.main, arguments)
+    return lambda *arguments: call_main(validate.main, arguments)
 
 
 @pytest.fixture
@@ -179,7 +199,8 @@ def kept_outcome(directory: Path) -> Outcome:
     return Outcome(**json.loads((directory / "outcome.json").read_text()))
 
 
-def _call(main: Callable[[Sequence[str]], int], arguments: Sequence[str | Path]) -> Outcome:
+def call_main(main: Callable[[Sequence[str]], int], arguments: Sequence[str | Path]) -> Outcome:
+    """A command in this process."""
     out, err = StringIO(), StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         try:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from weighbridge import shards
+from weighbridge import evidence, shards
 from weighbridge.identity import Identity, digest_files, identify, pinned_files
 from weighbridge.plan import Plan, make_plan, plan_rewrite
 from weighbridge.plan.declare import compressed_tensors_config, declaration_of
@@ -25,6 +26,7 @@ from weighbridge.structure.names import compact
 from weighbridge.validation import validate
 
 if TYPE_CHECKING:
+    from weighbridge.engines.oneshot import Record
     from weighbridge.engines.streaming import Outcome
 
 Engine = Literal["streaming", "upstream"]
@@ -42,6 +44,7 @@ class BuildRequest:
         engine: for data-free recipes, this project's own engine or ``llmcompressor.model_free_ptq``.
         resources: devices, workers, memory, and the size at which a new shard is begun.
         force: replace an output that is not empty, once the new build is whole.
+        signer: who signs the evidence; None leaves it unsigned, and saying so.
     """
 
     loaded: LoadedRecipe
@@ -51,6 +54,7 @@ class BuildRequest:
     engine: Engine = "streaming"
     resources: Resources = field(default_factory=Resources)
     force: bool = False
+    signer: evidence.Signer | None = None
 
 
 def build(request: BuildRequest, *, progress: Progress) -> Report:
@@ -59,6 +63,7 @@ def build(request: BuildRequest, *, progress: Progress) -> Report:
     Raises:
         WeighbridgeError: the build could not start or not finish; the output is as it was.
     """
+    started = datetime.now(UTC)
     recipe = request.loaded.recipe
     check_target(request.output, force=request.force, source=request.source.directory)
     lock = base_of_source(request.source, preferred=recipe.base.model)
@@ -86,22 +91,42 @@ def build(request: BuildRequest, *, progress: Progress) -> Report:
         made = (_stream if streaming else _through_upstream)(plan, source, staging, request, progress)
         shards.write_config(staging.checkpoint, plan)
         shards.carry_files(source, staging.checkpoint)
-        built = replace(open_directory(staging.checkpoint), label=str(request.output))
         beside = digest_files(source, pinned_files(source, lock), progress=progress)
-        identity = identify(source, lock, {**made.source_digests, **beside})
+        shards.finish(staging.checkpoint)
+        built = replace(open_directory(staging.checkpoint), label=str(request.output))
+        identity = identify(source, lock, {**made.outcome.source_digests, **beside})
         context = [identity.section(source), *made.sections, scales_section(built, plan.fused_groups)]
+        context.append(evidence.licence_section(source, recipe))
         report = _judge(built, plan, references, identity, context)
         if report.holds:
+            account = evidence.Account(
+                plan=plan,
+                source=replace(source, origin=request.source.origin),
+                identity=identity,
+                references=references,
+                reports={evidence.MAIN_REPORT: report},
+                shard_digests=made.outcome.shard_digests,
+                tensor_digests=made.outcome.tensor_digests,
+                engine="streaming" if streaming else "upstream",
+                device=request.resources.devices[0].partition(":")[0],
+                shard_size=request.resources.shard_size,
+                named_references=request.references,
+                started=started,
+                stages=progress.stages,
+                calibration=made.calibration,
+            )
+            evidence.write(staging.checkpoint, account, signer=request.signer, progress=progress)
             staging.commit()
     return report
 
 
 @dataclass(frozen=True)
 class _Made:
-    """What an engine says of its work: how it went, and the digests that it took on the way."""
+    """What an engine says of its work: how it went, the digests that it took on the way, and what it calibrated with."""
 
     sections: Sequence[Section]
-    source_digests: Mapping[str, str]
+    outcome: Outcome
+    calibration: Mapping[str, Any] | None = None
 
 
 def _stream(plan: Plan, source: Checkpoint, staging: Staging, request: BuildRequest, progress: Progress) -> _Made:
@@ -116,7 +141,7 @@ def _stream(plan: Plan, source: Checkpoint, staging: Staging, request: BuildRequ
     if staging.others:
         facts["staging of other builds, left alone"] = ", ".join(map(str, staging.others))
     section = Section("the build", summary, facts=facts)
-    return _Made([section, *_reciprocals(outcome.inexact, plan)], outcome.source_digests)
+    return _Made([section, *_reciprocals(outcome.inexact, plan)], outcome)
 
 
 def _through_upstream(
@@ -127,11 +152,14 @@ def _through_upstream(
     unfinished = staging.directory / "unfinished"
     unfinished.mkdir()
     sections: list[Section] = []
+    record: Record | None = None
     if plan.loaded.recipe.method == "oneshot":
         from weighbridge.engines import oneshot
 
         by = "llmcompressor.oneshot"
-        sections += oneshot.quantize(plan, source, unfinished, device=device, progress=progress).sections
+        calibrated = oneshot.quantize(plan, source, unfinished, device=device, progress=progress)
+        sections += calibrated.sections
+        record = calibrated.record
     else:
         from weighbridge.engines import upstream
 
@@ -142,7 +170,7 @@ def _through_upstream(
     relaid = plan_rewrite(plan.loaded, written, Conversion())
     outcome = _write(relaid, written, source, staging, request, progress)
     made = [Section("the build", f"made by {by}"), *sections, *_reciprocals(outcome.inexact, relaid)]
-    return _Made(made, outcome.source_digests)
+    return _Made(made, outcome, None if record is None else asdict(record))
 
 
 def _write(
@@ -150,7 +178,7 @@ def _write(
 ) -> Outcome:
     from weighbridge.engines import streaming
 
-    outcome = streaming.write(
+    return streaming.write(
         plan,
         source,
         staging.checkpoint,
@@ -159,8 +187,6 @@ def _write(
         resources=request.resources,
         progress=progress,
     )
-    shards.write_index(staging.checkpoint)
-    return outcome
 
 
 def _reciprocals(inexact: Sequence[str], plan: Plan) -> list[Section]:

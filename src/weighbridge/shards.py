@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,10 @@ from weighbridge.structure.checkpoint import CONFIG_FILE, INDEX_FILE, SINGLE_FIL
 from weighbridge.structure.header import read_header
 from weighbridge.structure.layout import Layout, lay_out
 from weighbridge.structure.tensors import Tensor, payload_bytes
+
+
+UNFINISHED = ".part"
+"""Ends the name of a shard that is not whole: what a killed build leaves is no checkpoint to anybody."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,22 @@ def open_shards(directory: Path, quantization: Mapping[str, Any], *, label: str)
     )
 
 
-def write_index(directory: Path) -> None:
+def unfinished(shard: OutputShard, directory: Path) -> OutputShard:
+    """A shard under the name that it has while it grows, where an earlier run may have come further."""
+    growing = replace(shard, name=f"{shard.name}{UNFINISHED}")
+    if (directory / shard.name).exists():
+        (directory / shard.name).rename(directory / growing.name)
+    return growing
+
+
+def finish(directory: Path) -> None:
+    """Give shards that are whole their own names, and write the index. All else of the checkpoint is there already."""
+    for path in sorted(directory.glob(f"*{UNFINISHED}")):
+        path.rename(path.with_name(path.name.removesuffix(UNFINISHED)))
+    _write_index(directory)
+
+
+def _write_index(directory: Path) -> None:
     """Write ``model.safetensors.index.json`` for several shards; remove what stands there for one."""
     path = directory / INDEX_FILE
     path.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from weighbridge.build import BuildRequest, build
 from weighbridge.commands.run import Parser, check_writable, hand_over, run
 from weighbridge.conversion_base import build_base, predict_base
 from weighbridge.errors import RecipeError, WeighbridgeError
+from weighbridge.evidence import open_signer
 from weighbridge.plan import make_plan
 from weighbridge.plan_report import report_plan
 from weighbridge.progress import Progress
@@ -77,6 +78,7 @@ def _build(options: argparse.Namespace, loaded: LoadedRecipe) -> int:
             ray=options.ray if options.executor == "ray" else None,
         ),
         force=options.force,
+        signer=open_signer(options.sign) if options.sign else None,
     )
     report = build(request, progress=Progress())
     return hand_over(report, text=PRESENTERS[options.format](report), report_path=options.report)
@@ -170,6 +172,11 @@ def _parser() -> argparse.ArgumentParser:
         choices=(*PRESENTERS, LOCK),
         default="text",
         help="how the report is written; lock: a plan's structure",
+    )
+    parser.add_argument(
+        "--sign",
+        metavar="KEY.pem|sigstore",
+        help="sign the evidence with this private key (P-256, P-384 or P-521; 'make key' makes one), or through Sigstore",
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="also write the report to this file")
     return parser

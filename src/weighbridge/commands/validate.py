@@ -8,15 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from weighbridge.cache import write_atomically
+from weighbridge.commands.audit import add_options, audit_sections
 from weighbridge.commands.run import Parser, check_writable, hand_over, run
-from weighbridge.conversion_base import locked_base
-from weighbridge.errors import StructureError, WeighbridgeError
-from weighbridge.lint.merged import MERGED
-from weighbridge.plan import Plan, find_fused_groups, make_plan
+from weighbridge.errors import EvidenceError, WeighbridgeError
+from weighbridge.evidence.signing import SigstoreVerifier, Verifier, open_verifier
+from weighbridge.evidence.verify import verify
+from weighbridge.expectation import expected_of, values_of
+from weighbridge.plan import Plan
+from weighbridge.progress import Progress
 from weighbridge.recipe import load_recipe
-from weighbridge.references import NO_REFERENCE, AgainstReference, base_of_build, find_references
-from weighbridge.report import PRESENTERS, Section
-from weighbridge.scales import scales_section
+from weighbridge.references import NO_REFERENCE, AgainstReference
+from weighbridge.report import PRESENTERS
+from weighbridge.source import fetch, open_model
 from weighbridge.structure.checkpoint import Checkpoint
 from weighbridge.structure.lock import write_lock
 from weighbridge.structure.opening import open_checkpoint
@@ -27,6 +30,8 @@ examples:
   python validate.py builds/mini-fp8-dynamic --recipe fp8-dynamic
   python validate.py builds/mini-fp8-dynamic --reference references/weighbridge/gemma-4-mini-FP8-dynamic.yaml
   python validate.py RedHatAI/gemma-4-26B-A4B-it-FP8-dynamic --write-lock reference.yaml
+  python validate.py builds/mini-fp8-dynamic --source mini --recipe fp8-dynamic
+  python validate.py builds/mini-fp8-dynamic --evidence --key key.pub.pem --source mini
 
 CHECKPOINT and REF are a directory, a hub id org/name[@revision] (its headers alone are read), or a structure lock.
 exit codes: 0 holds; 1 judged and found wanting; 2 could not judge
@@ -42,20 +47,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _validate(options: argparse.Namespace) -> int:
     check_writable(options.report)
     check_writable(options.write_lock)
+    if options.evidence:
+        return _verify(options)
+    if options.key or options.identity or options.issuer:
+        raise EvidenceError("are about evidence", where="--key, --identity and --issuer", remedy="add --evidence")
     checkpoint = open_checkpoint(options.checkpoint)
     plan, references = _held_against(checkpoint, options.recipe, options.reference)
-    report = validate(checkpoint, plan=plan, references=references, context=_values(checkpoint, plan))
+    context = values_of(checkpoint, plan)
+    if options.source:
+        context += audit_sections(checkpoint, options, load_recipe(options.recipe) if options.recipe else None, plan)
+    report = validate(checkpoint, plan=plan, references=references, context=context)
     if options.write_lock is not None:
         _write_lock(checkpoint, options.write_lock, base=plan.predicted.origin.base if plan else "")
     return hand_over(report, text=PRESENTERS[options.format](report), report_path=options.report)
 
 
-def _values(checkpoint: Checkpoint, plan: Plan | None) -> list[Section]:
-    """What can be said of values without reading weights: the scales of whole tensors, where they lie on disk."""
-    if checkpoint.directory is None or not checkpoint.schemes:
-        return []
-    groups = plan.fused_groups if plan is not None else find_fused_groups(checkpoint.schemes, list(MERGED.values()))
-    return [scales_section(checkpoint, groups)]
+def _verify(options: argparse.Namespace) -> int:
+    if options.recipe or options.reference or options.write_lock:
+        what = "holds a checkpoint against the recipe in its own evidence"
+        raise EvidenceError(what, where="--evidence", remedy="give --recipe, --reference and --write-lock without it")
+    source = fetch(open_model(options.source)) if options.source else None
+    directory = Path(options.checkpoint)
+    report = verify(directory, verifier=_verifier(options), source=source, progress=Progress())
+    return hand_over(report, text=PRESENTERS[options.format](report), report_path=options.report)
+
+
+def _verifier(options: argparse.Namespace) -> Verifier | None:
+    if (options.identity is None) != (options.issuer is None) or (options.key and options.identity):
+        what = "either --key, or --identity with --issuer, says who is expected to have signed"
+        raise EvidenceError(what, where="--evidence")
+    if options.identity is not None:
+        return SigstoreVerifier(options.identity, options.issuer)
+    return open_verifier(options.key) if options.key else None
 
 
 def _held_against(
@@ -63,25 +86,7 @@ def _held_against(
 ) -> tuple[Plan | None, tuple[AgainstReference, ...]]:
     if recipe is None:
         return None, tuple(AgainstReference(open_checkpoint(name)) for name in named if name != NO_REFERENCE)
-    loaded = load_recipe(recipe)
-    base = base_of_build(checkpoint, preferred=loaded.recipe.base.model)
-    if base is None:
-        raise StructureError(
-            "shares no tensor with any base model that references/ has a lock of, so no plan can be made for it",
-            where=checkpoint.label,
-            remedy="hold it against a reference with --reference instead",
-        )
-    references = find_references(loaded, base, named)
-    if loaded.recipe.method != "convert":
-        return make_plan(loaded, base), references
-    start = locked_base(loaded, base)
-    if start is None:
-        raise StructureError(
-            f"references/ has no lock of a build of {base.origin.base} that this recipe converts",
-            where=loaded.document.where,
-            remedy="hold it against a reference with --reference instead",
-        )
-    return make_plan(loaded, start), references
+    return expected_of(checkpoint, load_recipe(recipe), named)
 
 
 def _write_lock(checkpoint: Checkpoint, path: Path, *, base: str) -> None:
@@ -97,7 +102,8 @@ def _write_lock(checkpoint: Checkpoint, path: Path, *, base: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="validate.py",
-        description="Check a checkpoint's names, dtypes, shapes and quantization, without reading a weight.",
+        description="Check a checkpoint's names, dtypes, shapes and quantization, without reading a weight; "
+        "or with --evidence, every byte of it and what is said of it.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -110,7 +116,23 @@ def _parser() -> argparse.ArgumentParser:
         help=f"hold it against this checkpoint (can be given again; {NO_REFERENCE}: not even the recipe's own)",
     )
     parser.add_argument("--recipe", help="hold it against what this recipe asks for, and against its references")
+    parser.add_argument(
+        "--evidence",
+        action="store_true",
+        help="check the checkpoint's evidence: read every byte, hold digests, statements, signatures, card and tensors "
+        "against each other, and say what rests on the signer's word",
+    )
+    parser.add_argument("--key", type=Path, metavar="PUB.pem", help="with --evidence: the key that must have signed it")
+    parser.add_argument("--identity", metavar="WHO", help="with --evidence: who must have signed it through Sigstore")
+    parser.add_argument("--issuer", metavar="URL", help="with --identity: who vouches for that identity")
+    parser.add_argument(
+        "--source",
+        metavar="BASE",
+        help="the base model, which every weight must derive from by the numbers (the audit); with --evidence: to be "
+        "compared with what was read by digest",
+    )
     parser.add_argument("--format", choices=tuple(PRESENTERS), default="text", help="how the report is written")
     parser.add_argument("--report", type=Path, metavar="FILE", help="also write the report to this file")
     parser.add_argument("--write-lock", type=Path, metavar="FILE", help="write the checkpoint's structure lock")
+    add_options(parser)
     return parser

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 COUNT = 256
 
 _ADJECTIVES = (
-    *("heavy", "light", "empty", "loaded", "rusty", "polished", "narrow", "broad", "quiet", "noisy"),
-    *("honest", "careful", "hasty", "patient", "northern", "early", "late", "wooden", "iron", "blue"),
+    *("heavy", "light", "hollow", "loaded", "rusty", "polished", "narrow", "broad", "quiet", "noisy"),
+    *("stubborn", "careful", "hasty", "patient", "northern", "sudden", "late", "wooden", "brass", "blue"),
 )
 _NOUNS = (
-    *("lorry", "driver", "scale", "bridge", "ticket", "inspector", "load", "axle", "gate", "lamp"),
+    *("lorry", "driver", "scale", "bridge", "ticket", "keeper", "load", "wheel", "gate", "lamp"),
     *("harbour", "river", "quarry", "mill", "baker", "ledger", "clerk", "barrel", "crate", "market"),
-    *("winter", "morning", "storm", "field", "village", "road", "signal", "engine", "cart", "stone"),
+    *("winter", "morning", "storm", "field", "village", "road", "signal", "motor", "cart", "stone"),
 )
 _VERBS = (
     *("weighs", "passes", "follows", "carries", "checks", "waits for", "pays for", "repairs", "lifts", "sells"),

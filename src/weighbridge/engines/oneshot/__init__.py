@@ -8,7 +8,7 @@ from typing import Any
 
 from weighbridge.engines.oneshot.calibrate import Passed, calibrate, quantize_in_memory
 from weighbridge.engines.oneshot.coverage import starved, table
-from weighbridge.engines.oneshot.dataset import for_miniature, open_rows, with_file
+from weighbridge.engines.oneshot.dataset import Rows, for_miniature, miniature_rows, open_rows, with_file
 from weighbridge.engines.oneshot.load import load_model, load_tokenizer
 from weighbridge.engines.oneshot.modifiers import Modifiers, make_modifiers
 from weighbridge.engines.oneshot.record import Record, make_record
@@ -59,7 +59,7 @@ def check(loaded: LoadedRecipe, source: Checkpoint) -> None:
         return
     with quieted():
         if source.directory is None:
-            take_samples(calibration, open_rows(calibration, miniature=is_miniature(source)))
+            take_samples(calibration, _rows(calibration, source))
         else:
             _samples(calibration, source, load_tokenizer(source.directory, where=source.label))
 
@@ -126,8 +126,14 @@ def _calibration(loaded: LoadedRecipe, modifiers: Modifiers, source: Checkpoint)
     return for_miniature(calibration) if is_miniature(source) else calibration
 
 
+def _rows(calibration: Calibration, source: Checkpoint) -> Rows:
+    """The rows to choose from: of a file whatever the model, of a hub's data set unless it is the miniature."""
+    own = is_miniature(source) and calibration.dataset.hub is not None
+    return miniature_rows(calibration) if own else open_rows(calibration)
+
+
 def _samples(calibration: Calibration, source: Checkpoint, tokenizer: Any) -> Samples:
-    return make_samples(calibration, open_rows(calibration, miniature=is_miniature(source)), tokenizer)
+    return make_samples(calibration, _rows(calibration, source), tokenizer)
 
 
 def _section(plan: Plan, calibration: Calibration, passed: Passed, record: Record) -> Section:

@@ -26,9 +26,8 @@ from weighbridge.structure.strict_json import parse_object
 if TYPE_CHECKING:
     import pyarrow.parquet
 
-MINIATURE_TEXT = "the miniature's own text"
 MINIATURE_LIMITS: Mapping[str, int] = {"samples": 32, "sequence_length": 128, "batch_size": 8, "least_tokens": 16}
-"""What is enough for a model of 12 million parameters: its calibration takes seconds on a CPU."""
+"""What is enough for a model of ten million parameters: its calibration takes seconds on a CPU."""
 
 _COMMIT = re.compile(r"@([0-9a-f]{40})(?:/|$)")
 
@@ -52,25 +51,35 @@ class Rows:
     sha256: str = ""
 
 
-def open_rows(calibration: Calibration, *, miniature: bool) -> Rows:
+def open_rows(calibration: Calibration) -> Rows:
     """Open the data set that a calibration names.
-
-    Args:
-        miniature: whether the model is the miniature, whose own text then stands in for a data set on the hub.
 
     Raises:
         DatasetError: not there, not of its kind, or without the column; with file and line where there is one.
-        StructureError: a line that is no JSON object.
+        StructureError: a line of a ``.jsonl`` file that is no JSON object.
     """
     dataset = calibration.dataset
     if dataset.file is None:
-        return _own_text(calibration) if miniature else _hub(dataset)
+        return _hub(dataset)
     path = Path(dataset.file)
     if not path.is_file():
         raise DatasetError("no such file", where=dataset.file, remedy="check calibration.dataset.file")
     if path.suffix == ".txt":
         return _lines(path)
     return (_json_lines if path.suffix == ".jsonl" else _parquet)(path, dataset)
+
+
+def miniature_rows(calibration: Calibration) -> Rows:
+    """The miniature's own text, in the form that the calibration renders: what stands in for a hub's data set."""
+    chat = calibration.render == "chat"
+    values: list[Any] = [
+        [{"role": "user", "content": pair.question}, {"role": "assistant", "content": pair.answer}]
+        if chat
+        else f"{pair.question} {pair.answer}"
+        for pair in exchanges()
+    ]
+    name = f"the miniature's own text in place of {calibration.dataset.hub}"
+    return Rows(name, len(values), lambda rows: [values[row] for row in rows])
 
 
 def for_miniature(calibration: Calibration) -> Calibration:
@@ -109,18 +118,6 @@ def choose_rows(count: int, samples: int, seed: int) -> tuple[int, ...]:
         return hashlib.sha256(struct.pack("<QQ", seed, row)).digest()
 
     return tuple(nsmallest(samples, range(count), key=digest))
-
-
-def _own_text(calibration: Calibration) -> Rows:
-    chat = calibration.render == "chat"
-    values: list[Any] = [
-        [{"role": "user", "content": pair.question}, {"role": "assistant", "content": pair.answer}]
-        if chat
-        else f"{pair.question} {pair.answer}"
-        for pair in exchanges()
-    ]
-    name = f"{MINIATURE_TEXT} in place of {calibration.dataset.hub}"
-    return Rows(name, len(values), lambda rows: [values[row] for row in rows])
 
 
 def _lines(path: Path) -> Rows:

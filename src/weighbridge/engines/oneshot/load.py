@@ -25,13 +25,14 @@ def load_tokenizer(directory: Path, *, where: str) -> Any:
 def load_model(directory: Path, *, device: str | None, where: str) -> Any:
     """The model with its experts one by one, in the dtype in which it is stored.
 
-    llm-compressor loads experts one by one where a checkpoint stores them so, and splits them once they are loaded
-    where it stores them fused.
+    Experts are split once they are loaded. llm-compressor's ``load_quantizable_moe`` would spare checkpoints that store
+    them one by one the way through one tensor and back, but looks through every module of transformers for what to
+    patch, which imports torchvision (transformers 5.17).
 
     Raises:
         BuildError: transformers does not know the architecture, or cannot load it.
     """
-    from llmcompressor.modeling.moe.linearize import load_quantizable_moe
+    from llmcompressor.modeling.moe.linearize import linearize_moe
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
@@ -39,7 +40,7 @@ def load_model(directory: Path, *, device: str | None, where: str) -> Any:
         config = AutoConfig.from_pretrained(directory, local_files_only=True)
         sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
         loader = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-        with load_quantizable_moe(loader):
-            return loader.from_pretrained(directory, dtype="auto", device_map=device, local_files_only=True)
+        model = loader.from_pretrained(directory, dtype="auto", device_map=device, local_files_only=True)
+        return linearize_moe(model)
     except (ValueError, KeyError, RuntimeError, NotImplementedError, OSError, ImportError) as error:
         raise BuildError(f"the model cannot be loaded ({first_line(error)})", where=where) from error

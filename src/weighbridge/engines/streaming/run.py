@@ -7,7 +7,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,8 @@ from weighbridge.hashing import hash_file, hash_shard
 from weighbridge.plan import Plan
 from weighbridge.progress import Progress
 from weighbridge.resources import Resources, affordable_workers
-from weighbridge.shards import OutputShard, lay_out_shards
+from weighbridge.shards import UNFINISHED, OutputShard, lay_out_shards, unfinished
 from weighbridge.structure.checkpoint import Checkpoint
-
-UNFINISHED = ".part"
-"""Ends the name of a shard that is not whole: what a killed build leaves is no checkpoint to anybody."""
 
 NUMERIC_TOOLS = ("numpy", "torch", "compressed-tensors")
 #: What a worker holds at most, in pieces: what it read and what it writes; on other devices, and where torch rewrites
@@ -110,6 +107,8 @@ def write(
 ) -> Outcome:
     """Write a build's shards into `output`, going on where an earlier run with the same `journal` stopped.
 
+    Their names end in `UNFINISHED` until `weighbridge.shards.finish` says that they are whole.
+
     Args:
         source: what is read; the plan's own source, on disk.
         hashed: whose shards' digests are taken beside the work: the source, or what that was made of.
@@ -121,11 +120,8 @@ def write(
     """
     assert source.directory is not None
     check_covered(plan)
-    finished = lay_out_shards(plan, resources.shard_size)
-    shards = [replace(shard, name=f"{shard.name}{UNFINISHED}") for shard in finished]
-    for shard, final in zip(shards, finished, strict=True):
-        if (output / final.name).exists():  # an earlier run came this far
-            (output / final.name).rename(output / shard.name)
+    shards = [unfinished(shard, output) for shard in lay_out_shards(plan, resources.shard_size)]
+    for shard in shards:
         _make_file(output / shard.name, shard)
     devices = resources.devices
     jobs = [Job(source.directory.resolve(), output.resolve(), device) for device in devices]
@@ -135,10 +131,7 @@ def write(
     workers = affordable_workers(resources.workers, resources.memory, each=each)
     with RayExecutor(resources.ray) if resources.ray else LocalExecutor(workers) as executor:
         run = _Run(shards, pieces, jobs, _shard_paths(hashed), resources.digests, executor, progress, Journal(journal))
-        outcome = run.go()
-    for shard, final in zip(shards, finished, strict=True):
-        (output / shard.name).rename(output / final.name)
-    return outcome
+        return run.go()
 
 
 @dataclass

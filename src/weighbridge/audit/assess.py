@@ -1,0 +1,330 @@
+"""A checkpoint against its base, from two structures and their bytes to a verdict for every tensor."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from math import comb
+from typing import Any
+
+from weighbridge import __version__
+from weighbridge.audit.journal import Journal
+from weighbridge.audit.judge import Judged, Verdict, group_amaxes, judge_kept, judge_quantized, scale_holds, too_wide
+from weighbridge.audit.measure import Difference, Measure
+from weighbridge.audit.method import Method
+from weighbridge.audit.pairing import (
+    HEAD,
+    KV_CACHE_SCALES,
+    KeptPair,
+    Pair,
+    Pairing,
+    QuantizedPair,
+    pair,
+)
+from weighbridge.audit.pieces import PIECE_BYTES, Piece, Sample, Strip, cut, units_of
+from weighbridge.audit.reading import DirectoryReader
+from weighbridge.audit.run import WORKER_PIECES, Figures, run
+from weighbridge.audit.smoothing import Smoothed, recover
+from weighbridge.audit.work import STRICT, Allowance, Job, look, whole_scale
+from weighbridge.cache import cache_directory
+from weighbridge.engines.streaming.journal import key_of
+from weighbridge.errors import StructureError
+from weighbridge.hashing import hash_file
+from weighbridge.plan import FusedGroup
+from weighbridge.progress import Progress
+from weighbridge.resources import Resources, affordable_workers
+from weighbridge.structure.checkpoint import Checkpoint
+from weighbridge.structure.modules import split_parameter
+from weighbridge.structure.tensors import payload_bytes
+
+ACTIVATION_SCALES = frozenset({"input_scale", "input_global_scale", "output_scale"})
+_LAYER_OF = re.compile(r"(?:^|\.)layers\.(\d+)\.self_attn\.(?:k_proj|v_proj|k_norm|v_norm)(?:\.|$)")
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """Tensors that stand on one side alone, or that cannot be compared.
+
+    Attributes:
+        kind: ``dropped``, ``added`` or ``mismatched``.
+        excused: there is a reason for it that needs no judgement.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+    message: str
+    excused: bool = False
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What an audit found.
+
+    Attributes:
+        quantized: each quantized module with its figures and verdict.
+        kept: each kept tensor with its verdict.
+        leftovers: what could not be compared.
+        base_parameters: elements of the base.
+        bits_a_weight: bits of the checkpoint's payload for each of them.
+        checked: elements that were looked at.
+        total: elements that could have been.
+        digests: SHA-256 (hex) of the base's shards.
+        found: pieces that an earlier run had finished.
+        smoothed_limit: steps by which any code of a smoothed module can be moved without being surely seen.
+    """
+
+    method: Method
+    quantized: Sequence[tuple[QuantizedPair, Measure, Judged]]
+    kept: Sequence[tuple[KeptPair, Judged]]
+    leftovers: Sequence[Leftover]
+    base_parameters: int
+    bits_a_weight: float
+    checked: int
+    total: int
+    digests: Mapping[str, str]
+    sample: Sample | None = None
+    found: int = 0
+    smoothed_limit: float = 0.0
+
+    @property
+    def judged(self) -> list[Judged]:
+        """Every verdict."""
+        return [*(judged for _, _, judged in self.quantized), *(judged for _, judged in self.kept)]
+
+    @property
+    def diverging(self) -> list[Judged]:
+        """The verdicts of what does not follow from the base."""
+        return [judged for judged in self.judged if judged.verdict is Verdict.DIVERGES]
+
+    @property
+    def quantized_share(self) -> float:
+        """Share of the base's weights that are quantized."""
+        return sum(item.weight.parameters for item, _, _ in self.quantized) / max(self.base_parameters, 1)
+
+    def missed(self, rows: int) -> float:
+        """The largest probability, over all quantized modules, that so many altered rows of one were all left out."""
+        if self.sample is None:
+            return 0.0
+        worst = 0.0
+        for total, unit in {units_of(item) for item, _, _ in self.quantized}:
+            units = -(-total // unit)
+            taken = min(units, max(1, round(units * self.sample.share)))
+            altered = -(-min(rows, total) // unit)
+            worst = max(worst, comb(units - altered, taken) / comb(units, taken))
+        return worst
+
+
+def audit(
+    checkpoint: Checkpoint,
+    base: Checkpoint,
+    *,
+    method: Method,
+    groups: Sequence[FusedGroup],
+    sample: Sample | None,
+    resources: Resources,
+    progress: Progress,
+) -> Audit:
+    """Hold every tensor of `checkpoint` against the rows of `base` that it must come from.
+
+    Raises:
+        StructureError, HubError: a side cannot be read, or changed while it was.
+        WeighbridgeError: too little memory for one worker.
+    """
+    pairing = pair(checkpoint, base, groups)
+    pieces = cut(pairing, sample)
+    before = _identities(checkpoint), _identities(base)
+    journal = Journal(_journal_path(checkpoint, base, method, sample, resources, before))
+    workers = affordable_workers(resources.workers, resources.memory, each=WORKER_PIECES * PIECE_BYTES)
+    with ExitStack() as stack:
+        stored, source = (stack.enter_context(DirectoryReader(side)) for side in (checkpoint, base))
+        smoothed = recover(pairing.pairs, method.smoothing, stored, source)
+        job = Job(pairing.pairs, stored, source, resources.devices[0], _allowances(pairing, method, smoothed))
+        hashing = _hashing(base, progress) if resources.digests else {}
+        figures = run(job, pieces, journal=journal, workers=workers, hashing=hashing, progress=progress)
+        quantized, kept = _judged(job, pairing, figures, smoothed, method, sample)
+    if (_identities(checkpoint), _identities(base)) != before:
+        raise StructureError("has changed while it was read", where=checkpoint.label, remedy="audit it again")
+    journal.forget()
+    seen = figures.seen.values()
+    return Audit(
+        method=method,
+        quantized=quantized,
+        kept=kept,
+        leftovers=_leftovers(checkpoint, base, pairing, smoothed),
+        base_parameters=sum(tensor.parameters for tensor in base.structure.values()),
+        bits_a_weight=8
+        * payload_bytes(checkpoint.structure)
+        / max(1, sum(t.parameters for t in base.structure.values())),
+        checked=sum(result.elements for result in seen),
+        total=sum(item.source.tensor.parameters for item in pairing.pairs),
+        digests=figures.digests,
+        sample=sample,
+        found=figures.found,
+        smoothed_limit=max((_limit(item, smoothed) for item in pairing.pairs), default=0.0),
+    )
+
+
+def _limit(item: Pair, smoothed: Smoothed) -> float:
+    """Steps beyond which a moved code of a smoothed module is further off than its uncertain factors could explain."""
+    allowance = smoothed.allowances.get(item.name)
+    if allowance is None or not isinstance(item, QuantizedPair):
+        return 0.0
+    args = item.scheme.weights
+    # In steps, a float is at most twice its fraction's range from zero: 16 for E4M3, 4 for E2M1.
+    widest = float(1 << (args.num_bits - 1)) if args.type == "int" else 16.0 if args.num_bits == 8 else 4.0
+    return 1 + 2 * allowance.slack * widest
+
+
+def _allowances(pairing: Pairing, method: Method, smoothed: Smoothed) -> dict[str, Allowance]:
+    found = dict(smoothed.allowances)
+    if method.dampening is not None:
+        for item in pairing.pairs:
+            if isinstance(item, QuantizedPair):
+                found[item.name] = replace(found.get(item.name, STRICT), dampening=method.dampening)
+    return found
+
+
+def _judged(
+    job: Job, pairing: Pairing, figures: Figures, smoothed: Smoothed, method: Method, sample: Sample | None
+) -> tuple[list[tuple[QuantizedPair, Measure, Judged]], list[tuple[KeptPair, Judged]]]:
+    modules = {item.name: index for index, item in enumerate(pairing.pairs) if isinstance(item, QuantizedPair)}
+    measures = {name: _measure(figures.seen[index]) for name, index in modules.items()}
+    amaxes = group_amaxes({name: seen.amax for name, seen in measures.items()}, pairing.groups)
+    quantized: list[tuple[QuantizedPair, Measure, Judged]] = []
+    kept: list[tuple[KeptPair, Judged]] = []
+    for index, item in enumerate(pairing.pairs):
+        result = figures.seen[index]
+        if isinstance(item, KeptPair):
+            assert isinstance(result, Difference)
+            kept.append((item, judge_kept(item, result, smooth=item.name in smoothed.divided)))
+            continue
+        seen = measures[item.name]
+        allowance = job.allowances.get(item.name, STRICT)
+        whole = whole_scale(job.checkpoint, item)
+        plain = not allowance.smoothed and allowance.dampening is None
+        holds = scale_holds(item, whole, seen.amax, amaxes[item.name], sampled=sample is not None)
+        if plain and seen.exact and not holds:
+            seen = _look_again(job, index, item)
+        judged = judge_quantized(
+            item,
+            seen,
+            scale_holds=holds,
+            smoothed=allowance.smoothed,
+            compensated=allowance.dampening is not None,
+            promises_scales=method.promises_scales,
+        )
+        if judged.verdict is not Verdict.DIVERGES and too_wide(item, whole, seen.amax):
+            why = "has a scale of more than twice what its largest value asks for"
+            judged = Judged(item.name, Verdict.DIVERGES, "audit/scale-too-coarse", why, f"the scale is {whole}")
+        quantized.append((item, seen, judged))
+    return quantized, kept
+
+
+def _look_again(job: Job, index: int, item: QuantizedPair) -> Measure:
+    """Measure a module whose codes agree with a scale that is itself in doubt."""
+    alone = replace(job, allowances={item.name: Allowance(doubted=True)})
+    pieces = cut(Pairing((item,)))
+    strips = [Piece(piece.number, tuple(Strip(index, strip.spans) for strip in piece.strips), 0) for piece in pieces]
+    return sum((_measure(result) for piece in strips for _, result in look(alone, piece)), Measure())
+
+
+def _measure(result: Measure | Difference) -> Measure:
+    assert isinstance(result, Measure)
+    return result
+
+
+def _leftovers(checkpoint: Checkpoint, base: Checkpoint, pairing: Pairing, smoothed: Smoothed) -> list[Leftover]:
+    found: list[Leftover] = []
+    by_reason: dict[str, list[str]] = {}
+    for name, why in (*pairing.mismatched.items(), *smoothed.refused.items()):
+        by_reason.setdefault(why, []).append(name)
+    found += [Leftover("mismatched", tuple(names), why) for why, names in by_reason.items()]
+    tied = {item.name: other for item in pairing.pairs if (other := _tied_to(item))}
+    if tied:
+        message = f"is a copy of the base's {next(iter(tied.values()))}, to which it is tied"
+        found.append(Leftover("added", tuple(tied), message, excused=True))
+    dropped = {name: _excuse(name, base) for name in pairing.dropped}
+    added = {name: _reason(name, checkpoint) for name in pairing.added}
+    for kind, names, otherwise in (
+        ("dropped", dropped, "is in the base, and nothing in the checkpoint comes from it"),
+        ("added", added, "comes from no tensor of the base"),
+    ):
+        for excuse in dict.fromkeys(names.values()):
+            members = tuple(name for name, own in names.items() if own == excuse)
+            found.append(Leftover(kind, members, excuse or otherwise, excused=bool(excuse)))
+    return found
+
+
+def _tied_to(item: Pair) -> str:
+    """The base's tensor that a head is tied to, or nothing."""
+    if isinstance(item, KeptPair):
+        return item.copy_of if item.name == f"{HEAD}.weight" else ""
+    return item.derived_from if item.name == HEAD else ""
+
+
+def _excuse(name: str, base: Checkpoint) -> str:
+    """Why a server does without a tensor of the base, or nothing."""
+    text: Any = base.config.get("text_config")
+    config: Mapping[str, Any] = text if isinstance(text, dict) else base.config
+    shared, layers = config.get("num_kv_shared_layers"), config.get("num_hidden_layers")
+    match = _LAYER_OF.search(name)
+    if match and type(shared) is int and type(layers) is int and int(match[1]) >= layers - shared > 0:
+        return "is left out: its layer takes keys and values from another"
+    if any(part == "mtp" or part.startswith("mtp_") for part in name.split(".")):
+        return "is left out: it predicts further tokens, which servers do without"
+    if split_parameter(name) == (HEAD, "weight") and (
+        base.config.get("tie_word_embeddings") or config.get("tie_word_embeddings")
+    ):
+        return "is left out: it is tied to the embedding"
+    return ""
+
+
+def _reason(name: str, checkpoint: Checkpoint) -> str:
+    """Why a tensor comes from no tensor of the base, or nothing."""
+    module, local = split_parameter(name)
+    if local in KV_CACHE_SCALES:
+        return "is a scale of the KV cache"
+    if local in ACTIVATION_SCALES and module in checkpoint.schemes:
+        return "is a scale of activations"
+    return ""
+
+
+def _hashing(base: Checkpoint, progress: Progress) -> dict[str, Any]:
+    assert base.directory is not None
+    paths = {name: base.directory / name for name in base.shards}
+    return {name: (path.stat().st_size, lambda path=path: hash_file(path, progress)) for name, path in paths.items()}
+
+
+def _identities(side: Checkpoint) -> dict[str, list[int]]:
+    """What tells that a shard was touched: size, inode, times of change."""
+    assert side.directory is not None
+    stats = {name: (side.directory / name).stat() for name in side.shards}
+    return {name: [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns] for name, stat in stats.items()}
+
+
+def _journal_path(
+    checkpoint: Checkpoint,
+    base: Checkpoint,
+    method: Method,
+    sample: Sample | None,
+    resources: Resources,
+    identities: Any,
+) -> Any:
+    key = key_of(
+        {
+            "structures": [
+                {name: [tensor.dtype, *tensor.shape] for name, tensor in side.structure.items()}
+                for side in (checkpoint, base)
+            ],
+            "schemes": {module: repr(scheme) for module, scheme in checkpoint.schemes.items()},
+            "shards": identities,
+            "method": repr(method),
+            "sample": repr(sample),
+            "device": resources.devices[0].partition(":")[0],
+            "piece_bytes": PIECE_BYTES,
+            "weighbridge": __version__,
+        }
+    )
+    return cache_directory("audits") / f"{key}.jsonl"

@@ -1,0 +1,63 @@
+"""What an audit has seen, written down in the user's cache as it grows, so that a killed audit goes on where it was.
+
+A journal lies under a name made of everything that decides its figures: the headers of both checkpoints, the identity
+of each shard on disk (size, inode, times of change), what the recipe says, the sample, the version. A file that was
+touched since is another name. Whoever can write into the user's cache can write its journals; see docs/audit.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from weighbridge.audit.measure import Difference, Measure
+from weighbridge.audit.work import Result
+
+Seen = list[tuple[int, Result]]
+
+
+class Journal:
+    """An append-only file of finished pieces; one line each, a torn last line counts for nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def finished(self) -> dict[int, Seen]:
+        """The pieces that are done, by number."""
+        if not self.path.exists():
+            return {}
+        *whole, torn = self.path.read_text().split("\n")
+        if torn:
+            self.path.write_text("".join(f"{line}\n" for line in whole))
+        return dict(map(_read, whole))
+
+    def add(self, piece: int, seen: Seen) -> None:
+        """Write down a finished piece. A kill leaves a whole line or one that does not end."""
+        entry = [piece, [[pair, type(result).__name__, _fields(result)] for pair, result in seen]]
+        with self.path.open("ab", buffering=0) as file:
+            os.write(file.fileno(), (json.dumps(entry, separators=(",", ":")) + "\n").encode())
+
+    def forget(self) -> None:
+        """Take the file away: the audit is finished, and its report holds the figures."""
+        self.path.unlink(missing_ok=True)
+
+
+_KINDS: Mapping[str, type[Measure] | type[Difference]] = {kind.__name__: kind for kind in (Measure, Difference)}
+
+
+def _fields(result: Result) -> dict[str, Any]:
+    """JSON cannot have integers of any size."""
+    return {name: hex(value) if name == "settled" else value for name, value in asdict(result).items()}
+
+
+def _made(kind: str, fields: dict[str, Any]) -> Result:
+    return _KINDS[kind](**{name: int(value, 16) if name == "settled" else value for name, value in fields.items()})
+
+
+def _read(line: str) -> tuple[int, Seen]:
+    piece, entries = json.loads(line)
+    return piece, [(pair, _made(kind, fields)) for pair, kind, fields in entries]

@@ -1,0 +1,200 @@
+"""What the figures of a tensor mean: its verdict, and what decides it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from weighbridge.audit.expected import whole_scales
+from weighbridge.audit.measure import Difference, Measure
+from weighbridge.audit.pairing import KeptPair, QuantizedPair
+from weighbridge.plan import FusedGroup
+
+WIDEST = 2.0
+"""How much larger than the min-max scale a scale may be: one that is rounded up to a power of two is less than that."""
+
+
+class Verdict(StrEnum):
+    """What a tensor is to the base's, from the best to the worst."""
+
+    IDENTICAL = "identical"
+    EXACT = "exact"
+    NEAREST = "nearest"
+    PAIRED = "paired"
+    COMPENSATED = "compensated"
+    DIVERGES = "diverges"
+
+
+ORDER: Mapping[Verdict, int] = {verdict: position for position, verdict in enumerate(Verdict)}
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A tensor's verdict.
+
+    Attributes:
+        name: the module, or the kept tensor.
+        rule: id of the finding where it diverges.
+        why: what decides it, where it is not what was hoped for.
+        detail: where in the tensor, and how much.
+    """
+
+    name: str
+    verdict: Verdict
+    rule: str = ""
+    why: str = ""
+    detail: str = ""
+
+
+def judge_quantized(
+    item: QuantizedPair,
+    seen: Measure,
+    *,
+    scale_holds: bool,
+    smoothed: bool,
+    compensated: bool,
+    promises_scales: bool,
+) -> Judged:
+    """The verdict of a quantized module.
+
+    Args:
+        scale_holds: whether the scale of the whole tensor is the one that its largest value gives.
+        smoothed: whether it was measured against the base's weight times what was recovered from its pair.
+        compensated: whether its rows may make up for errors.
+        promises_scales: whether its scales must be those of the largest values.
+    """
+    broken = _broken(item, seen)
+    if broken is not None or smoothed:
+        return broken or Judged(item.name, Verdict.PAIRED)
+    if compensated:
+        if not promises_scales or (scale_holds and not seen.different_scales):
+            return Judged(item.name, Verdict.COMPENSATED)
+        why = "has scales that are not those of the largest values, as the recipe says"
+        return Judged(item.name, Verdict.DIVERGES, "audit/scales", why, f"{seen.different_scales:,} bytes differ")
+    if seen.exact and scale_holds:
+        return Judged(item.name, Verdict.EXACT)
+    if seen.unpredicted:
+        why = "no round-to-nearest gives the scale that is stored"
+    elif seen.exact:
+        why = "the scale of the whole tensor is not the one that its largest value gives"
+    else:
+        why = "codes or scales are not those of round-to-nearest by the largest value"
+    detail = f"{seen.different_codes:,} bytes of codes and {seen.different_scales:,} of scales differ"
+    return Judged(item.name, Verdict.NEAREST, "audit/not-exact", why, detail)
+
+
+def judge_kept(item: KeptPair, seen: Difference, *, smooth: bool) -> Judged:
+    """The verdict of a tensor that is stored as a float.
+
+    Args:
+        smooth: whether a recipe says that it is divided by what the layers after it are multiplied by.
+    """
+    if not seen.different:
+        return Judged(item.name, Verdict.IDENTICAL)
+    if smooth:
+        return Judged(item.name, Verdict.PAIRED)
+    how_far = "by NaN" if math.isnan(seen.largest) else f"by {seen.largest:.6g} at most"
+    return Judged(
+        item.name,
+        Verdict.DIVERGES,
+        "audit/kept-differs",
+        f"is kept, but is not a copy of the base's{f' {item.copy_of}' if item.copy_of else ''}",
+        f"{seen.different:,} of {seen.elements:,} elements differ, {how_far}; the first is element {seen.first:,}",
+    )
+
+
+def scale_holds(
+    item: QuantizedPair, stored: np.float32 | None, amax: float, group_amax: float, *, sampled: bool
+) -> bool:
+    """Whether the scale of a whole tensor is what its largest value, or that of its fused group, gives.
+
+    Args:
+        sampled: not all rows were seen, so that the largest value may be larger.
+    """
+    if stored is None:
+        return True
+    if not (math.isfinite(amax) and math.isfinite(group_amax)):
+        return False
+    allowed = whole_scales(item.form, item.scheme, item.weight.dtype, [amax, group_amax])
+    if any(stored == scale for scale in allowed):
+        return True
+    if not sampled:
+        return False
+    own = allowed[0]
+    grows = item.form != "compressed-tensors" or item.scheme.weights.strategy == "tensor"
+    return bool(stored >= own if grows else stored <= own)
+
+
+def too_wide(item: QuantizedPair, stored: np.float32 | None, amax: float) -> bool:
+    """Whether the scale of a per-tensor scheme is more than `WIDEST` times what the largest value asks for."""
+    if stored is None or item.scheme.weights.strategy != "tensor" or not math.isfinite(amax):
+        return False
+    return bool(stored > WIDEST * whole_scales(item.form, item.scheme, item.weight.dtype, [amax])[0])
+
+
+def group_amaxes(amaxes: Mapping[str, float], groups: Sequence[FusedGroup]) -> dict[str, float]:
+    """Module -> the largest value of all the linears that servers merge with it."""
+    found = dict(amaxes)
+    for group in groups:
+        members = [f"{group.parent}.{member}" for member in group.members]
+        present = [amaxes[member] for member in members if member in amaxes]
+        found.update({member: max(present) for member in members if member in amaxes})
+    return found
+
+
+def _broken(item: QuantizedPair, seen: Measure) -> Judged | None:
+    """What makes a module no quantization of the base's weight, whatever rounded it."""
+    columns = item.weight.shape[1]
+    place = (
+        f"; the first is at row {seen.first // columns:,}, column {seen.first % columns:,}" if seen.first >= 0 else ""
+    )
+    row = f"; the first is row {seen.first // columns:,}" if seen.first >= 0 else ""
+    of = f"of {seen.elements:,}"
+    cases = (
+        (math.isnan(seen.amax), "source-not-finite", "the base's weight holds NaN or infinity", ""),
+        (
+            seen.bad_scales,
+            "bad-scale",
+            "has scales that are NaN or infinite",
+            f"{seen.bad_scales:,} of {seen.scales:,}",
+        ),
+        (
+            seen.dead_scales,
+            "dead-scale",
+            "has scales that are zero or negative",
+            f"{seen.dead_scales:,} of {seen.scales:,}",
+        ),
+        (seen.nan_codes, "nan-code", "has codes that stand for NaN", f"{seen.nan_codes:,} {of}"),
+        (
+            seen.not_nearest,
+            "not-nearest",
+            "has codes that are not the nearest to the base's weights under the stored scales",
+            f"{seen.not_nearest:,} {of}, {seen.steps:.3g} steps off at most{place}",
+        ),
+        (
+            seen.loose_rows,
+            "scale-too-coarse",
+            "lies further from the base's weight than nearest rounding under twice the needed scale could bring it",
+            f"{seen.loose_rows:,} of {seen.rows:,} rows{row}",
+        ),
+        (
+            seen.strayed_rows,
+            "beyond-compensation",
+            "lies further from the base's weight than compensation could bring it",
+            f"{seen.strayed_rows:,} of {seen.rows:,} rows, {seen.steps:.3g} steps off at most{row}",
+        ),
+        (
+            not seen.settled,
+            "no-first-column",
+            "has no column whose codes are all the nearest, as those of the first that is compensated for must be",
+            f"{seen.steps:.3g} steps off at most",
+        ),
+    )
+    for is_so, rule, why, detail in cases:
+        if is_so:
+            return Judged(item.name, Verdict.DIVERGES, f"audit/{rule}", why, detail)
+    return None

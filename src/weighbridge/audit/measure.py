@@ -1,0 +1,124 @@
+"""What is measured of a tensor: counts and sums that add up over its rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """How rows of a quantized module lie to the base's; two of the same module add up.
+
+    Attributes:
+        elements: weights that were looked at.
+        rows: rows that were looked at.
+        different_codes: bytes of codes that are not those of round-to-nearest by this scheme.
+        different_scales: bytes of scales, or zero points, that are not.
+        unpredicted: rows for which there was no round-to-nearest to hold them against.
+        not_nearest: weights whose code is not the nearest under the stored scale.
+        first: index of the first such weight, or of the first of a row that is loose or has strayed; -1 for none.
+        loose_rows: rows whose error is larger than nearest rounding under a scale of twice the need could make it.
+        strayed_rows: rows whose error is larger than compensation could make it; counted for compensated modules alone.
+        nan_codes: codes that stand for NaN.
+        saturated: weights more than half a step beyond the largest or smallest code.
+        zeroed: weights that are not zero and whose code is.
+        scales: scales that were looked at.
+        dead_scales: of these, zero or negative.
+        bad_scales: of these, NaN or infinite.
+        subnormal_scales: of these, below the smallest normal value of their dtype.
+        signal: sum of squares of the base's weights.
+        noise: sum of squares of the differences.
+        steps: the largest difference, in steps of the grid at that code.
+        amax: the largest absolute value of the base's weights; NaN or infinite where one of them is.
+        settled: bit n is set where every code of column n is the nearest; counted for compensated modules alone.
+    """
+
+    elements: int = 0
+    rows: int = 0
+    different_codes: int = 0
+    different_scales: int = 0
+    unpredicted: int = 0
+    not_nearest: int = 0
+    first: int = -1
+    loose_rows: int = 0
+    strayed_rows: int = 0
+    nan_codes: int = 0
+    saturated: int = 0
+    zeroed: int = 0
+    scales: int = 0
+    dead_scales: int = 0
+    bad_scales: int = 0
+    subnormal_scales: int = 0
+    signal: float = 0.0
+    noise: float = 0.0
+    steps: float = 0.0
+    amax: float = 0.0
+    settled: int = -1
+
+    def __add__(self, other: Measure) -> Measure:
+        joined: dict[str, Any] = {
+            field.name: _JOIN[field.name](getattr(self, field.name), getattr(other, field.name))
+            for field in fields(self)
+        }
+        return Measure(**joined)
+
+    @property
+    def snr(self) -> float:
+        """Signal to noise in dB; infinite where nothing differs, NaN where a number is none."""
+        if self.noise == 0:
+            return math.inf
+        ratio = self.signal / self.noise
+        return 10 * math.log10(ratio) if ratio > 0 else -math.inf if ratio == 0 else math.nan
+
+    @property
+    def exact(self) -> bool:
+        """Whether these are the bytes of round-to-nearest under the stored scale of the whole tensor, if it has one."""
+        return not (self.different_codes or self.different_scales or self.unpredicted)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How a kept tensor differs from the base's; two of the same tensor add up.
+
+    Attributes:
+        elements: how many were compared.
+        different: how many are not bit-identical.
+        largest: the largest absolute difference; NaN where one side is NaN.
+        first: index of the first that differs; -1 for none.
+    """
+
+    elements: int = 0
+    different: int = 0
+    largest: float = 0.0
+    first: int = -1
+
+    def __add__(self, other: Difference) -> Difference:
+        return Difference(
+            self.elements + other.elements,
+            self.different + other.different,
+            _larger(self.largest, other.largest),
+            _earlier(self.first, other.first),
+        )
+
+
+def _larger(one: float, other: float) -> float:
+    return one if math.isnan(one) or one > other else other
+
+
+def _earlier(one: int, other: int) -> int:
+    return max(one, other) if min(one, other) < 0 else min(one, other)
+
+
+def _sum(one: float, other: float) -> float:
+    return one + other
+
+
+_JOIN: dict[str, Callable[[Any, Any], Any]] = {field.name: _sum for field in fields(Measure)} | {
+    "first": _earlier,
+    "steps": _larger,
+    "amax": _larger,
+    "settled": int.__and__,
+}

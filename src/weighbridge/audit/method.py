@@ -1,0 +1,108 @@
+"""What a checkpoint was made by, as its recipe or its config says: what that promises, and what it excuses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from weighbridge.quantization import find_config
+from weighbridge.recipe import LoadedRecipe
+from weighbridge.schemes import QuantizationArgs
+from weighbridge.structure.checkpoint import Checkpoint
+
+DAMPENING = 0.01
+"""``dampening_frac`` of llm-compressor's GPTQModifier where nothing else is said."""
+
+SMOOTHING = ("AWQModifier", "SmoothQuantModifier")
+_MIN_MAX = frozenset({None, "minmax", "static_minmax", "memoryless_minmax"})
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """A smooth layer, whose outputs are divided, and the layers whose input columns are multiplied by the same."""
+
+    smooth: str
+    balance: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is known of how a checkpoint was made.
+
+    Attributes:
+        said_by: the recipe or the config; empty where neither says anything.
+        promises_exact: every quantized weight must be rounded to nearest by min-max, to the bit.
+        promises_scales: scales are those of the largest values, to the bit, whatever became of the codes.
+        dampening: GPTQ's share of the Hessian's mean diagonal that is added to it; None without compensation.
+        smoothing: pairs whose product follows from the base, though neither does alone.
+    """
+
+    said_by: str = ""
+    promises_exact: bool = False
+    promises_scales: bool = False
+    dampening: float | None = None
+    smoothing: tuple[Mapped, ...] = ()
+
+
+def method_of(checkpoint: Checkpoint, loaded: LoadedRecipe | None) -> Method:
+    """Read off a recipe, or without one off config.json, what the numbers must be."""
+    if loaded is None:
+        return _by_config(checkpoint)
+    recipe = loaded.recipe
+    if recipe.method == "convert":
+        return Method(loaded.document.where)
+    dampening: float | None = None
+    mapped: list[Mapped] = []
+    for entry in recipe.modifiers:
+        for name, options in entry.items():
+            if name == "GPTQModifier":
+                dampening = float(options.get("dampening_frac", DAMPENING))
+            if name in SMOOTHING:
+                mapped += _mapped(options.get("mappings") or _default_mappings(name, checkpoint))
+    unsmoothed = not any(name in SMOOTHING for entry in recipe.modifiers for name in entry)
+    scales = unsmoothed and all(_is_min_max(group.scheme.weights) for group in recipe.groups)
+    return Method(loaded.document.where, scales and dampening is None, scales, dampening, tuple(mapped))
+
+
+def _by_config(checkpoint: Checkpoint) -> Method:
+    """A config says ``actorder`` of weights that GPTQ has ordered; no other trace of a method is written there."""
+    raw: Mapping[str, Any] = find_config(checkpoint.config, where=checkpoint.label) or {}
+    groups = raw.get("config_groups")
+    weights = (
+        [group.get("weights") for group in groups.values() if isinstance(group, dict)]
+        if isinstance(groups, dict)
+        else []
+    )
+    ordered = any(isinstance(args, dict) and args.get("actorder") is not None for args in weights)
+    return Method(f"{checkpoint.label}/config.json", dampening=DAMPENING) if ordered else Method()
+
+
+def _mapped(mappings: Sequence[Any]) -> list[Mapped]:
+    """Mappings as modifiers take them: mappings with names, or pairs of (balance layers, smooth layer)."""
+    found = []
+    for item in mappings:
+        if isinstance(item, Mapping) and "smooth_layer" in item:
+            found.append(Mapped(str(item["smooth_layer"]), tuple(map(str, item.get("balance_layers") or ()))))
+        elif isinstance(item, Sequence) and len(item) == 2 and not isinstance(item, str):
+            balance = item[0] if isinstance(item[0], Sequence) and not isinstance(item[0], str) else [item[0]]
+            found.append(Mapped(str(item[1]), tuple(map(str, balance))))
+    return found
+
+
+def _default_mappings(name: str, checkpoint: Checkpoint) -> list[Any]:
+    """What a modifier of llm-compressor smooths in a model of this architecture where nothing is said."""
+    architectures = checkpoint.config.get("architectures")
+    architecture = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
+    if name == "AWQModifier":
+        from llmcompressor.modifiers.transform.awq.mappings import AWQ_MAPPING_REGISTRY, default_mappings
+
+        found = AWQ_MAPPING_REGISTRY.get(architecture, default_mappings)
+        return [{"smooth_layer": item.smooth_layer, "balance_layers": item.balance_layers} for item in found]
+    from llmcompressor.modifiers.transform.smoothquant.utils import get_layer_mappings_from_architecture
+
+    return [[item.balance_layers, item.smooth_layers] for item in get_layer_mappings_from_architecture(architecture)]
+
+
+def _is_min_max(args: QuantizationArgs) -> bool:
+    return args.observer in _MIN_MAX

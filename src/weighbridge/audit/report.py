@@ -1,0 +1,224 @@
+"""An audit as sections of a report: the verdict for the whole, figures by layer and role, what diverges by name."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+from weighbridge.audit.assess import Audit
+from weighbridge.audit.judge import ORDER, Judged, Verdict
+from weighbridge.audit.measure import Measure
+from weighbridge.audit.pairing import QuantizedPair
+from weighbridge.report import Finding, Section, Severity, Table
+from weighbridge.roles import role_of
+from weighbridge.structure.names import compact
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers|blocks|h)\.(\d+)(?:\.|$)")
+
+_REMEDY = {
+    "audit/not-exact": "the recipe promises round-to-nearest by min-max, bit by bit; find out what made these numbers",
+    "audit/unexplained": "",
+}
+_DISTRUST = "do not serve it: take another build, or build it here from the base"
+
+
+def sections(audit: Audit) -> list[Section]:
+    """The audit, the verdict for the whole first."""
+    return [_whole(audit), _quantized(audit), _kept(audit), _leftovers(audit)]
+
+
+def conclusion(audit: Audit) -> str:
+    """The verdict for the whole, in words."""
+    if audit.diverging or any(not leftover.excused for leftover in audit.leftovers):
+        return "does not derive from the base"
+    verdicts = {judged.verdict for judged in audit.judged}
+    if audit.method.promises_exact and Verdict.NEAREST in verdicts:
+        return "derives from the base, but not exactly, as the recipe promises"
+    if verdicts & {Verdict.COMPENSATED, Verdict.PAIRED}:
+        return "derives from the base as compensated, within stated limits"
+    if Verdict.NEAREST in verdicts:
+        return "derives from the base"
+    return "derives exactly from the base"
+
+
+def _whole(audit: Audit) -> Section:
+    decides = _decides(audit)
+    facts: dict[str, str | int] = {
+        "weights quantized": f"{100 * audit.quantized_share:.2f} % of the base's",
+        "bits a weight": f"{audit.bits_a_weight:.3f}",
+        "elements checked": f"{audit.checked:,} of {audit.total:,} ({100 * audit.checked / max(audit.total, 1):.2f} %)",
+    }
+    if audit.found:
+        facts["found from an earlier run"] = f"{audit.found:,} pieces"
+    if audit.sample is not None:
+        facts["sample"] = f"seed {audit.sample.seed}, {100 * audit.sample.share:g} % of each tensor's rows"
+        for rows in (1, 10, 100):
+            missed = audit.missed(rows)
+            facts[f"missed with {rows} altered row{'s' if rows > 1 else ''}"] = f"probability {missed:.4g} at most"
+    if audit.method.dampening is not None:
+        facts["surely seen where compensated"] = _limits(audit)
+    if any(judged.verdict is Verdict.PAIRED for _, _, judged in audit.quantized):
+        facts["surely seen where smoothed"] = f"a code moved by {audit.smoothed_limit:.3g} steps"
+    return Section("the audit", f"{conclusion(audit)}: {decides}", facts=facts)
+
+
+def _limits(audit: Audit) -> str:
+    """The alterations of a compensated module that cannot stay unseen; docs/audit.md derives them."""
+    assert audit.method.dampening is not None
+    settled = [
+        (seen.settled & ((1 << item.weight.shape[1]) - 1)).bit_count()
+        for item, seen, judged in audit.quantized
+        if judged.verdict is Verdict.COMPENSATED
+    ]
+    said = [f"a row moved by {1 / math.sqrt(audit.method.dampening):.3g} of its widest steps, root mean square"]
+    if audit.method.promises_scales:
+        said.append("any change of a scale")
+    if settled:
+        columns = f"{min(settled):,} to {max(settled):,}" if min(settled) < max(settled) else f"{settled[0]:,}"
+        said.append(
+            f"a change of codes that reaches each of the columns ({columns} a module) that are rounded to nearest"
+        )
+    return "; ".join(said)
+
+
+def _decides(audit: Audit) -> str:
+    counts = Counter(judged.verdict for judged in audit.judged)
+    said = [f"{counts[verdict]:,} {verdict}" for verdict in sorted(counts, key=lambda verdict: ORDER[verdict])]
+    return ", ".join(said) or "nothing could be compared"
+
+
+def _quantized(audit: Audit) -> Section:
+    quantized = [(item, seen, judged) for item, seen, judged in audit.quantized]
+    counts = Counter(judged.verdict for _, _, judged in quantized)
+    said = ", ".join(f"{counts[verdict]:,} {verdict}" for verdict in sorted(counts, key=lambda item: ORDER[item]))
+    findings = [*_findings(judged for _, _, judged in quantized if judged.verdict is Verdict.DIVERGES)]
+    findings += _findings(
+        (judged for _, _, judged in quantized if judged.verdict is Verdict.NEAREST),
+        Severity.ERROR if audit.method.promises_exact else Severity.NOTE,
+    )
+    tables = (_by_role(quantized), *_by_layer(quantized)) if quantized else ()
+    return Section(
+        "its quantized weights",
+        f"{len(quantized):,} modules: {said}" if quantized else "it has none",
+        findings=tuple(findings),
+        tables=tables,
+    )
+
+
+def _kept(audit: Audit) -> Section:
+    judged = [judged for _, judged in audit.kept]
+    same = sum(item.verdict is Verdict.IDENTICAL for item in judged)
+    paired = sum(item.verdict is Verdict.PAIRED for item in judged)
+    summary = f"{same:,} of {len(judged):,} tensors are bit-identical to the base's"
+    if paired:
+        summary += f", {paired:,} are divided as the recipe says"
+    findings = [*_findings(item for item in judged if item.verdict is Verdict.DIVERGES)]
+    bare = [item.name for item, _ in audit.kept if item.copy_of == f"{item.name}.weight"]
+    findings += [
+        Finding(
+            "audit/left-unquantized",
+            Severity.ERROR,
+            str(pattern),
+            "holds the base's weight unquantized, under a name without .weight that no server loads",
+            count=len(pattern),
+            remedy="build with llm-compressor 0.13 or newer (0.11 and 0.12 left experts so)",
+        )
+        for pattern in compact(bare)
+    ]
+    return Section("its kept tensors", summary, findings=tuple(findings))
+
+
+def _leftovers(audit: Audit) -> Section:
+    findings = []
+    for leftover in audit.leftovers:
+        severity = Severity.NOTE if leftover.excused else Severity.ERROR
+        findings += [
+            Finding(f"audit/{leftover.kind}", severity, str(pattern), leftover.message, count=len(pattern))
+            for pattern in compact(leftover.names)
+        ]
+    counts = Counter[str]()
+    for leftover in audit.leftovers:
+        counts[leftover.kind] += len(leftover.names)
+    said = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
+    return Section("dropped and added tensors", said or "none", findings=tuple(findings))
+
+
+def _findings(judged: Iterable[Judged], severity: Severity = Severity.ERROR) -> Iterator[Finding]:
+    """Tensors of one trouble together; one that stands alone says where and how much."""
+    alike: dict[tuple[str, str], dict[str, str]] = {}
+    for item in judged:
+        alike.setdefault((item.rule, item.why), {})[item.name] = item.detail
+    for (rule, why), details in alike.items():
+        for pattern in compact(details):
+            first = next(iter(pattern))
+            detail = details[first] if len(pattern) == 1 else f"{first}: {details[first]}" if details[first] else ""
+            yield Finding(
+                rule,
+                severity,
+                str(pattern),
+                f"{why}: {detail}" if detail else why,
+                count=len(pattern),
+                remedy=_REMEDY.get(rule, _DISTRUST) if severity is Severity.ERROR else "",
+            )
+
+
+Quantized = Sequence[tuple[QuantizedPair, Measure, Judged]]
+
+
+def _by_role(quantized: Quantized) -> Table:
+    roles: dict[str, list[tuple[Measure, Judged]]] = {}
+    for item, seen, judged in quantized:
+        roles.setdefault(role_of(item.name), []).append((seen, judged))
+    rows = []
+    for role, entries in roles.items():
+        whole = sum((seen for seen, _ in entries), Measure())
+        worst = min(seen.snr for seen, _ in entries)
+        rows.append(
+            (
+                str(role),
+                len(entries),
+                str(max((judged.verdict for _, judged in entries), key=lambda verdict: ORDER[verdict])),
+                _decibels(whole.snr),
+                _decibels(worst),
+                f"{whole.steps:.3f}",
+                _percent(whole.saturated, whole.elements),
+                _percent(whole.zeroed, whole.elements),
+                whole.dead_scales + whole.bad_scales,
+                whole.subnormal_scales,
+            )
+        )
+    columns = (
+        *("role", "modules", "worst verdict", "SNR dB", "lowest SNR dB", "largest error, steps", "saturated %"),
+        *("zeroed %", "dead or bad scales", "subnormal scales"),
+    )
+    return Table(columns, tuple(rows))
+
+
+def _by_layer(quantized: Quantized) -> Iterator[Table]:
+    """Signal to noise of each layer, by role."""
+    cells: dict[int, dict[str, Measure]] = {}
+    for item, seen, _ in quantized:
+        match = _LAYER.search(item.name)
+        if match:
+            layer = cells.setdefault(int(match[1]), {})
+            role = str(role_of(item.name))
+            layer[role] = layer.get(role, Measure()) + seen
+    roles = list(dict.fromkeys(role for layer in cells.values() for role in layer))
+    if cells:
+        yield Table(
+            ("layer: SNR dB", *roles),
+            tuple(
+                (str(layer), *(_decibels(cells[layer][role].snr) if role in cells[layer] else "" for role in roles))
+                for layer in sorted(cells)
+            ),
+        )
+
+
+def _decibels(value: float) -> str:
+    return "exact" if value == math.inf else "none" if math.isnan(value) else f"{value:.2f}"
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.3f}" if whole else ""

@@ -1,0 +1,185 @@
+"""Smoothed pairs (AWQ, SmoothQuant): one layer's outputs are divided by what the next layers' input columns gain.
+
+Neither side follows from the base alone; their product does. What a channel was multiplied by is recovered from the
+side that is divided, and the other side must then be the base's weight times it, rounded. docs/audit.md derives how
+uncertain each recovered factor is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from weighbridge.audit.grid import Array, Floats, float_values, grid_of, rows_of
+from weighbridge.audit.method import Mapped
+from weighbridge.audit.pairing import KeptPair, Pair, QuantizedPair, Region
+from weighbridge.audit.reading import Reader, read_rows
+from weighbridge.audit.work import Allowance, stored_rows
+from weighbridge.patterns import PatternList, pattern_list
+from weighbridge.structure.modules import split_parameter
+
+UNIT_ROUNDOFF: Mapping[str, float] = {"BF16": 2.0**-8, "F16": 2.0**-11, "F32": 2.0**-24}
+"""The largest relative error of one rounding to a dtype."""
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers|blocks|h)\.\d+(?=\.)")
+
+
+@dataclass(frozen=True)
+class Smoothed:
+    """What smoothing excuses.
+
+    Attributes:
+        allowances: module -> by what its base's weight is multiplied and divided.
+        divided: names of kept tensors that are divided.
+        refused: module or tensor -> why no factor can be recovered from it.
+    """
+
+    allowances: Mapping[str, Allowance]
+    divided: frozenset[str]
+    refused: Mapping[str, str]
+
+
+def recover(pairs: Sequence[Pair], mappings: Sequence[Mapped], checkpoint: Reader, base: Reader) -> Smoothed:
+    """Recover the factors of all channels that `mappings` say are smoothed.
+
+    Mappings are taken in their order, as the modifiers do: a layer whose columns were multiplied before its rows are
+    divided is measured with both.
+    """
+    by_name = {item.name: item for item in pairs}
+    modules = {_module(item): item for item in by_name.values()}
+    columns: dict[str, tuple[Floats, float]] = {}
+    rows: dict[str, tuple[Floats, float]] = {}
+    divided: set[str] = set()
+    refused: dict[str, str] = {}
+    for mapping in mappings:
+        for smooth, balance in _resolved(modules, mapping):
+            item = modules[smooth]
+            # Modifiers leave out what does not fit: values of fewer heads than queries have feed no output by channels.
+            fed = [name for name in balance if _columns(modules[name]) == item.source.tensor.shape[0]]
+            if not fed:
+                continue
+            if isinstance(item, KeptPair):
+                recovered = _by_norm(item, checkpoint, base)
+            else:
+                recovered = _by_linear(item, columns.get(smooth), checkpoint, base)
+            if recovered is None:
+                refused[item.name] = "is smoothed, but the factors of its channels cannot be recovered"
+                continue
+            factors, slack = recovered
+            if isinstance(item, KeptPair):
+                divided.add(item.name)
+            else:
+                rows[smooth] = recovered
+            columns.update(dict.fromkeys(fed, (factors, slack)))
+    allowances = {}
+    for name in columns.keys() | rows.keys():
+        item = modules[name]
+        if isinstance(item, QuantizedPair):
+            own, own_slack = columns.get(name, (None, 0.0))
+            over, over_slack = rows.get(name, (None, 0.0))
+            unit = UNIT_ROUNDOFF[item.weight.dtype]
+            # Each product or quotient was rounded to the weight's dtype, and so was the place on the grid.
+            steps = (own is not None) + (over is not None) + 1
+            allowances[name] = Allowance(columns=own, rows=over, slack=own_slack + over_slack + steps * unit)
+    return Smoothed(allowances, frozenset(divided), refused)
+
+
+def _module(item: Pair) -> str:
+    return item.name if isinstance(item, QuantizedPair) else split_parameter(item.name)[0]
+
+
+def _columns(item: Pair) -> int:
+    return item.source.tensor.shape[-1] if item.source.tensor.shape else 0
+
+
+def _by_norm(item: KeptPair, checkpoint: Reader, base: Reader) -> tuple[Floats, float] | None:
+    """Factors of a norm, whose weight was divided by them and rounded once."""
+    if len(item.source.tensor.shape) != 1:
+        return None
+    dtype = item.source.tensor.dtype
+    before, after = (
+        float_values(_all(reader, region), dtype).reshape(-1)
+        for reader, region in ((base, item.source), (checkpoint, item.stored))
+    )
+    with np.errstate(all="ignore"):
+        # A weight of zero stays zero and says nothing; what it feeds is zero, whatever the columns are.
+        factors = np.where((before == 0) & (after == 0), np.float32(1), before / after).astype(np.float32)
+    usable = np.isfinite(factors) & (factors > 0)
+    return (factors, UNIT_ROUNDOFF[dtype]) if bool(usable.all()) else None
+
+
+def _by_linear(
+    item: QuantizedPair, columns: tuple[Floats, float] | None, checkpoint: Reader, base: Reader
+) -> tuple[Floats, float] | None:
+    """Factors of a quantized linear, whose rows were divided by them: from the scales that its largest values gave.
+
+    Each group of a row gives an interval: its largest value over half of the code range and over the stored scale.
+    Their intersection is taken; its half width is the uncertainty.
+    """
+    grid, weight = grid_of(item.scheme), item.weight
+    args = item.scheme.weights
+    if grid is None or args.type != "int" or not args.symmetric or grid.height != 1:
+        return None
+    spans = ((0, weight.shape[0]),)
+    values = float_values(_all(base, item.source), weight.dtype)
+    slack = 0.0
+    if columns is not None:
+        values = values * columns[0][None, :]
+        slack = columns[1] + UNIT_ROUNDOFF[weight.dtype]
+    stored = stored_rows(checkpoint, item, spans)
+    own = rows_of(grid, item.form, stored, item.stored["weight_scale"].tensor.dtype, weight.shape[1], None)
+    # Two roundings more: of the row that was divided, and of the scale.
+    slack += 2 * UNIT_ROUNDOFF[weight.dtype]
+    largest = np.abs(values).reshape(weight.shape[0], own.divisors.shape[1], -1).max(axis=2).astype(np.float64)
+    with np.errstate(all="ignore"):
+        middle = largest / (own.divisors.astype(np.float64) * (grid.half - 0.5))
+        said = largest > 0
+        low = np.where(said, middle * (1 - slack), 0).max(axis=1)
+        high = np.where(said, middle * (1 + slack), np.inf).min(axis=1)
+    if not bool((np.isfinite(high) & (low > 0) & (low <= high)).all()):
+        return None
+    factors = np.sqrt(low * high)
+    return factors.astype(np.float32), float((np.sqrt(high / low) - 1).max())
+
+
+def _all(reader: Reader, region: Region) -> Array:
+    rows = region.tensor.shape[0]
+    return read_rows(reader, region, ((0, rows),), np.empty(region.tensor.nbytes, np.uint8))
+
+
+def _resolved(modules: Mapping[str, Pair], mapping: Mapped) -> list[tuple[str, list[str]]]:
+    """Each smooth layer with the balance layers that it feeds: those that share the longest part of its name."""
+    smooth = _matching(modules, (mapping.smooth,))
+    balance = _matching(modules, mapping.balance)
+    found: dict[str, list[str]] = {name: [] for name in smooth}
+    by_layer: dict[str, list[str]] = {}
+    for name in smooth:
+        by_layer.setdefault(_layer(name), []).append(name)
+    for name in balance:
+        near = by_layer.get(_layer(name), [])
+        if near:
+            found[max(near, key=lambda other: _shared(other, name))].append(name)
+    return [(name, fed) for name, fed in found.items() if fed]
+
+
+def _matching(modules: Mapping[str, Pair], entries: Sequence[str]) -> list[str]:
+    patterns: PatternList = pattern_list(tuple(entries))
+    return [name for name in modules if patterns.first(name) is not None]
+
+
+def _layer(name: str) -> str:
+    match = _LAYER.search(name)
+    return name[: match.end()] if match else ""
+
+
+def _shared(one: str, other: str) -> int:
+    """How many parts of two names are the same from the left."""
+    count = 0
+    for left, right in zip(one.split("."), other.split("."), strict=False):
+        if left != right:
+            break
+        count += 1
+    return count

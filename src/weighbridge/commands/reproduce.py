@@ -1,0 +1,69 @@
+"""``make reproduce``: build a checkpoint again from its own evidence, and compare the bytes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from weighbridge.cache import write_atomically
+from weighbridge.commands.run import Parser, check_writable, hand_over, run
+from weighbridge.evidence.rebuild import Rebuild, rebuild
+from weighbridge.evidence.signing import open_signer
+from weighbridge.progress import Progress
+from weighbridge.report import PRESENTERS
+from weighbridge.resources import DEFAULT_MEMORY, Resources, parse_size
+
+EPILOG = """\
+exit codes: 0 the same bytes (or, with a warning, the same tensors in other files); 1 it differs, or what it would be
+made from does; 2 could not build
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; gives the exit code."""
+    parser = Parser(
+        prog="make reproduce",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a build on disk, with its evidence/")
+    parser.add_argument(
+        "--model", metavar="BASE", help="where the base is (default: on the hub, where the evidence says)"
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="keep what is built here (default: it goes again)")
+    parser.add_argument("--workers", type=int, metavar="N", help="as for build.py")
+    parser.add_argument("--memory", type=parse_size, default=DEFAULT_MEMORY, metavar="SIZE", help="as for build.py")
+    parser.add_argument(
+        "--elsewhere", action="store_true", help="build even if the environment differs, to see whether the bytes do"
+    )
+    parser.add_argument("--statement", type=Path, metavar="FILE", help="write the verdict as an in-toto statement")
+    parser.add_argument("--sign", metavar="KEY.pem|sigstore", help="sign that statement")
+    parser.add_argument("--format", choices=tuple(PRESENTERS), default="text", help="how the report is written")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="also write the report to this file")
+    options = parser.parse_args(arguments)
+    return run(lambda: _reproduce(options))
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    check_writable(options.report)
+    check_writable(options.statement)
+    signer = open_signer(options.sign) if options.sign else None
+    request = Rebuild(
+        directory=options.checkpoint,
+        model=options.model,
+        output=options.output,
+        elsewhere=options.elsewhere,
+        resources=Resources(workers=options.workers, memory=options.memory),
+    )
+    report, statement = rebuild(request, progress=Progress())
+    if options.statement is not None:
+        line = statement if signer is None else signer.sign_statement(statement)
+        write_atomically(options.statement, line + b"\n")
+    return hand_over(report, text=PRESENTERS[options.format](report), report_path=options.report)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

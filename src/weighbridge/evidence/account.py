@@ -1,0 +1,90 @@
+"""What a build says of itself when it is done: everything that its evidence is made of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from weighbridge import miniature
+from weighbridge.evidence.card import BaseModel
+from weighbridge.identity import Identity
+from weighbridge.plan import Plan
+from weighbridge.progress import Stage
+from weighbridge.recipe import Recipe
+from weighbridge.references import AgainstReference
+from weighbridge.report import Report
+from weighbridge.source import MINIATURE
+from weighbridge.structure.checkpoint import Checkpoint
+
+MAIN_REPORT = "report"
+"""The report of the build itself, among the reports by name."""
+
+
+@dataclass(frozen=True)
+class Account:
+    """A finished build, before its evidence is written.
+
+    Attributes:
+        plan: what was to be built, with the recipe.
+        source: the checkpoint that was quantized, on disk.
+        identity: who the source is, with the digests of its shards.
+        references: what the build was held against.
+        reports: by name, ``report`` for the build's own and ``audit`` for the audit's; all hold.
+        shard_digests: SHA-256 (hex) of each output shard.
+        tensor_digests: SHA-256 (hex) of each output tensor's bytes.
+        engine: ``streaming`` or ``upstream``.
+        device: the kind of device that did the arithmetic, e.g. ``cpu``.
+        shard_size: bytes of tensors at which a new shard was begun.
+        named_references: what ``--reference`` named, if anything.
+        started: when the build began, with its time zone.
+        stages: what was done when.
+        calibration: what calibration really used, as a mapping of plain values; None where nothing was calibrated.
+    """
+
+    plan: Plan
+    source: Checkpoint
+    identity: Identity
+    references: Sequence[AgainstReference]
+    reports: Mapping[str, Report]
+    shard_digests: Mapping[str, str]
+    tensor_digests: Mapping[str, str]
+    engine: str
+    device: str
+    shard_size: int
+    started: datetime
+    named_references: Sequence[str] = ()
+    stages: Sequence[Stage] = field(default_factory=tuple)
+    calibration: Mapping[str, Any] | None = None
+
+    @property
+    def base(self) -> BaseModel:
+        return base_model(self.source, self.identity, self.plan.loaded.recipe)
+
+    @property
+    def model(self) -> str:
+        """What ``--model`` named, without the directory that it lay in."""
+        return called(self.source)
+
+
+def base_model(source: Checkpoint, identity: Identity, recipe: Recipe) -> BaseModel:
+    """The base by its name on the hub and what is proven of it."""
+    origin = source.origin
+    if origin.repository:
+        return BaseModel(origin.repository, origin.revision, identity.sentence)
+    if identity.lock is not None:
+        revision = identity.lock.origin.revision if identity.proven else ""
+        return BaseModel(identity.lock.origin.repository, revision, identity.sentence)
+    own = called(source) == MINIATURE
+    return BaseModel(miniature.NAME if own else recipe.base.model, "", identity.sentence)
+
+
+def called(source: Checkpoint) -> str:
+    """A source by its hub id, as the miniature, or by the name of its directory alone."""
+    if source.origin.repository:
+        return source.origin.repository
+    if source.label.partition(",")[0] == MINIATURE:
+        return MINIATURE
+    return re.split(r"[/\\]", source.label.rstrip("/\\"))[-1]

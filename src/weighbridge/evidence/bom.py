@@ -1,0 +1,158 @@
+"""The bill of materials, CycloneDX 1.7 JSON: the model, what it was made from, and the environment that made it.
+
+cyclonedx-python-lib has no classes for model cards, so the JSON is written here; a test validates it with that
+library's strict JSON validator. Definitions: https://cyclonedx.org/docs/1.7/json/.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from weighbridge import __version__
+from weighbridge.evidence.account import Account
+from weighbridge.evidence.card import BaseModel, model_name, tensor_rows
+from weighbridge.evidence.environment import UNKNOWN, Installed
+from weighbridge.evidence.licence import spdx
+from weighbridge.recipe import Recipe
+from weighbridge.structure.checkpoint import Checkpoint
+from weighbridge.structure.tensors import payload_bytes
+
+SCHEMA = "http://cyclonedx.org/schema/bom-1.7.schema.json"
+MODEL = "model"
+NAMESPACE = uuid.UUID("6d2c5c2b-6d0c-5c52-8b2f-2b0f6a1c6d11")
+
+
+def write_bom(
+    account: Account, *, root: str, files: Mapping[str, str], environment: Sequence[Installed], finished: str
+) -> bytes:
+    """The bill of materials of a build.
+
+    Args:
+        root: the checkpoint's root digest (hex).
+        files: SHA-256 (hex) of each of its files.
+        environment: what was installed where it was built.
+        finished: when, RFC 3339 in UTC.
+    """
+    recipe = account.plan.loaded.recipe
+    content = {
+        "$schema": SCHEMA,
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.7",
+        "serialNumber": f"urn:uuid:{uuid.uuid5(NAMESPACE, root + finished)}",
+        "version": 1,
+        "metadata": {
+            "timestamp": finished,
+            "tools": {"components": [{"type": "application", "name": "weighbridge", "version": __version__}]},
+            "component": model_component(recipe, account.base, account.plan.predicted, root=root, files=files),
+        },
+        "components": [_distribution(found) for found in environment],
+        "dependencies": [{"ref": MODEL, "dependsOn": [found.purl for found in environment]}],
+        "formulation": [_formula(account)],
+    }
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def model_component(
+    recipe: Recipe, base: BaseModel, built: Checkpoint, *, root: str, files: Mapping[str, str]
+) -> dict[str, Any]:
+    """The model itself: a function of what a verifier has too, but for the sentence about the base."""
+    name = model_name(base, recipe)
+    return {
+        "type": "machine-learning-model",
+        "bom-ref": MODEL,
+        "name": name,
+        "version": root,
+        "description": " ".join(recipe.description.split()),
+        "hashes": [_hash(root)],
+        "licenses": [_licence(recipe.base.licence)],
+        "pedigree": {"ancestors": [_ancestor(recipe, base)], "notes": _notes(recipe)},
+        "modelCard": {
+            "modelParameters": _parameters(built),
+            "properties": [
+                {"name": f"weighbridge:stored:{role}", "value": f"{stored}; {modules} modules, {size} bytes"}
+                for role, stored, modules, size in tensor_rows(built)
+            ],
+        },
+        "components": [
+            {"type": "file", "bom-ref": f"file:{file}", "name": file, "hashes": [_hash(digest)]}
+            for file, digest in sorted(files.items())
+        ],
+        "properties": [
+            {"name": "weighbridge:tensors", "value": str(len(built.structure))},
+            {"name": "weighbridge:bytes", "value": str(payload_bytes(built.structure))},
+        ],
+    }
+
+
+def base_purl(base: BaseModel) -> str:
+    """https://github.com/package-url/purl-spec, type huggingface: the version is the commit, in lower case."""
+    return f"pkg:huggingface/{base.repository}" + (f"@{base.revision}" if base.revision else "")
+
+
+def _ancestor(recipe: Recipe, base: BaseModel) -> dict[str, Any]:
+    organization, _, name = base.repository.rpartition("/")
+    return {
+        "type": "machine-learning-model",
+        "bom-ref": "base",
+        "group": organization,
+        "name": name,
+        **({"version": base.revision} if base.revision else {}),
+        "purl": base_purl(base),
+        "licenses": [_licence(recipe.base.licence)],
+        "description": base.sentence,
+    }
+
+
+def _notes(recipe: Recipe) -> str:
+    return f"Quantized by the recipe {recipe.name} (method {recipe.method}, format {recipe.format}), which lies beside."
+
+
+def _parameters(built: Checkpoint) -> dict[str, str]:
+    """What config.json says of the architecture; what it does not say is left out."""
+    named = {"architectureFamily": built.config.get("model_type")}
+    architectures = built.config.get("architectures")
+    if isinstance(architectures, list) and architectures:
+        named["modelArchitecture"] = architectures[0]
+    return {name: value for name, value in named.items() if isinstance(value, str)}
+
+
+def _licence(licence: str) -> dict[str, Any]:
+    known = spdx(licence)
+    return {"license": {"id": known} if known else {"name": licence}}
+
+
+def _hash(digest: str) -> dict[str, str]:
+    return {"alg": "SHA-256", "content": digest}
+
+
+def _distribution(found: Installed) -> dict[str, Any]:
+    component: dict[str, Any] = {
+        "type": "library",
+        "bom-ref": found.purl,
+        "name": found.name,
+        "version": found.version,
+        "purl": found.purl,
+        "properties": [{"name": "weighbridge:content", "value": found.content}],
+    }
+    return component if found.wheel == UNKNOWN else {**component, "hashes": [_hash(found.wheel)]}
+
+
+def _formula(account: Account) -> dict[str, Any]:
+    """How it was made: one workflow from the base and the recipe to the model."""
+    return {
+        "bom-ref": "formula",
+        "workflows": [
+            {
+                "bom-ref": "build",
+                "uid": "build",
+                "name": f"{account.engine} build on {account.device}",
+                "taskTypes": ["build", "test"],
+                "inputs": [{"resource": {"ref": "base"}}],
+                "outputs": [{"type": "artifact", "resource": {"ref": MODEL}}],
+                "properties": [{"name": "weighbridge:recipe:sha256", "value": account.plan.loaded.sha256}],
+            }
+        ],
+    }

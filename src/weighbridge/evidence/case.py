@@ -1,0 +1,238 @@
+"""A checkpoint that is being judged by its evidence: what lies on disk, and what its evidence says, each read once.
+
+Both are a stranger's. Nothing is believed because it is written there, and what cannot be read is a finding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from weighbridge import __version__
+from weighbridge.errors import StructureError
+from weighbridge.evidence.card import BaseModel
+from weighbridge.evidence.provenance import BASE, RECIPE, SOURCE_FILE
+from weighbridge.evidence.results import Result, results_of
+from weighbridge.evidence.signing import Envelope, Verifier, read_envelope, write_envelope
+from weighbridge.evidence.statements import ProvenanceStatement, Resource, Statement, read_statement, write_statement
+from weighbridge.evidence.subject import Listing, hash_files, hash_shards, list_all, read_files, root_digest
+from weighbridge.evidence.write import CLAIMS, FILES, STATEMENTS, TEST_RESULT
+from weighbridge.expectation import expected_of
+from weighbridge.plan import Plan, make_plan
+from weighbridge.progress import Progress
+from weighbridge.recipe import LoadedRecipe, load_recipe
+from weighbridge.references import AgainstReference, base_of, find_references
+from weighbridge.report import Finding, Severity
+from weighbridge.structure.checkpoint import EVIDENCE, Checkpoint, open_directory, read_small
+from weighbridge.structure.strict_json import parse_object
+
+HUB = "https://huggingface.co/"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement, where it stands, and the envelope that it came in, if it is signed."""
+
+    where: str
+    payload: bytes
+    statement: Statement
+    envelope: Envelope | None
+
+
+@dataclass
+class Case:
+    """A checkpoint that is being judged: what was found on disk, and what its evidence says.
+
+    Attributes:
+        listing: its files.
+        checkpoint: its headers and config; None where these are malformed.
+        files: SHA-256 (hex) of each file that the root digest is over, as they are now.
+        tensors: SHA-256 (hex) of each tensor's bytes, as they are now.
+        verifier: who is expected to have signed; None where no key was given.
+        source: the base that was handed over to compare with, if one was.
+    """
+
+    directory: Path
+    listing: Listing
+    checkpoint: Checkpoint | None
+    files: Mapping[str, str]
+    tensors: Mapping[str, str]
+    verifier: Verifier | None
+    source: Checkpoint | None
+    progress: Progress
+    claims: list[Claim] = field(default_factory=list)
+
+    def read(self, name: str) -> bytes:
+        """A file of evidence/.
+
+        Raises:
+            StructureError: it is not there, or too large.
+        """
+        if f"{EVIDENCE}/{name}" not in self.listing.evidence:
+            raise StructureError("is not there", where=f"{EVIDENCE}/{name}")
+        return read_small(self.directory / EVIDENCE / name, label=EVIDENCE)
+
+    @cached_property
+    def listed(self) -> Mapping[str, str]:
+        """The files that the evidence speaks of, by SHA-256 (hex)."""
+        return read_files(self.read(FILES), where=f"{EVIDENCE}/{FILES}")
+
+    @cached_property
+    def root(self) -> str:
+        """The root digest of the files that the evidence speaks of."""
+        return root_digest(self.listed)
+
+    @cached_property
+    def provenance(self) -> ProvenanceStatement:
+        """The one statement of how it was made."""
+        found = [claim.statement for claim in self.claims if isinstance(claim.statement, ProvenanceStatement)]
+        if len(found) != 1:
+            raise StructureError(f"{len(found)} statements of provenance where one belongs", where=EVIDENCE)
+        return found[0]
+
+    @cached_property
+    def dependencies(self) -> Mapping[str, Resource]:
+        """What the provenance says that it was made from, by name."""
+        return {str(item.name): item for item in self.provenance.predicate.build_definition.resolved_dependencies}
+
+    @property
+    def byproducts(self) -> Mapping[str, str]:
+        """What the provenance says lies beside it: name -> SHA-256 (hex)."""
+        found = self.provenance.predicate.run_details.byproducts
+        return {str(item.name): (item.digest or {}).get("sha256", "") for item in found}
+
+    @cached_property
+    def loaded(self) -> LoadedRecipe:
+        """The recipe's copy."""
+        self.read(RECIPE)
+        return load_recipe(str(self.directory / EVIDENCE / RECIPE))
+
+    @cached_property
+    def base(self) -> BaseModel:
+        """The base model as the provenance names it."""
+        stated = self.dependencies.get(BASE)
+        if stated is None or stated.uri is None or not stated.uri.startswith(HUB):
+            raise StructureError("names no base model", where="provenance")
+        sentence = (stated.annotations or {}).get("identity", "")
+        return BaseModel(stated.uri.removeprefix(HUB), (stated.digest or {}).get("gitCommit", ""), str(sentence))
+
+    @cached_property
+    def results(self) -> Mapping[str, tuple[Result, ...]]:
+        """The results in the reports, by the reports' names."""
+        names = [name.removeprefix(TEST_RESULT) for name in self.byproducts if name.startswith(TEST_RESULT)]
+        return {name: self._results(f"{name}.json") for name in names}
+
+    def _results(self, file: str) -> tuple[Result, ...]:
+        where = f"{EVIDENCE}/{file}"
+        return results_of(parse_object(self.read(file), where=where), where=where)
+
+    @property
+    def sources(self) -> Mapping[str, str]:
+        """Files of the source by SHA-256 (hex), as the provenance has them."""
+        return {
+            name.removeprefix(SOURCE_FILE): (item.digest or {}).get("sha256", "")
+            for name, item in self.dependencies.items()
+            if name.startswith(SOURCE_FILE)
+        }
+
+    def opened(self) -> Checkpoint:
+        """The checkpoint by its headers.
+
+        Raises:
+            StructureError: these are malformed.
+        """
+        if self.checkpoint is None:
+            raise StructureError("its headers and config cannot be read, so nothing is held against them", where="")
+        return self.checkpoint
+
+    @cached_property
+    def expected(self) -> tuple[Plan, tuple[AgainstReference, ...]]:
+        """The plan and the references: of the source, or of a lock of the base.
+
+        Raises:
+            WeighbridgeError: the recipe cannot be planned for it.
+        """
+        if self.source is None:
+            return expected_of(self.opened(), self.loaded)
+        references = find_references(self.loaded, base_of(self.loaded, self.source))
+        return make_plan(self.loaded, self.source), references
+
+    @property
+    def same_version(self) -> bool:
+        """Whether the evidence was written by this very version, so that it can be written again and compared."""
+        return self.provenance.predicate.run_details.builder.version.get("weighbridge") == __version__
+
+
+def open_case(
+    directory: Path, verifier: Verifier | None, source: Checkpoint | None, *, progress: Progress
+) -> tuple[Case, list[Finding]]:
+    """Read everything once, and say what cannot be read; a checkpoint that cannot be opened is still hashed.
+
+    Raises:
+        StructureError: the directory cannot be read.
+    """
+    listing = list_all(directory)
+    findings = [
+        wrong("evidence/link", name, what, remedy="put the file itself in its place")
+        for name, what in listing.odd.items()
+    ]
+    findings += [
+        Finding(
+            "evidence/uncovered",
+            _uncovered(name),
+            name,
+            "is covered by no digest: git or the hub keep it for themselves",
+        )
+        for name in listing.uncovered
+    ]
+    checkpoint = None
+    files: dict[str, str] = {}
+    tensors: dict[str, str] = {}
+    try:
+        checkpoint = open_directory(directory)
+        shards = {name: header for name, header in checkpoint.shards.items() if name in listing.signed}
+        files, tensors = hash_shards(directory, shards, progress=progress)
+    except StructureError as error:
+        findings.append(wrong("evidence/unreadable", error.where, error.what))
+    rest = [name for name in listing.signed if name not in files]
+    files.update(hash_files(directory, rest, progress=progress))
+    case = Case(directory, listing, checkpoint, files, tensors, verifier, source, progress)
+    findings += _read_claims(case)
+    return case, findings
+
+
+def _uncovered(name: str) -> Severity:
+    """The hub and its client put some files there on their own; others have no business there."""
+    return Severity.NOTE if name == ".gitattributes" or name.startswith(".cache/") else Severity.ERROR
+
+
+def _read_claims(case: Case) -> Iterator[Finding]:
+    """Read the statements into the case; what cannot be read is a finding."""
+    there = [name for name in (CLAIMS, STATEMENTS) if f"{EVIDENCE}/{name}" in case.listing.evidence]
+    if len(there) != 1:
+        what = "holds signed statements and plain ones" if there else "holds no statements about this checkpoint"
+        yield wrong("evidence/missing", f"{EVIDENCE}/", what, remedy="build it with Weighbridge")
+        return
+    (name,) = there
+    lines = case.read(name).split(b"\n")
+    if lines.pop() != b"":
+        yield wrong("evidence/malformed", f"{EVIDENCE}/{name}", "does not end with a whole line")
+    for number, line in enumerate(lines, 1):
+        where = f"{EVIDENCE}/{name}:{number}"
+        try:
+            envelope = read_envelope(line, where=where) if name == CLAIMS else None
+            payload = line if envelope is None else envelope.payload
+            statement = read_statement(payload, where=where)
+            canonical = line if envelope is None or envelope.bundle is not None else write_envelope(envelope)
+            if line != canonical or payload != write_statement(statement):
+                raise StructureError("is not written as Weighbridge writes it", where=where)
+            case.claims.append(Claim(where, payload, statement, envelope))
+        except StructureError as error:
+            yield wrong("evidence/malformed", where, error.what)
+
+
+def wrong(rule: str, where: str, message: str, *, remedy: str = "", count: int = 1) -> Finding:
+    """A finding that fails."""
+    return Finding(rule, Severity.ERROR, where, message, count=count, remedy=remedy)

@@ -1,0 +1,397 @@
+"""Signatures: DSSE envelopes around statements, and the Model Signing bundle around the checkpoint's own digests.
+
+A key signs as ``model_signing sign key`` does (ECDSA with SHA-256, 384 or 512 for P-256, 384 or 521), so that
+``model_signing verify key`` accepts the bundle as it stands. The envelope: https://github.com/secure-systems-lab/dsse.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from weighbridge.errors import EvidenceError, StructureError, first_line
+from weighbridge.evidence.subject import UNSIGNED
+from weighbridge.structure.checkpoint import EVIDENCE
+from weighbridge.structure.strict_json import parse_object
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.hashes import HashAlgorithm
+
+PAYLOAD_TYPE = "application/vnd.in-toto+json"
+MODEL_SIGNATURE = "https://model_signing/signature/v1.0"
+SIGSTORE = "sigstore"
+CURVES = ("secp256r1", "secp384r1", "secp521r1")
+IGNORED = (EVIDENCE, *UNSIGNED)
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """A signed payload.
+
+    Attributes:
+        payload: the statement's bytes.
+        keyid: what the envelope says of the key; not signed.
+        signature: the signature's bytes.
+        bundle: the Sigstore bundle that the envelope came in; None for a plain one.
+    """
+
+    payload: bytes
+    keyid: str
+    signature: bytes
+    bundle: bytes | None = None
+
+
+class Signer(Protocol):
+    """Whoever signs."""
+
+    def sign_statement(self, payload: bytes) -> bytes:
+        """One line of JSON: an envelope, or a bundle around one."""
+
+    def sign_model(self, directory: Path, files: Mapping[str, str], *, name: str) -> bytes:
+        """The Model Signing bundle over files: name -> SHA-256 (hex)."""
+
+
+class Verifier(Protocol):
+    """Who is expected to have signed."""
+
+    def check(self, envelope: Envelope) -> None:
+        """Nothing, if the envelope is signed so.
+
+        Raises:
+            StructureError: it is not.
+        """
+
+
+def pae(payload: bytes) -> bytes:
+    """What is signed of a payload: DSSE's pre-authentication encoding."""
+    return b"DSSEv1 %d %s %d %s" % (len(PAYLOAD_TYPE), PAYLOAD_TYPE.encode(), len(payload), payload)
+
+
+def read_envelope(raw: bytes, *, where: str) -> Envelope:
+    """Read an envelope, or a bundle around one, with exactly one signature.
+
+    Raises:
+        StructureError: neither.
+    """
+    content = parse_object(raw, where=where)
+    bundled = "dsseEnvelope" in content
+    envelope = content["dsseEnvelope"] if bundled else content
+    try:
+        (signature,) = envelope["signatures"]
+        if envelope["payloadType"] != PAYLOAD_TYPE:
+            raise StructureError("its payload is no in-toto statement", where=where)
+        keyid = signature.get("keyid", "")
+        if not isinstance(keyid, str):
+            raise TypeError
+        return Envelope(
+            payload=_decoded(envelope["payload"]),
+            keyid=keyid,
+            signature=_decoded(signature["sig"]),
+            bundle=raw if bundled else None,
+        )
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise StructureError("is no envelope with one signature", where=where) from None
+
+
+def _decoded(text: str) -> bytes:
+    """Base64 in its one proper spelling: another spelling of the same bytes is an altered file."""
+    content = base64.b64decode(text, validate=True)
+    if base64.b64encode(content).decode() != text:
+        raise binascii.Error
+    return content
+
+
+def write_envelope(envelope: Envelope) -> bytes:
+    """A plain envelope as one line of JSON, without its end."""
+    content = {
+        "payload": base64.b64encode(envelope.payload).decode(),
+        "payloadType": PAYLOAD_TYPE,
+        "signatures": [{"keyid": envelope.keyid, "sig": base64.b64encode(envelope.signature).decode()}],
+    }
+    return json.dumps(content, separators=(",", ":")).encode()
+
+
+def open_signer(named: str) -> Signer:
+    """Who ``--sign`` names: a private key's file, or ``sigstore``.
+
+    Raises:
+        EvidenceError: the libraries are not installed, no such key, one that is encrypted or of another kind, or
+            Sigstore cannot be reached.
+    """
+    _check_installed()
+    return SigstoreSigner() if named == SIGSTORE else KeySigner.open(Path(named))
+
+
+def open_verifier(public_key: Path) -> Verifier:
+    """Whoever holds the private half of a public key.
+
+    Raises:
+        EvidenceError: the libraries are not installed, or it is no public key on a curve that is signed with.
+    """
+    _check_installed()
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    try:
+        key = load_pem_public_key(_read_key(public_key))
+    except (ValueError, UnsupportedAlgorithm):
+        raise EvidenceError(
+            "is no public key in PEM", where=str(public_key), remedy="'make key' makes a pair"
+        ) from None
+    if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name not in CURVES:
+        raise EvidenceError("is no key on the curve P-256, P-384 or P-521", where=str(public_key))
+    return KeyVerifier(key)
+
+
+@dataclass(frozen=True, repr=False)
+class KeySigner:
+    """Signs with a private key; nothing of it is ever shown."""
+
+    path: Path
+    key: ec.EllipticCurvePrivateKey
+
+    @classmethod
+    def open(cls, path: Path) -> KeySigner:
+        """Read a private key in PEM that is not encrypted.
+
+        Raises:
+            EvidenceError: it is not that.
+        """
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives.asymmetric import ec
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+        try:
+            key = load_pem_private_key(_read_key(path), password=None)
+        except TypeError:
+            raise EvidenceError(
+                "the private key is encrypted", where=str(path), remedy="decrypt it for the build"
+            ) from None
+        except (ValueError, UnsupportedAlgorithm):
+            raise EvidenceError("is no private key in PEM", where=str(path), remedy="'make key' makes a pair") from None
+        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name not in CURVES:
+            raise EvidenceError("is no key on the curve P-256, P-384 or P-521", where=str(path))
+        return cls(path, key)
+
+    def sign_statement(self, payload: bytes) -> bytes:
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        public = self.key.public_key()
+        signature = self.key.sign(pae(payload), ec.ECDSA(_hash_of(public)))
+        return write_envelope(Envelope(payload, key_id(public), signature))
+
+    def sign_model(self, directory: Path, files: Mapping[str, str], *, name: str) -> bytes:
+        from model_signing import signing
+
+        config = signing.Config().use_elliptic_key_signer(private_key=self.path)
+        return _sign_model(config, directory, files, name=name)
+
+
+class SigstoreSigner:
+    """Signs with a short-lived certificate for an identity that Sigstore has seen proven.
+
+    Raises:
+        EvidenceError: Sigstore cannot be reached, or gives no certificate.
+    """
+
+    def __init__(self) -> None:
+        from sigstore.models import ClientTrustConfig
+        from sigstore.sign import SigningContext
+
+        with _explained():
+            self._trust = ClientTrustConfig.production()
+            self._context = SigningContext.from_trust_config(self._trust)
+        self._known_token: str | None = None
+
+    def _token(self) -> str:
+        """An identity token: of the machine that this runs on (CI), or else of the person who logs in."""
+        from sigstore.oidc import Issuer, detect_credential
+
+        if self._known_token is None:
+            found = detect_credential()
+            self._known_token = found or str(Issuer(self._trust.signing_config.get_oidc_url()).identity_token())
+        return self._known_token
+
+    def sign_statement(self, payload: bytes) -> bytes:
+        from sigstore.dsse import Statement
+        from sigstore.oidc import IdentityToken
+
+        with _explained(), self._context.signer(IdentityToken(self._token())) as signer:
+            bundle: str = signer.sign_dsse(Statement(payload)).to_json()
+        return json.dumps(json.loads(bundle), separators=(",", ":")).encode()
+
+    def sign_model(self, directory: Path, files: Mapping[str, str], *, name: str) -> bytes:
+        from model_signing import signing
+
+        with _explained():
+            config = signing.Config().use_sigstore_signer(identity_token=self._token())
+            return _sign_model(config, directory, files, name=name)
+
+
+@dataclass(frozen=True)
+class KeyVerifier:
+    """Expects signatures of one key."""
+
+    key: ec.EllipticCurvePublicKey
+
+    def check(self, envelope: Envelope) -> None:
+        from cryptography.exceptions import InvalidSignature
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        if envelope.keyid not in ("", key_id(self.key)):
+            raise StructureError(f"is signed with another key, which calls itself {envelope.keyid[:16]}…", where="")
+        try:
+            self.key.verify(envelope.signature, pae(envelope.payload), ec.ECDSA(_hash_of(self.key)))
+        except InvalidSignature:
+            raise StructureError("its signature is not that of this key over these bytes", where="") from None
+
+
+@dataclass(frozen=True)
+class SigstoreVerifier:
+    """Expects signatures of an identity that an issuer has seen proven."""
+
+    identity: str
+    issuer: str
+
+    def check(self, envelope: Envelope) -> None:
+        _check_installed()
+        from sigstore.errors import VerificationError
+        from sigstore.models import Bundle
+        from sigstore.verify import Verifier as Sigstore
+        from sigstore.verify.policy import Identity
+
+        if envelope.bundle is None:
+            raise StructureError("is signed with a key, not through Sigstore", where="")
+        with _explained():
+            verifier = Sigstore.production()
+        try:
+            verifier.verify_dsse(
+                Bundle.from_json(envelope.bundle), Identity(identity=self.identity, issuer=self.issuer)
+            )
+        except (VerificationError, ValueError) as error:
+            raise StructureError(f"its signature is not of {self.identity} ({first_line(error)})", where="") from None
+
+
+def key_id(public: ec.EllipticCurvePublicKey) -> str:
+    """How envelopes name a key: SHA-256 (hex) of its PEM, as Model Signing's bundles do."""
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    return hashlib.sha256(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+
+
+def make_key_pair(private: Path, public: Path, *, curve: str) -> None:
+    """Write a new key pair in PEM; the private half can be read by its owner alone.
+
+    Args:
+        curve: ``P-256``, ``P-384`` or ``P-521``.
+
+    Raises:
+        EvidenceError: one of the files is there already.
+        OSError: one cannot be written.
+    """
+    _check_installed()
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    for path in (private, public):
+        if path.exists():
+            raise EvidenceError("is there already", where=str(path), remedy="a key is not replaced; name another file")
+    curves: dict[str, ec.EllipticCurve] = {"P-256": ec.SECP256R1(), "P-384": ec.SECP384R1(), "P-521": ec.SECP521R1()}
+    key = ec.generate_private_key(curves[curve])
+    private.touch(mode=0o600)
+    private.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    public.write_bytes(
+        key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    )
+
+
+def read_model_statement(envelope: Envelope, *, where: str) -> tuple[str, dict[str, str]]:
+    """The root digest and the files (name -> SHA-256, hex) that a Model Signing bundle is about.
+
+    Raises:
+        StructureError: it is no statement of Model Signing v1.0 over files by SHA-256.
+    """
+    statement = parse_object(envelope.payload, where=where)
+    try:
+        (subject,) = statement["subject"]
+        serialization, resources = statement["predicate"]["serialization"], statement["predicate"]["resources"]
+        if statement["predicateType"] != MODEL_SIGNATURE or serialization["method"] != "files":
+            raise StructureError("is no Model Signing v1.0 statement over files", where=where)
+        if not set(serialization.get("ignore_paths", ())) <= {*IGNORED, f"{EVIDENCE}/model.sig"}:
+            raise StructureError("leaves out files that a signature has to be over", where=where)
+        files = {resource["name"]: resource["digest"] for resource in resources}
+        root = subject["digest"]["sha256"]
+        if not all(_is_sha256(digest) for digest in (root, *files.values())) or not all(map(str.isprintable, files)):
+            raise ValueError
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise StructureError("is no Model Signing v1.0 statement", where=where) from None
+    return root, files
+
+
+def _is_sha256(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
+def _hash_of(key: ec.EllipticCurvePublicKey) -> HashAlgorithm:
+    """The hash that goes with a curve. Source: ``get_ec_key_hash`` in model_signing/_signing/sign_ec_key.py."""
+    from cryptography.hazmat.primitives import hashes
+
+    chosen: dict[int, HashAlgorithm] = {256: hashes.SHA256(), 384: hashes.SHA384(), 521: hashes.SHA512()}
+    return chosen[key.curve.key_size]
+
+
+def _sign_model(config: Any, directory: Path, files: Mapping[str, str], *, name: str) -> bytes:
+    """Sign digests that are known already: Model Signing would read every shard again to take them."""
+    from model_signing import manifest
+    from model_signing._hashing.hashing import Digest
+
+    arguments = {"method": "files", "hash_type": "sha256", "allow_symlinks": False, "ignore_paths": list(IGNORED)}
+    serialization = manifest.SerializationType.from_args(arguments)
+    items = [serialization.new_item(file, Digest("sha256", bytes.fromhex(digest))) for file, digest in files.items()]
+    known = manifest.Manifest(name, items, serialization)
+
+    path = directory / "model.sig"
+    config.set_hashing_config(SimpleNamespace(hash=lambda _: known)).sign(directory, path)
+    return path.read_bytes()
+
+
+def _read_key(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(1 << 16)
+    except OSError as error:
+        raise EvidenceError(f"the key cannot be read ({error.strerror})", where=str(path)) from error
+
+
+def _check_installed() -> None:
+    missing = [name for name in ("cryptography", "OpenSSL", "model_signing", "sigstore") if find_spec(name) is None]
+    if missing:
+        what = f"signatures need what is not installed ({', '.join(missing)})"
+        raise EvidenceError(what, where="--sign", remedy="pip install -e '.[sign]'")
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """One sentence for whatever the many parts of Sigstore's client raise where there is no network or no identity."""
+    try:
+        yield
+    except Exception as error:
+        raise EvidenceError(
+            f"Sigstore cannot be used here ({type(error).__name__}: {first_line(error)[:160]})",
+            where=SIGSTORE,
+            remedy="check the network, or use a key: --sign key.pem, --key key.pub",
+        ) from error

@@ -1,0 +1,144 @@
+"""Statements about a checkpoint, as in-toto and SLSA publish them: strict models, one line of JSON each.
+
+Definitions: https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md, …/spec/predicates/provenance.md
+(https://slsa.dev/provenance/v1) and …/spec/predicates/test-result.md. A test reads what is written here back through
+the protobuf messages of in-toto-attestation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
+from pydantic.alias_generators import to_camel
+
+from weighbridge.errors import StructureError
+from weighbridge.recipe.strict import Strict
+from weighbridge.structure.strict_json import parse_object
+
+BUILD_TYPE = "urn:weighbridge:build:v1"
+
+SHA256 = r"^[0-9a-f]{64}$"
+TIME = r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$"
+
+Outcome = Literal["PASSED", "WARNED", "FAILED"]
+
+
+class Published(Strict):
+    """A part of a statement: its names are written in camel case, and what is not said is left out."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
+
+
+class Resource(Published):
+    """in-toto's ResourceDescriptor: something by name or address, and its digests (hex)."""
+
+    name: str | None = None
+    uri: str | None = None
+    digest: dict[str, str] | None = None
+    annotations: dict[str, JsonValue] | None = None
+
+
+class BuildDefinition(Published):
+    """What was built from what."""
+
+    build_type: str
+    external_parameters: dict[str, JsonValue]
+    internal_parameters: dict[str, JsonValue]
+    resolved_dependencies: list[Resource]
+
+
+class Builder(Published):
+    """Who built: the tool and the machine's kind."""
+
+    id: str
+    version: dict[str, str]
+
+
+class Times(Published):
+    """When, in UTC."""
+
+    started_on: str = Field(pattern=TIME)
+    finished_on: str = Field(pattern=TIME)
+
+
+class RunDetails(Published):
+    """One run, and what it left beside the checkpoint."""
+
+    builder: Builder
+    metadata: Times
+    byproducts: list[Resource]
+
+
+class Provenance(Published):
+    """SLSA provenance v1."""
+
+    build_definition: BuildDefinition
+    run_details: RunDetails
+
+
+class TestResult(Published):
+    """in-toto test-result v0.1: the names of what passed, warned and failed."""
+
+    result: Outcome
+    configuration: list[Resource]
+    passed_tests: list[str]
+    warned_tests: list[str]
+    failed_tests: list[str]
+
+
+class _Statement(Published):
+    type: Literal["https://in-toto.io/Statement/v1"] = Field(default="https://in-toto.io/Statement/v1", alias="_type")
+    subject: list[Resource] = Field(min_length=1, max_length=1)
+
+
+class ProvenanceStatement(_Statement):
+    """How the subject was made."""
+
+    predicate_type: Literal["https://slsa.dev/provenance/v1"] = "https://slsa.dev/provenance/v1"
+    predicate: Provenance
+
+
+class TestResultStatement(_Statement):
+    """How the subject did in what judged it."""
+
+    predicate_type: Literal["https://in-toto.io/attestation/test-result/v0.1"] = (
+        "https://in-toto.io/attestation/test-result/v0.1"
+    )
+    predicate: TestResult
+
+
+Statement = ProvenanceStatement | TestResultStatement
+_ADAPTER: TypeAdapter[Statement] = TypeAdapter(Annotated[Statement, Field(discriminator="predicate_type")])
+
+
+def write_statement(statement: Statement) -> bytes:
+    """A statement as one line of JSON without its end."""
+    content = statement.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def read_statement(raw: bytes, *, where: str) -> Statement:
+    """Read a statement of one of the two kinds.
+
+    Raises:
+        StructureError: not JSON, or not such a statement.
+    """
+    try:
+        return _ADAPTER.validate_python(parse_object(raw, where=where))
+    except ValidationError as error:
+        problem: Any = error.errors()[0]
+        place = ".".join(str(part) for part in problem["loc"])
+        raise StructureError(f"is no statement ({place}: {problem['msg']})", where=where) from None
+
+
+def subject_of(name: str, root: str) -> Resource:
+    """The one subject of every statement: a checkpoint by its root digest."""
+    return Resource(name=name, digest={"sha256": root})
+
+
+def sha256_of(content: bytes) -> dict[str, str]:
+    """The digest set of some bytes."""
+    return {"sha256": hashlib.sha256(content).hexdigest()}

@@ -1,0 +1,69 @@
+"""Checking a checkpoint's evidence: against its files and tensors, against itself, against a key and a source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from weighbridge.errors import StructureError, WeighbridgeError
+from weighbridge.evidence.case import Case, open_case, wrong
+from weighbridge.evidence.checks import CHECKS, Checked, validated
+from weighbridge.evidence.signing import Verifier
+from weighbridge.progress import Progress
+from weighbridge.report import Report, Section, Severity
+from weighbridge.structure.checkpoint import EVIDENCE, Checkpoint
+
+
+def verify(
+    directory: Path, *, verifier: Verifier | None = None, source: Checkpoint | None = None, progress: Progress
+) -> Report:
+    """Check a checkpoint's evidence.
+
+    Args:
+        directory: the checkpoint on disk.
+        verifier: who is expected to have signed it; without, no signature is checked, and that is said.
+        source: the base model on disk, to be compared with what the evidence says was read.
+
+    Raises:
+        StructureError: the directory cannot be read.
+        EvidenceError: Sigstore cannot be reached.
+    """
+    if not directory.is_dir():
+        raise StructureError(
+            "is no directory", where=str(directory), remedy="download the checkpoint: evidence is about its bytes"
+        )
+    case, findings = open_case(directory, verifier, source, progress=progress)
+    sections = [Section("what lies there", f"{len(case.files):,} files", findings=tuple(findings))] if findings else []
+    words: dict[str, str | int] = {}
+    for title, check in CHECKS.items():
+        checked = _checked(check, case)
+        sections.append(Section(title, checked.summary, findings=checked.findings))
+        if checked.word:
+            words[title] = checked.word
+    sections += validated(case)
+    sections.append(Section("what rests on the word of whoever wrote it", f"{len(words)} things", facts=words))
+    return Report("evidence", str(directory), _verdict(directory, case, sections), tuple(sections))
+
+
+def _checked(check: Callable[[Case], Checked], case: Case) -> Checked:
+    """Run a check; evidence that cannot be read is what it has found."""
+    try:
+        return check(case)
+    except WeighbridgeError as error:
+        return Checked("could not be checked", (wrong("evidence/unreadable", error.where or EVIDENCE, error.what),))
+
+
+def _verdict(directory: Path, case: Case, sections: Sequence[Section]) -> str:
+    errors = [finding for section in sections for finding in section.findings if finding.severity is Severity.ERROR]
+    if errors:
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        return f"{directory}: its evidence does not hold: {errors[0].where} {errors[0].message}{more}"
+    signed = "unsigned" if not any(claim.envelope for claim in case.claims) else "signed"
+    who = (
+        ", by the key that was given"
+        if case.verifier is not None
+        else ", by whom was not checked"
+        if signed == "signed"
+        else ""
+    )
+    return f"{directory} is the checkpoint that its evidence is about: root digest {case.root[:16]}…; {signed}{who}"

@@ -1,0 +1,136 @@
+"""Writing the evidence of a build: the model card into the checkpoint, and what speaks of it into evidence/."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+from weighbridge.evidence.account import MAIN_REPORT, Account
+from weighbridge.evidence.bom import write_bom
+from weighbridge.evidence.card import BASE_CARD, CARD, CardFacts, write_card
+from weighbridge.evidence.environment import installed
+from weighbridge.evidence.provenance import RECIPE, provenance_statement, stamp
+from weighbridge.evidence.results import Result, result_statement, results_of
+from weighbridge.evidence.signing import Signer
+from weighbridge.evidence.statements import Resource, sha256_of, subject_of, write_statement
+from weighbridge.evidence.subject import hash_files, list_all, root_digest, write_files, write_tensors
+from weighbridge.identity import digest_files
+from weighbridge.progress import Progress
+from weighbridge.report import PRESENTERS
+from weighbridge.structure.checkpoint import CONFIG_FILE, EVIDENCE, INDEX_FILE, Checkpoint, carried_files
+
+GUIDE = "README.md"
+FILES, TENSORS = "files.sha256", "tensors.sha256"
+BOM = "bom.cdx.json"
+LOG = "log.jsonl"
+STATEMENTS, CLAIMS = "statements.jsonl", "claims.jsonl"
+SIGNATURE = "model.sig"
+TEST_RESULT = "test-result/"
+"""How provenance names the statement of a report's results among its by-products."""
+
+_GUIDES = Path(__file__).parent
+
+
+def write(directory: Path, account: Account, *, signer: Signer | None = None, progress: Progress) -> None:
+    """Write the model card and evidence/ of a build that holds.
+
+    The card is part of the checkpoint, so it holds no clock and no path; builder and times stand in evidence/ alone.
+    What was hashed while it was built is not hashed again.
+
+    Args:
+        directory: the finished checkpoint, before it takes its place.
+        signer: who signs; None leaves plain statements, which say nothing of who made them.
+
+    Raises:
+        EvidenceError: the signer cannot sign.
+        StructureError, OSError: a file cannot be read or written.
+    """
+    beside = directory / EVIDENCE
+    shutil.rmtree(beside, ignore_errors=True)  # of a run that was killed here
+    beside.mkdir()
+    written = {name: _write_report(beside, name, account) for name in account.reports}
+    _write_card(directory, account, written)
+    (beside / RECIPE).write_bytes(account.plan.loaded.raw)
+
+    listing = list_all(directory)
+    small = [name for name in listing.signed if name not in account.shard_digests]
+    files = {**account.shard_digests, **hash_files(directory, small, progress=progress)}
+    root = root_digest(files)
+    (beside / FILES).write_bytes(write_files(files))
+    (beside / TENSORS).write_bytes(write_tensors(account.plan.predicted.structure, account.tensor_digests))
+    environment = installed()
+    bom = write_bom(account, root=root, files=files, environment=environment, finished=stamp(datetime.now(UTC)))
+    (beside / BOM).write_bytes(bom)
+    (beside / GUIDE).write_bytes(guide(signed=signer is not None))
+    (beside / LOG).write_text("".join(json.dumps(asdict(stage)) + "\n" for stage in account.stages))
+
+    subject = subject_of(CardFacts(account.plan.loaded, account.plan.predicted, account.base, {}).name, root)
+    if signer is not None:
+        (beside / SIGNATURE).write_bytes(signer.sign_model(beside, files, name=str(subject.name)))
+    recipe = Resource(name=RECIPE, digest=sha256_of(account.plan.loaded.raw))
+    payloads = {
+        name: write_statement(result_statement(results, subject, [recipe])) for name, results in written.items()
+    }
+    byproducts = [
+        *(_file(beside, path.name) for path in sorted(beside.iterdir())),
+        *(Resource(name=TEST_RESULT + name, digest=sha256_of(payload)) for name, payload in payloads.items()),
+    ]
+    sources = source_digests(account.source, account.identity.digests, progress=progress)
+    made = provenance_statement(
+        account, subject, source_digests=sources, environment=environment, byproducts=byproducts
+    )
+    lines = [*payloads.values(), write_statement(made)]
+    if signer is not None:
+        lines = [signer.sign_statement(line) for line in lines]
+    (beside / (STATEMENTS if signer is None else CLAIMS)).write_bytes(b"".join(line + b"\n" for line in lines))
+
+
+def source_digests(source: Checkpoint, known: Mapping[str, str], *, progress: Progress) -> dict[str, str]:
+    """SHA-256 (hex) of every file of a source that a build reads: shards, config, index, and what is carried over."""
+    read = {*source.shards, *carried_files(source), *({CONFIG_FILE, INDEX_FILE} & source.files.keys())}
+    digests = {name: digest for name, digest in known.items() if name in read}
+    return {**digests, **digest_files(source, sorted(read - digests.keys()), progress=progress)}
+
+
+def guide(*, signed: bool) -> bytes:
+    """evidence/README.md: what each file is, and how to check it with the tools of others."""
+    return (_GUIDES / f"guide-{'signed' if signed else 'unsigned'}.md").read_bytes()
+
+
+def _write_report(beside: Path, name: str, account: Account) -> tuple[Result, ...]:
+    """Write a report as JSON and Markdown; gives the results in it."""
+    report = account.reports[name]
+    content = PRESENTERS["json"](report)
+    (beside / f"{name}.json").write_text(content)
+    (beside / f"{name}.md").write_text(PRESENTERS["markdown"](report))
+    return results_of(json.loads(content), where=name)
+
+
+def _write_card(directory: Path, account: Account, results: Mapping[str, tuple[Result, ...]]) -> None:
+    source = account.source
+    kept = base_card(source.files) if CARD in source.files else ""
+    if kept:
+        (directory / CARD).replace(directory / kept)
+    facts = CardFacts(account.plan.loaded, account.plan.predicted, account.base, called(results), kept)
+    (directory / CARD).write_bytes(write_card(facts))
+
+
+def called(results: Mapping[str, tuple[Result, ...]]) -> dict[str, tuple[Result, ...]]:
+    """Results by who judged, as the card calls them."""
+    return {"validation" if name == MAIN_REPORT else name: found for name, found in results.items()}
+
+
+def base_card(names: Mapping[str, object]) -> str:
+    """Under which name the source's own card is kept: one that no other file of the source has."""
+    name = BASE_CARD
+    while name in names:
+        name = f"{name.removesuffix('.md')}.base.md"
+    return name
+
+
+def _file(beside: Path, name: str) -> Resource:
+    return Resource(name=f"{EVIDENCE}/{name}", digest=sha256_of((beside / name).read_bytes()))

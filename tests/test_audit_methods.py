@@ -1,0 +1,194 @@
+"""The audit on what every method of the project builds: calibrated, smoothed, compensated, converted; toys too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from tests.alterations import EVERYWHERE, one_element
+from tests.checkpoints import edit_json
+from tests.conftest import Command, Once, run_script
+from tests.test_audit import altered, diverging, look, verdicts
+from tests.test_oneshot import made
+from tests.toy_models import TOYS
+from weighbridge.audit import conclusion
+from weighbridge.audit.judge import Verdict
+from weighbridge.recipe import load_recipe
+
+KEPT_OF_TOYS = {
+    "llama": ["lm_head", "re:.*embed.*", "re:.*norm.*"],
+    "qwen3-moe": ["lm_head", "re:.*embed.*", "re:.*mlp.gate$", "re:.*norm.*"],
+}
+GROUPS_OF_32 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32, "symmetric": True}
+SCHEMES = {
+    "FP8_DYNAMIC": {"scheme": "FP8_DYNAMIC"},
+    "FP8_BLOCK": {"scheme": "FP8_BLOCK"},
+    "W8A8": {"scheme": "W8A8"},
+    "W4A16": {"config_groups": {"group_0": {"weights": GROUPS_OF_32}}},
+    "NVFP4A16": {"scheme": "NVFP4A16"},
+    "MXFP4": {"scheme": "MXFP4"},
+    "MXFP8": {"scheme": "MXFP8"},
+}
+
+
+def recipe_of(path: Path, toy: str, **content: object) -> Path:
+    """A recipe file for a toy."""
+    base = {"model": "weighbridge/toy", "revision": "0" * 40, "licence": "apache-2.0"}
+    text = {"name": "toy", "description": "A toy.", "base": base, "method": "model_free_ptq"}
+    text["ignore"] = KEPT_OF_TOYS[toy]
+    path.write_text(yaml.safe_dump({**text, **content}, sort_keys=False))
+    return path
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("toy", ["llama", "qwen3-moe"])
+def test_data_free_builds_of_toys_are_exact(
+    toy: str, scheme: str, once: Once, call_build: Command, tmp_path: Path
+) -> None:
+    source = once(f"toy-{toy}", TOYS[toy])
+    recipe = recipe_of(tmp_path / "recipe.yaml", toy, **SCHEMES[scheme])
+    outcome = call_build(recipe, "--model", source, "--output", tmp_path / "build")
+    assert outcome.code == 0, outcome.err + outcome.out
+    found = look(tmp_path / "build", source, loaded=load_recipe(str(recipe)))
+    assert conclusion(found) == "derives exactly from the base"
+    assert verdicts(found)[Verdict.EXACT] >= 14
+
+
+def test_calibrated_rounding_to_nearest_is_exact(once: Once, mini: Path) -> None:
+    found = look(made(once, "nvfp4") / "build", mini, loaded=load_recipe("nvfp4"))
+    assert verdicts(found) == {Verdict.IDENTICAL: 111, Verdict.EXACT: 185}
+
+
+@pytest.mark.campaign
+def test_calibrated_fp8_with_a_kv_cache_is_exact(once: Once, mini: Path) -> None:
+    found = look(made(once, "fp8-dynamic-kv8") / "build", mini, loaded=load_recipe("fp8-dynamic-kv8"))
+    assert verdicts(found) == {Verdict.IDENTICAL: 111, Verdict.EXACT: 185}
+    assert [(left.kind, len(left.names), left.excused) for left in found.leftovers] == [("added", 12, True)]
+
+
+@pytest.mark.parametrize("recipe", ["nvfp4-full-modelopt", "nvfp4-experts-modelopt"])
+def test_conversion_keeps_what_is_exact(recipe: str, call_build: Command, mini: Path, tmp_path: Path) -> None:
+    outcome = call_build(recipe, "--model", "mini", "--output", tmp_path / "build")
+    assert outcome.code == 0, outcome.err + outcome.out
+    assert conclusion(look(tmp_path / "build", mini)) == "derives exactly from the base"
+
+
+# --- compensated
+
+GPTQ = "w4a16-gptq"
+
+
+@pytest.mark.campaign
+def test_gptq_is_compensated_where_the_recipe_says_so(once: Once, mini: Path) -> None:
+    found = look(made(once, GPTQ) / "build", mini, loaded=load_recipe(GPTQ))
+    assert verdicts(found) == {Verdict.IDENTICAL: 111, Verdict.COMPENSATED: 185}
+    assert conclusion(found) == "derives from the base as compensated, within stated limits"
+
+
+@pytest.mark.campaign
+def test_gptq_is_compensated_where_the_config_says_so(once: Once, mini: Path, tmp_path: Path) -> None:
+    build = altered(made(once, GPTQ) / "build", tmp_path / "copy", lambda _: None)
+
+    def say(config: dict[str, object]) -> None:
+        groups = config["quantization_config"]["config_groups"]  # type: ignore[index]
+        for group in groups.values():
+            group["weights"]["actorder"] = "static"
+
+    edit_json(build / "config.json", say)
+    assert verdicts(look(build, mini)) == {Verdict.IDENTICAL: 111, Verdict.COMPENSATED: 185}
+
+
+@pytest.mark.campaign
+def test_gptq_that_nobody_speaks_of_does_not_derive(once: Once, mini: Path, tmp_path: Path) -> None:
+    build = altered(made(once, GPTQ) / "build", tmp_path / "copy", lambda _: None)
+
+    def hush(config: dict[str, object]) -> None:
+        groups = config["quantization_config"]["config_groups"]  # type: ignore[index]
+        for group in groups.values():
+            group["weights"]["actorder"] = None
+
+    edit_json(build / "config.json", hush)
+    assert conclusion(look(build, mini)) == "does not derive from the base"
+
+
+ABOVE_THE_LIMIT = ("one scale", "an expert of zeros", "two experts", "one bit of a kept tensor", "two tokens")
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("kind", ABOVE_THE_LIMIT)
+def test_alterations_above_the_stated_limit_of_gptq_are_named(
+    kind: str, once: Once, mini: Path, tmp_path: Path
+) -> None:
+    loaded = load_recipe(GPTQ)
+    for seed in range(12):
+        done = []
+        change = EVERYWHERE[kind]
+        copy = altered(
+            made(once, GPTQ) / "build",
+            tmp_path / f"copy-{seed}",
+            lambda tensors, change=change, seed=seed, done=done: done.append(  # type: ignore[misc]
+                change(np.random.default_rng(seed), tensors)
+            ),
+        )
+        assert diverging(look(copy, mini, loaded=loaded)) == set(done[0].names), done[0].what
+
+
+# --- smoothed
+
+AWQ = "w4a16-awq"
+
+
+@pytest.mark.campaign
+def test_awq_follows_by_its_pairs(once: Once, mini: Path) -> None:
+    found = look(made(once, AWQ) / "build", mini, loaded=load_recipe(AWQ))
+    counts = verdicts(found)
+    assert counts.keys() == {Verdict.IDENTICAL, Verdict.EXACT, Verdict.PAIRED}
+    assert counts[Verdict.EXACT] == 23  # attention is not smoothed
+    assert found.smoothed_limit < 2
+
+
+@pytest.mark.campaign
+def test_awq_that_nobody_speaks_of_does_not_derive(once: Once, mini: Path) -> None:
+    assert conclusion(look(made(once, AWQ) / "build", mini)) == "does not derive from the base"
+
+
+@pytest.mark.campaign
+def test_two_steps_of_a_smoothed_code_are_seen(once: Once, mini: Path, tmp_path: Path) -> None:
+    for seed in range(12):
+        done = []
+        copy = altered(
+            made(once, AWQ) / "build",
+            tmp_path / f"copy-{seed}",
+            lambda tensors, seed=seed, done=done: done.append(  # type: ignore[misc]
+                one_element(np.random.default_rng(seed), tensors)
+            ),
+        )
+        assert done[0].names <= diverging(look(copy, mini, loaded=load_recipe(AWQ))), done[0].what
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("modifier", ["AWQModifier", "GPTQModifier", "SmoothQuantModifier"])
+@pytest.mark.parametrize("toy", ["llama", "qwen3-moe"])
+def test_calibrated_builds_of_toys_derive(toy: str, modifier: str, once: Once, tmp_path: Path) -> None:
+    source = once(f"toy-{toy}", TOYS[toy])
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"sentence {number} of some text, {number * 7919 % 1000}\n" for number in range(64)))
+    calibration = {"dataset": {"file": str(text)}, "samples": 64, "sequence_length": 64, "experts": "all"}
+    scheme = {"scheme": "W8A8"} if modifier == "SmoothQuantModifier" else SCHEMES["W4A16"]
+    options = {"smoothing_strength": 0.5} if modifier == "SmoothQuantModifier" else {}
+    recipe = recipe_of(
+        tmp_path / "recipe.yaml",
+        toy,
+        method="oneshot",
+        modifiers=[{modifier: options}],
+        calibration=calibration,
+        **scheme,
+    )
+    output = tmp_path / "build"
+    outcome = run_script("build.py", recipe, "--model", source, "--output", output, env={"OMP_NUM_THREADS": "1"})
+    assert outcome.code == 0, outcome.err + outcome.out
+    found = look(output, source, loaded=load_recipe(str(recipe)))
+    assert conclusion(found) == "derives from the base as compensated, within stated limits"

@@ -1,0 +1,109 @@
+"""``make publish``: the real client uploads to a hub on this machine what its evidence holds for, and nothing else."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoints import copy_checkpoint, rewrite
+from tests.conftest import Outcome, environment
+from tests.hub_server import Hub, failing, rewritten, serve
+
+TOKEN = "hf_writer"
+REPOSITORY = "us/gemma-4-mini-FP8"
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """A hub that holds nothing yet and lets one token write."""
+    with serve({}, token=TOKEN) as hub:
+        yield hub
+
+
+def run_publish(hub: Hub, scratch: Path, *arguments: str | Path, token: str = TOKEN) -> Outcome:
+    variables = {
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_TOKEN": token,
+        "HF_HOME": str(scratch / "home"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "NO_PROXY": "127.0.0.1,localhost",
+    }
+    command = [sys.executable, "-m", "weighbridge.commands.publish", *map(str, arguments)]
+    done = subprocess.run(command, env=environment(variables), capture_output=True, text=True, check=False)
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def contents(checkpoint: Path) -> dict[str, bytes]:
+    files = [path for path in checkpoint.rglob("*") if path.is_file()]
+    return {path.relative_to(checkpoint).as_posix(): path.read_bytes() for path in files}
+
+
+def test_build_is_published_as_it_stands_with_its_evidence(hub: Hub, signed_builds: Path, tmp_path: Path) -> None:
+    done = run_publish(hub, tmp_path, signed_builds / "build", REPOSITORY, "--key", signed_builds / "key.pub.pem")
+    assert done.code == 0, done.err + done.out
+    assert hub.commit_of(REPOSITORY) in done.out.replace("\n      ", "")
+    assert hub.content(REPOSITORY) == contents(signed_builds / "build")
+
+
+def test_another_build_takes_the_place_of_the_first_and_leaves_nothing_of_it(
+    hub: Hub, signed_builds: Path, mini_build: Path, tmp_path: Path
+) -> None:
+    assert run_publish(hub, tmp_path, signed_builds / "build", REPOSITORY).code == 0
+    done = run_publish(hub, tmp_path, mini_build, REPOSITORY)
+    assert done.code == 0, done.err + done.out
+    assert hub.content(REPOSITORY) == contents(mini_build)
+
+
+def test_altered_build_is_not_published(hub: Hub, mini_build: Path, tmp_path: Path) -> None:
+    copy = copy_checkpoint(mini_build, tmp_path / "copy")
+    rewrite(copy / "chat_template.jinja", b"altered")
+    done = run_publish(hub, tmp_path, copy, REPOSITORY)
+    assert done.code == 1
+    assert "nothing was uploaded" in done.out
+    assert "chat_template.jinja" in done.out
+    assert hub.requests() == []
+
+
+def test_build_that_somebody_else_signed_is_not_published(hub: Hub, signed_builds: Path, tmp_path: Path) -> None:
+    done = run_publish(hub, tmp_path, signed_builds / "build", REPOSITORY, "--key", signed_builds / "other.pub.pem")
+    assert done.code == 1
+    assert hub.requests() == []
+
+
+def test_token_that_may_not_write_is_said_in_one_sentence(hub: Hub, mini_build: Path, tmp_path: Path) -> None:
+    done = run_publish(hub, tmp_path, mini_build, REPOSITORY, token="hf_reader")
+    assert done.code == 2
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
+    assert "hf_reader" not in done.err
+
+
+def test_hub_that_breaks_off_is_said_in_one_sentence(hub: Hub, mini_build: Path, tmp_path: Path) -> None:
+    hub.alter(r"/commit/", failing(500))
+    done = run_publish(hub, tmp_path, mini_build, REPOSITORY)
+    assert done.code == 2
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
+
+
+def test_hub_that_holds_something_else_afterwards_is_found_out(hub: Hub, mini_build: Path, tmp_path: Path) -> None:
+    def lose_a_file(answer: dict[str, list[dict[str, str]]]) -> object:
+        answer["siblings"] = [item for item in answer["siblings"] if item["rfilename"] != "config.json"]
+        return answer
+
+    hub.alter(r"/api/models/.*/revision/", rewritten(lose_a_file))
+    done = run_publish(hub, tmp_path, mini_build, REPOSITORY)
+    assert done.code == 1
+    assert "publish/other-files" in done.out
+    assert "config.json" in done.out
+
+
+def test_what_is_no_hub_id_is_refused(hub: Hub, mini_build: Path, tmp_path: Path) -> None:
+    done = run_publish(hub, tmp_path, mini_build, "not-an-id")
+    assert done.code == 2
+    assert "org/name" in done.err

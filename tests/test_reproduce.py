@@ -1,0 +1,205 @@
+"""``make reproduce``: a build is made again from its evidence and compared; what differs is the reason."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from google.protobuf import json_format
+from in_toto_attestation.v1 import statement_pb2
+
+from tests.checkpoints import copy_checkpoint, rewrite
+from tests.conftest import ROOT, Command, Outcome, call_main, environment
+from tests.evidence import edit_claim, list_anew
+from weighbridge.commands import reproduce
+from weighbridge.evidence.environment import installed
+
+FAKE = "tqdm"
+"""A package that every environment has, and that builds do not depend on for their numbers."""
+
+
+def call_reproduce(*arguments: str | Path) -> Outcome:
+    return call_main(reproduce.main, arguments)
+
+
+def reasons(outcome: Outcome) -> set[tuple[str, str]]:
+    """Rule and place of every finding that failed."""
+    sections = outcome.report["sections"]
+    return {
+        (finding["rule"], finding["where"])
+        for section in sections
+        for finding in section["findings"]
+        if finding["severity"] == "error"
+    }
+
+
+def test_build_is_reproduced_byte_for_byte(signed_builds: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    outcome = call_reproduce(signed_builds / "build", "--output", again)
+    assert outcome.code == 0, outcome.err + outcome.out
+    assert "byte for byte" in outcome.out
+    assert checkpoint_bytes(again) == checkpoint_bytes(signed_builds / "build")
+
+
+def test_verdict_is_a_statement_about_the_checkpoint(signed_builds: Path, tmp_path: Path) -> None:
+    outcome = call_reproduce(signed_builds / "build", "--statement", tmp_path / "verdict.json")
+    content = json.loads((tmp_path / "verdict.json").read_bytes())
+    message = json_format.ParseDict(content, statement_pb2.Statement())
+    original = json.loads((signed_builds / "build/evidence/bom.cdx.json").read_bytes())["metadata"]["component"]
+    assert outcome.code == 0
+    assert message.subject[0].digest["sha256"] == original["version"]
+    assert "same bytes" in content["predicate"]["passedTests"]
+
+
+def test_nothing_is_left_behind_where_no_output_was_named(signed_builds: Path, tmp_path: Path) -> None:
+    copy = copy_checkpoint(signed_builds / "build", tmp_path / "copy")
+    assert call_reproduce(copy).code == 0
+    assert list(tmp_path.iterdir()) == [copy]
+
+
+def test_other_sharding_is_the_same_by_content(signed_builds: Path, tmp_path: Path, call_build: Command) -> None:
+    """The evidence says one size of shards, the files have another: container and index differ, tensors do not."""
+    copy = copy_checkpoint(signed_builds / "build", tmp_path / "copy")
+    other = tmp_path / "other"
+    assert call_build("fp8-dynamic", "--model", "mini", "--output", other, "--shard-size", "4MB").code == 0
+    (copy / "model.safetensors").unlink()
+    for path in other.glob("model*"):
+        os.link(path, copy / path.name)
+    outcome = call_reproduce(copy, "--format", "json")
+    assert outcome.code == 0, outcome.out
+    findings = [item for section in outcome.report["sections"] for item in section["findings"]]
+    assert {item["where"] for item in findings if item["rule"] == "rebuild/container"} == {
+        *(path.name for path in other.glob("model*")),
+        "model.safetensors",
+    }
+
+
+def test_one_altered_byte_of_the_checkpoint_is_named_with_its_tensor(signed_builds: Path, tmp_path: Path) -> None:
+    copy = copy_checkpoint(signed_builds / "build", tmp_path / "copy")
+    content = bytearray((copy / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    rewrite(copy / "model.safetensors", bytes(content))
+    outcome = call_reproduce(copy, "--format", "json")
+    assert outcome.code == 1
+    rules = reasons(outcome)
+    assert ("rebuild/bytes", "model.safetensors") in rules
+    assert len([where for rule, where in rules if rule == "rebuild/tensor"]) == 1
+
+
+@pytest.mark.parametrize("name", ["model-00002-of-00002.safetensors", "tokenizer.json", "config.json"])
+def test_one_other_byte_of_the_source_is_the_reason(name: str, signed_builds: Path, mini: Path, tmp_path: Path) -> None:
+    source = copy_checkpoint(mini, tmp_path / "source")
+    content = (source / name).read_bytes()
+    rewrite(source / name, content[:-1] + bytes([content[-1] ^ 1]) if name.endswith("s") else content + b"\n")
+    outcome = call_reproduce(signed_builds / "build", "--model", source, "--format", "json")
+    assert outcome.code == 1
+    assert reasons(outcome) == {("rebuild/source", name)}
+
+
+def another_package(directory: Path, *, version: str, record: str) -> Path:
+    """A directory for the front of the path with a distribution of the same name as one that is installed."""
+    about = directory / f"{FAKE}-{version}.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {FAKE}\nVersion: {version}\n")
+    (about / "RECORD").write_text(record)
+    return directory
+
+
+@pytest.mark.parametrize("version", ["0.0.1", ""], ids=["another version", "other files of the same version"])
+def test_one_other_package_is_the_reason(
+    version: str, signed_builds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = next(found for found in installed() if found.name == FAKE)
+    front = another_package(
+        tmp_path / "front", version=version or here.version, record=f"{FAKE}/__init__.py,sha256=x,1\n"
+    )
+    monkeypatch.syspath_prepend(front)
+    outcome = call_reproduce(signed_builds / "build", "--format", "json")
+    assert outcome.code == 1
+    assert reasons(outcome) == {("rebuild/environment", FAKE)}
+
+
+def test_other_environment_can_be_tried_and_is_named(
+    signed_builds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(another_package(tmp_path / "front", version="0.0.1", record=""))
+    outcome = call_reproduce(signed_builds / "build", "--elsewhere", "--format", "json")
+    assert outcome.code == 0
+    findings = [item for section in outcome.report["sections"] for item in section["findings"]]
+    assert ("rebuild/environment", FAKE, "warning") in {
+        (item["rule"], item["where"], item["severity"]) for item in findings
+    }
+
+
+def test_another_commit_is_the_reason(signed_builds: Path, tmp_path: Path) -> None:
+    copy = copy_checkpoint(signed_builds / "build", tmp_path / "copy")
+
+    def earlier(statement: dict[str, dict[str, dict[str, list[dict[str, object]]]]]) -> None:
+        for item in statement["predicate"]["buildDefinition"]["resolvedDependencies"]:
+            if item["name"] == "weighbridge":
+                item["digest"] = {"gitCommit": "0" * 40}
+
+    edit_claim(copy, 1, earlier, key=signed_builds / "key.pem")
+    outcome = call_reproduce(copy, "--format", "json")
+    assert outcome.code == 1
+    assert reasons(outcome) == {("rebuild/environment", "weighbridge")}
+
+
+def test_checkpoint_without_evidence_cannot_be_followed(mini: Path) -> None:
+    outcome = call_reproduce(mini)
+    assert outcome.code == 2
+    assert "holds no statements" in outcome.err
+
+
+def test_forged_list_of_files_does_not_help(signed_builds: Path, tmp_path: Path) -> None:
+    copy = copy_checkpoint(signed_builds / "build", tmp_path / "copy")
+    rewrite(copy / "chat_template.jinja", b"altered")
+    list_anew(copy)
+    outcome = call_reproduce(copy, "--format", "json")
+    assert outcome.code == 1
+    assert ("rebuild/bytes", "chat_template.jinja") in reasons(outcome)
+
+
+def test_two_clones_in_two_places_and_climates_make_the_same_bytes_and_each_reproduces_the_other(
+    tmp_path: Path,
+) -> None:
+    places = [tmp_path / "one", tmp_path / "another" / "place with spaces"]
+    climates: list[dict[str, str]] = [
+        {"LC_ALL": "C", "TZ": "UTC", "PYTHONHASHSEED": "1"},
+        {"LC_ALL": "C.UTF-8", "TZ": "Asia/Kathmandu", "PYTHONHASHSEED": "4242", "COLUMNS": "60"},
+    ]
+    for place, climate, umask in zip(places, climates, (0o022, 0o077), strict=True):
+        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(place)], check=True)
+        arguments = ["build.py", "fp8-dynamic", "--model", "mini", "--output", "builds/it"]
+        done = run_clone(place, arguments, {**climate, "WEIGHBRIDGE_CACHE": str(place / "cache")}, umask=umask)
+        assert done.returncode == 0, done.stderr
+    assert checkpoint_bytes(places[0] / "builds/it") == checkpoint_bytes(places[1] / "builds/it")
+    arguments = ["-m", "weighbridge.commands.reproduce", str(places[0] / "builds/it")]
+    done = run_clone(places[1], arguments, {**climates[1], "WEIGHBRIDGE_CACHE": str(places[1] / "cache")}, umask=0o077)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def run_clone(
+    place: Path, arguments: Sequence[str], variables: dict[str, str], *, umask: int
+) -> subprocess.CompletedProcess[str]:
+    """Run Python in a clone, with the clone's own package before the installed one."""
+    added = {**variables, "PYTHONPATH": str(place / "src")}
+    command = [sys.executable, *arguments]
+    return subprocess.run(
+        command, cwd=place, env=environment(added), capture_output=True, text=True, check=False, umask=umask
+    )
+
+
+def checkpoint_bytes(directory: Path) -> dict[str, str]:
+    """SHA-256 of every file of a build but its evidence."""
+    return {
+        path.relative_to(directory).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in directory.rglob("*")
+        if path.is_file() and "evidence" not in path.relative_to(directory).parts
+    }

@@ -1,0 +1,255 @@
+"""Signatures: keys of three curves, envelopes in one spelling, and what model_signing itself says of a signed build."""
+
+from __future__ import annotations
+
+import base64
+import json
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.checkpoints import copy_checkpoint, rewrite
+from tests.conftest import Outcome, call_main
+from weighbridge.commands import key
+from weighbridge.errors import EvidenceError, StructureError
+from weighbridge.evidence.signing import (
+    Envelope,
+    KeySigner,
+    SigstoreVerifier,
+    make_key_pair,
+    open_signer,
+    open_verifier,
+    read_envelope,
+    write_envelope,
+)
+from weighbridge.evidence.subject import hash_files, list_all
+from weighbridge.progress import Progress
+
+CURVES = ("P-256", "P-384", "P-521")
+PAYLOAD = b'{"_type":"https://in-toto.io/Statement/v1"}'
+
+
+@pytest.fixture(params=CURVES)
+def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
+    private, public = tmp_path / "a.pem", tmp_path / "a.pub.pem"
+    make_key_pair(private, public, curve=request.param)
+    return private, public
+
+
+@pytest.fixture
+def private(tmp_path: Path) -> Path:
+    make_key_pair(tmp_path / "key.pem", tmp_path / "key.pub.pem", curve="P-256")
+    return tmp_path / "key.pem"
+
+
+def test_statement_that_was_signed_is_accepted_with_the_public_half(pair: tuple[Path, Path]) -> None:
+    line = open_signer(str(pair[0])).sign_statement(PAYLOAD)
+    envelope = read_envelope(line, where="a")
+    open_verifier(pair[1]).check(envelope)
+    assert envelope.payload == PAYLOAD
+
+
+def test_another_payload_under_the_same_signature_is_refused(pair: tuple[Path, Path]) -> None:
+    envelope = read_envelope(open_signer(str(pair[0])).sign_statement(PAYLOAD), where="a")
+    with pytest.raises(StructureError, match="not that of this key over these bytes"):
+        open_verifier(pair[1]).check(Envelope(PAYLOAD + b" ", envelope.keyid, envelope.signature))
+
+
+def test_signature_of_another_key_is_refused_by_name(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    make_key_pair(tmp_path / "b.pem", tmp_path / "b.pub.pem", curve="P-256")
+    envelope = read_envelope(open_signer(str(tmp_path / "b.pem")).sign_statement(PAYLOAD), where="a")
+    with pytest.raises(StructureError, match="another key, which calls itself"):
+        open_verifier(pair[1]).check(envelope)
+
+
+def run_model_signing(checkpoint: Path, public: Path) -> Outcome:
+    """``model_signing verify key`` as a person types it, with no further option."""
+    command = [sys.executable, "-m", "model_signing", "verify", "key", str(checkpoint)]
+    command += ["--signature", str(checkpoint / "evidence/model.sig"), "--public_key", str(public)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def test_model_signing_accepts_a_bundle_of_each_curve(
+    pair: tuple[Path, Path], mini_build: Path, tmp_path: Path
+) -> None:
+    copy = copy_checkpoint(mini_build, tmp_path / "copy")
+    files = hash_files(copy, list_all(copy).signed, progress=Progress())
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    (copy / "evidence/model.sig").write_bytes(open_signer(str(pair[0])).sign_model(scratch, files, name="x"))
+    done = run_model_signing(copy, pair[1])
+    assert done.code == 0, done.err + done.out
+
+
+def test_model_signing_accepts_a_signed_build_as_it_stands(signed_builds: Path) -> None:
+    done = run_model_signing(signed_builds / "build", signed_builds / "key.pub.pem")
+    assert done.code == 0, done.err + done.out
+    assert "succeeded" in done.out
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "README.md"])
+def test_model_signing_refuses_a_build_that_was_altered(name: str, signed_builds: Path, tmp_path: Path) -> None:
+    copy = copy_checkpoint(signed_builds / "build", tmp_path / "copy")
+    rewrite(copy / name, (copy / name).read_bytes() + b"\n")
+    assert run_model_signing(copy, signed_builds / "key.pub.pem").code != 0
+
+
+def test_model_signing_refuses_a_file_that_was_added(signed_builds: Path, tmp_path: Path) -> None:
+    copy = copy_checkpoint(signed_builds / "build", tmp_path / "copy")
+    (copy / "more.json").write_text("{}")
+    assert run_model_signing(copy, signed_builds / "key.pub.pem").code != 0
+
+
+@pytest.mark.campaign
+def test_model_signing_from_its_own_installation_accepts_a_signed_build(signed_builds: Path, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    python = tmp_path / "venv/bin/python"
+    install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "model-signing==1.1.1", "pyOpenSSL"]
+    subprocess.run([python, *install], check=True)
+    build = signed_builds / "build"
+    command = [python.parent / "model_signing", "verify", "key", build, "--signature", build / "evidence/model.sig"]
+    done = subprocess.run(
+        [*map(str, command), "--public_key", str(signed_builds / "key.pub.pem")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_root_digest_is_the_one_that_model_signing_signs(signed_builds: Path) -> None:
+    bundle = read_envelope((signed_builds / "build/evidence/model.sig").read_bytes(), where="a")
+    subject = json.loads(bundle.payload)["subject"][0]
+    bom = json.loads((signed_builds / "build/evidence/bom.cdx.json").read_bytes())
+    assert subject["digest"]["sha256"] == bom["metadata"]["component"]["version"]
+
+
+@given(payload=st.binary(), keyid=st.text(alphabet="0123456789abcdef"), signature=st.binary(min_size=1))
+def test_envelope_is_read_back_as_it_was_written(payload: bytes, keyid: str, signature: bytes) -> None:
+    envelope = Envelope(payload, keyid, signature)
+    assert read_envelope(write_envelope(envelope), where="a") == envelope
+
+
+@given(payload=st.binary(min_size=1), at=st.integers(min_value=0))
+def test_no_other_spelling_of_a_payload_is_read(payload: bytes, at: int) -> None:
+    """Base64 has several spellings of some bytes; only the proper one is accepted."""
+    text = base64.b64encode(payload).decode()
+    place = at % len(text)
+    for letter in "AQgw=":
+        changed = text[:place] + letter + text[place + 1 :]
+        content = {
+            "payload": changed,
+            "payloadType": "application/vnd.in-toto+json",
+            "signatures": [{"keyid": "", "sig": "AA=="}],
+        }
+        try:
+            found = read_envelope(json.dumps(content).encode(), where="a").payload
+        except StructureError:
+            continue
+        assert (found == payload) == (changed == text)
+
+
+BAD_ENVELOPES = {
+    "no object": b"[]",
+    "no payload": b'{"payloadType":"application/vnd.in-toto+json","signatures":[{"sig":"AA=="}]}',
+    "another type": b'{"payload":"","payloadType":"text/plain","signatures":[{"sig":"AA=="}]}',
+    "two signatures": b'{"payload":"","payloadType":"application/vnd.in-toto+json","signatures":[{"sig":""},{"sig":""}]}',
+    "a key that is no text": b'{"payload":"","payloadType":"application/vnd.in-toto+json",'
+    b'"signatures":[{"sig":"","keyid":1}]}',
+    "a signature that is no base64": b'{"payload":"","payloadType":"application/vnd.in-toto+json","signatures":[{"sig":"?"}]}',
+    "a bundle of nothing": b'{"dsseEnvelope":1}',
+    "a key twice": b'{"payload":"","payload":"","payloadType":"application/vnd.in-toto+json","signatures":[]}',
+}
+
+
+@pytest.mark.parametrize("raw", BAD_ENVELOPES.values(), ids=BAD_ENVELOPES)
+def test_what_is_no_envelope_is_refused(raw: bytes) -> None:
+    with pytest.raises(StructureError):
+        read_envelope(raw, where="a")
+
+
+def refused_key(path: Path) -> str:
+    with pytest.raises(EvidenceError) as refusal:
+        open_signer(str(path))
+    return str(refusal.value)
+
+
+def test_key_that_is_not_there_is_named(tmp_path: Path) -> None:
+    assert "nowhere.pem" in refused_key(tmp_path / "nowhere.pem")
+
+
+def test_what_is_no_key_is_refused_without_showing_it(tmp_path: Path) -> None:
+    (tmp_path / "key.pem").write_text("-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----\n")
+    sentence = refused_key(tmp_path / "key.pem")
+    assert "no private key" in sentence
+    assert "c2VjcmV0" not in sentence
+
+
+def write_key(path: Path, key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey, password: bytes = b"") -> None:
+    protection = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
+    pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    path.write_bytes(key.private_bytes(pem, pkcs8, protection))
+
+
+@pytest.mark.parametrize("other", [ec.generate_private_key(ec.SECP256K1()), ed25519.Ed25519PrivateKey.generate()])
+def test_key_on_another_curve_is_refused(
+    other: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey, tmp_path: Path
+) -> None:
+    write_key(tmp_path / "key.pem", other)
+    assert "P-256, P-384 or P-521" in refused_key(tmp_path / "key.pem")
+
+
+def test_encrypted_key_is_refused(tmp_path: Path) -> None:
+    write_key(tmp_path / "key.pem", ec.generate_private_key(ec.SECP256R1()), password=b"secret")
+    assert "encrypted" in refused_key(tmp_path / "key.pem")
+
+
+def test_signer_does_not_show_its_key(private: Path) -> None:
+    signer = KeySigner.open(private)
+    assert str(signer.key.private_numbers().private_value) not in repr(signer)
+
+
+def test_private_half_is_no_public_key(private: Path) -> None:
+    with pytest.raises(EvidenceError, match="no public key"):
+        open_verifier(private)
+
+
+def test_key_pair_is_made_and_the_private_half_is_its_owner_s_alone(tmp_path: Path) -> None:
+    outcome = call_main(key.main, [tmp_path / "mine.pem"])
+    assert outcome.code == 0
+    assert stat.S_IMODE((tmp_path / "mine.pem").stat().st_mode) == 0o600
+    assert "PUBLIC KEY" in (tmp_path / "mine.pub.pem").read_text()
+
+
+def test_key_is_not_replaced(private: Path) -> None:
+    before = private.read_bytes()
+    outcome = call_main(key.main, [private])
+    assert outcome.code == 2
+    assert private.read_bytes() == before
+
+
+def test_key_signature_is_no_sigstore_signature(private: Path) -> None:
+    envelope = read_envelope(KeySigner.open(private).sign_statement(PAYLOAD), where="a")
+    with pytest.raises(StructureError, match="not through Sigstore"):
+        SigstoreVerifier("me@example.org", "https://accounts.example.org").check(envelope)
+
+
+def test_sigstore_without_a_network_is_one_honest_sentence(tmp_path: Path) -> None:
+    program = "from weighbridge.evidence.signing import open_signer\nopen_signer('sigstore')"
+    nowhere = "http://127.0.0.1:9"
+    variables = {"HTTPS_PROXY": nowhere, "https_proxy": nowhere, "HOME": str(tmp_path), "PATH": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=variables, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert "EvidenceError" in last
+    assert "Sigstore cannot be used here" in last
