@@ -13,7 +13,7 @@ RECIPES := fp8-dynamic fp8-dynamic-norouter fp8-dynamic-kv8 fp8-block w4a16 w4a1
 OPTIONS = $(if $(MODEL),--model $(MODEL)) $(if $(OUTPUT),--output $(OUTPUT)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo plan key reproduce publish test test-all check reference miniature-locks bench clean $(RECIPES)
+.PHONY: help env demo plan key reproduce publish audit test test-all check reference miniature-locks bench clean $(RECIPES)
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -56,6 +56,9 @@ mxfp4: ## MXFP4 weights and activations
 $(RECIPES): $(STAMP)
 	$(BIN)/python build.py $@ $(OPTIONS)
 
+audit: $(STAMP) ## whether CHECKPOINT= derives from the base SOURCE= by the numbers; RECIPE= what it promises
+	$(BIN)/python validate.py $(CHECKPOINT) --source $(SOURCE) $(if $(RECIPE),--recipe $(RECIPE)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
+
 key: $(STAMP) ## a key pair for trying out signatures: KEY=key.pem
 	$(BIN)/python -m weighbridge.commands.key $(or $(KEY),key.pem) $(ARGS)
 
@@ -85,6 +88,7 @@ miniature-locks: $(STAMP) ## make the miniature's own locks anew
 bench: $(STAMP) ## the benchmarks, side by side; figures go into benchmarks/README.md by hand
 	$(BIN)/python -m benchmarks.headers
 	$(BIN)/python -m benchmarks.engine
+	$(BIN)/python -m benchmarks.audit
 
 clean: ## remove the environment and the builds
 	rm -rf $(VENV) builds

@@ -150,6 +150,11 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {path.relative_to(directory).as_posix(): path.read_bytes() for path in files_below(directory)}
 
 
+def without_evidence(directory: Path) -> dict[str, bytes]:
+    """Relative name -> bytes of a checkpoint's own files: what is said of it says when it was built, too."""
+    return {name: content for name, content in contents(directory).items() if not name.startswith("evidence/")}
+
+
 def files_below(directory: Path) -> Iterable[Path]:
     """Every file below a directory, sorted."""
     return sorted(path for path in directory.rglob("*") if path.is_file())

@@ -123,8 +123,9 @@ def mini_build(mini_building: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def signed_builds(once: Once, mini: Path) -> Path:
-    """A directory with ``build`` and ``older``, two builds of the miniature with the same bytes and other times; ``other``,
-    of another recipe; all signed with ``key.pem``; and ``other.pem``, the key of somebody else.
+    """Builds of the miniature that are signed with ``key.pem``, and ``other.pem``, the key of somebody else.
+
+    ``build`` and ``older`` have the same bytes and other times; ``other`` is of another recipe.
     """
 
     def make(directory: Path) -> None:

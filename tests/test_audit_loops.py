@@ -127,7 +127,8 @@ def test_squared_steps_are_torchs(dtype: str) -> None:
         weight = hard_weight("normal", dtype, 16, 256)
         rows = stored(weight, dtype, scheme)
         sums = [np.empty(16, np.float64) for _ in range(2)]
-        for loops, total in zip((compiled, PortableLoops("cpu")), sums, strict=True):
+        both: list[Any] = [compiled, PortableLoops("cpu")]
+        for loops, total in zip(both, sums, strict=True):
             loops.squared_steps(rows.codes, 256, *rows.reading, *rows.tiles, total)
         np.testing.assert_allclose(sums[0], sums[1], rtol=1e-5)
 

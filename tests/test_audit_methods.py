@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
-from tests.alterations import EVERYWHERE, one_element
-from tests.checkpoints import edit_json
+from tests.alterations import EVERYWHERE, Altered, one_element
+from tests.checkpoints import Tensors, edit_json
 from tests.conftest import Command, Once, run_script
 from tests.test_audit import altered, diverging, look, verdicts
 from tests.test_oneshot import made
@@ -23,7 +24,7 @@ KEPT_OF_TOYS = {
     "qwen3-moe": ["lm_head", "re:.*embed.*", "re:.*mlp.gate$", "re:.*norm.*"],
 }
 GROUPS_OF_32 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32, "symmetric": True}
-SCHEMES = {
+SCHEMES: dict[str, dict[str, object]] = {
     "FP8_DYNAMIC": {"scheme": "FP8_DYNAMIC"},
     "FP8_BLOCK": {"scheme": "FP8_BLOCK"},
     "W8A8": {"scheme": "W8A8"},
@@ -76,7 +77,26 @@ def test_conversion_keeps_what_is_exact(recipe: str, call_build: Command, mini: 
     assert conclusion(look(tmp_path / "build", mini)) == "derives exactly from the base"
 
 
+def test_what_a_conversion_made_floats_again_is_what_its_codes_meant(
+    call_build: Command, mini: Path, tmp_path: Path
+) -> None:
+    recipe = "nvfp4-mlp-modelopt"
+    outcome = call_build(recipe, "--model", "mini", "--output", tmp_path / "build")
+    assert outcome.code == 0, outcome.err + outcome.out
+    found = look(tmp_path / "build", mini, loaded=load_recipe(recipe))
+    assert verdicts(found) == {Verdict.IDENTICAL: 111, Verdict.EXACT: 162, Verdict.DEQUANTIZED: 23}
+    name = "model.language_model.layers.4.self_attn.o_proj.weight"
+
+    def change(tensors: Tensors) -> None:
+        tensors[name] = replace(tensors[name], data=bytes([tensors[name].data[0] ^ 1]) + tensors[name].data[1:])
+
+    copy = altered(tmp_path / "build", tmp_path / "copy", change)
+    assert diverging(look(copy, mini, loaded=load_recipe(recipe))) == {name}
+
+
 # --- compensated
+
+AS_CHANGED = [f"derives from the base as {how}, within stated limits" for how in ("smoothed", "compensated")]
 
 GPTQ = "w4a16-gptq"
 
@@ -85,7 +105,7 @@ GPTQ = "w4a16-gptq"
 def test_gptq_is_compensated_where_the_recipe_says_so(once: Once, mini: Path) -> None:
     found = look(made(once, GPTQ) / "build", mini, loaded=load_recipe(GPTQ))
     assert verdicts(found) == {Verdict.IDENTICAL: 111, Verdict.COMPENSATED: 185}
-    assert conclusion(found) == "derives from the base as compensated, within stated limits"
+    assert conclusion(found) in AS_CHANGED
 
 
 @pytest.mark.campaign
@@ -124,7 +144,7 @@ def test_alterations_above_the_stated_limit_of_gptq_are_named(
 ) -> None:
     loaded = load_recipe(GPTQ)
     for seed in range(12):
-        done = []
+        done: list[Altered] = []
         change = EVERYWHERE[kind]
         copy = altered(
             made(once, GPTQ) / "build",
@@ -158,7 +178,7 @@ def test_awq_that_nobody_speaks_of_does_not_derive(once: Once, mini: Path) -> No
 @pytest.mark.campaign
 def test_two_steps_of_a_smoothed_code_are_seen(once: Once, mini: Path, tmp_path: Path) -> None:
     for seed in range(12):
-        done = []
+        done: list[Altered] = []
         copy = altered(
             made(once, AWQ) / "build",
             tmp_path / f"copy-{seed}",
@@ -169,6 +189,15 @@ def test_two_steps_of_a_smoothed_code_are_seen(once: Once, mini: Path, tmp_path:
         assert done[0].names <= diverging(look(copy, mini, loaded=load_recipe(AWQ))), done[0].what
 
 
+QWEN_MAPPINGS = [
+    {
+        "smooth_layer": r"re:.*input_layernorm$",
+        "balance_layers": [r"re:.*q_proj$", r"re:.*k_proj$", r"re:.*v_proj$"],
+    },
+    {"smooth_layer": r"re:.*experts\.\d+\.up_proj$", "balance_layers": [r"re:.*experts\.\d+\.down_proj$"]},
+]
+
+
 @pytest.mark.campaign
 @pytest.mark.parametrize("modifier", ["AWQModifier", "GPTQModifier", "SmoothQuantModifier"])
 @pytest.mark.parametrize("toy", ["llama", "qwen3-moe"])
@@ -177,8 +206,10 @@ def test_calibrated_builds_of_toys_derive(toy: str, modifier: str, once: Once, t
     text = tmp_path / "text.txt"
     text.write_text("".join(f"sentence {number} of some text, {number * 7919 % 1000}\n" for number in range(64)))
     calibration = {"dataset": {"file": str(text)}, "samples": 64, "sequence_length": 64, "experts": "all"}
-    scheme = {"scheme": "W8A8"} if modifier == "SmoothQuantModifier" else SCHEMES["W4A16"]
-    options = {"smoothing_strength": 0.5} if modifier == "SmoothQuantModifier" else {}
+    scheme = SCHEMES["W8A8"] if modifier == "SmoothQuantModifier" else SCHEMES["W4A16"]
+    options: dict[str, object] = {"smoothing_strength": 0.5} if modifier == "SmoothQuantModifier" else {}
+    if toy == "qwen3-moe" and modifier == "AWQModifier":  # its own mappings stop at a dense layer among mixtures
+        options["mappings"] = QWEN_MAPPINGS
     recipe = recipe_of(
         tmp_path / "recipe.yaml",
         toy,
@@ -191,4 +222,4 @@ def test_calibrated_builds_of_toys_derive(toy: str, modifier: str, once: Once, t
     outcome = run_script("build.py", recipe, "--model", source, "--output", output, env={"OMP_NUM_THREADS": "1"})
     assert outcome.code == 0, outcome.err + outcome.out
     found = look(output, source, loaded=load_recipe(str(recipe)))
-    assert conclusion(found) == "derives from the base as compensated, within stated limits"
+    assert conclusion(found) in AS_CHANGED

@@ -21,7 +21,7 @@ from in_toto_attestation.v1 import statement_pb2
 from in_toto_attestation.v1.statement import Statement
 
 from tests.checkpoints import copy_checkpoint
-from tests.conftest import Command
+from tests.conftest import ROOT, Command
 from tests.evidence import EVIDENCE, lines_of, payload_of
 from weighbridge.evidence.environment import installed
 from weighbridge.evidence.licence import card_metadata
@@ -286,3 +286,9 @@ def test_options_of_the_evidence_mean_nothing_without_it(option: str, mini_build
     outcome = call_validate(mini_build, option, "x")
     assert outcome.code == 2
     assert "--evidence" in outcome.err
+
+
+def test_evidence_does_not_say_where_it_was_built(build: Path) -> None:
+    texts = [path.read_text() for path in (build / EVIDENCE).iterdir()]
+    texts += [json.dumps(payload_of(line)) for line in lines_of(build)]
+    assert [text for text in texts if str(build.parent) in text or str(ROOT) in text] == []

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoints import copy_checkpoint, rewrite
-from tests.conftest import Outcome, environment
+from tests.conftest import Command, Outcome, environment
 from tests.hub_server import Hub, failing, rewritten, serve
 
 TOKEN = "hf_writer"
@@ -36,6 +36,17 @@ def run_publish(hub: Hub, scratch: Path, *arguments: str | Path, token: str = TO
     command = [sys.executable, "-m", "weighbridge.commands.publish", *map(str, arguments)]
     done = subprocess.run(command, env=environment(variables), capture_output=True, text=True, check=False)
     return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def download(hub: Hub, scratch: Path, target: Path | None) -> Path:
+    """What the hub client makes of a repository: a snapshot of links in its cache, or a directory of files."""
+    where = f", local_dir={str(target)!r}" if target else ""
+    program = f"from huggingface_hub import snapshot_download\nprint(snapshot_download({REPOSITORY!r}{where}))"
+    variables = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(scratch / "reader"), "HF_HUB_OFFLINE": "0"}
+    added = {**variables, "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1,localhost"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment(added), capture_output=True, text=True, check=True)
+    return Path(done.stdout.strip())
 
 
 def contents(checkpoint: Path) -> dict[str, bytes]:
@@ -107,3 +118,18 @@ def test_what_is_no_hub_id_is_refused(hub: Hub, mini_build: Path, tmp_path: Path
     done = run_publish(hub, tmp_path, mini_build, "not-an-id")
     assert done.code == 2
     assert "org/name" in done.err
+
+
+@pytest.mark.parametrize("place", ["the client's cache", "a directory"])
+def test_what_was_published_holds_where_it_is_downloaded(
+    place: str, hub: Hub, signed_builds: Path, tmp_path: Path, call_validate: Command
+) -> None:
+    assert run_publish(hub, tmp_path, signed_builds / "build", REPOSITORY).code == 0
+    directory = download(hub, tmp_path, tmp_path / "local" if place == "a directory" else None)
+    outcome = call_validate(directory, "--evidence", "--key", signed_builds / "key.pub.pem")
+    assert outcome.code == 0, outcome.out
+    command = [sys.executable, "-m", "model_signing", "verify", "key", directory]
+    command += ["--signature", directory / "evidence/model.sig", "--public_key", signed_builds / "key.pub.pem"]
+    links = ["--allow_symlinks"] if place == "the client's cache" else []
+    done = subprocess.run([*map(str, command), *links], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

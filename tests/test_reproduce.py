@@ -17,6 +17,7 @@ from in_toto_attestation.v1 import statement_pb2
 from tests.checkpoints import copy_checkpoint, rewrite
 from tests.conftest import ROOT, Command, Outcome, call_main, environment
 from tests.evidence import edit_claim, list_anew
+from tests.hub_server import serve
 from weighbridge.commands import reproduce
 from weighbridge.evidence.environment import installed
 
@@ -166,6 +167,34 @@ def test_forged_list_of_files_does_not_help(signed_builds: Path, tmp_path: Path)
     assert ("rebuild/bytes", "chat_template.jinja") in reasons(outcome)
 
 
+def test_source_is_found_on_the_hub_at_its_commit_or_by_its_digests_in_a_directory(mini: Path, tmp_path: Path) -> None:
+    source = copy_checkpoint(mini, tmp_path / "source")
+    (source / ".gitattributes").write_text("*.safetensors filter=lfs\n")  # as the hub has it in every repository
+    with serve({"org/gemma-4-mini": source}) as hub:
+        variables = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+        added = {**variables, "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1,localhost"}
+        commit = hub.commit_of("org/gemma-4-mini")
+        build = tmp_path / "build"
+        arguments = ["build.py", "fp8-dynamic", "--model", "org/gemma-4-mini", "--output", str(build)]
+        done = run_here(arguments, added)
+        assert done.returncode == 0, done.stderr
+        hub.publish("org/gemma-4-mini", mini)  # the branch moves on
+        again = ["-m", "weighbridge.commands.reproduce", str(build)]
+        done = run_here(again, {**added, "HF_HOME": str(tmp_path / "new")})
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = run_here([*again, "--model", str(source)], {})
+    assert done.returncode == 0, done.stdout + done.stderr
+    bom = json.loads((build / "evidence/bom.cdx.json").read_bytes())
+    (ancestor,) = bom["metadata"]["component"]["pedigree"]["ancestors"]
+    assert ancestor["purl"] == f"pkg:huggingface/org/gemma-4-mini@{commit}"
+
+
+def run_here(arguments: Sequence[str], variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run Python in this repository."""
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment(variables), capture_output=True, text=True, check=False)
+
+
 def test_two_clones_in_two_places_and_climates_make_the_same_bytes_and_each_reproduces_the_other(
     tmp_path: Path,
 ) -> None:
@@ -177,11 +206,15 @@ def test_two_clones_in_two_places_and_climates_make_the_same_bytes_and_each_repr
     for place, climate, umask in zip(places, climates, (0o022, 0o077), strict=True):
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(place)], check=True)
         arguments = ["build.py", "fp8-dynamic", "--model", "mini", "--output", "builds/it"]
-        done = run_clone(place, arguments, {**climate, "WEIGHBRIDGE_CACHE": str(place / "cache")}, umask=umask)
+        done = run_clone(
+            place, arguments, {**climate, "WEIGHBRIDGE_CACHE": str(tmp_path / f"cache of {place.name}")}, umask=umask
+        )
         assert done.returncode == 0, done.stderr
     assert checkpoint_bytes(places[0] / "builds/it") == checkpoint_bytes(places[1] / "builds/it")
     arguments = ["-m", "weighbridge.commands.reproduce", str(places[0] / "builds/it")]
-    done = run_clone(places[1], arguments, {**climates[1], "WEIGHBRIDGE_CACHE": str(places[1] / "cache")}, umask=0o077)
+    done = run_clone(
+        places[1], arguments, {**climates[1], "WEIGHBRIDGE_CACHE": str(tmp_path / "cache of both")}, umask=0o077
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

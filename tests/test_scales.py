@@ -17,7 +17,7 @@ from tests.checkpoints import CONFIG, RawTensor, Tensors, edit_tensors, write_te
 from weighbridge.errors import StructureError
 from weighbridge.plan import FusedGroup
 from weighbridge.report import Finding, Section
-from weighbridge.scales import read_scales, scales_section
+from weighbridge.scales import read_scales, scales_sections
 from weighbridge.structure.checkpoint import open_directory
 
 LAYER = "model.layers.{}."
@@ -71,7 +71,8 @@ def build(tmp_path: Path) -> Path:
 
 
 def judged(build: Path) -> Section:
-    return scales_section(open_directory(build), GROUPS)
+    (section,) = scales_sections(open_directory(build), GROUPS)
+    return section
 
 
 def only(section: Section) -> Finding:
@@ -200,4 +201,4 @@ def test_a_shard_that_shrank_since_its_header_was_read_is_refused(build: Path) -
     content = (build / shard).read_bytes()
     (build / shard).write_bytes(content[: checkpoint.shards[shard].data_offset])
     with pytest.raises(StructureError, match=f"{shard}: is cut off"):
-        scales_section(checkpoint, GROUPS)
+        scales_sections(checkpoint, GROUPS)

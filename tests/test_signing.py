@@ -157,16 +157,16 @@ def test_no_other_spelling_of_a_payload_is_read(payload: bytes, at: int) -> None
         assert (found == payload) == (changed == text)
 
 
+TYPE = b'"payloadType":"application/vnd.in-toto+json"'
 BAD_ENVELOPES = {
     "no object": b"[]",
-    "no payload": b'{"payloadType":"application/vnd.in-toto+json","signatures":[{"sig":"AA=="}]}',
+    "no payload": b"{" + TYPE + b',"signatures":[{"sig":"AA=="}]}',
     "another type": b'{"payload":"","payloadType":"text/plain","signatures":[{"sig":"AA=="}]}',
-    "two signatures": b'{"payload":"","payloadType":"application/vnd.in-toto+json","signatures":[{"sig":""},{"sig":""}]}',
-    "a key that is no text": b'{"payload":"","payloadType":"application/vnd.in-toto+json",'
-    b'"signatures":[{"sig":"","keyid":1}]}',
-    "a signature that is no base64": b'{"payload":"","payloadType":"application/vnd.in-toto+json","signatures":[{"sig":"?"}]}',
+    "two signatures": b'{"payload":"",' + TYPE + b',"signatures":[{"sig":""},{"sig":""}]}',
+    "a key that is no text": b'{"payload":"",' + TYPE + b',"signatures":[{"sig":"","keyid":1}]}',
+    "a signature that is no base64": b'{"payload":"",' + TYPE + b',"signatures":[{"sig":"?"}]}',
     "a bundle of nothing": b'{"dsseEnvelope":1}',
-    "a key twice": b'{"payload":"","payload":"","payloadType":"application/vnd.in-toto+json","signatures":[]}',
+    "a key twice": b'{"payload":"","payload":"",' + TYPE + b',"signatures":[]}',
 }
 
 

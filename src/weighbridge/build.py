@@ -18,7 +18,7 @@ from weighbridge.recipe import Conversion, LoadedRecipe
 from weighbridge.references import AgainstReference, base_of, base_of_source, find_references
 from weighbridge.report import Report, Section, Table
 from weighbridge.resources import Resources
-from weighbridge.scales import GLOBAL_SCALES, scales_section
+from weighbridge.scales import GLOBAL_SCALES, scales_sections
 from weighbridge.source import fetch
 from weighbridge.staging import Staging, check_space, check_target, staged
 from weighbridge.structure.checkpoint import Checkpoint, open_directory
@@ -95,7 +95,7 @@ def build(request: BuildRequest, *, progress: Progress) -> Report:
         shards.finish(staging.checkpoint)
         built = replace(open_directory(staging.checkpoint), label=str(request.output))
         identity = identify(source, lock, {**made.outcome.source_digests, **beside})
-        context = [identity.section(source), *made.sections, scales_section(built, plan.fused_groups)]
+        context = [identity.section(source), *made.sections, *scales_sections(built, plan.fused_groups)]
         context.append(evidence.licence_section(source, recipe))
         report = _judge(built, plan, references, identity, context)
         if report.holds:

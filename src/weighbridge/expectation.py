@@ -11,7 +11,7 @@ from weighbridge.plan import Plan, find_fused_groups, make_plan
 from weighbridge.recipe import LoadedRecipe
 from weighbridge.references import AgainstReference, base_of_build, find_references
 from weighbridge.report import Section
-from weighbridge.scales import scales_section
+from weighbridge.scales import scales_sections
 from weighbridge.structure.checkpoint import Checkpoint
 
 
@@ -58,4 +58,4 @@ def values_of(checkpoint: Checkpoint, plan: Plan | None) -> list[Section]:
     if checkpoint.directory is None or not checkpoint.schemes:
         return []
     groups = plan.fused_groups if plan is not None else find_fused_groups(checkpoint.schemes, list(MERGED.values()))
-    return [scales_section(checkpoint, groups)]
+    return scales_sections(checkpoint, groups)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def hash_shard(path: Path, spans: Mapping[str, tuple[int, int]]) -> tuple[str, d
     """
     whole = hashlib.sha256()
     parts = {name: hashlib.sha256() for name in spans}
-    waiting = sorted((begin, end, name) for name, (begin, end) in spans.items())
+    waiting = deque(sorted((begin, end, name) for name, (begin, end) in spans.items()))
     position = 0
     try:
         with path.open("rb", buffering=0) as file:
@@ -55,7 +56,8 @@ def hash_shard(path: Path, spans: Mapping[str, tuple[int, int]]) -> tuple[str, d
                         break
                     parts[name].update(block[max(begin - position, 0) : end - position])
                 position += len(block)
-                waiting = [span for span in waiting if span[1] > position]
+                while waiting and waiting[0][1] <= position:
+                    waiting.popleft()
     except OSError as error:
         raise StructureError(f"cannot be read ({error.strerror})", where=str(path)) from error
     return whole.hexdigest(), {name: digest.hexdigest() for name, digest in parts.items()}

@@ -37,8 +37,8 @@ _AGAIN = "calibrate with more text, or show every expert every token (calibratio
 _WIDTHS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
-def scales_section(checkpoint: Checkpoint, groups: Sequence[FusedGroup]) -> Section:
-    """Judge the scales of a checkpoint on disk.
+def scales_sections(checkpoint: Checkpoint, groups: Sequence[FusedGroup]) -> list[Section]:
+    """Judge the scales of a checkpoint on disk; empty where it has none of one element and needs none.
 
     Args:
         checkpoint: with `directory`, `shards` and `schemes`.
@@ -53,8 +53,10 @@ def scales_section(checkpoint: Checkpoint, groups: Sequence[FusedGroup]) -> Sect
         *_bad(values),
         *_unequal(values, checkpoint.schemes, groups),
     )
+    if not values and not findings:
+        return []
     judged = "not all as they must be" if findings else "finite, positive, and equal where servers merge"
-    return Section("its scales", f"{len(values):,} scales of whole tensors are {judged}", findings=findings)
+    return [Section("its scales", f"{len(values):,} scales of whole tensors are {judged}", findings=findings)]
 
 
 def read_scales(checkpoint: Checkpoint) -> dict[str, float]:

@@ -17,6 +17,9 @@ from weighbridge.structure.layout import Layout, lay_out
 from weighbridge.structure.tensors import Tensor, payload_bytes
 
 
+EVIDENCE_BYTES = 1024 * 1024
+"""Room for the evidence of a build, beside a line for each tensor: packages, reports, the model card."""
+
 UNFINISHED = ".part"
 """Ends the name of a shard that is not whole: what a killed build leaves is no checkpoint to anybody."""
 
@@ -124,4 +127,5 @@ def bytes_needed(plan: Plan, source: Checkpoint, *, twice: bool) -> int:
     structure = plan.predicted.structure
     names = sum(len(name) for name in structure)
     carried = sum(source.files[name].size or 0 for name in carried_files(source))
-    return (2 if twice else 1) * payload_bytes(structure) + 2 * (names + 120 * len(structure)) + carried
+    evidence = EVIDENCE_BYTES + 2 * names
+    return (2 if twice else 1) * payload_bytes(structure) + 2 * (names + 120 * len(structure)) + carried + evidence

@@ -7,8 +7,9 @@ docs/audit.md derives every bound.
 """
 
 from weighbridge.audit.assess import Audit, audit
+from weighbridge.audit.compare import compare
 from weighbridge.audit.method import Method, method_of
 from weighbridge.audit.pieces import Sample
 from weighbridge.audit.report import conclusion, sections
 
-__all__ = ["Audit", "Method", "Sample", "audit", "conclusion", "method_of", "sections"]
+__all__ = ["Audit", "Method", "Sample", "audit", "compare", "conclusion", "method_of", "sections"]

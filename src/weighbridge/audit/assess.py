@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from math import comb
 from typing import Any
 
 from weighbridge import __version__
+from weighbridge.audit.dequantized import find_dequantized
 from weighbridge.audit.journal import Journal
 from weighbridge.audit.judge import Judged, Verdict, group_amaxes, judge_kept, judge_quantized, scale_holds, too_wide
 from weighbridge.audit.measure import Difference, Measure
@@ -24,14 +26,13 @@ from weighbridge.audit.pairing import (
     pair,
 )
 from weighbridge.audit.pieces import PIECE_BYTES, Piece, Sample, Strip, cut, units_of
-from weighbridge.audit.reading import DirectoryReader
+from weighbridge.audit.reading import HUB_BYTES, Reader, reader_of
 from weighbridge.audit.run import WORKER_PIECES, Figures, run
 from weighbridge.audit.smoothing import Smoothed, recover
 from weighbridge.audit.work import STRICT, Allowance, Job, look, whole_scale
 from weighbridge.cache import cache_directory
 from weighbridge.engines.streaming.journal import key_of
 from weighbridge.errors import StructureError
-from weighbridge.hashing import hash_file
 from weighbridge.plan import FusedGroup
 from weighbridge.progress import Progress
 from weighbridge.resources import Resources, affordable_workers
@@ -136,14 +137,19 @@ def audit(
     pieces = cut(pairing, sample)
     before = _identities(checkpoint), _identities(base)
     journal = Journal(_journal_path(checkpoint, base, method, sample, resources, before))
-    workers = affordable_workers(resources.workers, resources.memory, each=WORKER_PIECES * PIECE_BYTES)
+    blocks = sum(HUB_BYTES for side in (checkpoint, base) if side.directory is None)
+    workers = affordable_workers(resources.workers, resources.memory - blocks, each=WORKER_PIECES * PIECE_BYTES)
     with ExitStack() as stack:
-        stored, source = (stack.enter_context(DirectoryReader(side)) for side in (checkpoint, base))
+        stored, source = (stack.enter_context(reader_of(side, progress)) for side in (checkpoint, base))
         smoothed = recover(pairing.pairs, method.smoothing, stored, source)
         job = Job(pairing.pairs, stored, source, resources.devices[0], _allowances(pairing, method, smoothed))
-        hashing = _hashing(base, progress) if resources.digests else {}
+        hashing = _hashing(base, source) if resources.digests and base.directory is not None else {}
         figures = run(job, pieces, journal=journal, workers=workers, hashing=hashing, progress=progress)
-        quantized, kept = _judged(job, pairing, figures, smoothed, method, sample)
+        if base.directory is None and resources.digests and sample is None:
+            figures.digests.update({name: source.digest(name) for name in base.shards})
+        differing = list(_different(pairing, figures)) if sample is None else []
+        dequantized = find_dequantized(differing, method, base, stored, source)
+        quantized, kept = _judged(job, pairing, figures, smoothed, dequantized, method, sample)
     if (_identities(checkpoint), _identities(base)) != before:
         raise StructureError("has changed while it was read", where=checkpoint.label, remedy="audit it again")
     journal.forget()
@@ -187,7 +193,13 @@ def _allowances(pairing: Pairing, method: Method, smoothed: Smoothed) -> dict[st
 
 
 def _judged(
-    job: Job, pairing: Pairing, figures: Figures, smoothed: Smoothed, method: Method, sample: Sample | None
+    job: Job,
+    pairing: Pairing,
+    figures: Figures,
+    smoothed: Smoothed,
+    dequantized: frozenset[str],
+    method: Method,
+    sample: Sample | None,
 ) -> tuple[list[tuple[QuantizedPair, Measure, Judged]], list[tuple[KeptPair, Judged]]]:
     modules = {item.name: index for index, item in enumerate(pairing.pairs) if isinstance(item, QuantizedPair)}
     measures = {name: _measure(figures.seen[index]) for name, index in modules.items()}
@@ -198,7 +210,8 @@ def _judged(
         result = figures.seen[index]
         if isinstance(item, KeptPair):
             assert isinstance(result, Difference)
-            kept.append((item, judge_kept(item, result, smooth=item.name in smoothed.divided)))
+            meant = item.name in dequantized
+            kept.append((item, judge_kept(item, result, smooth=item.name in smoothed.divided, dequantized=meant)))
             continue
         seen = measures[item.name]
         allowance = job.allowances.get(item.name, STRICT)
@@ -220,6 +233,14 @@ def _judged(
             judged = Judged(item.name, Verdict.DIVERGES, "audit/scale-too-coarse", why, f"the scale is {whole}")
         quantized.append((item, seen, judged))
     return quantized, kept
+
+
+def _different(pairing: Pairing, figures: Figures) -> Iterator[KeptPair]:
+    """Kept tensors that are not the base's."""
+    for index, item in enumerate(pairing.pairs):
+        result = figures.seen[index]
+        if isinstance(item, KeptPair) and isinstance(result, Difference) and result.different:
+            yield item
 
 
 def _look_again(job: Job, index: int, item: QuantizedPair) -> Measure:
@@ -291,15 +312,16 @@ def _reason(name: str, checkpoint: Checkpoint) -> str:
     return ""
 
 
-def _hashing(base: Checkpoint, progress: Progress) -> dict[str, Any]:
+def _hashing(base: Checkpoint, source: Reader) -> dict[str, tuple[int, Callable[[], str]]]:
+    """What hashes each shard of a base on disk, beside the work; one on the hub is hashed as it passes."""
     assert base.directory is not None
-    paths = {name: base.directory / name for name in base.shards}
-    return {name: (path.stat().st_size, lambda path=path: hash_file(path, progress)) for name, path in paths.items()}
+    return {name: ((base.directory / name).stat().st_size, partial(source.digest, name)) for name in base.shards}
 
 
-def _identities(side: Checkpoint) -> dict[str, list[int]]:
-    """What tells that a shard was touched: size, inode, times of change."""
-    assert side.directory is not None
+def _identities(side: Checkpoint) -> dict[str, list[int | str]]:
+    """What tells that a shard was touched: size, inode, times of change; on the hub, the commit."""
+    if side.directory is None:
+        return {name: [side.origin.repository, side.origin.revision] for name in side.shards}
     stats = {name: (side.directory / name).stat() for name in side.shards}
     return {name: [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns] for name, stat in stats.items()}
 

@@ -20,6 +20,7 @@ Array = np.ndarray[Any, Any]
 Floats = npt.NDArray[np.float32]
 
 E4M3, E2M1, INTEGER = 0, 1, 2
+E2M1_VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,27 @@ class Rows:
         """The widest step of each row, in units of the weight."""
         widest = np.abs(self.divisors).max(axis=1) * np.float32({E4M3: 32, E2M1: 2}.get(self.grid.kind, 1))
         return np.repeat(widest, self.tiles[2])[: len(self.codes)]
+
+
+def values_of(rows: Rows) -> Floats:
+    """The weights that stored rows stand for, float32 [rows, columns], in units of their scales."""
+    kind, nibbles, add, mask, half = rows.reading
+    codes = rows.codes
+    if nibbles:
+        codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(len(codes), -1)
+    codes = codes[:, : rows.columns]
+    if kind == E4M3:
+        return e4m3_values(codes)
+    if kind == E2M1:
+        return E2M1_VALUES[codes]
+    signed = ((codes.astype(np.uint32) + add) & mask).astype(np.float32) - half
+    return signed - spread(rows, rows.zeros)
+
+
+def spread(rows: Rows, tiles: Floats) -> Floats:
+    """Figures of tiles, one for each weight: float32 [rows, columns]."""
+    _, _, height, width = rows.tiles
+    return tiles.repeat(height, 0).repeat(width, 1)[: len(rows.codes), : rows.columns]
 
 
 def rows_of(

@@ -24,6 +24,7 @@ class Verdict(StrEnum):
     IDENTICAL = "identical"
     EXACT = "exact"
     NEAREST = "nearest"
+    DEQUANTIZED = "dequantized"
     PAIRED = "paired"
     COMPENSATED = "compensated"
     DIVERGES = "diverges"
@@ -87,14 +88,17 @@ def judge_quantized(
     return Judged(item.name, Verdict.NEAREST, "audit/not-exact", why, detail)
 
 
-def judge_kept(item: KeptPair, seen: Difference, *, smooth: bool) -> Judged:
+def judge_kept(item: KeptPair, seen: Difference, *, smooth: bool, dequantized: bool) -> Judged:
     """The verdict of a tensor that is stored as a float.
 
     Args:
         smooth: whether a recipe says that it is divided by what the layers after it are multiplied by.
+        dequantized: whether it is what the codes of the base's weight meant, as a recipe says.
     """
     if not seen.different:
         return Judged(item.name, Verdict.IDENTICAL)
+    if dequantized:
+        return Judged(item.name, Verdict.DEQUANTIZED)
     if smooth:
         return Judged(item.name, Verdict.PAIRED)
     how_far = "by NaN" if math.isnan(seen.largest) else f"by {seen.largest:.6g} at most"

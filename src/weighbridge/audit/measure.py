@@ -68,10 +68,7 @@ class Measure:
     @property
     def snr(self) -> float:
         """Signal to noise in dB; infinite where nothing differs, NaN where a number is none."""
-        if self.noise == 0:
-            return math.inf
-        ratio = self.signal / self.noise
-        return 10 * math.log10(ratio) if ratio > 0 else -math.inf if ratio == 0 else math.nan
+        return signal_to_noise(self.signal, self.noise)
 
     @property
     def exact(self) -> bool:
@@ -102,6 +99,20 @@ class Difference:
             _larger(self.largest, other.largest),
             _earlier(self.first, other.first),
         )
+
+
+def signal_to_noise(signal: float, noise: float) -> float:
+    """The ratio of two sums of squares in dB; infinite where nothing differs, NaN where a number is none."""
+    if noise == 0:
+        return math.inf
+    ratio = signal / noise
+    return 10 * math.log10(ratio) if ratio > 0 else -math.inf if ratio == 0 else math.nan
+
+
+def decibels(signal: float, noise: float) -> str:
+    """`signal_to_noise` as a report shows it."""
+    value = signal_to_noise(signal, noise)
+    return "exact" if value == math.inf else "none" if math.isnan(value) else f"{value:.2f}"
 
 
 def _larger(one: float, other: float) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from weighbridge.quantization import find_config
-from weighbridge.recipe import LoadedRecipe
+from weighbridge.recipe import LoadedRecipe, load_recipe
 from weighbridge.schemes import QuantizationArgs
 from weighbridge.structure.checkpoint import Checkpoint
 
@@ -36,6 +36,8 @@ class Method:
         promises_scales: scales are those of the largest values, to the bit, whatever became of the codes.
         dampening: GPTQ's share of the Hessian's mean diagonal that is added to it; None without compensation.
         smoothing: pairs whose product follows from the base, though neither does alone.
+        dequantized: modules (names and expressions) whose codes a conversion made floats again.
+        before: the recipe that made what was converted.
     """
 
     said_by: str = ""
@@ -43,6 +45,8 @@ class Method:
     promises_scales: bool = False
     dampening: float | None = None
     smoothing: tuple[Mapped, ...] = ()
+    dequantized: tuple[str, ...] = ()
+    before: LoadedRecipe | None = None
 
 
 def method_of(checkpoint: Checkpoint, loaded: LoadedRecipe | None) -> Method:
@@ -51,7 +55,9 @@ def method_of(checkpoint: Checkpoint, loaded: LoadedRecipe | None) -> Method:
         return _by_config(checkpoint)
     recipe = loaded.recipe
     if recipe.method == "convert":
-        return Method(loaded.document.where)
+        before = load_recipe(recipe.base.recipe) if recipe.base.recipe is not None else None
+        changed = tuple(recipe.convert.dequantize) if recipe.convert is not None else ()
+        return Method(loaded.document.where, dequantized=changed, before=before)
     dampening: float | None = None
     mapped: list[Mapped] = []
     for entry in recipe.modifiers:

@@ -115,19 +115,15 @@ def pair(checkpoint: Checkpoint, base: Checkpoint, groups: Sequence[FusedGroup] 
         StructureError: experts that cannot be split, or two tensors of one name once they are.
     """
     source, stored = regions(base), regions(checkpoint)
-    schemes = _schemes(checkpoint)
-    modules: dict[str, dict[str, Region]] = {}
-    for stored_name, region in stored.items():
-        module, local = split_parameter(stored_name)
-        if module in schemes and local in QUANTIZATION_PARAMETERS | {"weight"}:
-            modules.setdefault(module, {})[local] = region
+    schemes = schemes_of(checkpoint)
+    modules = modules_of(stored, schemes)
     pairs: list[Pair] = []
     mismatched: dict[str, str] = {}
     used: set[str] = set()
     taken: set[str] = set()
     for module, locals_ in modules.items():
         name = _origin(f"{module}.weight", source)
-        if name is None or not _is_quantized(locals_):
+        if name is None or not is_quantized(locals_):
             continue  # compared as it stands, below
         used.add(name)
         taken.update(f"{module}.{local}" for local in locals_)
@@ -192,7 +188,17 @@ def _parts(name: str, whole: Region) -> Iterator[tuple[str, Region]]:
         yield part.name, flat.rows(part.expert * rows + part.first_row, part.tensor.shape[0])
 
 
-def _schemes(checkpoint: Checkpoint) -> dict[str, Scheme]:
+def modules_of(stored: Mapping[str, Region], schemes: Mapping[str, Scheme]) -> dict[str, dict[str, Region]]:
+    """The modules that have a scheme, with what is stored of each by local name."""
+    found: dict[str, dict[str, Region]] = {}
+    for name, region in stored.items():
+        module, local = split_parameter(name)
+        if module in schemes and local in QUANTIZATION_PARAMETERS | {"weight"}:
+            found.setdefault(module, {})[local] = region
+    return found
+
+
+def schemes_of(checkpoint: Checkpoint) -> dict[str, Scheme]:
     """Module -> scheme, with experts one by one."""
     found: dict[str, Scheme] = {}
     for module, scheme in checkpoint.schemes.items():
@@ -204,7 +210,7 @@ def _schemes(checkpoint: Checkpoint) -> dict[str, Scheme]:
     return found
 
 
-def _is_quantized(locals_: Mapping[str, Region]) -> bool:
+def is_quantized(locals_: Mapping[str, Region]) -> bool:
     weight = locals_.get("weight")
     return weight is None or weight.tensor.dtype not in FLOATING_SOURCES
 

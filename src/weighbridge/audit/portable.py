@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from weighbridge.audit.grid import E2M1, E4M3, e4m3_values
+from weighbridge.audit.grid import E2M1, E2M1_VALUES, E4M3, e4m3_values
 
-_E2M1_VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 _DTYPES = {0: torch.bfloat16, 1: torch.float16}
 
 
@@ -165,14 +164,14 @@ class PortableLoops:
         if kind == E4M3:
             return torch.from_numpy(e4m3_values(np.arange(256, dtype=np.uint8))).to(self.device)[own.long()]
         if kind == E2M1:
-            return torch.from_numpy(_E2M1_VALUES).to(self.device)[own.long()]
+            return torch.from_numpy(E2M1_VALUES).to(self.device)[own.long()]
         return (((own.int() + int(add)) & int(mask)) - int(half)).float()
 
     def _grid(self, kind: int, half: int) -> torch.Tensor:
         if kind == E4M3:
             values = e4m3_values(np.arange(0x7F, dtype=np.uint8))
         elif kind == E2M1:
-            values = _E2M1_VALUES[:8]
+            values = E2M1_VALUES[:8]
         else:
             return torch.arange(-half, half, dtype=torch.float32, device=self.device)
         both = np.concatenate([-values[:0:-1], values])

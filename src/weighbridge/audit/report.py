@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from weighbridge.audit.assess import Audit
 from weighbridge.audit.judge import ORDER, Judged, Verdict
-from weighbridge.audit.measure import Measure
+from weighbridge.audit.measure import Measure, decibels
 from weighbridge.audit.pairing import QuantizedPair
 from weighbridge.report import Finding, Section, Severity, Table
 from weighbridge.roles import role_of
@@ -20,6 +20,11 @@ _LAYER = re.compile(r"(?:^|\.)(?:layers|blocks|h)\.(\d+)(?:\.|$)")
 _REMEDY = {
     "audit/not-exact": "the recipe promises round-to-nearest by min-max, bit by bit; find out what made these numbers",
     "audit/unexplained": "",
+}
+_CHANGED = {
+    Verdict.PAIRED: "smoothed",
+    Verdict.COMPENSATED: "compensated",
+    Verdict.DEQUANTIZED: "made floats again",
 }
 _DISTRUST = "do not serve it: take another build, or build it here from the base"
 
@@ -36,8 +41,9 @@ def conclusion(audit: Audit) -> str:
     verdicts = {judged.verdict for judged in audit.judged}
     if audit.method.promises_exact and Verdict.NEAREST in verdicts:
         return "derives from the base, but not exactly, as the recipe promises"
-    if verdicts & {Verdict.COMPENSATED, Verdict.PAIRED}:
-        return "derives from the base as compensated, within stated limits"
+    if verdicts & {Verdict.COMPENSATED, Verdict.PAIRED, Verdict.DEQUANTIZED}:
+        named = [word for verdict, word in _CHANGED.items() if verdict in verdicts]
+        return f"derives from the base as {' and '.join(named)}, within stated limits"
     if Verdict.NEAREST in verdicts:
         return "derives from the base"
     return "derives exactly from the base"
@@ -112,6 +118,9 @@ def _kept(audit: Audit) -> Section:
     same = sum(item.verdict is Verdict.IDENTICAL for item in judged)
     paired = sum(item.verdict is Verdict.PAIRED for item in judged)
     summary = f"{same:,} of {len(judged):,} tensors are bit-identical to the base's"
+    again = sum(item.verdict is Verdict.DEQUANTIZED for item in judged)
+    if again:
+        summary += f", {again:,} are what their codes meant, as the recipe says"
     if paired:
         summary += f", {paired:,} are divided as the recipe says"
     findings = [*_findings(item for item in judged if item.verdict is Verdict.DIVERGES)]
@@ -174,14 +183,14 @@ def _by_role(quantized: Quantized) -> Table:
     rows = []
     for role, entries in roles.items():
         whole = sum((seen for seen, _ in entries), Measure())
-        worst = min(seen.snr for seen, _ in entries)
+        worst = min((seen for seen, _ in entries), key=lambda seen: seen.snr)
         rows.append(
             (
                 str(role),
                 len(entries),
                 str(max((judged.verdict for _, judged in entries), key=lambda verdict: ORDER[verdict])),
-                _decibels(whole.snr),
-                _decibels(worst),
+                decibels(whole.signal, whole.noise),
+                decibels(worst.signal, worst.noise),
                 f"{whole.steps:.3f}",
                 _percent(whole.saturated, whole.elements),
                 _percent(whole.zeroed, whole.elements),
@@ -209,15 +218,12 @@ def _by_layer(quantized: Quantized) -> Iterator[Table]:
     if cells:
         yield Table(
             ("layer: SNR dB", *roles),
-            tuple(
-                (str(layer), *(_decibels(cells[layer][role].snr) if role in cells[layer] else "" for role in roles))
-                for layer in sorted(cells)
-            ),
+            tuple((str(layer), *(_cell(cells[layer], role) for role in roles)) for layer in sorted(cells)),
         )
 
 
-def _decibels(value: float) -> str:
-    return "exact" if value == math.inf else "none" if math.isnan(value) else f"{value:.2f}"
+def _cell(layer: Mapping[str, Measure], role: str) -> str:
+    return decibels(layer[role].signal, layer[role].noise) if role in layer else ""
 
 
 def _percent(part: int, whole: int) -> str:

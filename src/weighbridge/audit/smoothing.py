@@ -33,7 +33,7 @@ class Smoothed:
 
     Attributes:
         allowances: module -> by what its base's weight is multiplied and divided.
-        divided: names of kept tensors that are divided.
+        divided: names of kept tensors that are divided, or multiplied, by what their pair says.
         refused: module or tensor -> why no factor can be recovered from it.
     """
 
@@ -74,6 +74,10 @@ def recover(pairs: Sequence[Pair], mappings: Sequence[Mapped], checkpoint: Reade
             else:
                 rows[smooth] = recovered
             columns.update(dict.fromkeys(fed, (factors, slack)))
+    for name, (factors, slack) in columns.items():
+        item = modules[name]
+        if isinstance(item, KeptPair) and _is_product(item, factors, slack, checkpoint, base):
+            divided.add(item.name)
     allowances = {}
     for name in columns.keys() | rows.keys():
         item = modules[name]
@@ -93,6 +97,17 @@ def _module(item: Pair) -> str:
 
 def _columns(item: Pair) -> int:
     return item.source.tensor.shape[-1] if item.source.tensor.shape else 0
+
+
+def _is_product(item: KeptPair, factors: Floats, slack: float, checkpoint: Reader, base: Reader) -> bool:
+    """Whether a layer that is not quantized is the base's times the factors of its columns, rounded once."""
+    dtype = item.source.tensor.dtype
+    before, after = (
+        float_values(_all(reader, region), dtype).astype(np.float64)
+        for reader, region in ((base, item.source), (checkpoint, item.stored))
+    )
+    product = before * factors
+    return bool((np.abs(after - product) <= (slack + UNIT_ROUNDOFF[dtype]) * np.abs(product)).all())
 
 
 def _by_norm(item: KeptPair, checkpoint: Reader, base: Reader) -> tuple[Floats, float] | None:

@@ -100,7 +100,7 @@ def _compare(job: Job, item: KeptPair, strip: Strip) -> Difference:
     dtype = item.source.tensor.dtype
     flat = Tensor(dtype, (item.source.tensor.parameters, 1))
     one, other = (
-        _read(reader, Region(region.file, region.offset, flat), strip.spans, purpose).view(np.uint8).reshape(-1)
+        read(reader, Region(region.file, region.offset, flat), strip.spans, purpose).view(np.uint8).reshape(-1)
         for reader, region, purpose in ((job.base, item.source, "source"), (job.checkpoint, item.stored, "weight"))
     )
     if not len(one) or bool((one == other).all()):
@@ -119,7 +119,7 @@ def _compare(job: Job, item: KeptPair, strip: Strip) -> Difference:
 def examine(job: Job, item: QuantizedPair, strip: Strip) -> Measure:
     """Measure rows of a quantized module against the base's."""
     grid, dtype, columns = grid_of(item.scheme), item.weight.dtype, item.weight.shape[1]
-    weight = _read(job.base, item.source, strip.spans, "source")
+    weight = read(job.base, item.source, strip.spans, "source")
     seen = Measure(elements=strip.rows * columns, rows=strip.rows)
     kernels = load_kernels(job.device)
     try:
@@ -196,7 +196,7 @@ def whole_scale(reader: Reader, item: QuantizedPair) -> np.float32 | None:
         if local in item.stored:
             region = item.stored[local]
             flat = Region(region.file, region.offset, Tensor(region.tensor.dtype, (1, 1)))
-            values: Floats = float_values(_read(reader, flat, ((0, 1),), local), region.tensor.dtype)
+            values: Floats = float_values(read(reader, flat, ((0, 1),), local), region.tensor.dtype)
             return np.float32(values[0, 0])
     return None
 
@@ -270,11 +270,12 @@ def stored_rows(reader: Reader, item: QuantizedPair, spans: Spans) -> dict[str, 
             continue
         own = region.tensor.shape[0]
         shares = spans if own == total else tuple((first // unit, -(-count // unit)) for first, count in spans)
-        found[local] = _read(reader, region, shares, local)
+        found[local] = read(reader, region, shares, local)
     return found
 
 
-def _read(reader: Reader, region: Region, spans: Spans, purpose: str) -> Array:
+def read(reader: Reader, region: Region, spans: Spans, purpose: str) -> Array:
+    """Rows of a region in this thread's buffer for `purpose`, valid until the thread reads for it again."""
     rows = sum(count for _, count in spans)
     return read_rows(reader, region, spans, _buffers.of(purpose, region.rows(0, rows).tensor.nbytes))
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+import hashlib
 from typing import TYPE_CHECKING
 
 from weighbridge.errors import StructureError
-from weighbridge.identity import digest_files, identify, pinned_files
+from weighbridge.identity import Identity, digest_files, identify, pinned_files
 from weighbridge.lint.merged import MERGED
 from weighbridge.plan import Plan, find_fused_groups
 from weighbridge.progress import Progress
@@ -15,8 +15,11 @@ from weighbridge.recipe import LoadedRecipe
 from weighbridge.references import base_of_source
 from weighbridge.report import Section
 from weighbridge.resources import DEFAULT_MEMORY, Resources, parse_size
-from weighbridge.source import fetch, open_source
+from weighbridge.source import open_source
 from weighbridge.structure.checkpoint import Checkpoint
+from weighbridge.structure.hub import HubId, find_snapshot, read_bytes
+from weighbridge.structure.opening import open_checkpoint
+from weighbridge.structure.strict_json import MAX_JSON_BYTES
 
 if TYPE_CHECKING:
     from weighbridge.audit import Sample
@@ -29,6 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--sample", metavar="PERCENT", type=_share, help="check only so many percent of the rows of each tensor"
     )
     options.add_argument("--seed", type=int, default=0, help="of the choice of rows (default: 0)")
+    options.add_argument("--compare", metavar="OTHER", help="hold codes and scales against those of another build")
     options.add_argument("--device", action="append", default=[], help="cpu, or an accelerator such as cuda:0")
     options.add_argument("--workers", type=int, help="how many pieces are looked at at a time (default: one a core)")
     options.add_argument(
@@ -50,7 +54,9 @@ def audit_sections(
     if checkpoint.directory is None and not checkpoint.shards:
         raise StructureError("is a structure lock, which holds no weights to audit", where=checkpoint.label)
     progress = Progress()
-    base, stored = fetch(open_source(options.source)), fetch(checkpoint)
+    base = open_source(options.source)
+    if not base.shards:
+        raise StructureError("is a structure lock, which holds no weights to audit against", where=base.label)
     groups = plan.fused_groups if plan is not None else find_fused_groups(checkpoint.schemes, list(MERGED.values()))
     sample: Sample | None = None
     if options.sample is not None and options.sample < 1:
@@ -59,7 +65,7 @@ def audit_sections(
         devices=resolve_devices(tuple(options.device)), workers=options.workers, memory=options.memory
     )
     found = audit.audit(
-        replace(stored, label=checkpoint.label),
+        checkpoint,
         base,
         method=audit.method_of(checkpoint, loaded),
         groups=groups,
@@ -68,9 +74,36 @@ def audit_sections(
         progress=progress,
     )
     lock = base_of_source(base, preferred=loaded.recipe.base.model if loaded is not None else "")
-    beside = digest_files(base, pinned_files(base, lock), progress=progress)
-    identity = identify(base, lock, {**found.digests, **beside})
+    if found.digests:
+        identity = identify(base, lock, {**found.digests, **_beside(base, lock, progress)})
+    else:
+        identity = Identity(lock, "only a sample of it was read", {})
     return [identity.section(base), *audit.sections(found)]
+
+
+def compare_section(checkpoint: Checkpoint, options: argparse.Namespace) -> Section:
+    """Hold a checkpoint against the build that ``--compare`` names.
+
+    Raises:
+        StructureError: either is a lock alone, or cannot be read.
+    """
+    from weighbridge import audit
+
+    other = open_checkpoint(options.compare)
+    for side in (checkpoint, other):
+        if side.directory is None and not side.shards:
+            raise StructureError("is a structure lock, which holds no weights to compare", where=side.label)
+    resources = Resources(devices=("cpu",), workers=options.workers, memory=options.memory)
+    return audit.compare(checkpoint, other, resources=resources, progress=Progress())
+
+
+def _beside(base: Checkpoint, lock: Checkpoint | None, progress: Progress) -> dict[str, str]:
+    """SHA-256 of the small files beside the shards that the base's lock pins."""
+    names = pinned_files(base, lock)
+    if base.directory is not None:
+        return digest_files(base, names, progress=progress)
+    snapshot = find_snapshot(HubId(base.origin.repository, base.origin.revision))
+    return {name: hashlib.sha256(read_bytes(snapshot, name, 0, MAX_JSON_BYTES)).hexdigest() for name in names}
 
 
 def _share(text: str) -> float:

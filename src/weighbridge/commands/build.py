@@ -44,7 +44,7 @@ def _run(options: argparse.Namespace) -> int:
     check_writable(options.report)
     loaded = load_recipe(options.recipe)
     if options.calibration is not None:
-        loaded = _calibrated_with(loaded, options.calibration)
+        loaded = calibrated_with(loaded, options.calibration)
     return _plan(options, loaded) if options.plan else _build(options, loaded)
 
 
@@ -84,7 +84,13 @@ def _build(options: argparse.Namespace, loaded: LoadedRecipe) -> int:
     return hand_over(report, text=PRESENTERS[options.format](report), report_path=options.report)
 
 
-def _calibrated_with(loaded: LoadedRecipe, file: str) -> LoadedRecipe:
+def calibrated_with(loaded: LoadedRecipe, file: str) -> LoadedRecipe:
+    """A recipe that is calibrated with a local file in place of its own data set.
+
+    Raises:
+        RecipeError: it calibrates nothing.
+        DatasetError: a file of a kind that is not read.
+    """
     from weighbridge.engines.oneshot import with_file
 
     calibration = loaded.recipe.calibration
@@ -176,7 +182,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--sign",
         metavar="KEY.pem|sigstore",
-        help="sign the evidence with this private key (P-256, P-384 or P-521; 'make key' makes one), or through Sigstore",
+        help="sign the evidence with this private key (P-256, P-384 or P-521; 'make key' makes one), or by Sigstore",
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="also write the report to this file")
     return parser

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from weighbridge.cache import write_atomically
+from weighbridge.commands.build import calibrated_with
 from weighbridge.commands.run import Parser, check_writable, hand_over, run
 from weighbridge.evidence.rebuild import Rebuild, rebuild
 from weighbridge.evidence.signing import open_signer
@@ -33,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--model", metavar="BASE", help="where the base is (default: on the hub, where the evidence says)"
     )
+    parser.add_argument(
+        "--calibration", metavar="FILE", help="the file that it was calibrated with, if build.py was given one"
+    )
     parser.add_argument("--output", type=Path, metavar="DIR", help="keep what is built here (default: it goes again)")
     parser.add_argument("--workers", type=int, metavar="N", help="as for build.py")
     parser.add_argument("--memory", type=parse_size, default=DEFAULT_MEMORY, metavar="SIZE", help="as for build.py")
@@ -54,6 +59,7 @@ def _reproduce(options: argparse.Namespace) -> int:
     request = Rebuild(
         directory=options.checkpoint,
         model=options.model,
+        calibrated=partial(calibrated_with, file=options.calibration) if options.calibration else None,
         output=options.output,
         elsewhere=options.elsewhere,
         resources=Resources(workers=options.workers, memory=options.memory),

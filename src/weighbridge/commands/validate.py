@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from weighbridge.cache import write_atomically
-from weighbridge.commands.audit import add_options, audit_sections
+from weighbridge.commands.audit import add_options, audit_sections, compare_section
 from weighbridge.commands.run import Parser, check_writable, hand_over, run
 from weighbridge.errors import EvidenceError, WeighbridgeError
 from weighbridge.evidence.signing import SigstoreVerifier, Verifier, open_verifier
@@ -56,6 +56,8 @@ def _validate(options: argparse.Namespace) -> int:
     context = values_of(checkpoint, plan)
     if options.source:
         context += audit_sections(checkpoint, options, load_recipe(options.recipe) if options.recipe else None, plan)
+    if options.compare:
+        context.append(compare_section(checkpoint, options))
     report = validate(checkpoint, plan=plan, references=references, context=context)
     if options.write_lock is not None:
         _write_lock(checkpoint, options.write_lock, base=plan.predicted.origin.base if plan else "")

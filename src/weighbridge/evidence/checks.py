@@ -264,7 +264,7 @@ def _check_bom(case: Case) -> Checked:
         for part in sorted(expected.keys() | actual.keys())
         if expected.get(part) != actual.get(part)
     ]
-    listed = {item.get("purl") for item in components if isinstance(item, dict)}
+    listed = {str(item.get("purl")) for item in components if isinstance(item, dict)}
     stated = {item.uri for name, item in case.dependencies.items() if (item.uri or "").startswith("pkg:pypi/")}
     stated.discard(next((item.uri for name, item in case.dependencies.items() if name == REPOSITORY), None))
     findings += [
@@ -312,7 +312,7 @@ def _check_source(case: Case) -> Checked:
     return Checked(
         f"{summary}; all of them hashed in {case.source.label}",
         tuple(findings),
-        "that these bytes became those: rebuild it",
+        "that these bytes became those: rebuild it, or audit the numbers",
     )
 
 

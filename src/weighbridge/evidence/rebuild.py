@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +30,7 @@ from weighbridge.recipe import LoadedRecipe, load_recipe
 from weighbridge.report import PRESENTERS, Finding, Report, Section, Severity
 from weighbridge.resources import Resources
 from weighbridge.source import MINIATURE, fetch, open_model, open_source
-from weighbridge.structure.checkpoint import Checkpoint
+from weighbridge.structure.checkpoint import Checkpoint, Origin
 
 REBUILT = "same bytes"
 
@@ -42,6 +42,7 @@ class Rebuild:
     Attributes:
         directory: the checkpoint whose evidence is followed.
         model: where the source is; None for where the evidence says that it was.
+        calibrated: what makes the recipe one that is calibrated with a local file, where the first build was.
         output: where it is built again; None for a temporary directory that goes afterwards.
         elsewhere: build even where the environment differs, to see whether the bytes do.
         resources: workers and memory; what shows in the bytes is taken from the evidence.
@@ -49,6 +50,7 @@ class Rebuild:
 
     directory: Path
     model: str | None = None
+    calibrated: Callable[[LoadedRecipe], LoadedRecipe] | None = None
     output: Path | None = None
     elsewhere: bool = False
     resources: Resources = field(default_factory=Resources)
@@ -78,7 +80,8 @@ def rebuild(request: Rebuild, *, progress: Progress) -> tuple[Report, bytes]:
         source = _source(request, case, loaded, progress)
         sections.append(_inputs(case, loaded, source, progress))
         if sections[-1].holds:
-            sections.append(_built(request, case, loaded, source, progress))
+            built = loaded if request.calibrated is None else request.calibrated(loaded)
+            sections.append(_built(request, case, built, source, progress))
     held = all(section.holds for section in sections)
     verdict = (
         f"{request.directory} was built again: {sections[-1].summary}"
@@ -157,14 +160,21 @@ def _machine(case: Case) -> Iterator[Finding]:
 
 
 def _source(request: Rebuild, case: Case, loaded: LoadedRecipe, progress: Progress) -> Checkpoint:
-    """The source: what was named, or what the evidence names."""
+    """The source, on disk: what was named, or what the evidence names, under the name that it had the first time.
+
+    Where it comes from shows in the model card; that these are the same bytes is seen by their digests.
+    """
+    base = case.base
     stated = str(case.provenance.predicate.build_definition.external_parameters.get("model"))
     model = request.model or (
-        stated if stated == MINIATURE else "@".join(filter(None, (case.base.repository, case.base.revision)))
+        stated if stated == MINIATURE else "@".join(filter(None, (base.repository, base.revision)))
     )
     if loaded.recipe.method != "convert":
-        return fetch(open_source(model))
-    return build_base(loaded, progress=progress) if model == MINIATURE else fetch(open_model(model))
+        source = fetch(open_source(model))
+    else:
+        source = build_base(loaded, progress=progress) if model == MINIATURE else fetch(open_model(model))
+    origin = Origin(repository=base.repository, revision=base.revision) if stated == base.repository else Origin()
+    return replace(source, origin=origin, label=MINIATURE if stated == MINIATURE else source.label)
 
 
 def _inputs(case: Case, loaded: LoadedRecipe, source: Checkpoint, progress: Progress) -> Section:
@@ -254,7 +264,8 @@ def _other_inputs(first: Case, again: Case) -> Iterator[Finding]:
             one, other = (_digest(case.dependencies, name) for case in (first, again))
             if one != other:
                 severity = Severity.WARNING if name.startswith(REFERENCE_FILE) else Severity.ERROR
-                yield Finding("rebuild/input", severity, name, "is not what was read the first time")
+                remedy = "name the same file with --calibration" if name == CALIBRATION else ""
+                yield Finding("rebuild/input", severity, name, "is not what was read the first time", remedy=remedy)
 
 
 def _digest(dependencies: Mapping[str, Resource], name: str) -> dict[str, str] | None:

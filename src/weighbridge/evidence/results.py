@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,17 +29,20 @@ def results_of(report: Mapping[str, Any], *, where: str) -> tuple[Result, ...]:
         StructureError: no such report.
     """
     try:
-        return tuple(
-            Result(section["title"], _outcome(section["findings"]), section["summary"])
-            for section in report["sections"]
-            if not section["title"].startswith(NO_TESTS)
-        )
-    except (KeyError, TypeError, AttributeError):
+        found = [(section["title"], section["summary"], section["findings"]) for section in report["sections"]]
+        severities = [{str(finding["severity"]) for finding in findings} for _, _, findings in found]
+    except (KeyError, TypeError):
         raise StructureError("is no report", where=where) from None
+    if not all(isinstance(text, str) for title, summary, _ in found for text in (title, summary)):
+        raise StructureError("is no report", where=where)
+    return tuple(
+        Result(title, _outcome(severe), summary)
+        for (title, summary, _), severe in zip(found, severities, strict=True)
+        if not title.startswith(NO_TESTS)
+    )
 
 
-def _outcome(findings: Sequence[Mapping[str, Any]]) -> Outcome:
-    severities = {finding["severity"] for finding in findings}
+def _outcome(severities: Collection[str]) -> Outcome:
     return "FAILED" if "error" in severities else "WARNED" if "warning" in severities else "PASSED"
 
 

@@ -20,7 +20,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from weighbridge.errors import EvidenceError, StructureError, first_line
-from weighbridge.evidence.subject import UNSIGNED
+from weighbridge.evidence.subject import HUB_CLIENT, UNSIGNED
 from weighbridge.structure.checkpoint import EVIDENCE
 from weighbridge.structure.strict_json import parse_object
 
@@ -32,7 +32,8 @@ PAYLOAD_TYPE = "application/vnd.in-toto+json"
 MODEL_SIGNATURE = "https://model_signing/signature/v1.0"
 SIGSTORE = "sigstore"
 CURVES = ("secp256r1", "secp384r1", "secp521r1")
-IGNORED = (EVIDENCE, *UNSIGNED)
+IGNORED = (EVIDENCE, *UNSIGNED, HUB_CLIENT)
+"""What a signature is not over: the evidence, and what git and the hub's client keep beside a download."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from weighbridge.evidence.statements import Resource, sha256_of, subject_of, wri
 from weighbridge.evidence.subject import hash_files, list_all, root_digest, write_files, write_tensors
 from weighbridge.identity import digest_files
 from weighbridge.progress import Progress
-from weighbridge.report import PRESENTERS
+from weighbridge.report import PRESENTERS, Report
 from weighbridge.structure.checkpoint import CONFIG_FILE, EVIDENCE, INDEX_FILE, Checkpoint, carried_files
 
 GUIDE = "README.md"
@@ -103,11 +103,30 @@ def guide(*, signed: bool) -> bytes:
 
 def _write_report(beside: Path, name: str, account: Account) -> tuple[Result, ...]:
     """Write a report as JSON and Markdown; gives the results in it."""
-    report = account.reports[name]
+    report = _without_paths(account.reports[name], account)
     content = PRESENTERS["json"](report)
     (beside / f"{name}.json").write_text(content)
     (beside / f"{name}.md").write_text(PRESENTERS["markdown"](report))
     return results_of(json.loads(content), where=name)
+
+
+def _without_paths(report: Report, account: Account) -> Report:
+    """A report that calls checkpoints by their names: where they lay is nobody's business who reads it elsewhere."""
+    paths = {
+        report.subject: report.subject.rstrip("/").rpartition("/")[2],
+        account.source.label: account.model,
+    }
+    named = {path: name for path, name in paths.items() if "/" in path and path != account.source.origin.repository}
+
+    def renamed(text: str) -> str:
+        for path, name in named.items():
+            text = text.replace(path, name)
+        return text
+
+    sections = tuple(
+        replace(section, title=renamed(section.title), summary=renamed(section.summary)) for section in report.sections
+    )
+    return replace(report, subject=renamed(report.subject), verdict=renamed(report.verdict), sections=sections)
 
 
 def _write_card(directory: Path, account: Account, results: Mapping[str, tuple[Result, ...]]) -> None:

@@ -154,6 +154,15 @@ def download(checkpoint: Checkpoint) -> Path:
     return snapshot
 
 
+def read_bytes(snapshot: Snapshot, name: str, begin: int, end: int) -> bytes:
+    """Bytes `begin` to at most `end` of a file; nothing is kept.
+
+    Raises:
+        HubError: the hub could not be reached, or gave other bytes than were asked for.
+    """
+    return _read_range(snapshot, name, begin, end)[0]
+
+
 def _ask(hub_id: HubId) -> bytes:
     """What the hub says of a revision, its commit and files, as JSON: the request of ``HfApi.model_info``."""
     from huggingface_hub import constants

@@ -1,0 +1,234 @@
+"""How an audit runs: resumed, sampled, with other workers and memory, over the hub; and never on what changed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable
+from math import comb
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.alterations import one_row
+from tests.checkpoints import copy_checkpoint, shards_of
+from tests.conftest import Command
+from tests.hub_server import serve, truncated
+from tests.test_audit import altered, diverging, look
+from weighbridge.audit import Sample, assess, reading
+from weighbridge.audit.journal import Journal
+from weighbridge.audit.measure import Difference, Measure
+from weighbridge.audit.work import look as look_at_piece
+from weighbridge.errors import WeighbridgeError
+from weighbridge.structure.checkpoint import open_directory
+
+JOURNALS = "audits"
+
+
+@pytest.fixture
+def journals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where journals lie, alone."""
+    monkeypatch.setenv("WEIGHBRIDGE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / JOURNALS
+
+
+@pytest.fixture
+def stopping(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Lets so many pieces be looked at, and then fails."""
+
+    def after(count: int) -> None:
+        left = [count]
+
+        def limited(*arguments: object) -> object:
+            if not left[0]:
+                raise WeighbridgeError("stopped by the test")
+            left[0] -= 1
+            return look_at_piece(*arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr("weighbridge.audit.run.look", limited)
+
+    return after
+
+
+def figures(found: assess.Audit) -> list[tuple[str, Measure]]:
+    return [(item.name, seen) for item, seen, _ in found.quantized]
+
+
+def test_interrupted_audit_goes_on(
+    mini_build: Path, mini: Path, journals: Path, stopping: Callable[[int], None]
+) -> None:
+    whole = look(mini_build, mini)
+    stopping(2)
+    with pytest.raises(WeighbridgeError, match="stopped"):
+        look(mini_build, mini)
+    assert [path.suffix for path in journals.iterdir()] == [".jsonl"]
+    stopping(10_000)
+    resumed = look(mini_build, mini)
+    assert resumed.found >= 1
+    assert figures(resumed) == figures(whole)
+    assert list(journals.iterdir()) == []
+
+
+def test_journal_of_a_file_that_was_touched_is_not_believed(
+    mini_build: Path, mini: Path, tmp_path: Path, journals: Path, stopping: Callable[[int], None]
+) -> None:
+    copy = copy_checkpoint(mini_build, tmp_path / "copy")
+    shard = shards_of(copy)[0]
+    stopping(2)
+    with pytest.raises(WeighbridgeError, match="stopped"):
+        look(copy, mini)
+    content = shard.read_bytes()
+    shard.unlink()
+    shard.write_bytes(content)
+    stopping(10_000)
+    assert look(copy, mini).found == 0
+
+
+def test_torn_journal_line_counts_for_nothing(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal")
+    seen: list[tuple[int, Measure | Difference]] = [(0, Measure(elements=3, settled=5)), (1, Difference(4))]
+    journal.add(7, seen)
+    whole = journal.path.read_bytes()
+    journal.path.write_bytes(whole + whole[:-9])
+    assert journal.finished() == {7: seen}
+    journal.add(8, seen)
+    assert journal.finished() == {7: seen, 8: seen}
+
+
+def test_file_that_changes_while_it_is_read_is_refused(
+    mini_build: Path, mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = copy_checkpoint(mini_build, tmp_path / "copy")
+    shard = shards_of(copy)[0]
+    content = shard.read_bytes()
+    shard.unlink()
+    shard.write_bytes(content)
+
+    def touching(*arguments: object) -> object:
+        os.utime(shard, ns=(1, 1))
+        return look_at_piece(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("weighbridge.audit.run.look", touching)
+    with pytest.raises(WeighbridgeError, match="changed while it was read"):
+        look(copy, mini)
+
+
+def test_figures_do_not_depend_on_workers(mini_build: Path, mini: Path, call_validate: Command) -> None:
+    said = [call_validate(mini_build, "--source", mini, "--workers", count).out for count in ("1", "3")]
+    assert said[0] == said[1]
+
+
+def test_too_little_memory_is_refused(mini_build: Path, call_validate: Command) -> None:
+    outcome = call_validate(mini_build, "--source", "mini", "--memory", "1MiB")
+    assert outcome.code == 2
+    assert "memory" in outcome.err
+
+
+# --- samples
+
+
+def test_sample_takes_its_share_of_rows(mini_build: Path, mini: Path) -> None:
+    found = look(mini_build, mini, sample=Sample(0.1, 5))
+    assert 0.08 < found.checked / found.total < 0.35  # small tensors are whole
+    assert not found.diverging
+    for item, seen, _ in found.quantized:
+        assert seen.rows == max(1, round(item.weight.shape[0] * 0.1))
+
+
+def test_sample_is_the_same_for_one_seed(mini_build: Path, mini: Path) -> None:
+    first, second, other = (look(mini_build, mini, sample=Sample(0.05, seed)) for seed in (1, 1, 2))
+    assert figures(first) == figures(second)
+    assert figures(first) != figures(other)
+
+
+def test_probability_of_missing_is_hypergeometric(mini_build: Path, mini: Path) -> None:
+    found = look(mini_build, mini, sample=Sample(0.1, 5))
+    rows = [item.weight.shape[0] for item, _, _ in found.quantized]
+    for altered_rows in (1, 10):
+        worst = max(comb(n - altered_rows, round(0.1 * n)) / comb(n, round(0.1 * n)) for n in rows)
+        assert found.missed(altered_rows) == pytest.approx(worst)
+    assert found.missed(1) > found.missed(10) > found.missed(100)
+
+
+def test_share_of_seeds_that_see_one_altered_row_is_what_was_said(mini_build: Path, mini: Path, tmp_path: Path) -> None:
+    done = []
+    copy = altered(mini_build, tmp_path / "copy", lambda t: done.append(one_row(np.random.default_rng(8), t)))
+    seen = sum(bool(diverging(look(copy, mini, sample=Sample(0.5, seed)))) for seed in range(20))
+    assert 3 <= seen <= 17  # each sees it with probability one half: outside with probability 0.0004
+
+
+def test_report_states_what_a_sample_would_have_missed(call_validate: Command, mini_build: Path) -> None:
+    outcome = call_validate(mini_build, "--source", "mini", "--sample", "10", "--format", "json")
+    assert outcome.code == 0, outcome.err
+    facts = next(section["facts"] for section in outcome.report["sections"] if section["title"] == "the audit")
+    assert facts["sample"] == "seed 0, 10 % of each tensor's rows"
+    assert re.fullmatch(r"probability 0\.9\d* at most", facts["missed with 1 altered row"])
+
+
+@pytest.mark.parametrize("share", ["0", "101", "many"])
+def test_share_that_is_none_is_refused(share: str, call_validate: Command, mini_build: Path) -> None:
+    outcome = call_validate(mini_build, "--source", "mini", "--sample", share)
+    assert outcome.code == 2
+    assert "no share of rows" in outcome.err
+
+
+# --- the hub
+
+SHARDS = r"safetensors$"
+
+
+@pytest.fixture
+def variables(tmp_path: Path) -> Callable[[str], dict[str, str]]:
+    """Variables with which a process of its own asks an endpoint, from caches that are empty at first."""
+    places = {"HF_HOME": str(tmp_path / "home"), "WEIGHBRIDGE_CACHE": str(tmp_path / "cache")}
+    proxies = {"NO_PROXY": "127.0.0.1,localhost", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    return lambda endpoint: {**places, **proxies, "HF_ENDPOINT": endpoint}
+
+
+def kept(directory: Path) -> int:
+    """Bytes of all files below a directory."""
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file()) if directory.exists() else 0
+
+
+def test_hub_sources_are_read_once_and_not_kept(
+    mini_build: Path, mini: Path, run_validate: Command, variables: Callable[[str], dict[str, str]], tmp_path: Path
+) -> None:
+    with serve({"org/base": mini, "org/build": mini_build}) as hub:
+        outcome = run_validate("org/build", "--source", "org/base", "--format", "json", env=variables(hub.endpoint))
+        sent = hub.bytes_sent(SHARDS)
+    assert outcome.code == 0, outcome.err
+    sections_ = {section["title"]: section["summary"] for section in outcome.report["sections"]}
+    assert sections_["the audit"] == "derives exactly from the base: 111 identical, 185 exact"
+    assert next(text for title, text in sections_.items() if title.startswith("the source")).endswith("by SHA-256")
+    whole = sum(path.stat().st_size for side in (mini, mini_build) for path in shards_of(side))
+    assert sent < 1.1 * whole
+    assert kept(tmp_path / "home") + kept(tmp_path / "cache") < 0.1 * whole
+
+
+def test_hub_that_breaks_off_is_one_sentence(
+    mini_build: Path, mini: Path, run_validate: Command, variables: Callable[[str], dict[str, str]]
+) -> None:
+    with serve({"org/base": mini}) as hub:
+        hub.alter(SHARDS, truncated(after=300_000))
+        outcome = run_validate(mini_build, "--source", "org/base", env=variables(hub.endpoint))
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: ")
+    assert outcome.err.count("\n") == 1
+
+
+def test_digest_of_blocks_that_come_in_any_order_is_the_files(mini: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = shards_of(mini)[0].read_bytes()
+    monkeypatch.setattr(reading, "BLOCK_BYTES", 4096)
+    checkpoint = open_directory(mini)
+    monkeypatch.setattr(reading, "find_snapshot", lambda _: type("Snapshot", (), {"label": "mini"})())
+    monkeypatch.setattr(reading, "read_bytes", lambda _snapshot, _name, begin, end: content[begin:end])
+    reader = reading.HubReader(checkpoint)
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        begin = int(random.integers(len(content) - 9000))
+        target = memoryview(bytearray(int(random.integers(1, 9000))))
+        reader.read(shards_of(mini)[0].name, begin, target)
+        assert bytes(target) == content[begin : begin + len(target)]
+    assert reader.digest(shards_of(mini)[0].name) == hashlib.sha256(content).hexdigest()
