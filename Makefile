@@ -89,6 +89,7 @@ bench: $(STAMP) ## the benchmarks, side by side; figures go into benchmarks/READ
 	$(BIN)/python -m benchmarks.headers
 	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.audit
+	$(BIN)/python -m benchmarks.evidence
 
 clean: ## remove the environment and the builds
 	rm -rf $(VENV) builds

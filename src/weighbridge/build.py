@@ -122,7 +122,7 @@ def build(request: BuildRequest, *, progress: Progress) -> Report:
 
 @dataclass(frozen=True)
 class _Made:
-    """What an engine says of its work: how it went, the digests that it took on the way, and what it calibrated with."""
+    """What an engine says of its work: how it went, the digests that it took, and what it calibrated with."""
 
     sections: Sequence[Section]
     outcome: Outcome

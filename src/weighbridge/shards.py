@@ -16,7 +16,6 @@ from weighbridge.structure.header import read_header
 from weighbridge.structure.layout import Layout, lay_out
 from weighbridge.structure.tensors import Tensor, payload_bytes
 
-
 EVIDENCE_BYTES = 1024 * 1024
 """Room for the evidence of a build, beside a line for each tensor: packages, reports, the model card."""
 

@@ -75,7 +75,9 @@ def plan_rewrite(loaded: LoadedRecipe, source: Checkpoint, changes: Conversion) 
         except SchemeMismatch as mismatch:
             assert scheme is not None
             reason = str(mismatch)
-            obstacles.append(Obstacle(unit.source, unit.module, unit.weight, scheme, rule, mismatch.rule, reason))
+            obstacles.append(
+                Obstacle(unit.source, unit.module, unit.weight, scheme, "its source", mismatch.rule, reason)
+            )
             parts.append(_part(unit, None, rule, {}, layers, changes))
     check_names(parts, where=source.label)
     quantization, documents = declare(_declaration(parts, source), parts, source, format=target)

@@ -293,7 +293,7 @@ def _file_fact(path: Path, *, label: str) -> FileFact:
 
 
 def carried_files(checkpoint: Checkpoint) -> list[str]:
-    """Names of the files that a build carries over: all that are neither weights, say how they are stored, nor evidence."""
+    """Names of the files that a build carries over: no weights, nothing that says how they are stored, no evidence."""
     suffixes = PICKLE_SUFFIXES + OTHER_WEIGHT_SUFFIXES
     written = (CONFIG_FILE, modelopt.HF_QUANT_CONFIG)
     return sorted(
