@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import struct
 from collections.abc import Callable
@@ -18,8 +19,10 @@ from tests.checkpoints import (
     copy_checkpoint,
     edit_config,
     edit_tensors,
+    read_header,
     read_shard,
     read_tensors,
+    write_header,
     write_shard,
     write_tensors,
 )
@@ -332,13 +335,54 @@ def test_global_scale_that_is_not_the_groups_is_not_exact(
     assert diverging(found) == {module}
 
 
-def test_declaring_another_scheme_is_refused_before_any_number(
-    call_validate: Command, mini_build: Path, mini: Path, tmp_path: Path
+def test_wrong_shape_of_packed_weights_is_named(built: Callable[..., Path], mini: Path, tmp_path: Path) -> None:
+    module = f"{EXPERTS}.2.up_proj"
+
+    def change(tensors: Tensors) -> None:
+        name = f"{module}.weight_shape"
+        rows, columns = struct.unpack("<2q", tensors[name].data)
+        tensors[name] = replace(tensors[name], data=struct.pack("<2q", columns, rows))
+
+    (judged,) = look(altered(built("w4a16"), tmp_path / "copy", change), mini).diverging
+    assert (judged.name, judged.rule) == (module, "audit/weight-shape")
+
+
+def hostile_pattern(copy: Path) -> None:
+    edit_config(copy, lambda config: config["quantization_config"].update(ignore=["re:(?=a)*"]))
+
+
+def absurd_shape(copy: Path) -> None:
+    header, data = read_header(copy / "model.safetensors")
+    name = next(iter(header))
+    header[name]["shape"] = [1 << 40, 1 << 40]
+    write_header(copy / "model.safetensors", json.dumps(header).encode(), data)
+
+
+def overlapping_ranges(copy: Path) -> None:
+    header, data = read_header(copy / "model.safetensors")
+    one, other = list(header)[:2]
+    header[other] = header[one]
+    write_header(copy / "model.safetensors", json.dumps(header).encode(), data)
+
+
+@pytest.mark.parametrize("damage", [hostile_pattern, absurd_shape, overlapping_ranges])
+def test_hostile_checkpoint_is_refused_before_any_number(
+    damage: Callable[[Path], None],
+    call_validate: Command,
+    mini_build: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    def computed(*_: object) -> None:
+        raise AssertionError("a number was computed")
+
+    monkeypatch.setattr("weighbridge.audit.work.examine", computed)
     copy = copy_checkpoint(mini_build, tmp_path / "copy")
-    edit_config(copy, lambda config: config["quantization_config"].update(ignore=["re:(((.*)*)*)*$"]))
-    outcome = call_validate(copy, "--source", mini)
-    assert outcome.code in (1, 2)
+    damage(copy)
+    outcome = call_validate(copy, "--source", "mini")
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: ")
+    assert outcome.err.count("\n") == 1
 
 
 def test_report_of_the_command_names_what_decides(call_validate: Command, mini_build: Path, mini: Path) -> None:
@@ -360,3 +404,54 @@ def test_structure_lock_has_nothing_to_audit(call_validate: Command) -> None:
     outcome = call_validate("references/weighbridge/gemma-4-mini-FP8-dynamic.yaml", "--source", "mini")
     assert outcome.code == 2
     assert "holds no weights to audit" in outcome.err
+
+
+WRONG_SCALES = {
+    "zero": 0.0,
+    "NaN": float("nan"),
+    "infinite": float("inf"),
+    "negative": -1.0,
+    "subnormal": 1e-40,
+    "huge": 3e38,
+}
+
+
+@pytest.mark.parametrize("recipe", ["fp8-dynamic", "w4a16", "nvfp4a16", "nvfp4-full-modelopt"])
+@pytest.mark.parametrize("value", WRONG_SCALES)
+@pytest.mark.filterwarnings("error")
+def test_scale_that_means_nothing_is_named(
+    built: Callable[..., Path], mini: Path, tmp_path: Path, recipe: str, value: str
+) -> None:
+    module = f"{EXPERTS}.6.gate_proj"
+
+    def change(tensors: Tensors) -> None:
+        local = next(
+            local
+            for local in ("weight_scale_2", "weight_global_scale", "weight_scale")
+            if f"{module}.{local}" in tensors
+        )
+        scale = tensors[f"{module}.{local}"]
+        raw = struct.pack("<f", WRONG_SCALES[value])
+        raw = raw[2:] if scale.dtype == "BF16" else raw
+        tensors[f"{module}.{local}"] = replace(scale, data=raw + scale.data[len(raw) :])
+
+    found = look(altered(built(recipe), tmp_path / "copy", change), mini)
+    assert diverging(found) == {module}
+
+
+def test_torch_alone_comes_to_the_same_figures(
+    built: Callable[..., Path], mini: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from weighbridge.audit import work
+    from weighbridge.audit.portable import PortableLoops
+    from weighbridge.engines.kernels.portable import PortableKernels
+
+    compiled = [look(built(recipe), mini) for recipe in ("fp8-dynamic", "nvfp4a16")]
+    monkeypatch.setattr(work, "_loops", lambda _: PortableLoops("cpu"))
+    monkeypatch.setattr(work, "load_kernels", lambda _: PortableKernels("cpu"))
+    for recipe, other in zip(("fp8-dynamic", "nvfp4a16"), compiled, strict=True):
+        found = look(built(recipe), mini)
+        assert verdicts(found) == verdicts(other)
+        for (_, one, _), (_, two, _) in zip(found.quantized, other.quantized, strict=True):
+            assert one.snr == pytest.approx(two.snr, abs=1e-3)
+            assert (one.saturated, one.zeroed, one.steps) == (two.saturated, two.zeroed, pytest.approx(two.steps))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from google.protobuf import json_format
@@ -19,7 +20,7 @@ from tests.conftest import ROOT, Command, Outcome, call_main, environment
 from tests.evidence import edit_claim, list_anew
 from tests.hub_server import serve
 from weighbridge.commands import reproduce
-from weighbridge.evidence.environment import installed
+from weighbridge.evidence.environment import installed, repository
 
 FAKE = "tqdm"
 """A package that every environment has, and that builds do not depend on for their numbers."""
@@ -27,6 +28,23 @@ FAKE = "tqdm"
 
 def call_reproduce(*arguments: str | Path) -> Outcome:
     return call_main(reproduce.main, arguments)
+
+
+@pytest.fixture
+def build(signed_builds: Path, tmp_path: Path) -> Path:
+    """A copy of the signed build that says it was made at the commit of now: somebody may commit while tests run."""
+    copy = copy_checkpoint(signed_builds / "build", tmp_path / "build")
+    here = repository()
+    assert here is not None
+    edit_claim(copy, 1, lambda statement: name_commit(statement, here.commit), key=signed_builds / "key.pem")
+    return copy
+
+
+def name_commit(statement: Any, commit: str) -> None:
+    """Let a provenance statement say that it is of this commit of the repository."""
+    for item in statement["predicate"]["buildDefinition"]["resolvedDependencies"]:
+        if item["name"] == "weighbridge":
+            item["digest"] = {"gitCommit": commit}
 
 
 def reasons(outcome: Outcome) -> set[tuple[str, str]]:
@@ -40,39 +58,37 @@ def reasons(outcome: Outcome) -> set[tuple[str, str]]:
     }
 
 
-def test_build_is_reproduced_byte_for_byte(signed_builds: Path, tmp_path: Path) -> None:
+def test_build_is_reproduced_byte_for_byte(build: Path, tmp_path: Path) -> None:
     again = tmp_path / "again"
-    outcome = call_reproduce(signed_builds / "build", "--output", again)
+    outcome = call_reproduce(build, "--output", again)
     assert outcome.code == 0, outcome.err + outcome.out
     assert "byte for byte" in outcome.out
-    assert checkpoint_bytes(again) == checkpoint_bytes(signed_builds / "build")
+    assert checkpoint_bytes(again) == checkpoint_bytes(build)
 
 
-def test_verdict_is_a_statement_about_the_checkpoint(signed_builds: Path, tmp_path: Path) -> None:
-    outcome = call_reproduce(signed_builds / "build", "--statement", tmp_path / "verdict.json")
+def test_verdict_is_a_statement_about_the_checkpoint(build: Path, tmp_path: Path) -> None:
+    outcome = call_reproduce(build, "--statement", tmp_path / "verdict.json")
     content = json.loads((tmp_path / "verdict.json").read_bytes())
     message = json_format.ParseDict(content, statement_pb2.Statement())
-    original = json.loads((signed_builds / "build/evidence/bom.cdx.json").read_bytes())["metadata"]["component"]
+    original = json.loads((build / "evidence/bom.cdx.json").read_bytes())["metadata"]["component"]
     assert outcome.code == 0
     assert message.subject[0].digest["sha256"] == original["version"]
     assert "same bytes" in content["predicate"]["passedTests"]
 
 
-def test_nothing_is_left_behind_where_no_output_was_named(signed_builds: Path, tmp_path: Path) -> None:
-    copy = copy_checkpoint(signed_builds / "build", tmp_path / "copy")
-    assert call_reproduce(copy).code == 0
-    assert list(tmp_path.iterdir()) == [copy]
+def test_nothing_is_left_behind_where_no_output_was_named(build: Path, tmp_path: Path) -> None:
+    assert call_reproduce(build).code == 0
+    assert list(tmp_path.iterdir()) == [build]
 
 
-def test_other_sharding_is_the_same_by_content(signed_builds: Path, tmp_path: Path, call_build: Command) -> None:
+def test_other_sharding_is_the_same_by_content(build: Path, tmp_path: Path, call_build: Command) -> None:
     """The evidence says one size of shards, the files have another: container and index differ, tensors do not."""
-    copy = copy_checkpoint(signed_builds / "build", tmp_path / "copy")
     other = tmp_path / "other"
     assert call_build("fp8-dynamic", "--model", "mini", "--output", other, "--shard-size", "4MB").code == 0
-    (copy / "model.safetensors").unlink()
+    (build / "model.safetensors").unlink()
     for path in other.glob("model*"):
-        os.link(path, copy / path.name)
-    outcome = call_reproduce(copy, "--format", "json")
+        os.link(path, build / path.name)
+    outcome = call_reproduce(build, "--format", "json")
     assert outcome.code == 0, outcome.out
     findings = [item for section in outcome.report["sections"] for item in section["findings"]]
     assert {item["where"] for item in findings if item["rule"] == "rebuild/container"} == {
@@ -81,12 +97,11 @@ def test_other_sharding_is_the_same_by_content(signed_builds: Path, tmp_path: Pa
     }
 
 
-def test_one_altered_byte_of_the_checkpoint_is_named_with_its_tensor(signed_builds: Path, tmp_path: Path) -> None:
-    copy = copy_checkpoint(signed_builds / "build", tmp_path / "copy")
-    content = bytearray((copy / "model.safetensors").read_bytes())
+def test_one_altered_byte_of_the_checkpoint_is_named_with_its_tensor(build: Path) -> None:
+    content = bytearray((build / "model.safetensors").read_bytes())
     content[-1] ^= 1
-    rewrite(copy / "model.safetensors", bytes(content))
-    outcome = call_reproduce(copy, "--format", "json")
+    rewrite(build / "model.safetensors", bytes(content))
+    outcome = call_reproduce(build, "--format", "json")
     assert outcome.code == 1
     rules = reasons(outcome)
     assert ("rebuild/bytes", "model.safetensors") in rules
@@ -94,11 +109,11 @@ def test_one_altered_byte_of_the_checkpoint_is_named_with_its_tensor(signed_buil
 
 
 @pytest.mark.parametrize("name", ["model-00002-of-00002.safetensors", "tokenizer.json", "config.json"])
-def test_one_other_byte_of_the_source_is_the_reason(name: str, signed_builds: Path, mini: Path, tmp_path: Path) -> None:
+def test_one_other_byte_of_the_source_is_the_reason(name: str, build: Path, mini: Path, tmp_path: Path) -> None:
     source = copy_checkpoint(mini, tmp_path / "source")
     content = (source / name).read_bytes()
     rewrite(source / name, content[:-1] + bytes([content[-1] ^ 1]) if name.endswith("s") else content + b"\n")
-    outcome = call_reproduce(signed_builds / "build", "--model", source, "--format", "json")
+    outcome = call_reproduce(build, "--model", source, "--format", "json")
     assert outcome.code == 1
     assert reasons(outcome) == {("rebuild/source", name)}
 
@@ -114,23 +129,23 @@ def another_package(directory: Path, *, version: str, record: str) -> Path:
 
 @pytest.mark.parametrize("version", ["0.0.1", ""], ids=["another version", "other files of the same version"])
 def test_one_other_package_is_the_reason(
-    version: str, signed_builds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    version: str, build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = next(found for found in installed() if found.name == FAKE)
     front = another_package(
         tmp_path / "front", version=version or here.version, record=f"{FAKE}/__init__.py,sha256=x,1\n"
     )
     monkeypatch.syspath_prepend(front)
-    outcome = call_reproduce(signed_builds / "build", "--format", "json")
+    outcome = call_reproduce(build, "--format", "json")
     assert outcome.code == 1
     assert reasons(outcome) == {("rebuild/environment", FAKE)}
 
 
 def test_other_environment_can_be_tried_and_is_named(
-    signed_builds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(another_package(tmp_path / "front", version="0.0.1", record=""))
-    outcome = call_reproduce(signed_builds / "build", "--elsewhere", "--format", "json")
+    outcome = call_reproduce(build, "--elsewhere", "--format", "json")
     assert outcome.code == 0
     findings = [item for section in outcome.report["sections"] for item in section["findings"]]
     assert ("rebuild/environment", FAKE, "warning") in {
@@ -138,16 +153,9 @@ def test_other_environment_can_be_tried_and_is_named(
     }
 
 
-def test_another_commit_is_the_reason(signed_builds: Path, tmp_path: Path) -> None:
-    copy = copy_checkpoint(signed_builds / "build", tmp_path / "copy")
-
-    def earlier(statement: dict[str, dict[str, dict[str, list[dict[str, object]]]]]) -> None:
-        for item in statement["predicate"]["buildDefinition"]["resolvedDependencies"]:
-            if item["name"] == "weighbridge":
-                item["digest"] = {"gitCommit": "0" * 40}
-
-    edit_claim(copy, 1, earlier, key=signed_builds / "key.pem")
-    outcome = call_reproduce(copy, "--format", "json")
+def test_another_commit_is_the_reason(build: Path, signed_builds: Path) -> None:
+    edit_claim(build, 1, lambda statement: name_commit(statement, "0" * 40), key=signed_builds / "key.pem")
+    outcome = call_reproduce(build, "--format", "json")
     assert outcome.code == 1
     assert reasons(outcome) == {("rebuild/environment", "weighbridge")}
 
@@ -158,11 +166,10 @@ def test_checkpoint_without_evidence_cannot_be_followed(mini: Path) -> None:
     assert "holds no statements" in outcome.err
 
 
-def test_forged_list_of_files_does_not_help(signed_builds: Path, tmp_path: Path) -> None:
-    copy = copy_checkpoint(signed_builds / "build", tmp_path / "copy")
-    rewrite(copy / "chat_template.jinja", b"altered")
-    list_anew(copy)
-    outcome = call_reproduce(copy, "--format", "json")
+def test_forged_list_of_files_does_not_help(build: Path) -> None:
+    rewrite(build / "chat_template.jinja", b"altered")
+    list_anew(build)
+    outcome = call_reproduce(build, "--format", "json")
     assert outcome.code == 1
     assert ("rebuild/bytes", "chat_template.jinja") in reasons(outcome)
 

@@ -29,7 +29,7 @@ from weighbridge.audit.pieces import PIECE_BYTES, Piece, Sample, Strip, cut, uni
 from weighbridge.audit.reading import HUB_BYTES, Reader, reader_of
 from weighbridge.audit.run import WORKER_PIECES, Figures, run
 from weighbridge.audit.smoothing import Smoothed, recover
-from weighbridge.audit.work import STRICT, Allowance, Job, look, whole_scale
+from weighbridge.audit.work import STRICT, Allowance, Job, look, stored_shape, whole_scale
 from weighbridge.cache import cache_directory
 from weighbridge.engines.streaming.journal import key_of
 from weighbridge.errors import StructureError
@@ -228,6 +228,10 @@ def _judged(
             compensated=allowance.dampening is not None,
             promises_scales=method.promises_scales,
         )
+        shape = stored_shape(job.checkpoint, item)
+        if judged.verdict is not Verdict.DIVERGES and shape not in (None, item.weight.shape):
+            why = "says that its weight has another shape than it has"
+            judged = Judged(item.name, Verdict.DIVERGES, "audit/weight-shape", why, f"{shape}, not {item.weight.shape}")
         if judged.verdict is not Verdict.DIVERGES and too_wide(item, whole, seen.amax):
             why = "has a scale of more than twice what its largest value asks for"
             judged = Judged(item.name, Verdict.DIVERGES, "audit/scale-too-coarse", why, f"the scale is {whole}")

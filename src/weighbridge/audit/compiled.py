@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 import numba
 import numpy as np
 from llvmlite import ir
-from numba import float32, uint32
+from numba import float32, int32, uint32
 from numba.extending import intrinsic
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -47,12 +47,14 @@ def _bits_of(_context: Any, _value: Any) -> Any:
 
 @_jit
 def _magnitude(kind: Any, code: Any) -> Any:
-    """The value of a floating code without its sign."""
+    """The value of a floating code without its sign; a subnormal one is what it has beyond the first normal value."""
     if kind == _E4M3:
         normal = _float_of(uint32((code << 20) + (120 << 23)))
-        return float32(code) * float32(2.0**-9) if code < 8 else normal
+        subnormal = float32(_float_of(uint32((code << 20) + (121 << 23))) - float32(2.0**-6))
+        return subnormal if code < 8 else normal
     normal = _float_of(uint32((code << 22) + (126 << 23)))
-    return float32(code) * float32(0.5) if code < 2 else normal
+    subnormal = float32(_float_of(uint32((code << 22) + (127 << 23))) - float32(1))
+    return subnormal if code < 2 else normal
 
 
 @_jit
@@ -81,7 +83,7 @@ def _decode(kind: Any, codes: Any, add: Any, mask: Any, half: Any, zeros: Any, v
             values[column] = _float_of(uint32(magnitude | ((code & 8) << 28)))
     else:
         for column in range(values.shape[0]):
-            code = uint32((uint32(codes[column]) + add) & mask)
+            code = int32((uint32(codes[column]) + add) & mask)
             values[column] = float32(float32(code) - half) - zeros[column]
 
 

@@ -48,7 +48,8 @@ def predictions(
             other schemes.
     """
     if not scheme.weights.symmetric:
-        yield _with_zero_points(weight, dtype, scheme)
+        if scheme.weights.strategy in ("channel", "group"):
+            yield _with_zero_points(weight, dtype, scheme)
         return
     if form == modelopt.METHOD and scheme.weights.num_bits == 8:
         assert shared is not None
@@ -64,7 +65,7 @@ def predictions(
             yield {"weight": arrays["weight_packed"], "weight_scale": arrays["weight_scale"]}
     else:
         yield from _by_kernels(kernels, weight, dtype, scheme, shared)
-        arrays = _by_modelopt(loops, weight, dtype, np.float32(reciprocal(float(shared))))
+        arrays = _by_modelopt(loops, weight, dtype, _reciprocal(shared))
         yield {"weight_packed": arrays["weight"], "weight_scale": arrays["weight_scale"]}
 
 
@@ -89,7 +90,7 @@ def _global_scale_behind(shared: np.float32, dtype: str) -> np.float32 | None:
     with np.errstate(all="ignore"):
         candidates = _neighbours(rounded(np.float32(1) / shared, dtype), dtype)
     usable = (scale for scale in candidates if np.isfinite(scale) and scale > 0)
-    return next((scale for scale in usable if np.float32(reciprocal(float(scale))) == shared), None)
+    return next((scale for scale in usable if _reciprocal(scale) == shared), None)
 
 
 def min_max(
@@ -104,7 +105,8 @@ def min_max(
         Local name -> array, and the scale of the whole.
     """
     if not scheme.weights.symmetric:
-        return _with_zero_points(weight, dtype, scheme), None
+        grouped = scheme.weights.strategy in ("channel", "group")
+        return (_with_zero_points(weight, dtype, scheme), None) if grouped else None
     plain = _by_min_max(scheme)
     try:
         encoding = encoding_of(plain)
@@ -130,7 +132,7 @@ def whole_scales(form: str, scheme: Scheme, dtype: str, amaxes: Sequence[float])
         other = [np.float32(amax) / np.float32(2688) for amax in amaxes]
         other += [np.float32(amax) * (np.float32(1) / np.float32(2688)) for amax in amaxes]
         if form == modelopt.METHOD:
-            return [*other, *(np.float32(reciprocal(float(scale))) for scale in own)]
+            return [*other, *(_reciprocal(scale) for scale in own)]
         with np.errstate(divide="ignore"):
             return [*own, *(np.float32(1) / scale for scale in other)]
     return [_tensor_scale(amax, dtype, scheme) for amax in amaxes]
@@ -171,6 +173,12 @@ def _neighbours(value: np.float32, dtype: str) -> list[np.float32]:
 def _by_min_max(scheme: Scheme) -> Scheme:
     """The scheme with scales of the largest value, whatever observer chose them: that is what exact means."""
     return replace(scheme, weights=replace(scheme.weights, observer=None))
+
+
+def _reciprocal(scale: np.float32) -> np.float32:
+    """What a conversion stores for a global scale; of a scale that means nothing, something that means nothing."""
+    with np.errstate(all="ignore"):
+        return np.float32(reciprocal(float(scale)))
 
 
 def _by_modelopt(loops: Any, weight: Array, dtype: str, shared: np.float32) -> Expected:

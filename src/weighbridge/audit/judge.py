@@ -159,6 +159,12 @@ def _broken(item: QuantizedPair, seen: Measure) -> Judged | None:
     row = f"; the first is row {seen.first // columns:,}" if seen.first >= 0 else ""
     of = f"of {seen.elements:,}"
     cases = (
+        (
+            seen.elements and not seen.scales and not math.isnan(seen.amax),
+            "unknown-scheme",
+            "is quantized in a way that is not known here, so that nothing can be said of it",
+            str(item.scheme.weights),
+        ),
         (math.isnan(seen.amax), "source-not-finite", "the base's weight holds NaN or infinity", ""),
         (
             seen.bad_scales,

@@ -32,7 +32,8 @@ class Measure:
         signal: sum of squares of the base's weights.
         noise: sum of squares of the differences.
         steps: the largest difference, in steps of the grid at that code.
-        amax: the largest absolute value of the base's weights; NaN or infinite where one of them is.
+        amax: the largest absolute value of the base's weights, where a scale of the whole rests on it; NaN where one of
+            them is NaN or infinite.
         settled: bit n is set where every code of column n is the nearest; counted for compensated modules alone.
     """
 

@@ -252,4 +252,5 @@ def _objection(form: str, scheme: Scheme, weight: Tensor, stored: Mapping[str, R
         free = local == "weight_scale" and tensor.dtype in _SCALE_DTYPES and found.dtype in _SCALE_DTYPES
         if found.shape != tensor.shape or (found.dtype != tensor.dtype and not free):
             return f"{local} is {found}; the base's weight, {weight}, would have {tensor}"
-    return ""
+    surplus = next((local for local in stored if local.startswith("weight") and local not in expected), None)
+    return "" if surplus is None else f"has {surplus}, which its scheme does not store"

@@ -121,12 +121,7 @@ def examine(job: Job, item: QuantizedPair, strip: Strip) -> Measure:
     grid, dtype, columns = grid_of(item.scheme), item.weight.dtype, item.weight.shape[1]
     weight = read(job.base, item.source, strip.spans, "source")
     seen = Measure(elements=strip.rows * columns, rows=strip.rows)
-    kernels = load_kernels(job.device)
-    try:
-        seen = replace(seen, amax=kernels.amax(weight, dtype))
-    except NonFiniteWeight:
-        return replace(seen, unpredicted=strip.rows, amax=nan)
-    if grid is None:
+    if grid is None or not seen.elements:
         return replace(seen, unpredicted=strip.rows)
     stored = stored_rows(job.checkpoint, item, strip.spans)
     whole = whole_scale(job.checkpoint, item)
@@ -134,9 +129,14 @@ def examine(job: Job, item: QuantizedPair, strip: Strip) -> Measure:
     rows = rows_of(grid, item.form, stored, scale_dtype, columns, whole)
     allowance = job.allowances.get(item.name, STRICT)
     agreement: tuple[int, int] | None = None
-    if not allowance.smoothed:
-        agreement = _agreement(job, item, weight, stored, whole)
-    else:
+    try:
+        if whole is not None or allowance.smoothed:
+            seen = replace(seen, amax=load_kernels(job.device).amax(weight, dtype))
+        if not allowance.smoothed:
+            agreement = _agreement(job, item, weight, stored, whole)
+    except NonFiniteWeight:
+        return replace(seen, unpredicted=strip.rows, amax=nan)
+    if allowance.smoothed:
         weight, dtype = _smoothed(float_values(weight, dtype), strip.spans, allowance), "F32"
     seen, noise = _measured(job, seen, weight, dtype, rows, scale_dtype)
     if agreement is None:
@@ -199,6 +199,16 @@ def whole_scale(reader: Reader, item: QuantizedPair) -> np.float32 | None:
             values: Floats = float_values(read(reader, flat, ((0, 1),), local), region.tensor.dtype)
             return np.float32(values[0, 0])
     return None
+
+
+def stored_shape(reader: Reader, item: QuantizedPair) -> tuple[int, int] | None:
+    """What ``weight_shape`` of packed integers says; None where nothing is stored."""
+    region = item.stored.get("weight_shape")
+    if region is None:
+        return None
+    flat = Region(region.file, region.offset, Tensor("I64", (1, 2)))
+    rows, columns = read(reader, flat, ((0, 1),), "weight_shape")[0].tolist()
+    return rows, columns
 
 
 def _measured(

@@ -1,0 +1,108 @@
+"""Evidence of a build that was audited, too, or that was killed while it wrote its evidence; written by hand here."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoints import copy_checkpoint
+from tests.evidence import EVIDENCE, lines_of
+from weighbridge.evidence import MAIN_REPORT, Account, write
+from weighbridge.evidence.subject import hash_shards
+from weighbridge.evidence.verify import verify
+from weighbridge.identity import digest_files, identify
+from weighbridge.plan import make_plan
+from weighbridge.progress import Progress
+from weighbridge.recipe import load_recipe
+from weighbridge.references import base_of_source
+from weighbridge.report import Finding, Report, Section, Severity
+from weighbridge.source import open_source
+from weighbridge.structure.checkpoint import open_directory
+from weighbridge.validation import validate
+
+AUDIT = Report(
+    "audit",
+    "the build",
+    "derives from its base",
+    (
+        Section("its quantized weights", "185 modules: 185 exact"),
+        Section(
+            "its kept tensors",
+            "one is odd",
+            findings=(Finding("audit/odd", Severity.WARNING, "model.norm.weight", "is odd"),),
+        ),
+    ),
+)
+
+
+@pytest.fixture
+def unfinished(mini_build: Path, mini: Path, tmp_path: Path) -> Path:
+    """A build as it is before evidence is written: shards, config, and what was carried over."""
+    copy = copy_checkpoint(mini_build, tmp_path / "build")
+    for path in (copy / EVIDENCE).iterdir():
+        path.unlink()
+    (copy / EVIDENCE).rmdir()
+    (copy / "README.base.md").replace(copy / "README.md")
+    return copy
+
+
+def account_of(directory: Path) -> Account:
+    """The account of the build in a directory, with an audit beside its validation."""
+    built = open_directory(directory)
+    shards, tensors = hash_shards(directory, built.shards, progress=Progress())
+    source = open_source("mini")
+    loaded = load_recipe("fp8-dynamic")
+    plan = make_plan(loaded, source)
+    digests = digest_files(source, [*source.shards, *source.files], progress=Progress())
+    return Account(
+        plan=plan,
+        source=source,
+        identity=identify(source, base_of_source(source, preferred=loaded.recipe.base.model), digests),
+        references=(),
+        reports={MAIN_REPORT: validate(built, plan=plan), "audit": AUDIT},
+        shard_digests=shards,
+        tensor_digests=tensors,
+        engine="streaming",
+        device="cpu",
+        shard_size=5_000_000_000,
+        started=datetime.now(UTC),
+    )
+
+
+def test_audit_is_a_statement_of_its_own_and_stands_in_the_card(unfinished: Path) -> None:
+    write(unfinished, account_of(unfinished), progress=Progress())
+    audit = json.loads(lines_of(unfinished, "statements.jsonl")[1])["predicate"]
+    assert (audit["result"], audit["passedTests"], audit["warnedTests"]) == (
+        "WARNED",
+        ["its quantized weights"],
+        ["its kept tensors"],
+    )
+    card = (unfinished / "README.md").read_text()
+    assert "| audit | its quantized weights | passed | 185 modules: 185 exact |" in card
+    assert "| audit | its kept tensors | passed with warnings | one is odd |" in card
+
+
+def test_audited_build_holds_and_the_audit_is_said_to_be_taken_at_its_word(unfinished: Path) -> None:
+    write(unfinished, account_of(unfinished), progress=Progress())
+    report = verify(unfinished, progress=Progress())
+    assert report.holds
+    assert "audit" in str(report.sections[-1].facts["the results"])
+
+
+def test_what_a_killed_run_left_of_its_evidence_is_written_anew(unfinished: Path, mini: Path) -> None:
+    write(unfinished, account_of(unfinished), progress=Progress())
+    (unfinished / EVIDENCE / "leftover.json").write_text("{}")
+    (unfinished / "README.md").write_bytes((mini / "README.md").read_bytes())  # carried over again
+    write(unfinished, account_of(unfinished), progress=Progress())
+    assert verify(unfinished, progress=Progress()).holds
+
+
+def test_shards_are_not_hashed_again(unfinished: Path) -> None:
+    account = account_of(unfinished)
+    progress = Progress()
+    write(unfinished, account, progress=progress)
+    weights = sum(path.stat().st_size for path in unfinished.glob("*.safetensors"))
+    assert sum(stage.total_bytes for stage in progress.stages) < weights / 10
