@@ -45,6 +45,7 @@ class BuildRequest:
         resources: devices, workers, memory, and the size at which a new shard is begun.
         force: replace an output that is not empty, once the new build is whole.
         signer: who signs the evidence; None leaves it unsigned, and saying so.
+        audited: hold every weight against the source by the numbers, before the build is kept.
     """
 
     loaded: LoadedRecipe
@@ -55,6 +56,7 @@ class BuildRequest:
     resources: Resources = field(default_factory=Resources)
     force: bool = False
     signer: evidence.Signer | None = None
+    audited: bool = False
 
 
 def build(request: BuildRequest, *, progress: Progress) -> Report:
@@ -98,13 +100,17 @@ def build(request: BuildRequest, *, progress: Progress) -> Report:
         context = [identity.section(source), *made.sections, *scales_sections(built, plan.fused_groups)]
         context.append(evidence.licence_section(source, recipe))
         report = _judge(built, plan, references, identity, context)
+        reports = {evidence.MAIN_REPORT: report}
+        if report.holds and request.audited:
+            reports[evidence.AUDIT_REPORT] = _audit(built, plan, source, request, progress)
+            report = _joined(report, reports[evidence.AUDIT_REPORT])
         if report.holds:
             account = evidence.Account(
                 plan=plan,
                 source=replace(source, origin=request.source.origin),
                 identity=identity,
                 references=references,
-                reports={evidence.MAIN_REPORT: report},
+                reports=reports,
                 shard_digests=made.outcome.shard_digests,
                 tensor_digests=made.outcome.tensor_digests,
                 engine="streaming" if streaming else "upstream",
@@ -199,6 +205,29 @@ def _reciprocals(inexact: Sequence[str], plan: Plan) -> list[Section]:
     rows = tuple((str(pattern), len(pattern)) for pattern in compact(inexact))
     table = Table(("one unit in the last place off: no F32 has the reciprocal that is stored", "scales"), rows)
     return [Section("global scales", summary, tables=(table,) if rows else ())]
+
+
+def _audit(built: Checkpoint, plan: Plan, source: Checkpoint, request: BuildRequest, progress: Progress) -> Report:
+    from weighbridge import audit
+
+    found = audit.audit(
+        built,
+        source,
+        method=audit.method_of(built, plan.loaded),
+        groups=plan.fused_groups,
+        sample=None,
+        resources=replace(request.resources, digests=False),  # the build has read the source's digests already
+        progress=progress,
+    )
+    return Report("audit", built.label, f"{built.label} {audit.conclusion(found)}", tuple(audit.sections(found)))
+
+
+def _joined(report: Report, audited: Report) -> Report:
+    """A build's report with that of its audit."""
+    verdict = f"{report.verdict}; it {audited.verdict.removeprefix(f'{report.subject} ')}"
+    if not audited.holds:
+        verdict = f"nothing was kept: {audited.verdict}"
+    return replace(report, verdict=verdict, sections=(*report.sections, *audited.sections))
 
 
 def _judge(

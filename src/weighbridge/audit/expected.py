@@ -150,17 +150,13 @@ def _amax_of(shared: np.float32, dtype: str, scheme: Scheme) -> float | None:
     if not (np.isfinite(shared) and shared > 0):
         return None
     grows = scheme.weights.strategy != "tensor_group"
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         guess = shared * np.float32(HALF_RANGE[encoding_of(scheme).element]) if grows else np.float32(2688) / shared
+        if not np.isfinite(guess):
+            return None
         around = _neighbours(rounded(np.float32(guess), dtype), dtype)
-    return next(
-        (
-            float(amax)
-            for amax in around
-            if math.isfinite(amax) and amax > 0 and whole_scales("", scheme, dtype, [float(amax)])[0] == shared
-        ),
-        None,
-    )
+        usable = [float(amax) for amax in around if math.isfinite(amax) and amax > 0]
+        return next((amax for amax in usable if whole_scales("", scheme, dtype, [amax])[0] == shared), None)
 
 
 def _neighbours(value: np.float32, dtype: str) -> list[np.float32]:

@@ -62,6 +62,7 @@ def _plan(options: argparse.Namespace, loaded: LoadedRecipe) -> int:
 def _build(options: argparse.Namespace, loaded: LoadedRecipe) -> int:
     if options.format == LOCK:
         raise WeighbridgeError("a lock is the format of a plan", where="--format lock", remedy="add --plan")
+    _check_audit(options, loaded)
     model = _model(options, loaded)
     output = options.output or Path("builds") / f"{Path(model.partition('@')[0]).name}-{loaded.recipe.name}"
     request = BuildRequest(
@@ -79,6 +80,7 @@ def _build(options: argparse.Namespace, loaded: LoadedRecipe) -> int:
         ),
         force=options.force,
         signer=open_signer(options.sign) if options.sign else None,
+        audited=options.audit,
     )
     report = build(request, progress=Progress())
     return hand_over(report, text=PRESENTERS[options.format](report), report_path=options.report)
@@ -100,6 +102,15 @@ def calibrated_with(loaded: LoadedRecipe, file: str) -> LoadedRecipe:
         )
     update = {"calibration": with_file(calibration, file)}
     return replace(loaded, recipe=loaded.recipe.model_copy(update=update))
+
+
+def _check_audit(options: argparse.Namespace, loaded: LoadedRecipe) -> None:
+    if options.audit and loaded.recipe.method == "convert":
+        raise RecipeError(
+            "a conversion starts from codes, and an audit needs the weights that these were made of",
+            where="--audit",
+            remedy="audit the result with validate.py --source BASE",
+        )
 
 
 def _source(model: str, loaded: LoadedRecipe) -> Checkpoint:
@@ -183,6 +194,11 @@ def _parser() -> argparse.ArgumentParser:
         "--sign",
         metavar="KEY.pem|sigstore",
         help="sign the evidence with this private key (P-256, P-384 or P-521; 'make key' makes one), or by Sigstore",
+    )
+    parser.add_argument(
+        "--audit",
+        action="store_true",
+        help="hold every weight against the source by the numbers before the build is kept; the result is evidence too",
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="also write the report to this file")
     return parser

@@ -22,6 +22,9 @@ from weighbridge.structure.checkpoint import Checkpoint
 MAIN_REPORT = "report"
 """The report of the build itself, among the reports by name."""
 
+AUDIT_REPORT = "audit"
+"""The report of the audit, where there was one."""
+
 
 @dataclass(frozen=True)
 class Account:
