@@ -150,8 +150,9 @@ def audit(
         differing = list(_different(pairing, figures)) if sample is None else []
         dequantized = find_dequantized(differing, method, base, stored, source)
         quantized, kept = _judged(job, pairing, figures, smoothed, dequantized, method, sample)
-    if (_identities(checkpoint), _identities(base)) != before:
-        raise StructureError("has changed while it was read", where=checkpoint.label, remedy="audit it again")
+    for side, identity in zip((checkpoint, base), before, strict=True):
+        if _identities(side) != identity:
+            raise StructureError("has changed while it was read", where=side.label, remedy="audit it again")
     journal.forget()
     seen = figures.seen.values()
     return Audit(

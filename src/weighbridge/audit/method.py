@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from weighbridge.quantization import find_config
@@ -46,7 +46,7 @@ class Method:
     dampening: float | None = None
     smoothing: tuple[Mapped, ...] = ()
     dequantized: tuple[str, ...] = ()
-    before: LoadedRecipe | None = None
+    before: LoadedRecipe | None = field(default=None, repr=False)
 
 
 def method_of(checkpoint: Checkpoint, loaded: LoadedRecipe | None) -> Method:

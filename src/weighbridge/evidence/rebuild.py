@@ -18,6 +18,7 @@ from weighbridge import __version__
 from weighbridge.build import BuildRequest, Engine, build
 from weighbridge.conversion_base import build_base
 from weighbridge.errors import EvidenceError
+from weighbridge.evidence.account import AUDIT_REPORT
 from weighbridge.evidence.case import Case, open_case, wrong
 from weighbridge.evidence.environment import installed, machine, repository
 from weighbridge.evidence.provenance import CALIBRATION, RECIPE, REFERENCE_FILE, REPOSITORY, SOURCE_FILE, stamp
@@ -30,7 +31,7 @@ from weighbridge.recipe import LoadedRecipe, load_recipe
 from weighbridge.report import PRESENTERS, Finding, Report, Section, Severity
 from weighbridge.resources import Resources
 from weighbridge.source import MINIATURE, fetch, open_model, open_source
-from weighbridge.structure.checkpoint import Checkpoint, Origin
+from weighbridge.structure.checkpoint import EVIDENCE, Checkpoint, Origin
 
 REBUILT = "same bytes"
 
@@ -223,6 +224,7 @@ def _build_request(
         references=tuple(map(str, named)) if isinstance(named, list) else (),
         engine=engines[engine],
         resources=replace(request.resources, devices=(device,), shard_size=size),
+        audited=f"{EVIDENCE}/{AUDIT_REPORT}.json" in case.listing.evidence,  # the model card says what was found
     )
 
 
