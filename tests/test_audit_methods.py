@@ -24,11 +24,14 @@ KEPT_OF_TOYS = {
     "qwen3-moe": ["lm_head", "re:.*embed.*", "re:.*mlp.gate$", "re:.*norm.*"],
 }
 GROUPS_OF_32 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32, "symmetric": True}
+CHANNELS = {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True}
 SCHEMES: dict[str, dict[str, object]] = {
     "FP8_DYNAMIC": {"scheme": "FP8_DYNAMIC"},
     "FP8_BLOCK": {"scheme": "FP8_BLOCK"},
     "W8A8": {"scheme": "W8A8"},
     "W4A16": {"config_groups": {"group_0": {"weights": GROUPS_OF_32}}},
+    "W8A16": {"config_groups": {"group_0": {"weights": {**GROUPS_OF_32, "num_bits": 8}}}},
+    "W4A16 by channels": {"config_groups": {"group_0": {"weights": {**CHANNELS, "num_bits": 4}}}},
     "NVFP4A16": {"scheme": "NVFP4A16"},
     "MXFP4": {"scheme": "MXFP4"},
     "MXFP8": {"scheme": "MXFP8"},
@@ -187,6 +190,20 @@ def test_two_steps_of_a_smoothed_code_are_seen(once: Once, mini: Path, tmp_path:
             ),
         )
         assert done[0].names <= diverging(look(copy, mini, loaded=load_recipe(AWQ))), done[0].what
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("scheme", ["FP8", "NVFP4"])
+def test_calibrated_rounding_of_toys_is_exact(scheme: str, once: Once, tmp_path: Path) -> None:
+    source = once("toy-llama", TOYS["llama"])
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"sentence {number} of some text\n" for number in range(32)))
+    calibration = {"dataset": {"file": str(text)}, "samples": 32, "sequence_length": 64, "experts": "all"}
+    recipe = recipe_of(tmp_path / "recipe.yaml", "llama", method="oneshot", scheme=scheme, calibration=calibration)
+    output = tmp_path / "build"
+    outcome = run_script("build.py", recipe, "--model", source, "--output", output, env={"OMP_NUM_THREADS": "1"})
+    assert outcome.code == 0, outcome.err + outcome.out
+    assert conclusion(look(output, source, loaded=load_recipe(str(recipe)))) == "derives exactly from the base"
 
 
 QWEN_MAPPINGS = [

@@ -11,9 +11,9 @@ from pathlib import Path
 from weighbridge.cache import write_atomically
 from weighbridge.commands.build import calibrated_with
 from weighbridge.commands.run import Parser, check_writable, hand_over, run
-from weighbridge.evidence.rebuild import Rebuild, rebuild
 from weighbridge.evidence.signing import open_signer
 from weighbridge.progress import Progress
+from weighbridge.rebuild import Rebuild, rebuild
 from weighbridge.report import PRESENTERS
 from weighbridge.resources import DEFAULT_MEMORY, Resources, parse_size
 
