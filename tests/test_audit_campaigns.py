@@ -20,7 +20,7 @@ from weighbridge.recipe import load_recipe
 SEED = 20261121
 DATA_FREE = ("fp8-dynamic", "fp8-block", "w4a16", "nvfp4a16", "mxfp4")
 ALTERATIONS, HONEST = 500, 200
-SHARE_OF_ALTERATIONS, SHARE_OF_HONEST = 15, 8
+SHARE_OF_ALTERATIONS, SHARE_OF_HONEST = 12, 6
 
 
 def kinds(build: str) -> Mapping[str, Alteration]:

@@ -92,7 +92,8 @@ def _in_turn(
                 work, then = tasks.popleft()
                 running[pool.submit(work)] = then
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
+            # What is done is written down before what failed beside it ends the run.
+            for future in sorted(finished, key=lambda done: done.exception() is not None):
                 running.pop(future)(future.result())
     finally:
         for future in running:
