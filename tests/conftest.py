@@ -155,14 +155,18 @@ def run_validate() -> Command:
 
 @pytest.fixture
 def call_build() -> Command:
-    """build.py in this process."""
-    return lambda *arguments: call_main(build.main, arguments)
+    """build.py in this process, which holds more than a build may by default."""
+    return lambda *arguments: call_main(build.main, (*arguments, *_room(arguments)))
 
 
 @pytest.fixture
 def call_validate() -> Command:
-    """validate.py in this process."""
-    return lambda *arguments: call_main(validate.main, arguments)
+    """validate.py in this process, which holds more than an audit may by default."""
+    return lambda *arguments: call_main(validate.main, (*arguments, *_room(arguments)))
+
+
+def _room(arguments: Sequence[str | Path]) -> tuple[str, ...]:
+    return () if "--memory" in arguments else ("--memory", "64GiB")
 
 
 @pytest.fixture

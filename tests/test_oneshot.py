@@ -468,3 +468,13 @@ def killed(moment: str, tmp_path: Path) -> None:
     assert left
     assert [path for path in left if looks_like_a_checkpoint(path)] == []
     assert not (parent / "build").exists()
+
+
+# --- memory ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_bound_on_memory_is_beside_what_upstream_holds(run_build: Command, tmp_path: Path) -> None:
+    # torch and llm-compressor alone are more than these bytes; the model of a real build is many times as much.
+    arguments = ("fp8-dynamic", "--model", "mini", "--engine", "upstream", "--audit", "--memory", "200MB")
+    outcome = run_build(*arguments, "--output", tmp_path / "build")
+    assert outcome.code == 0, outcome.err

@@ -17,7 +17,7 @@ from weighbridge.progress import Progress
 from weighbridge.recipe import Conversion, LoadedRecipe
 from weighbridge.references import AgainstReference, base_of, base_of_source, find_references
 from weighbridge.report import Report, Section, Table
-from weighbridge.resources import Resources
+from weighbridge.resources import Resources, beside_what_is_held
 from weighbridge.scales import GLOBAL_SCALES, scales_sections
 from weighbridge.source import fetch
 from weighbridge.staging import Staging, check_space, check_target, staged
@@ -102,6 +102,8 @@ def build(request: BuildRequest, *, progress: Progress) -> Report:
         report = _judge(built, plan, references, identity, context)
         reports = {evidence.MAIN_REPORT: report}
         if report.holds and request.audited:
+            if not streaming:
+                request = replace(request, resources=beside_what_is_held(request.resources))
             reports[evidence.AUDIT_REPORT] = _audit(built, plan, source, request, progress)
             report = _joined(report, reports[evidence.AUDIT_REPORT])
         if report.holds:
@@ -174,6 +176,7 @@ def _through_upstream(
     quantization = compressed_tensors_config(declaration_of(plan.loaded.recipe))
     written = shards.open_shards(unfinished, quantization, label=by)
     relaid = plan_rewrite(plan.loaded, written, Conversion())
+    request = replace(request, resources=beside_what_is_held(request.resources))
     outcome = _write(relaid, written, source, staging, request, progress)
     made = [Section("the build", f"made by {by}"), *sections, *_reciprocals(outcome.inexact, relaid)]
     return _Made(made, outcome, None if record is None else asdict(record))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from weighbridge.errors import WeighbridgeError
@@ -49,6 +49,11 @@ def parse_size(text: str) -> int:
     return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix.lower() or " "))
 
 
+def beside_what_is_held(resources: Resources) -> Resources:
+    """The same resources, with `memory` counted from what this process holds already: upstream's libraries, a model."""
+    return replace(resources, memory=resources.memory + _resident())
+
+
 def affordable_workers(workers: int | None, memory: int, *, each: int) -> int:
     """How many workers of `each` bytes fit beside what this process holds already.
 
@@ -56,7 +61,7 @@ def affordable_workers(workers: int | None, memory: int, *, each: int) -> int:
         WeighbridgeError: not even one does.
     """
     wanted = workers or len(os.sched_getaffinity(0))
-    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    resident = _resident()
     fitting = (memory - resident) // each
     if fitting < 1:
         raise WeighbridgeError(
@@ -65,3 +70,8 @@ def affordable_workers(workers: int | None, memory: int, *, each: int) -> int:
             remedy=f"allow {resident + each:,} bytes or more",
         )
     return min(wanted, fitting)
+
+
+def _resident() -> int:
+    """Bytes of memory that this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
