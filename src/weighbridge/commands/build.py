@@ -157,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_size,
         default=DEFAULT_MEMORY,
         metavar="SIZE",
-        help="resident memory of the build, whatever the size of shards and tensors (default: 2GiB)",
+        help="resident memory, whatever the size of shards and tensors; what upstream loads is on top (default: 2GiB)",
     )
     parser.add_argument(
         "--shard-size",
