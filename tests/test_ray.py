@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.checkpoints import without_evidence
 from tests.sources import write_moe, write_recipe
 
 ray = pytest.importorskip("ray", reason="the extra [ray] is not installed: pip install -e '.[ray]'")
@@ -32,7 +33,7 @@ def cluster() -> Iterator[Any]:
 
 
 def digests(directory: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(directory.iterdir())}
+    return {name: hashlib.sha256(content).hexdigest() for name, content in without_evidence(directory).items()}
 
 
 @pytest.mark.parametrize("one_dies", [False, True], ids=["undisturbed", "one machine dies"])
