@@ -19,9 +19,11 @@ UNKNOWN = "unknown"
 
 _NOT_OF_THE_WHEEL = re.compile(
     r"^(?:/|\.\.|[^/]*\.data/)"  # scripts and what else goes elsewhere
-    r"|\.pyc,|(?:^|/)__pycache__/"
+    r"|(?:^|/)__pycache__/"
     r"|\.dist-info/(?:INSTALLER|REQUESTED|RECORD|RECORD\.jws|RECORD\.p7s|direct_url\.json),"
 )
+_MARKS = (".data/", "__pycache__/", ".dist-info/")
+_BYTE_CODE = ".pyc,"
 _PINNED = re.compile(r"([A-Za-z0-9][\w.-]*)==([^\s#]+)\s+# sha256:([0-9a-f]{64})")
 
 
@@ -89,8 +91,16 @@ def content_digest(distribution: Distribution) -> str:
 def record_digest(record: str) -> str:
     """The digest of a RECORD's text; see `content_digest`."""
     entries = (line if '"' not in line else ",".join(next(csv.reader([line]))) for line in record.splitlines())
-    kept = sorted({entry for entry in entries if entry and not _NOT_OF_THE_WHEEL.search(entry)})
+    kept = sorted({entry for entry in entries if entry and _is_of_the_wheel(entry)})
     return hashlib.sha256("".join(f"{entry}\n" for entry in kept).encode()).hexdigest()
+
+
+def _is_of_the_wheel(entry: str) -> bool:
+    # Half of the tens of thousands of entries are byte code, most others plain files: the expression is for the rest.
+    if _BYTE_CODE in entry:
+        return False
+    asks = entry.startswith(("/", "..")) or any(mark in entry for mark in _MARKS)
+    return not (asks and _NOT_OF_THE_WHEEL.search(entry))
 
 
 def pinned_wheels() -> dict[tuple[str, str], str]:
