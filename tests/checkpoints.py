@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import struct
 from collections.abc import Callable, Iterable, Mapping
@@ -46,8 +45,8 @@ Tensors = dict[str, RawTensor]
 
 
 def copy_checkpoint(source: Path, target: Path) -> Path:
-    """Copy a checkpoint by hard links: nothing but `rewrite` and the functions below may change a file of the copy."""
-    return shutil.copytree(source, target, copy_function=os.link)
+    """Copy a checkpoint, and by no hard links: these would touch files that another worker is reading right now."""
+    return shutil.copytree(source, target)
 
 
 def rewrite(path: Path, content: bytes) -> None:

@@ -141,6 +141,17 @@ def signed_builds(once: Once, mini: Path) -> Path:
     return once("signed-builds", make)
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For tests with tiny matrices: torch's threads fight with those of the other test worker."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def run_build() -> Command:
     """``python build.py …`` in a process of its own."""

@@ -7,7 +7,7 @@ Structures of published models are made on the meta device (`tests.families`); b
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -102,15 +102,7 @@ def planned(repository: str) -> Plan:
     return make_plan(load_recipe(f"{repository}/fp8-dynamic"), families.checkpoint(repository))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """The matrices are tiny, and torch's threads fight with those of the other test worker."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # --- structures and recipes of published models

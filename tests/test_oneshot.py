@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from tests.checkpoints import (
     copy_checkpoint,
     edit_config,
     edit_tensors,
-    read_shard,
+    read_tensors,
     shards_of,
     without_evidence,
 )
@@ -45,19 +45,7 @@ GEMMA = RECIPES / "google" / "gemma-4-26B-A4B-it"
 LAYERS, EXPERTS, TOP = 6, 8, 2
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """The matrices are tiny, and torch's threads fight with those of the other test worker."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def tensors_of(directory: Path) -> Tensors:
-    return {name: tensor for shard in shards_of(directory) for name, tensor in read_shard(shard).items()}
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def differing(one: Tensors, other: Tensors) -> list[str]:
@@ -145,7 +133,7 @@ def test_tensors_are_those_that_plain_oneshot_makes_of_the_same_tokens(nvfp4: Pa
         batch_size=8,
     )
     model.save_pretrained(tmp_path, save_compressed=True)
-    assert differing(tensors_of(nvfp4 / "build"), tensors_of(tmp_path)) == []
+    assert differing(read_tensors(nvfp4 / "build"), read_tensors(tmp_path)) == []
 
 
 @pytest.mark.parametrize("name", TOYS)
@@ -165,7 +153,7 @@ def test_toys_of_other_families_become_what_plain_oneshot_makes_of_them(name: st
     modifier = QuantizationModifier(targets="Linear", scheme="FP8_DYNAMIC", ignore=ignore)
     upstream(model=model, processor=AutoTokenizer.from_pretrained(toy), recipe=modifier)
     model.save_pretrained(tmp_path / "theirs", save_compressed=True)
-    assert differing(tensors_of(tmp_path / "ours"), tensors_of(tmp_path / "theirs")) == []
+    assert differing(read_tensors(tmp_path / "ours"), read_tensors(tmp_path / "theirs")) == []
 
 
 def test_the_same_recipe_gives_the_same_bytes_in_another_process(
@@ -359,7 +347,7 @@ def test_a_model_that_transformers_does_not_know_is_one_sentence(
 @pytest.mark.parametrize("layer", range(LAYERS))
 def test_awq_leaves_what_a_layer_computes(layer: int, once: Once, mini: Path) -> None:
     """A norm times the weights that it feeds is the source's, to half a step of the new weights and BF16's rounding."""
-    ours, source = tensors_of(made(once, "w4a16-awq") / "build"), tensors_of(mini)
+    ours, source = read_tensors(made(once, "w4a16-awq") / "build"), read_tensors(mini)
     prefix = f"model.language_model.layers.{layer}."
     fused = bf16(source[f"{prefix}experts.gate_up_proj"])
     fed = {

@@ -76,6 +76,18 @@ def test_verdict_is_a_statement_about_the_checkpoint(build: Path, tmp_path: Path
     assert "same bytes" in content["predicate"]["passedTests"]
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "told"), [("--workers", "-1", "at least 1"), ("--memory", "lots", "no size such as 5GB")]
+)
+def test_option_that_is_no_number_is_refused(
+    option: str, value: str, told: str, build: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as refused:
+        reproduce.main([str(build), option, value])
+    assert refused.value.code == 2
+    assert told in capsys.readouterr().err
+
+
 def test_nothing_is_left_behind_where_no_output_was_named(build: Path, tmp_path: Path) -> None:
     assert call_reproduce(build).code == 0
     assert list(tmp_path.iterdir()) == [build]

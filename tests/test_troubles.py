@@ -734,6 +734,8 @@ VALIDATE_TROUBLES: dict[str, Trouble] = {
     ),
     "unknown format": (lambda _: (MINI_LOCK, "--format", "xml"), ("xml", "markdown")),
     "unknown option": (lambda _: (MINI_LOCK, "--recipes", "x"), ("--recipes",)),
+    "no workers": (lambda bench: (bench.build, "--source", "mini", "--workers", "-1"), ("--workers", "at least 1")),
+    "memory that is no size": (lambda bench: (bench.build, "--source", "mini", "--memory", "lots"), ("lots", "2GiB")),
 }
 
 

@@ -15,7 +15,7 @@ from weighbridge.plan.declare import compressed_tensors_config, declaration_of
 from weighbridge.plan_report import report_plan
 from weighbridge.progress import Progress
 from weighbridge.recipe import Conversion, LoadedRecipe
-from weighbridge.references import AgainstReference, base_of, base_of_source, find_references
+from weighbridge.references import AgainstReference, base_of, find_references
 from weighbridge.report import Report, Section, Table
 from weighbridge.resources import Resources, beside_what_is_held
 from weighbridge.scales import GLOBAL_SCALES, scales_sections
@@ -68,8 +68,10 @@ def build(request: BuildRequest, *, progress: Progress) -> Report:
     started = datetime.now(UTC)
     recipe = request.loaded.recipe
     check_target(request.output, force=request.force, source=request.source.directory)
-    lock = base_of_source(request.source, preferred=recipe.base.model)
-    references = find_references(request.loaded, base_of(request.loaded, request.source), request.references)
+    base = base_of(request.loaded, request.source)
+    references = find_references(request.loaded, base, request.references)
+    # A conversion's base is what its source was made from, and no claim about the source itself.
+    lock = base if base is not None and base.structure == request.source.structure else None
     plan = make_plan(request.loaded, request.source)
     before = report_plan(plan, references)
     if not before.holds:

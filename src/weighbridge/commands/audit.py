@@ -6,6 +6,7 @@ import argparse
 import hashlib
 from typing import TYPE_CHECKING
 
+from weighbridge.commands.run import positive, size
 from weighbridge.errors import StructureError
 from weighbridge.identity import Identity, digest_files, identify, pinned_files
 from weighbridge.lint.merged import MERGED
@@ -14,7 +15,7 @@ from weighbridge.progress import Progress
 from weighbridge.recipe import LoadedRecipe
 from weighbridge.references import base_of_source
 from weighbridge.report import Section
-from weighbridge.resources import DEFAULT_MEMORY, Resources, parse_size
+from weighbridge.resources import DEFAULT_MEMORY, Resources
 from weighbridge.source import open_source
 from weighbridge.structure.checkpoint import Checkpoint
 from weighbridge.structure.hub import HubId, find_snapshot, read_bytes
@@ -34,9 +35,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_argument("--seed", type=int, default=0, help="of the choice of rows (default: 0)")
     options.add_argument("--compare", metavar="OTHER", help="hold codes and scales against those of another build")
     options.add_argument("--device", action="append", default=[], help="cpu, or an accelerator such as cuda:0")
-    options.add_argument("--workers", type=int, help="how many pieces are looked at at a time (default: one a core)")
+    options.add_argument("--workers", type=positive, help="pieces looked at at a time (default: one a core)")
     options.add_argument(
-        "--memory", type=_size, default=DEFAULT_MEMORY, metavar="SIZE", help="memory to stay below (default: 2GiB)"
+        "--memory", type=size, default=DEFAULT_MEMORY, metavar="SIZE", help="memory to stay below (default: 2GiB)"
     )
 
 
@@ -114,10 +115,3 @@ def _share(text: str) -> float:
     if not 0 < share <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no share of rows such as 1 or 0.5 (percent)")
     return share
-
-
-def _size(text: str) -> int:
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None

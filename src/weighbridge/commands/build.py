@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from weighbridge.build import BuildRequest, build
-from weighbridge.commands.run import Parser, check_writable, hand_over, run
+from weighbridge.commands.run import Parser, check_writable, hand_over, positive, run, size
 from weighbridge.conversion_base import build_base, predict_base
 from weighbridge.errors import RecipeError, WeighbridgeError
 from weighbridge.evidence import open_signer
@@ -18,7 +18,7 @@ from weighbridge.progress import Progress
 from weighbridge.recipe import LoadedRecipe, load_recipe
 from weighbridge.references import NO_REFERENCE, base_of, find_references
 from weighbridge.report import PRESENTERS
-from weighbridge.resources import DEFAULT_MEMORY, DEFAULT_SHARD_SIZE, Resources, parse_size
+from weighbridge.resources import DEFAULT_MEMORY, DEFAULT_SHARD_SIZE, Resources
 from weighbridge.source import MINIATURE, open_model, open_source
 from weighbridge.structure.checkpoint import Checkpoint
 from weighbridge.structure.lock import write_lock
@@ -150,18 +150,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", help="torch device, e.g. cuda:0 or cpu (default: an accelerator if there is one)")
     parser.add_argument(
-        "--workers", type=_positive, metavar="N", help="pieces worked on at a time (default: every core)"
+        "--workers", type=positive, metavar="N", help="pieces worked on at a time (default: every core)"
     )
     parser.add_argument(
         "--memory",
-        type=_size,
+        type=size,
         default=DEFAULT_MEMORY,
         metavar="SIZE",
         help="resident memory, whatever the size of shards and tensors; what upstream loads is on top (default: 2GiB)",
     )
     parser.add_argument(
         "--shard-size",
-        type=_size,
+        type=size,
         default=DEFAULT_SHARD_SIZE,
         metavar="SIZE",
         help="bytes of tensors at which a new output file is begun (default: 5GB)",
@@ -202,16 +202,3 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="also write the report to this file")
     return parser
-
-
-def _size(text: str) -> int:
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _positive(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, a whole number, not {text!r}")
-    return int(text)

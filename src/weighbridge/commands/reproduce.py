@@ -10,12 +10,12 @@ from pathlib import Path
 
 from weighbridge.cache import write_atomically
 from weighbridge.commands.build import calibrated_with
-from weighbridge.commands.run import Parser, check_writable, hand_over, run
+from weighbridge.commands.run import Parser, check_writable, hand_over, positive, run, size
 from weighbridge.evidence.signing import open_signer
 from weighbridge.progress import Progress
 from weighbridge.rebuild import Rebuild, rebuild
 from weighbridge.report import PRESENTERS
-from weighbridge.resources import DEFAULT_MEMORY, Resources, parse_size
+from weighbridge.resources import DEFAULT_MEMORY, Resources
 
 EPILOG = """\
 exit codes: 0 the same bytes (or, with a warning, the same tensors in other files); 1 it differs, or what it would be
@@ -39,8 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--calibration", metavar="FILE", help="the file that it was calibrated with, if build.py was given one"
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="keep what is built here (default: it goes again)")
-    parser.add_argument("--workers", type=int, metavar="N", help="as for build.py")
-    parser.add_argument("--memory", type=parse_size, default=DEFAULT_MEMORY, metavar="SIZE", help="as for build.py")
+    parser.add_argument("--workers", type=positive, metavar="N", help="as for build.py")
+    parser.add_argument("--memory", type=size, default=DEFAULT_MEMORY, metavar="SIZE", help="as for build.py")
     parser.add_argument(
         "--elsewhere", action="store_true", help="build even if the environment differs, to see whether the bytes do"
     )

@@ -13,6 +13,7 @@ from typing import NoReturn
 from weighbridge.cache import write_atomically
 from weighbridge.errors import WeighbridgeError, printable
 from weighbridge.report import Report
+from weighbridge.resources import parse_size
 
 HOLDS, WANTING, COULD_NOT = 0, 1, 2
 
@@ -45,6 +46,21 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         print(f"error: {printable(message)}; '{self.prog} --help' lists what there is", file=sys.stderr)
         sys.exit(COULD_NOT)
+
+
+def size(text: str) -> int:
+    """An option that is a size such as ``5GB`` or ``2GiB``."""
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def positive(text: str) -> int:
+    """An option that is a whole number of at least one."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, a whole number, not {text!r}")
+    return int(text)
 
 
 def check_writable(path: Path | None) -> None:

@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 from pydantic.alias_generators import to_camel
 
 from weighbridge.errors import StructureError
-from weighbridge.recipe.strict import Strict
+from weighbridge.strict_yaml import Strict
 from weighbridge.structure.strict_json import parse_object
 
 BUILD_TYPE = "urn:weighbridge:build:v1"

@@ -6,7 +6,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from weighbridge.recipe.strict import HUB_ID, REVISION, Strict
+from weighbridge.recipe.names import HUB_ID, REVISION
+from weighbridge.strict_yaml import Strict
 
 
 class Dataset(Strict):

@@ -11,8 +11,9 @@ from weighbridge.errors import WeighbridgeError
 from weighbridge.patterns import MAX_EXPRESSIONS, REGEX_PREFIX, check_pattern
 from weighbridge.quantization import LINEAR, Group, read_scheme
 from weighbridge.recipe.calibration import Calibration
-from weighbridge.recipe.strict import HUB_ID, REVISION, Strict
+from weighbridge.recipe.names import HUB_ID, REVISION
 from weighbridge.schemes import KV_CACHES, PRESETS, QuantizationArgs, Scheme
+from weighbridge.strict_yaml import Strict
 from weighbridge.structure.names import parse_pattern
 
 Method = Literal["model_free_ptq", "oneshot", "convert"]

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from weighbridge.errors import StructureError
 from weighbridge.quantization import Declaration, read_args, read_scheme
 from weighbridge.schemes import QuantizationArgs, Scheme, to_config
-from weighbridge.strict_yaml import Document, parse_yaml, validate
+from weighbridge.strict_yaml import Document, Strict, parse_yaml, validate
 from weighbridge.structure.checkpoint import Checkpoint, FileFact, Origin, read_small
 from weighbridge.structure.header import MAX_AXES, MAX_AXIS, check_dtype, check_name
 from weighbridge.structure.modules import check_experts
@@ -33,18 +33,14 @@ _AXIS = re.compile(r"[0-9]{1,15}")
 BASES = Literal["read", "exact", "seen", "derived"]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class LockedFile(_Strict):
+class LockedFile(Strict):
     """A file of the checkpoint: bytes and SHA-256 (lower-case hex), each as far as known."""
 
     size: int | None = Field(default=None, ge=0)
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
 
 
-class LockedQuantization(_Strict):
+class LockedQuantization(Strict):
     """Quantization by effect: schemes by a short name, and ``PATTERN: short name`` for each module that gets one."""
 
     quant_method: str = "compressed-tensors"
@@ -54,7 +50,7 @@ class LockedQuantization(_Strict):
     modules: list[str]
 
 
-class StructureLock(_Strict):
+class StructureLock(Strict):
     """The file's own schema; see docs of each field in references/README.md."""
 
     structure_lock: Annotated[int, Field(ge=VERSION, le=VERSION)]
