@@ -23,7 +23,7 @@ def hash_file(path: Path, progress: Progress) -> str:
     digest = hashlib.sha256()
     try:
         with path.open("rb", buffering=0) as file:
-            for block in _blocks(file):
+            for block in blocks_of(file):
                 digest.update(block)
                 progress.advance(len(block))
     except OSError as error:
@@ -49,7 +49,7 @@ def hash_shard(path: Path, spans: Mapping[str, tuple[int, int]]) -> tuple[str, d
     position = 0
     try:
         with path.open("rb", buffering=0) as file:
-            for block in _blocks(file):
+            for block in blocks_of(file):
                 whole.update(block)
                 for begin, end, name in waiting:
                     if begin >= position + len(block):
@@ -63,8 +63,11 @@ def hash_shard(path: Path, spans: Mapping[str, tuple[int, int]]) -> tuple[str, d
     return whole.hexdigest(), {name: digest.hexdigest() for name, digest in parts.items()}
 
 
-def _blocks(file: io.FileIO) -> Iterator[memoryview]:
-    """The file in blocks; each is overwritten by the next, so that no memory is asked for anew."""
+def blocks_of(file: io.FileIO, most: int | None = None) -> Iterator[memoryview]:
+    """The rest of a file, or its next `most` bytes, in blocks; each is overwritten by the next, so that no memory is
+    asked for anew."""
     buffer = memoryview(bytearray(BLOCK_BYTES))
-    while count := file.readinto(buffer):
+    left = most
+    while count := file.readinto(buffer if left is None else buffer[:left]):
         yield buffer[:count]
+        left = None if left is None else left - count

@@ -25,7 +25,7 @@ class Resources:
         memory: bytes of resident memory of all the build's processes together.
         shard_size: bytes of payload at which a new shard is begun.
         ray: address of a Ray cluster that does the pieces, or None for this machine.
-        digests: whether source, shards and tensors are hashed.
+        digests: whether source, shards and tensors are hashed; without, a build that was killed begins anew.
     """
 
     devices: tuple[str, ...] = ()

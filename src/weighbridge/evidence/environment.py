@@ -8,7 +8,6 @@ import platform
 import re
 import subprocess
 from dataclasses import dataclass
-from email.parser import HeaderParser
 from importlib.metadata import Distribution, distributions
 
 from weighbridge.catalogue import ROOT
@@ -22,8 +21,6 @@ _NOT_OF_THE_WHEEL = re.compile(
     r"|(?:^|/)__pycache__/"
     r"|\.dist-info/(?:INSTALLER|REQUESTED|RECORD|RECORD\.jws|RECORD\.p7s|direct_url\.json),"
 )
-_MARKS = (".data/", "__pycache__/", ".dist-info/")
-_BYTE_CODE = ".pyc,"
 _PINNED = re.compile(r"([A-Za-z0-9][\w.-]*)==([^\s#]+)\s+# sha256:([0-9a-f]{64})")
 
 
@@ -68,9 +65,10 @@ def installed() -> tuple[Installed, ...]:
 
 
 def _called(distribution: Distribution) -> tuple[str, str]:
-    """Name and version. ``Distribution.name`` would parse all of METADATA each time it is asked, README included."""
-    headers = HeaderParser().parsestr((distribution.read_text("METADATA") or "").partition("\n\n")[0])
-    return normalized(headers["Name"] or distribution.name), headers["Version"] or distribution.version
+    """Name and version, from the head of METADATA: ``Distribution.name`` would parse its README, too, each time."""
+    head = (distribution.read_text("METADATA") or "").partition("\n\n")[0]
+    name, version = (re.search(rf"^{field}: *(\S+)$", head, re.MULTILINE) for field in ("Name", "Version"))
+    return normalized(name[1] if name else distribution.name), version[1] if version else distribution.version
 
 
 def normalized(name: str) -> str:
@@ -90,17 +88,15 @@ def content_digest(distribution: Distribution) -> str:
 
 def record_digest(record: str) -> str:
     """The digest of a RECORD's text; see `content_digest`."""
-    entries = (line if '"' not in line else ",".join(next(csv.reader([line]))) for line in record.splitlines())
-    kept = sorted({entry for entry in entries if entry and _is_of_the_wheel(entry)})
-    return hashlib.sha256("".join(f"{entry}\n" for entry in kept).encode()).hexdigest()
-
-
-def _is_of_the_wheel(entry: str) -> bool:
+    entries = [line if '"' not in line else ",".join(next(csv.reader([line]))) for line in record.splitlines()]
     # Half of the tens of thousands of entries are byte code, most others plain files: the expression is for the rest.
-    if _BYTE_CODE in entry:
-        return False
-    asks = entry.startswith(("/", "..")) or any(mark in entry for mark in _MARKS)
-    return not (asks and _NOT_OF_THE_WHEEL.search(entry))
+    files = [entry for entry in entries if entry and ".pyc," not in entry]
+    kept = {entry for entry in files if not (_is_suspect(entry) and _NOT_OF_THE_WHEEL.search(entry))}
+    return hashlib.sha256("".join(f"{entry}\n" for entry in sorted(kept)).encode()).hexdigest()
+
+
+def _is_suspect(entry: str) -> bool:
+    return ".dist-info/" in entry or ".data/" in entry or "__pycache__/" in entry or entry[0] in "/."
 
 
 def pinned_wheels() -> dict[tuple[str, str], str]:

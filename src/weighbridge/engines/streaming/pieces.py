@@ -96,11 +96,13 @@ class Job:
         source: directory of the source's shards.
         output: directory of the output's shards, which exist already in their full size.
         device: torch device of the kernels, e.g. ``cpu`` or ``cuda:0``.
+        digests: whether what is written is hashed.
     """
 
     source: Path
     output: Path
     device: str
+    digests: bool
 
 
 def cut(plan: Plan, source: Checkpoint, shards: Sequence[OutputShard]) -> tuple[Piece, ...]:

@@ -15,11 +15,12 @@ from typing import Any
 from weighbridge import __version__
 from weighbridge.engines.kernels import SchemeNotCovered, encoding_of
 from weighbridge.engines.streaming.executors import Executor, LocalExecutor, RayExecutor
+from weighbridge.engines.streaming.following import FollowingHash
 from weighbridge.engines.streaming.journal import Journal, key_of
 from weighbridge.engines.streaming.pieces import PIECE_BYTES, Job, Piece, cut
 from weighbridge.engines.streaming.work import Done, do, largest, read_back
 from weighbridge.errors import BuildError
-from weighbridge.hashing import hash_file, hash_shard
+from weighbridge.hashing import hash_shard
 from weighbridge.plan import Plan
 from weighbridge.progress import Progress
 from weighbridge.resources import Resources, affordable_workers
@@ -123,10 +124,10 @@ def write(
     shards = [unfinished(shard, output) for shard in lay_out_shards(plan, resources.shard_size)]
     for shard in shards:
         _make_file(output / shard.name, shard)
-    devices = resources.devices
-    jobs = [Job(source.directory.resolve(), output.resolve(), device) for device in devices]
+    paths = source.directory.resolve(), output.resolve()
+    jobs = [Job(*paths, device, resources.digests) for device in resources.devices]
     pieces = cut(plan, source, shards)
-    lean = all(device == "cpu" for device in devices) and all(part.stored is None for part in plan.parts)
+    lean = all(device == "cpu" for device in resources.devices) and all(part.stored is None for part in plan.parts)
     each = (WORKER_PIECES_CPU if lean else WORKER_PIECES) * PIECE_BYTES
     workers = affordable_workers(resources.workers, resources.memory, each=each)
     with RayExecutor(resources.ray) if resources.ray else LocalExecutor(workers) as executor:
@@ -205,39 +206,43 @@ class _Run:
     def _do(
         self, todo: Sequence[Piece], done: dict[int, Done], group_largest: Mapping[int, float], outcome: Outcome
     ) -> None:
-        """Do the unfinished pieces; hash the source beside them, and each shard when nothing more goes into it."""
+        """Do the unfinished pieces; hash the source behind them, and each shard when nothing more goes into it."""
         missing = Counter(file for piece in todo for file in piece.files)
-        hash_bytes = sum(path.stat().st_size for path in self.hashed) if self.digests else 0
-        total = sum(piece.source_bytes for piece in todo) + hash_bytes
+        whole = [shard.name for shard in self.shards if not missing[shard.name]]
+        last = max((shard.layout.file_size for shard in self.shards if missing[shard.name]), default=0)
+        hashing = FollowingHash(self.hashed if self.digests else (), distance=last, progress=self.progress)
+        to_read = sum(piece.source_bytes for piece in todo)
+        read = 0
 
-        def after(result: Any) -> Iterable[Task]:
-            if not isinstance(result, Done):
-                return
-            self.journal.add(result)
-            done[result.piece] = result
-            piece = self.pieces[result.piece]
-            self.progress.advance(piece.source_bytes)
-            for file in sorted(piece.files):
-                missing[file] -= 1
-                if not missing[file] and self.digests:
-                    yield self._hash_shard(file, outcome)
+        def hash_more() -> Iterator[Task]:
+            if hashing.begin_step(read / to_read if to_read else 1):
+                yield lambda: self.executor.submit_here(hashing.step)
 
-        tasks: deque[Task] = deque()
+        def after(result: Any) -> Iterator[Task]:
+            nonlocal read
+            if isinstance(result, Done):
+                if self.digests:  # nothing could be believed of a piece that has none
+                    self.journal.add(result)
+                done[result.piece] = result
+                piece = self.pieces[result.piece]
+                read += piece.source_bytes
+                self.progress.advance(piece.source_bytes)
+                for file in sorted(piece.files):
+                    missing[file] -= 1
+                    if not missing[file] and self.digests:
+                        yield self._hash_shard(file, outcome)
+            yield from hash_more()
+
+        tasks: deque[Task] = deque(hash_more())
         if self.digests:
-            tasks.extend(self._hash_source(path, outcome) for path in self.hashed)
-            tasks.extend(self._hash_shard(shard.name, outcome) for shard in self.shards if not missing[shard.name])
+            tasks.extend(self._hash_shard(name, outcome) for name in whole)
         for piece in todo:
             groups = {strip.group: group_largest[strip.group] for strip in piece.strips if strip.group is not None}
             tasks.append(functools.partial(self.executor.submit, do, self._job(piece), piece, groups))
-        with self.progress.stage("quantizing", total):
+        with self.progress.stage("quantizing", to_read + hashing.size):
             for _ in self._in_turn(tasks, after):
                 pass
-
-    def _hash_source(self, path: Path, outcome: Outcome) -> Task:
-        def work() -> None:
-            outcome.source_digests[path.name] = hash_file(path, self.progress)
-
-        return lambda: self.executor.submit_here(work)
+        outcome.source_digests.update(hashing.digests)
 
     def _hash_shard(self, name: str, outcome: Outcome) -> Task:
         layout = next(shard.layout for shard in self.shards if shard.name == name)

@@ -29,7 +29,8 @@ class Done:
 
     Attributes:
         piece: its number.
-        written: SHA-256 (hex) over all that it wrote, in order: what a resumed build checks it by.
+        written: SHA-256 (hex) over all that it wrote, in order: what a resumed build checks it by; empty where no
+            digests are taken.
         tensors: output name -> SHA-256 (hex) of its bytes, for the tensors that this piece wrote whole.
         inexact: names of written global scales whose reciprocal is not the scale that the source stores.
     """
@@ -80,11 +81,12 @@ def do(job: Job, piece: Piece, group_largest: Mapping[int, float]) -> Done:
             content = contents[local]
             assert len(content) == span.size, (strip.module, local, len(content), span)
             _write(job.output / span.file, span.offset, content)
-            digest = hashlib.sha256(content)
-            everything.update(digest.digest())
-            if strip.whole:
-                tensors[strip.names[local]] = digest.hexdigest()
-    return Done(piece.number, everything.hexdigest(), tensors, inexact)
+            if job.digests:
+                digest = hashlib.sha256(content)
+                everything.update(digest.digest())
+                if strip.whole:
+                    tensors[strip.names[local]] = digest.hexdigest()
+    return Done(piece.number, everything.hexdigest() if job.digests else "", tensors, inexact)
 
 
 def read_back(job: Job, piece: Piece) -> str:
