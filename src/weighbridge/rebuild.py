@@ -25,6 +25,7 @@ from weighbridge.evidence.provenance import CALIBRATION, RECIPE, REFERENCE_FILE,
 from weighbridge.evidence.results import Result, result_statement, results_of
 from weighbridge.evidence.statements import Resource, sha256_of, write_statement
 from weighbridge.evidence.subject import root_digest
+from weighbridge.evidence.write import PROVENANCE
 from weighbridge.identity import digest_files
 from weighbridge.progress import Progress
 from weighbridge.recipe import LoadedRecipe, load_recipe
@@ -277,9 +278,8 @@ def _digest(dependencies: Mapping[str, Resource], name: str) -> dict[str, str] |
 def _statement(report: Report, case: Case) -> bytes:
     content: dict[str, Any] = json.loads(PRESENTERS["json"](report))
     results: Sequence[Result] = results_of(content, where="rebuild")
-    provenance = next(claim for claim in case.claims if claim.statement is case.provenance)
     configuration = [
-        Resource(name="provenance", digest=sha256_of(provenance.payload)),
+        Resource(name=PROVENANCE, digest=sha256_of(case.provenance_claim.payload)),
         Resource(name="weighbridge", uri=f"pkg:pypi/weighbridge@{__version__}"),
         Resource(
             name="report",

@@ -5,6 +5,7 @@ Both are a stranger's. Nothing is believed because it is written there, and what
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,9 +17,16 @@ from weighbridge.evidence.card import BaseModel
 from weighbridge.evidence.provenance import BASE, RECIPE, SOURCE_FILE
 from weighbridge.evidence.results import Result, results_of
 from weighbridge.evidence.signing import Envelope, Verifier, read_envelope, write_envelope
-from weighbridge.evidence.statements import ProvenanceStatement, Resource, Statement, read_statement, write_statement
+from weighbridge.evidence.statements import (
+    ProvenanceStatement,
+    Resource,
+    Statement,
+    TestResultStatement,
+    read_statement,
+    write_statement,
+)
 from weighbridge.evidence.subject import Listing, hash_files, hash_shards, list_all, read_files, root_digest
-from weighbridge.evidence.write import CLAIMS, FILES, STATEMENTS, TEST_RESULT
+from weighbridge.evidence.write import ADDED, CLAIMS, FILES, PROVENANCE, SIGNATURE, STATEMENTS, TEST_RESULT
 from weighbridge.expectation import expected_of
 from weighbridge.plan import Plan, make_plan
 from weighbridge.progress import Progress
@@ -29,16 +37,27 @@ from weighbridge.structure.checkpoint import EVIDENCE, Checkpoint, open_director
 from weighbridge.structure.strict_json import parse_object
 
 HUB = "https://huggingface.co/"
+ADDED_NAME = re.compile(r"[a-z][a-z0-9-]{0,40}")
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement, where it stands, and the envelope that it came in, if it is signed."""
+    """A statement, the line that it stands in and where, and the envelope that it came in, if it is signed."""
 
     where: str
+    line: bytes
     payload: bytes
     statement: Statement
     envelope: Envelope | None
+
+    @property
+    def bound(self) -> Mapping[str, str]:
+        """What an added result names in its configuration: name -> SHA-256 (hex)."""
+        if not isinstance(self.statement, TestResultStatement):
+            return {}
+        return {
+            str(item.name): (item.digest or {}).get("sha256", "") for item in self.statement.predicate.configuration
+        }
 
 
 @dataclass
@@ -52,6 +71,8 @@ class Case:
         tensors: SHA-256 (hex) of each tensor's bytes, as they are now.
         verifier: who is expected to have signed; None where no key was given.
         source: the base that was handed over to compare with, if one was.
+        claims: the statements of the build.
+        added: those of results that came after it.
     """
 
     directory: Path
@@ -63,6 +84,7 @@ class Case:
     source: Checkpoint | None
     progress: Progress
     claims: list[Claim] = field(default_factory=list)
+    added: list[Claim] = field(default_factory=list)
 
     def read(self, name: str) -> bytes:
         """A file of evidence/.
@@ -84,13 +106,26 @@ class Case:
         """The root digest of the files that the evidence speaks of."""
         return root_digest(self.listed)
 
+    @property
+    def signed(self) -> bool:
+        """Whether anybody signed the build, whoever it was."""
+        names = (f"{EVIDENCE}/{SIGNATURE}", f"{EVIDENCE}/{CLAIMS}")
+        return any(name in self.listing.evidence for name in names)
+
     @cached_property
-    def provenance(self) -> ProvenanceStatement:
-        """The one statement of how it was made."""
-        found = [claim.statement for claim in self.claims if isinstance(claim.statement, ProvenanceStatement)]
+    def provenance_claim(self) -> Claim:
+        """The one statement of how it was made, as it stands there."""
+        found = [claim for claim in self.claims if isinstance(claim.statement, ProvenanceStatement)]
         if len(found) != 1:
             raise StructureError(f"{len(found)} statements of provenance where one belongs", where=EVIDENCE)
         return found[0]
+
+    @property
+    def provenance(self) -> ProvenanceStatement:
+        """What that statement says."""
+        statement = self.provenance_claim.statement
+        assert isinstance(statement, ProvenanceStatement)
+        return statement
 
     @cached_property
     def dependencies(self) -> Mapping[str, Resource]:
@@ -122,9 +157,19 @@ class Case:
     def results(self) -> Mapping[str, tuple[Result, ...]]:
         """The results in the reports, by the reports' names."""
         names = [name.removeprefix(TEST_RESULT) for name in self.byproducts if name.startswith(TEST_RESULT)]
-        return {name: self._results(f"{name}.json") for name in names}
+        return {name: self.results_in(f"{name}.json") for name in names}
 
-    def _results(self, file: str) -> tuple[Result, ...]:
+    @cached_property
+    def added_files(self) -> Mapping[str, str]:
+        """Reports of results that came after the build: name -> SHA-256 (hex), as their statements have it."""
+        return {name: digest for claim in self.added for name, digest in claim.bound.items() if name != PROVENANCE}
+
+    def results_in(self, file: str) -> tuple[Result, ...]:
+        """The results in a report of evidence/, as JSON.
+
+        Raises:
+            StructureError: it is not there, or no report.
+        """
         where = f"{EVIDENCE}/{file}"
         return results_of(parse_object(self.read(file), where=where), where=where)
 
@@ -215,22 +260,38 @@ def _read_claims(case: Case) -> Iterator[Finding]:
         what = "holds signed statements and plain ones" if there else "holds no statements about this checkpoint"
         yield wrong("evidence/missing", f"{EVIDENCE}/", what, remedy="build it with Weighbridge")
         return
-    (name,) = there
+    signed = there == [CLAIMS]
+    yield from _read_lines(case, there[0], case.claims, signed=signed)
+    if f"{EVIDENCE}/{ADDED}" in case.listing.evidence:
+        yield from _read_lines(case, ADDED, case.added, signed=signed)
+
+
+def _read_lines(case: Case, name: str, claims: list[Claim], *, signed: bool) -> Iterator[Finding]:
+    """Read the statements of a file, in envelopes where the build is signed."""
     lines = case.read(name).split(b"\n")
     if lines.pop() != b"":
         yield wrong("evidence/malformed", f"{EVIDENCE}/{name}", "does not end with a whole line")
     for number, line in enumerate(lines, 1):
         where = f"{EVIDENCE}/{name}:{number}"
         try:
-            envelope = read_envelope(line, where=where) if name == CLAIMS else None
+            envelope = read_envelope(line, where=where) if signed else None
             payload = line if envelope is None else envelope.payload
             statement = read_statement(payload, where=where)
             canonical = line if envelope is None or envelope.bundle is not None else write_envelope(envelope)
             if line != canonical or payload != write_statement(statement):
                 raise StructureError("is not written as Weighbridge writes it", where=where)
-            case.claims.append(Claim(where, payload, statement, envelope))
+            claims.append(Claim(where, line, payload, statement, envelope))
         except StructureError as error:
             yield wrong("evidence/malformed", where, error.what)
+
+
+def added_name(claim: Claim) -> str | None:
+    """What judged, of a statement in added.jsonl; None where it does not name the two forms of one report."""
+    stems = {name.removesuffix(".json").removesuffix(".md") for name in claim.bound if name != PROVENANCE}
+    stem = stems.pop() if len(stems) == 1 else ""
+    name = stem.removeprefix(f"{EVIDENCE}/")
+    whole = claim.bound.keys() == {PROVENANCE, f"{EVIDENCE}/{name}.json", f"{EVIDENCE}/{name}.md"}
+    return name if whole and ADDED_NAME.fullmatch(name) else None
 
 
 def wrong(rule: str, where: str, message: str, *, remedy: str = "", count: int = 1) -> Finding:

@@ -10,14 +10,25 @@ from weighbridge.errors import StructureError, WeighbridgeError
 from weighbridge.evidence.account import MAIN_REPORT
 from weighbridge.evidence.bom import model_component
 from weighbridge.evidence.card import CARD, CardFacts, blocks, kept_card, model_name
-from weighbridge.evidence.case import Case, wrong
+from weighbridge.evidence.case import Case, added_name, wrong
 from weighbridge.evidence.licence import declared_licence, judge_licence
 from weighbridge.evidence.provenance import BASE, RECIPE, REFERENCE_FILE, REPOSITORY
 from weighbridge.evidence.results import result_statement
 from weighbridge.evidence.signing import read_envelope, read_model_statement
 from weighbridge.evidence.statements import BUILD_TYPE, Resource, TestResultStatement, sha256_of, write_statement
 from weighbridge.evidence.subject import write_tensors
-from weighbridge.evidence.write import BOM, CLAIMS, FILES, SIGNATURE, STATEMENTS, TENSORS, TEST_RESULT, called
+from weighbridge.evidence.write import (
+    ADDED,
+    BOM,
+    CLAIMS,
+    FILES,
+    PROVENANCE,
+    SIGNATURE,
+    STATEMENTS,
+    TENSORS,
+    TEST_RESULT,
+    called,
+)
 from weighbridge.expectation import values_of
 from weighbridge.identity import digest_files
 from weighbridge.report import Finding, Section, Severity
@@ -91,10 +102,7 @@ def _check_tensors(case: Case) -> Checked:
 
 def _check_signatures(case: Case) -> Checked:
     """With a key: every statement and the checkpoint's own digests are signed with it, and with no other."""
-    signed = (
-        any(claim.envelope is not None for claim in case.claims) or f"{EVIDENCE}/{SIGNATURE}" in case.listing.evidence
-    )
-    if not signed:
+    if not case.signed:
         what = "nobody signed this"
         severity = Severity.NOTE if case.verifier is None else Severity.ERROR
         finding = Finding("evidence/unsigned", severity, f"{EVIDENCE}/", what, remedy="build it with --sign")
@@ -118,35 +126,35 @@ def _check_signatures(case: Case) -> Checked:
         return Checked(
             "signed; by whom was not checked", (*findings, finding), word="all of it, as long as no key is given"
         )
-    for place, envelope in [(where, model), *((claim.where, claim.envelope) for claim in case.claims)]:
+    for place, envelope in [(where, model), *((claim.where, claim.envelope) for claim in (*case.claims, *case.added))]:
         try:
             if envelope is None:
                 raise StructureError("is not signed", where=place)
             case.verifier.check(envelope)
         except StructureError as error:
             findings.append(wrong("evidence/signature", place, error.what))
-    return Checked(f"{len(case.claims) + 1} signatures checked", tuple(findings))
+    return Checked(f"{len(case.claims) + len(case.added) + 1} signatures checked", tuple(findings))
 
 
 def _check_statements(case: Case) -> Checked:
     """All statements are about this checkpoint, and belong to one another and to the files beside them."""
     findings = []
-    for claim in case.claims:
+    for claim in (*case.claims, *case.added):
         (subject,) = claim.statement.subject
         if (subject.digest or {}) != {"sha256": case.root}:
             findings.append(wrong("evidence/subject", claim.where, "speaks of another checkpoint"))
-    bound = case.byproducts
+    bound = {**case.added_files, **case.byproducts}
     for name in case.listing.evidence:
-        if name in (f"{EVIDENCE}/{CLAIMS}", f"{EVIDENCE}/{STATEMENTS}"):
+        if name in (f"{EVIDENCE}/{CLAIMS}", f"{EVIDENCE}/{STATEMENTS}", f"{EVIDENCE}/{ADDED}"):
             continue
         digest = sha256_of(case.read(name.removeprefix(f"{EVIDENCE}/")))["sha256"]
         if name not in bound:
             findings.append(wrong("evidence/unbound", name, "lies there, but no statement speaks of it"))
         elif bound[name] != digest:
-            findings.append(wrong("evidence/altered", name, "is not the file that the provenance speaks of"))
+            findings.append(wrong("evidence/altered", name, "is not the file that the statement about it speaks of"))
     missing = [name for name in bound if name.startswith(f"{EVIDENCE}/") and name not in case.listing.evidence]
     findings += [wrong("evidence/missing", name, "is not there") for name in sorted(missing)]
-    findings += _check_results_bound(case)
+    findings += [*_check_results_bound(case), *_check_added_bound(case)]
     definition = case.provenance.predicate.build_definition
     if definition.build_type != BUILD_TYPE:
         findings.append(
@@ -157,7 +165,9 @@ def _check_statements(case: Case) -> Checked:
         findings.append(wrong("evidence/malformed", "provenance", "names a dependency twice"))
     word = "when it was built, on what machine, with which packages and which commit of Weighbridge"
     return Checked(
-        f"{len(case.claims)} statements held against one another and {len(bound)} by-products", tuple(findings), word
+        f"{len(case.claims) + len(case.added)} statements held against one another and {len(bound)} by-products",
+        tuple(findings),
+        word,
     )
 
 
@@ -171,6 +181,19 @@ def _check_results_bound(case: Case) -> Iterator[Finding]:
                 yield wrong("evidence/replayed", claim.where, "is not the statement that the provenance belongs to")
     for name in stated.values():
         yield wrong("evidence/missing", name, "the statement that the provenance speaks of is not there")
+
+
+def _check_added_bound(case: Case) -> Iterator[Finding]:
+    """Results that came after the build belong to it, speak of reports of their own, and no two of the same."""
+    provenance = sha256_of(case.provenance_claim.payload)["sha256"]
+    taken = set(case.byproducts)
+    for claim in case.added:
+        if claim.bound.get(PROVENANCE) != provenance:
+            yield wrong("evidence/replayed", claim.where, "belongs to the provenance of another build")
+        reports = claim.bound.keys() - {PROVENANCE}
+        if added_name(claim) is None or reports & taken:
+            yield wrong("evidence/malformed", claim.where, "speaks of no report of its own")
+        taken |= reports
 
 
 def _check_recipe(case: Case) -> Checked:
@@ -207,6 +230,7 @@ def _check_results(case: Case) -> Checked:
             for result in results
             if result.outcome == "FAILED"
         ]
+    findings += _check_added(case)
     stated = {result.name: result for result in case.results.get(MAIN_REPORT, ())}
     again = {section.title: section for section in validated(case) + _again(case)}
     for name, result in stated.items():
@@ -214,12 +238,30 @@ def _check_results(case: Case) -> Checked:
         if section is not None and (section.summary, section.holds) != (result.summary, result.outcome != "FAILED"):
             findings.append(wrong("evidence/results", name, f"was stated: {result.summary}; it is: {section.summary}"))
     unseen = [name for name in stated if name not in again] + [name for name in case.results if name != MAIN_REPORT]
+    unseen += [name for name in map(added_name, case.added) if name is not None]
     return Checked(
         f"{len(stated) - len([name for name in stated if name not in again])} of {len(stated)} results of validation "
         "come out the same again",
         tuple(findings),
         word=f"what was not done again: {', '.join(unseen)}" if unseen else "",
     )
+
+
+def _check_added(case: Case) -> Iterator[Finding]:
+    """The statements of results that came later say what their reports say."""
+    for claim in case.added:
+        name = added_name(claim)
+        if name is None or not isinstance(claim.statement, TestResultStatement):
+            continue
+        results = case.results_in(f"{name}.json")
+        written = result_statement(results, case.provenance.subject[0], claim.statement.predicate.configuration)
+        if write_statement(written) != claim.payload:
+            yield wrong(
+                "evidence/results", f"{EVIDENCE}/{name}.json", "is not the report that the test result is about"
+            )
+        for result in results:
+            if result.outcome == "FAILED":
+                yield wrong("evidence/results", f"{name}: {result.name}", "failed")
 
 
 def _again(case: Case) -> list[Section]:

@@ -10,7 +10,7 @@ from weighbridge.evidence.case import Case, open_case, wrong
 from weighbridge.evidence.checks import CHECKS, Checked, validated
 from weighbridge.evidence.signing import Verifier
 from weighbridge.progress import Progress
-from weighbridge.report import Report, Section, Severity
+from weighbridge.report import Finding, Report, Section, Severity
 from weighbridge.structure.checkpoint import EVIDENCE, Checkpoint
 
 
@@ -32,7 +32,11 @@ def verify(
         raise StructureError(
             "is no directory", where=str(directory), remedy="download the checkpoint: evidence is about its bytes"
         )
-    case, findings = open_case(directory, verifier, source, progress=progress)
+    return judge(*open_case(directory, verifier, source, progress=progress))
+
+
+def judge(case: Case, findings: Sequence[Finding]) -> Report:
+    """The report of a case that was opened, with what was found in doing so."""
     sections = [Section("what lies there", f"{len(case.files):,} files", findings=tuple(findings))] if findings else []
     words: dict[str, str | int] = {}
     for title, check in CHECKS.items():
@@ -42,7 +46,7 @@ def verify(
             words[title] = checked.word
     sections += validated(case)
     sections.append(Section("what rests on the word of whoever wrote it", f"{len(words)} things", facts=words))
-    return Report("evidence", str(directory), _verdict(directory, case, sections), tuple(sections))
+    return Report("evidence", str(case.directory), _verdict(case, sections), tuple(sections))
 
 
 def _checked(check: Callable[[Case], Checked], case: Case) -> Checked:
@@ -53,17 +57,18 @@ def _checked(check: Callable[[Case], Checked], case: Case) -> Checked:
         return Checked("could not be checked", (wrong("evidence/unreadable", error.where or EVIDENCE, error.what),))
 
 
-def _verdict(directory: Path, case: Case, sections: Sequence[Section]) -> str:
+def _verdict(case: Case, sections: Sequence[Section]) -> str:
+    directory = case.directory
     errors = [finding for section in sections for finding in section.findings if finding.severity is Severity.ERROR]
     if errors:
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         return f"{directory}: its evidence does not hold: {errors[0].where} {errors[0].message}{more}"
-    signed = "unsigned" if not any(claim.envelope for claim in case.claims) else "signed"
+    signed = "signed" if case.signed else "unsigned"
     who = (
         ", by the key that was given"
         if case.verifier is not None
         else ", by whom was not checked"
-        if signed == "signed"
+        if case.signed
         else ""
     )
     return f"{directory} is the checkpoint that its evidence is about: root digest {case.root[:16]}…; {signed}{who}"

@@ -28,6 +28,10 @@ FILES, TENSORS = "files.sha256", "tensors.sha256"
 BOM = "bom.cdx.json"
 LOG = "log.jsonl"
 STATEMENTS, CLAIMS = "statements.jsonl", "claims.jsonl"
+ADDED = "added.jsonl"
+"""Statements of results that came after the build; see `weighbridge.evidence.added`."""
+PROVENANCE = "provenance"
+"""How such a statement names the provenance of its build."""
 SIGNATURE = "model.sig"
 TEST_RESULT = "test-result/"
 """How provenance names the statement of a report's results among its by-products."""
@@ -103,20 +107,23 @@ def guide(*, signed: bool) -> bytes:
 
 def _write_report(beside: Path, name: str, account: Account) -> tuple[Result, ...]:
     """Write a report as JSON and Markdown; gives the results in it."""
-    report = _without_paths(account.reports[name], account)
+    names = {account.source.label: account.model}
+    report = called_by_name(account.reports[name], names, account.source.origin.repository)
     content = PRESENTERS["json"](report)
     (beside / f"{name}.json").write_text(content)
     (beside / f"{name}.md").write_text(PRESENTERS["markdown"](report))
     return results_of(json.loads(content), where=name)
 
 
-def _without_paths(report: Report, account: Account) -> Report:
-    """A report that calls checkpoints by their names: where they lay is nobody's business who reads it elsewhere."""
-    paths = {
-        report.subject: report.subject.rstrip("/").rpartition("/")[2],
-        account.source.label: account.model,
-    }
-    named = {path: name for path, name in paths.items() if "/" in path and path != account.source.origin.repository}
+def called_by_name(report: Report, names: Mapping[str, str], known: str = "") -> Report:
+    """A report that calls checkpoints by their names: where they lay is nobody's business who reads it elsewhere.
+
+    Args:
+        names: path -> what it is called.
+        known: a name with a slash that is no path.
+    """
+    paths = {report.subject: report.subject.rstrip("/").rpartition("/")[2], **names}
+    named = {path: name for path, name in paths.items() if "/" in path and path != known}
 
     def renamed(text: str) -> str:
         for path, name in named.items():
