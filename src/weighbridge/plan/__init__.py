@@ -5,7 +5,7 @@ files out by, and what a killed build resumes from.
 """
 
 from weighbridge.plan.convert import plan_conversion, plan_rewrite
-from weighbridge.plan.model import FusedGroup, Obstacle, Part, Place, Plan, Stored, find_fused_groups
+from weighbridge.plan.model import FusedGroup, Obstacle, Part, Place, Plan, Stored, find_fused_groups, tied_heads
 from weighbridge.plan.quantize import plan_quantization
 from weighbridge.recipe import LoadedRecipe
 from weighbridge.structure.checkpoint import Checkpoint
@@ -20,6 +20,7 @@ __all__ = [
     "find_fused_groups",
     "make_plan",
     "plan_rewrite",
+    "tied_heads",
 ]
 
 

@@ -47,7 +47,19 @@ def load_recipe(name: str) -> LoadedRecipe:
         raw = path.read_bytes()
     except OSError as error:
         raise RecipeError(f"cannot be read ({error.strerror})", where=str(path)) from error
-    document = parse_yaml(raw, where=_shown(path), error=RecipeError)
+    return read_recipe(raw, where=_shown(path))
+
+
+def read_recipe(raw: bytes, *, where: str) -> LoadedRecipe:
+    """Read a recipe's bytes.
+
+    Args:
+        where: how messages call it.
+
+    Raises:
+        RecipeError: not YAML, or not a recipe; with the line.
+    """
+    document = parse_yaml(raw, where=where, error=RecipeError)
     recipe = validate(document, Recipe, error=RecipeError)
     return LoadedRecipe(recipe=recipe, document=document, raw=raw)
 

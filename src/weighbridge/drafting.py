@@ -1,0 +1,165 @@
+"""Drafting a recipe for a model that nobody has written one for, from its headers alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from weighbridge.errors import RecipeError
+from weighbridge.lint import lint
+from weighbridge.lint.merged import MERGED
+from weighbridge.patterns import REGEX_PREFIX, pattern_list
+from weighbridge.plan import Plan, make_plan, tied_heads
+from weighbridge.recipe import LoadedRecipe, read_recipe
+from weighbridge.report import Finding, Severity
+from weighbridge.roles import Role, role_of
+from weighbridge.structure.checkpoint import Checkpoint
+
+QUANTIZED = (Role.ATTENTION, Role.MLP, Role.EXPERTS)
+"""Roles that are the bulk of a model's weights and bear few bits; everything else is kept."""
+
+_REASONS: Mapping[Role, str] = {
+    Role.ROUTER: "Routers choose experts by small differences, and vLLM does not load a quantized one.",
+    Role.NORMS: "llm-compressor keeps names that end in norm; these end otherwise and would stop model_free_ptq.",
+    Role.EMBEDDINGS: "Looked up, not multiplied; model_free_ptq would quantize it silently.",
+    Role.HEAD: "The output head decides between tokens that are close.",
+    Role.VISION: "What sees is small, sensitive, and served as it is.",
+    Role.AUDIO: "What hears is small, sensitive, and served as it is.",
+    Role.OTHER: "Its role is not known here. Kept, which is safe: take the entry out once you know better.",
+}
+_TIED = "Tied to the embedding and not stored in the source; listed so that a server does not expect it quantized."
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A recipe as YAML with comments, and what lint has to say of it that only a person can settle."""
+
+    text: str
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """An entry of the ignore list, why it is there, and how many modules it keeps."""
+
+    pattern: str
+    why: str
+    modules: int
+
+
+def draft_recipe(source: Checkpoint, *, model: str, licence: str, scheme: str = "FP8_DYNAMIC") -> Draft:
+    """Write a recipe that quantizes attention, mlp and experts of a model, and keeps the rest by name.
+
+    Args:
+        source: the model by its headers, not quantized.
+        model: its hub id.
+        licence: what its card declares, as an SPDX identifier.
+        scheme: name of a data-free preset.
+
+    Raises:
+        RecipeError: nothing in it is recognised, or the scheme does not fit its shapes.
+    """
+    everything = _planned(_write(source, model, licence, scheme, entries=(), groups=()), source)
+    modules = {*everything.schemes, *(obstacle.module for obstacle in everything.obstacles)}
+    wanted = sorted(module for module in modules if role_of(module) in QUANTIZED)
+    if not wanted:
+        what = "none of its modules is known as attention, mlp or experts, so no recipe can be drafted"
+        raise RecipeError(what, where=source.label, remedy="write one after the pattern of recipes/")
+    entries = [*_heads(source, modules), *_entries(sorted(modules - set(wanted)), wanted)]
+    text = _write(source, model, licence, scheme, entries=entries, groups=_fused_groups(wanted))
+    plan = _planned(text, source)
+    findings = tuple(finding for finding in lint(plan) if finding.severity is not Severity.NOTE)
+    errors = [finding for finding in findings if finding.severity is Severity.ERROR]
+    if errors:
+        what = f"{scheme} does not fit: {errors[0].where} {errors[0].message}"
+        raise RecipeError(what, where=source.label, remedy=errors[0].remedy)
+    return Draft(text, findings)
+
+
+def _planned(text: str, source: Checkpoint) -> Plan:
+    loaded: LoadedRecipe = read_recipe(text.encode(), where="the draft")
+    return make_plan(loaded, source)
+
+
+def _heads(source: Checkpoint, modules: Iterable[str]) -> Iterator[_Entry]:
+    """Heads that are tied and not stored, which no tensor of the source would call for."""
+    for head in sorted(tied_heads(source.config, modules) - set(modules)):
+        yield _Entry(head, _TIED, 0)
+
+
+def _entries(unwanted: Sequence[str], wanted: Sequence[str]) -> Iterator[_Entry]:
+    """Few entries that match every unwanted module and no wanted one, in the order of roles."""
+    left = sorted(unwanted, key=lambda module: (list(Role).index(role_of(module)), module))
+    while left:
+        pattern = next(pattern for pattern in _patterns(left[0]) if not _matched(pattern, wanted))
+        role = role_of(left[0])
+        same = [module for module in _matched(pattern, left) if role_of(module) is role]
+        yield _Entry(pattern, _REASONS[role], len(same))
+        covered = set(_matched(pattern, left))
+        left = [module for module in left if module not in covered]
+
+
+def _patterns(module: str) -> Iterator[str]:
+    """Ways to name a module and its like, widest first: by a part of its name, by its end, by all of it."""
+    parts = module.split(".")
+    words = [part for part in parts if not part.isdigit()]
+    if role_of(module) is Role.NORMS:
+        words.insert(0, "norm")
+    yield from (f"{REGEX_PREFIX}.*{re.escape(word)}.*" for word in words)
+    for count in (1, 2):
+        yield rf"{REGEX_PREFIX}(?:.*\.)?{re.escape('.'.join(parts[-count:]))}$"
+    yield module
+
+
+def _matched(pattern: str, modules: Iterable[str]) -> list[str]:
+    patterns = pattern_list((pattern,))
+    return [module for module in modules if patterns.matches(module)]
+
+
+def _fused_groups(wanted: Sequence[str]) -> list[tuple[str, ...]]:
+    """What servers merge, of the names that the model has."""
+    names = {module.rpartition(".")[2] for module in wanted}
+    present = (tuple(member for member in members if member in names) for members in MERGED.values())
+    return [members for members in present if len(members) > 1]
+
+
+def _write(
+    source: Checkpoint,
+    model: str,
+    licence: str,
+    scheme: str,
+    *,
+    entries: Sequence[_Entry],
+    groups: Sequence[tuple[str, ...]],
+) -> str:
+    revision = source.origin.revision
+    lines = [
+        f"# {scheme} for {model}, drafted by build.py --new-recipe from the model's headers:",
+        "# read it before you trust it.",
+        f"name: {scheme.lower().replace('_', '-')}",
+        "description: >-",
+        f"  {scheme} of the linears of attention, mlp and experts; what routes, normalizes, embeds, sees or hears is",
+        "  kept.",
+        "base:",
+        f"  model: {_quoted(model)}",
+        f"  revision: {revision}" if revision else "  # No revision: its commit is not known, and lint warns of that.",
+        f"  licence: {_quoted(licence)}",
+        "method: model_free_ptq",
+        f"scheme: {scheme}",
+        "ignore:" if entries else "ignore: []",
+    ]
+    for entry in entries:
+        kept = f" ({entry.modules:,} modules)" if entry.modules > 1 else ""
+        lines += [f"  # {entry.why}{kept}", f"  - {_quoted(entry.pattern)}"]
+    if groups:
+        lines += ["# Servers merge these, so that they must have one scheme and, where there is one, one global scale."]
+        lines += ["fused_groups:", *(f"  - [{', '.join(group)}]" for group in groups)]
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """A plain scalar where YAML reads it back as it is, else a quoted one: names come from a stranger's headers."""
+    plain = re.fullmatch(r"[A-Za-z][A-Za-z0-9_./:()?*\\$-]*", text) and not text.endswith(":")
+    return text if plain else json.dumps(text)
