@@ -28,7 +28,7 @@ from weighbridge.evidence.subject import root_digest
 from weighbridge.evidence.write import PROVENANCE
 from weighbridge.identity import digest_files
 from weighbridge.progress import Progress
-from weighbridge.recipe import LoadedRecipe, load_recipe
+from weighbridge.recipe import LoadedRecipe
 from weighbridge.report import PRESENTERS, Finding, Report, Section, Severity
 from weighbridge.resources import Resources
 from weighbridge.source import MINIATURE, fetch, open_model, open_source
@@ -78,7 +78,7 @@ def rebuild(request: Rebuild, *, progress: Progress) -> tuple[Report, bytes]:
         )
     sections = [_environment(case, elsewhere=request.elsewhere)]
     if sections[-1].holds:
-        loaded = load_recipe(str(case.directory / "evidence" / RECIPE))
+        loaded = case.loaded
         source = _source(request, case, loaded, progress)
         sections.append(_inputs(case, loaded, source, progress))
         if sections[-1].holds:

@@ -45,18 +45,40 @@ class Strict(BaseModel):
 
 
 @dataclass(frozen=True)
+class Origin:
+    """From which line on a document's lines stand in another file, and from which line on there (both from 1)."""
+
+    line: int
+    where: str
+    there: int
+
+
+@dataclass(frozen=True)
 class Document:
-    """A YAML document: its value, and the line (from 1) on which each key or item of it begins."""
+    """A YAML document: its value, and the line (from 1) on which each key or item of it begins.
+
+    Attributes:
+        origins: where its lines come from, in their order; empty where they are those of `where` itself.
+    """
 
     value: dict[str, Any]
     lines: dict[Path, int]
     where: str
+    origins: tuple[Origin, ...] = ()
 
     def line(self, path: Path) -> int:
         """The line of the value at `path`, or of the nearest thing around it that has one."""
         while path and path not in self.lines:
             path = path[:-1]
         return self.lines.get(path, 1)
+
+    def place(self, path: Path) -> str:
+        """File and line of the value at `path`, e.g. ``recipes/…/fp8-dynamic.yaml:12``."""
+        line = self.line(path)
+        for origin in reversed(self.origins):
+            if origin.line <= line:
+                return f"{origin.where}:{origin.there + line - origin.line}"
+        return f"{self.where}:{line}"
 
 
 def parse_yaml(raw: bytes, *, where: str, error: type[WeighbridgeError]) -> Document:
@@ -96,7 +118,7 @@ def validate(document: Document, model: type[Model], *, error: type[WeighbridgeE
         # A misspelt key is also a missing one; the misspelling is what helps.
         first = min(problem.errors(), key=lambda found: found["type"] != "extra_forbidden")
         path = tuple(first["loc"])
-        where = f"{document.where}:{document.line(path)}"
+        where = document.place(path)
         raise error(_sentence(first, path), where=where, remedy=_suggestion(first, path, model)) from None
 
 

@@ -30,7 +30,7 @@ from weighbridge.evidence.write import ADDED, CLAIMS, FILES, PROVENANCE, SIGNATU
 from weighbridge.expectation import expected_of
 from weighbridge.plan import Plan, make_plan
 from weighbridge.progress import Progress
-from weighbridge.recipe import LoadedRecipe, load_recipe
+from weighbridge.recipe import LoadedRecipe, read_recipe
 from weighbridge.references import AgainstReference, base_of, find_references
 from weighbridge.report import Finding, Severity
 from weighbridge.structure.checkpoint import EVIDENCE, Checkpoint, open_directory, read_small
@@ -141,8 +141,7 @@ class Case:
     @cached_property
     def loaded(self) -> LoadedRecipe:
         """The recipe's copy."""
-        self.read(RECIPE)
-        return load_recipe(str(self.directory / EVIDENCE / RECIPE))
+        return read_recipe(self.read(RECIPE), where=f"{EVIDENCE}/{RECIPE}")
 
     @cached_property
     def base(self) -> BaseModel:

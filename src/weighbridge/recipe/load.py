@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 
 from weighbridge.catalogue import find_recipe
 from weighbridge.errors import RecipeError
+from weighbridge.recipe.extending import resolve, shown
 from weighbridge.recipe.schema import Recipe
 from weighbridge.strict_yaml import Document, parse_yaml, validate
 
@@ -19,7 +19,7 @@ class LoadedRecipe:
     Attributes:
         recipe: what it says.
         document: the YAML with its line numbers, so that a decision can name the line that made it.
-        raw: the file's bytes.
+        raw: the recipe's bytes: the file's, or of one that extends another, what it comes to.
     """
 
     recipe: Recipe
@@ -28,16 +28,16 @@ class LoadedRecipe:
 
     @property
     def sha256(self) -> str:
-        """Digest (hex) of the file's bytes."""
+        """Digest (hex) of the recipe's bytes."""
         return hashlib.sha256(self.raw).hexdigest()
 
     def location(self, *path: str | int) -> str:
         """File and line of a part of the recipe, e.g. ``recipes/…/fp8-dynamic.yaml:12``."""
-        return f"{self.document.where}:{self.document.line(path)}"
+        return self.document.place(path)
 
 
 def load_recipe(name: str) -> LoadedRecipe:
-    """Read a recipe by path or catalogue name.
+    """Read a recipe by path or catalogue name, and what it extends.
 
     Raises:
         RecipeError: not found, not YAML, or not a recipe; with file and line.
@@ -47,11 +47,12 @@ def load_recipe(name: str) -> LoadedRecipe:
         raw = path.read_bytes()
     except OSError as error:
         raise RecipeError(f"cannot be read ({error.strerror})", where=str(path)) from error
-    return read_recipe(raw, where=_shown(path))
+    document, resolved = resolve(path, raw, where=shown(path))
+    return LoadedRecipe(validate(document, Recipe, error=RecipeError), document, resolved)
 
 
 def read_recipe(raw: bytes, *, where: str) -> LoadedRecipe:
-    """Read a recipe's bytes.
+    """Read a recipe's bytes: one that stands for itself, since a stranger's must not name files here.
 
     Args:
         where: how messages call it.
@@ -62,11 +63,3 @@ def read_recipe(raw: bytes, *, where: str) -> LoadedRecipe:
     document = parse_yaml(raw, where=where, error=RecipeError)
     recipe = validate(document, Recipe, error=RecipeError)
     return LoadedRecipe(recipe=recipe, document=document, raw=raw)
-
-
-def _shown(path: Path) -> str:
-    """A path as a person would name it: relative where it lies below the working directory."""
-    try:
-        return path.resolve().relative_to(Path.cwd()).as_posix()
-    except ValueError:
-        return str(path)

@@ -1,0 +1,151 @@
+"""Recipes that extend another: what they say replaces, what they do not say stays, and all of it can be located."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from weighbridge.catalogue import RECIPES
+from weighbridge.errors import RecipeError
+from weighbridge.recipe import load_recipe, read_recipe
+
+PARENT = """\
+# A header.
+name: parent
+description: what it is
+base:
+  model: org/model
+  licence: mit
+method: model_free_ptq
+# Why this scheme.
+scheme: FP8_DYNAMIC
+ignore:
+  # Why the head.
+  - lm_head
+  - re:.*router
+"""
+KEYS = ("description", "base", "method", "scheme", "ignore")
+
+
+def write(directory: Path, **recipes: str) -> Path:
+    for name, text in recipes.items():
+        (directory / f"{name}.yaml").write_text(text)
+    return directory / f"{name}.yaml"
+
+
+def test_key_that_is_said_replaces_and_the_rest_stays(tmp_path: Path) -> None:
+    path = write(tmp_path, parent=PARENT, child="name: child\nextends: parent.yaml\nscheme: FP8_BLOCK\n")
+    recipe = load_recipe(str(path)).recipe
+    assert (recipe.name, recipe.scheme, recipe.ignored) == ("child", "FP8_BLOCK", ("lm_head", "re:.*router"))
+
+
+def test_list_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    path = write(tmp_path, parent=PARENT, child="name: child\nextends: parent.yaml\nignore: [lm_head]\n")
+    assert load_recipe(str(path)).recipe.ignored == ("lm_head",)
+
+
+def test_key_is_taken_back_by_saying_nothing(tmp_path: Path) -> None:
+    groups = "config_groups: {g: {scheme: FP8_BLOCK}}\n"
+    path = write(tmp_path, parent=PARENT, child=f"name: child\nextends: parent.yaml\nscheme:\n{groups}")
+    assert load_recipe(str(path)).recipe.scheme is None
+
+
+def test_resolved_recipe_stands_for_itself(tmp_path: Path) -> None:
+    path = write(tmp_path, parent=PARENT, child="name: child\nextends: parent.yaml\nscheme: FP8_BLOCK\n")
+    loaded = load_recipe(str(path))
+    assert read_recipe(loaded.raw, where="").recipe == loaded.recipe
+
+
+def test_comments_come_along_with_their_keys(tmp_path: Path) -> None:
+    path = write(tmp_path, parent=PARENT, child="name: child\nextends: parent.yaml\n# Another reason.\nscheme: MXFP4\n")
+    text = load_recipe(str(path)).raw.decode()
+    assert "# Why the head." in text
+    assert "# Another reason.\nscheme: MXFP4" in text
+    assert "# Why this scheme." not in text
+
+
+@pytest.mark.parametrize(
+    ("path", "place"), [(("ignore", 1), "parent.yaml:13"), (("scheme",), "child.yaml:3"), (("name",), "child.yaml:1")]
+)
+def test_place_is_that_of_the_file_that_says_it(path: tuple[str | int, ...], place: str, tmp_path: Path) -> None:
+    child = write(tmp_path, parent=PARENT, child="name: child\nextends: parent.yaml\nscheme: FP8_BLOCK\n")
+    assert load_recipe(str(child)).location(*path).endswith(place)
+
+
+def test_mistake_is_located_in_the_file_that_makes_it(tmp_path: Path) -> None:
+    parent = PARENT.replace("licence: mit", "license: mit")
+    path = write(tmp_path, parent=parent, child="name: child\nextends: parent.yaml\n")
+    with pytest.raises(RecipeError, match=r"parent\.yaml:6: unknown key 'base\.license'"):
+        load_recipe(str(path))
+
+
+def test_chain_of_recipes_is_followed(tmp_path: Path) -> None:
+    middle = "name: middle\nextends: parent.yaml\nscheme: FP8_BLOCK\n"
+    path = write(tmp_path, parent=PARENT, middle=middle, child="name: child\nextends: middle.yaml\nignore: []\n")
+    recipe = load_recipe(str(path)).recipe
+    assert (recipe.scheme, recipe.ignored) == ("FP8_BLOCK", ())
+
+
+def test_recipe_of_the_catalogue_is_extended_by_its_name(tmp_path: Path) -> None:
+    path = write(tmp_path, child="name: child\nextends: google/gemma-4-26B-A4B-it/fp8-dynamic\n")
+    assert load_recipe(str(path)).recipe.ignored == load_recipe("fp8-dynamic").recipe.ignored
+
+
+REFUSED = {
+    "itself": ("extends: child.yaml\n", "in turn"),
+    "nothing": ("extends: other.yaml\n", r"other\.yaml cannot be read"),
+    "an unknown name": ("extends: fp8-dynamik\n", "no recipe of this name"),
+    "a list": ("extends: [parent.yaml]\n", "must be the name or file"),
+    "two of the same": ("extends: parent.yaml\nextends: parent.yaml\n", "stands twice"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_extending_is_refused_with_its_reason(case: str, tmp_path: Path) -> None:
+    text, reason = REFUSED[case]
+    path = write(tmp_path, parent=PARENT, child=f"name: child\n{text}")
+    with pytest.raises(RecipeError, match=reason):
+        load_recipe(str(path))
+
+
+def test_recipe_in_braces_is_not_extended(tmp_path: Path) -> None:
+    path = write(tmp_path, parent="{name: parent}\n", child="name: child\nextends: parent.yaml\n")
+    with pytest.raises(RecipeError, match="beginning of a line"):
+        load_recipe(str(path))
+
+
+def test_recipe_of_a_stranger_extends_nothing() -> None:
+    with pytest.raises(RecipeError, match="unknown key 'extends'"):
+        read_recipe(f"{PARENT}extends: /etc/hosts\n".encode(), where="evidence/recipe.yaml")
+
+
+def test_recipe_that_extends_nothing_keeps_its_bytes() -> None:
+    path = RECIPES / "google/gemma-4-26B-A4B-it/fp8-dynamic.yaml"
+    assert load_recipe(str(path)).raw == path.read_bytes()
+
+
+@given(said=st.sets(st.sampled_from(KEYS)))
+def test_extending_is_the_union_of_keys_in_which_the_extending_one_wins(
+    said: set[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    directory = tmp_path_factory.mktemp("recipes")
+    other = PARENT.replace("FP8_DYNAMIC", "FP8_BLOCK").replace("org/model", "org/other").replace("router", "gate")
+    whole = read_recipe(other.replace("what it is", "another").encode(), where="").recipe
+    (directory / "parent.yaml").write_text(PARENT)
+    blocks = other.replace("what it is", "another").split("\n")
+    starts = {key: next(i for i, line in enumerate(blocks) if line.startswith(f"{key}:")) for key in KEYS}
+    ends = {
+        key: next((i for i in range(starts[key] + 1, len(blocks)) if blocks[i][:1] not in (" ", "")), len(blocks))
+        for key in KEYS
+    }
+    child = ["name: parent", "extends: parent.yaml"] + [
+        line for key in KEYS if key in said for line in blocks[starts[key] : ends[key]]
+    ]
+    (directory / "child.yaml").write_text("\n".join(child) + "\n")
+    merged = load_recipe(str(directory / "child.yaml")).recipe
+    parent = read_recipe(PARENT.encode(), where="").recipe
+    for key in KEYS:
+        assert getattr(merged, key) == getattr(whole if key in said else parent, key)
