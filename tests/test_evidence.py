@@ -28,7 +28,16 @@ from weighbridge.evidence.licence import card_metadata
 from weighbridge.recipe import load_recipe
 
 PLAIN = {
-    *("README.md", "bom.cdx.json", "files.sha256", "log.jsonl", "recipe.yaml", "report.json", "report.md"),
+    *(
+        "README.md",
+        "bom.cdx.json",
+        "files.sha256",
+        "log.jsonl",
+        "recipe.yaml",
+        "report.html",
+        "report.json",
+        "report.md",
+    ),
     *("statements.jsonl", "tensors.sha256"),
 }
 SIGNED = PLAIN - {"statements.jsonl"} | {"claims.jsonl", "model.sig"}

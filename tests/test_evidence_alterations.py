@@ -27,6 +27,7 @@ BESIDE = (
     "files.sha256",
     "tensors.sha256",
     "recipe.yaml",
+    "report.html",
     "report.json",
     "report.md",
     "log.jsonl",

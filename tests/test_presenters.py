@@ -1,4 +1,4 @@
-"""One report: text for people, JSON for programs, Markdown for records; golden files show what each looks like."""
+"""One report: text for people, JSON for programs, Markdown for records, a page to look at; golden files show each."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from weighbridge.report import PRESENTERS, Finding, Report, Section, Severity, Table
+from weighbridge.report import PRESENTERS, Area, Areas, Finding, Grid, Report, Section, Severity, Table
 
 GOLDEN = Path(__file__).parent / "golden"
-FILES = {"text": "report.txt", "json": "report.json", "markdown": "report.md"}
+FILES = {"text": "report.txt", "json": "report.json", "markdown": "report.md", "html": "report.html"}
 
 HOLDING = Section(
     title="the checkpoint itself",
@@ -23,6 +23,17 @@ HOLDING = Section(
             ("role", "scheme", "modules", "bits a weight"),
             (("attention", "float8 per channel, static", 115, 8.0057), ("total", "", 11725, 8.4203)),
         ),
+    ),
+    figures=(
+        Areas(
+            "bytes of the checkpoint, by role and layer",
+            (
+                Area("attention", "layer 0", "float8 per channel, static", 37_500_000),
+                Area("attention", "layer 1", "float8 per channel, static", 12_500_000),
+                Area("embeddings", "", "kept BF16", 50_000_000),
+            ),
+        ),
+        Grid("SNR dB", "layer", ("0", "1"), ("attention", "experts"), ((31.5, None), (28.25, 33.0))),
     ),
 )
 FAILING = Section(

@@ -49,6 +49,15 @@ _ROLES: tuple[tuple[Role, re.Pattern[str]], ...] = (
 )
 
 
+_LAYER = re.compile(r"(?:^|\.)(?:layers|blocks|h)\.(\d+)(?:\.|$)")
+
+
+def layer_of(module: str) -> int | None:
+    """The layer that a module belongs to, by its name; None for one that belongs to none."""
+    match = _LAYER.search(module)
+    return int(match[1]) if match else None
+
+
 def role_of(module: str) -> Role:
     """The role of a module by its name."""
     return _role_of_template(split_name(module)[0])

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from weighbridge.consistency import inconsistencies
 from weighbridge.diff import Difference, DifferenceGroup, diff, explain, group
+from weighbridge.picture import bytes_by_role
 from weighbridge.plan import Plan
 from weighbridge.recipe import Explanation
 from weighbridge.references import AgainstReference
@@ -73,6 +74,7 @@ def _itself(checkpoint: Checkpoint) -> Section:
         title="the checkpoint itself",
         summary=f"{size}, {declared}; {agree}",
         findings=tuple(findings),
+        figures=(bytes_by_role(checkpoint),),
     )
 
 

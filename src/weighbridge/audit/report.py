@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from weighbridge.audit.assess import Audit
 from weighbridge.audit.judge import ORDER, Judged, Verdict
-from weighbridge.audit.measure import Measure, decibels
+from weighbridge.audit.measure import Measure, decibels, signal_to_noise
 from weighbridge.audit.pairing import QuantizedPair
-from weighbridge.report import Finding, Section, Severity, Table
-from weighbridge.roles import role_of
+from weighbridge.report import Finding, Grid, Section, Severity, Table
+from weighbridge.roles import layer_of, role_of
 from weighbridge.structure.names import compact
-
-_LAYER = re.compile(r"(?:^|\.)(?:layers|blocks|h)\.(\d+)(?:\.|$)")
 
 _REMEDY = {
     "audit/not-exact": "the recipe promises round-to-nearest by min-max, bit by bit; find out what made these numbers",
@@ -104,12 +101,12 @@ def _quantized(audit: Audit) -> Section:
         (judged for _, _, judged in quantized if judged.verdict is Verdict.NEAREST),
         Severity.ERROR if audit.method.promises_exact else Severity.NOTE,
     )
-    tables = (_by_role(quantized), *_by_layer(quantized)) if quantized else ()
     return Section(
         "its quantized weights",
         f"{len(quantized):,} modules: {said}" if quantized else "it has none",
         findings=tuple(findings),
-        tables=tables,
+        tables=(_by_role(quantized),) if quantized else (),
+        figures=tuple(_by_layer(quantized)),
     )
 
 
@@ -205,25 +202,30 @@ def _by_role(quantized: Quantized) -> Table:
     return Table(columns, tuple(rows))
 
 
-def _by_layer(quantized: Quantized) -> Iterator[Table]:
+def _by_layer(quantized: Quantized) -> Iterator[Grid]:
     """Signal to noise of each layer, by role."""
     cells: dict[int, dict[str, Measure]] = {}
     for item, seen, _ in quantized:
-        match = _LAYER.search(item.name)
-        if match:
-            layer = cells.setdefault(int(match[1]), {})
+        layer_of_item = layer_of(item.name)
+        if layer_of_item is not None:
+            layer = cells.setdefault(layer_of_item, {})
             role = str(role_of(item.name))
             layer[role] = layer.get(role, Measure()) + seen
-    roles = list(dict.fromkeys(role for layer in cells.values() for role in layer))
+    roles = tuple(dict.fromkeys(role for layer in cells.values() for role in layer))
     if cells:
-        yield Table(
-            ("layer: SNR dB", *roles),
-            tuple((str(layer), *(_cell(cells[layer], role) for role in roles)) for layer in sorted(cells)),
+        yield Grid(
+            title="SNR dB",
+            corner="layer",
+            rows=tuple(str(layer) for layer in sorted(cells)),
+            columns=roles,
+            values=tuple(tuple(_cell(cells[layer], role) for role in roles) for layer in sorted(cells)),
         )
 
 
-def _cell(layer: Mapping[str, Measure], role: str) -> str:
-    return decibels(layer[role].signal, layer[role].noise) if role in layer else ""
+def _cell(layer: Mapping[str, Measure], role: str) -> float | None:
+    """None where there is nothing to compare, and where nothing differs."""
+    ratio = signal_to_noise(layer[role].signal, layer[role].noise) if role in layer else math.nan
+    return ratio if math.isfinite(ratio) else None
 
 
 def _percent(part: int, whole: int) -> str:

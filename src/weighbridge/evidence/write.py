@@ -20,7 +20,7 @@ from weighbridge.evidence.statements import Resource, sha256_of, subject_of, wri
 from weighbridge.evidence.subject import hash_files, list_all, root_digest, write_files, write_tensors
 from weighbridge.identity import digest_files
 from weighbridge.progress import Progress
-from weighbridge.report import PRESENTERS, Report
+from weighbridge.report import PRESENTERS, Report, Section
 from weighbridge.structure.checkpoint import CONFIG_FILE, EVIDENCE, INDEX_FILE, Checkpoint, carried_files
 
 GUIDE = "README.md"
@@ -75,6 +75,10 @@ def write(directory: Path, account: Account, *, signer: Signer | None = None, pr
     subject = subject_of(CardFacts(account.plan.loaded, account.plan.predicted, account.base, {}).name, root)
     if signer is not None:
         (beside / SIGNATURE).write_bytes(signer.sign_model(beside, files, name=str(subject.name)))
+    for name, report in account.reports.items():
+        page = _without_paths(report, account)
+        page = replace(page, sections=(*page.sections, _chain(account, root, (beside / TENSORS).read_bytes())))
+        (beside / f"{name}.html").write_text(PRESENTERS["html"](page))
     recipe = Resource(name=RECIPE, digest=sha256_of(account.plan.loaded.raw))
     payloads = {
         name: write_statement(result_statement(results, subject, [recipe])) for name, results in written.items()
@@ -107,12 +111,30 @@ def guide(*, signed: bool) -> bytes:
 
 def _write_report(beside: Path, name: str, account: Account) -> tuple[Result, ...]:
     """Write a report as JSON and Markdown; gives the results in it."""
-    names = {account.source.label: account.model}
-    report = called_by_name(account.reports[name], names, account.source.origin.repository)
+    report = _without_paths(account.reports[name], account)
     content = PRESENTERS["json"](report)
     (beside / f"{name}.json").write_text(content)
     (beside / f"{name}.md").write_text(PRESENTERS["markdown"](report))
     return results_of(json.loads(content), where=name)
+
+
+def _without_paths(report: Report, account: Account) -> Report:
+    return called_by_name(report, {account.source.label: account.model}, account.source.origin.repository)
+
+
+def _chain(account: Account, root: str, tensors: bytes) -> Section:
+    """From the base to the evidence, each by what it can be told from every other."""
+    base, loaded = account.base, account.plan.loaded
+    facts: dict[str, str | int] = {
+        "base": base.repository,
+        "its commit": base.revision or "unknown",
+        "whether it is that": base.sentence,
+        "recipe": loaded.recipe.name,
+        "SHA-256 of the recipe": loaded.sha256,
+        "root digest of the checkpoint (OpenSSF Model Signing v1.0)": root,
+        "content digest of its tensors": sha256_of(tensors)["sha256"],
+    }
+    return Section("from base to evidence", "base, recipe, build, and what is stated of it", facts=facts)
 
 
 def called_by_name(report: Report, names: Mapping[str, str], known: str = "") -> Report:

@@ -1,6 +1,6 @@
 """Reports: one tree of findings, and its presenters."""
 
-from weighbridge.report.findings import Finding, Report, Section, Severity, Table
+from weighbridge.report.findings import Area, Areas, Finding, Grid, Report, Section, Severity, Table
 from weighbridge.report.present import PRESENTERS
 
-__all__ = ["PRESENTERS", "Finding", "Report", "Section", "Severity", "Table"]
+__all__ = ["PRESENTERS", "Area", "Areas", "Finding", "Grid", "Report", "Section", "Severity", "Table"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal
 
 from weighbridge.errors import clipped, printable
 
@@ -58,6 +59,44 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Area:
+    """A share of the bytes: the group and the part of it that they belong to, and of what kind they are."""
+
+    group: str
+    part: str
+    kind: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Areas:
+    """Bytes by group and part, to be seen at a glance; a table beside it says the same in figures."""
+
+    title: str
+    areas: tuple[Area, ...]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Figures by two things.
+
+    Attributes:
+        title: what the figures are, with their unit.
+        corner: what the rows are.
+        rows: names of the rows; `columns`: those of the columns.
+        values: a figure for each row and column; None where there is none.
+        worst: whether the lowest or the highest figure is the one to look at.
+    """
+
+    title: str
+    corner: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    values: tuple[tuple[float | None, ...], ...]
+    worst: Literal["lowest", "highest"] = "lowest"
+
+
+@dataclass(frozen=True)
 class Section:
     """A part of a report: what was held against what, and what was found.
 
@@ -65,6 +104,7 @@ class Section:
         title: e.g. ``against RedHatAI/gemma-4-26B-A4B-it-FP8-dynamic``.
         summary: one sentence.
         facts: what the section rests on (label -> value).
+        figures: what is better seen than read.
     """
 
     title: str
@@ -72,6 +112,7 @@ class Section:
     findings: tuple[Finding, ...] = ()
     facts: dict[str, str | int] = field(default_factory=dict)
     tables: tuple[Table, ...] = ()
+    figures: tuple[Areas | Grid, ...] = ()
 
     def __post_init__(self) -> None:
         _make_safe(self, "title", "summary")

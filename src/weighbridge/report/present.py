@@ -1,17 +1,19 @@
-"""Presenters of the findings tree: text for people, JSON for programs, Markdown for records."""
+"""Presenters of the findings tree: text for people, JSON for programs, Markdown for records, a page to look at."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
 from typing import Any
 
-from weighbridge.report.findings import Finding, Report, Section, Severity, Table
+from weighbridge.report.findings import Finding, Grid, Report, Section, Severity, Table
+from weighbridge.report.page import as_html
 
 JSON_VERSION = 1
+WIDEST_GRID = 12
 MARKS = {"error": "x", "warning": "!", "note": "-"}
 
 
@@ -45,7 +47,7 @@ def as_markdown(report: Report) -> str:
     for section in report.sections:
         lines += ["", f"## {section.title}", "", section.summary]
         lines += [f"- {label}: {value}" for label, value in section.facts.items()]
-        for table in section.tables:
+        for table in _tables(section):
             lines += ["", _row(table.columns), _row(["---"] * len(table.columns))]
             lines += [_row([_figure(cell) for cell in row]) for row in table.rows]
         if section.findings:
@@ -58,7 +60,22 @@ def as_markdown(report: Report) -> str:
     return "\n".join(lines) + "\n"
 
 
-PRESENTERS: Mapping[str, Callable[[Report], str]] = {"text": as_text, "json": as_json, "markdown": as_markdown}
+PRESENTERS: Mapping[str, Callable[[Report], str]] = {
+    "text": as_text,
+    "json": as_json,
+    "markdown": as_markdown,
+    "html": as_html,
+}
+
+
+def _tables(section: Section) -> Iterator[Table]:
+    """Tables, and grids that are narrow enough to be read as such."""
+    yield from section.tables
+    for figure in section.figures:
+        if isinstance(figure, Grid) and len(figure.columns) <= WIDEST_GRID:
+            rows = zip(figure.rows, figure.values, strict=True)
+            cells = ((row, *("" if value is None else f"{value:.2f}" for value in values)) for row, values in rows)
+            yield Table((f"{figure.corner}: {figure.title}", *figure.columns), tuple(cells))
 
 
 def _printable(value: Any) -> Any:
@@ -82,7 +99,7 @@ def _text_section(section: Section, width: int) -> str:
     if section.facts:
         label_width = max(map(len, section.facts))
         lines += [f"    {label:<{label_width}}  {_figure(value)}" for label, value in section.facts.items()]
-    for table in section.tables:
+    for table in _tables(section):
         lines += _text_table(table)
     for finding in section.findings:
         lines += _text_finding(finding, width)

@@ -9,7 +9,8 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from weighbridge.errors import BuildError
-from weighbridge.report import Finding, Severity, Table
+from weighbridge.report import Finding, Grid, Severity, Table
+from weighbridge.roles import layer_of
 from weighbridge.structure.names import NamePattern, compact
 
 if TYPE_CHECKING:
@@ -137,4 +138,16 @@ def table(coverage: Sequence[ExpertCoverage]) -> Table:
             )
             for layer in coverage
         ),
+    )
+
+
+def grid(coverage: Sequence[ExpertCoverage]) -> Grid:
+    """Tokens that each expert of each layer saw."""
+    columns = max(len(layer.seen) for layer in coverage)
+    return Grid(
+        title="tokens that each expert saw",
+        corner="layer",
+        rows=tuple(str(layer_of(layer.module)) for layer in coverage),
+        columns=tuple(f"expert {number}" for number in range(columns)),
+        values=tuple((*map(float, layer.seen), *(None,) * (columns - len(layer.seen))) for layer in coverage),
     )
