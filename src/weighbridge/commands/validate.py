@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from weighbridge.cache import write_atomically
+from weighbridge.capacity_report import capacity_section
+from weighbridge.commands import capacity
 from weighbridge.commands.audit import add_options, audit_sections, compare_section
 from weighbridge.commands.run import Parser, check_writable, hand_over, run
 from weighbridge.errors import EvidenceError, WeighbridgeError
@@ -56,6 +58,9 @@ def _validate(options: argparse.Namespace) -> int:
     context = values_of(checkpoint, plan)
     if options.source:
         context += audit_sections(checkpoint, options, load_recipe(options.recipe) if options.recipe else None, plan)
+    demand = capacity.demand_of(options)
+    if demand is not None:
+        context.append(capacity_section(checkpoint, demand))
     if options.compare:
         context.append(compare_section(checkpoint, options))
     report = validate(checkpoint, plan=plan, references=references, context=context)
@@ -137,4 +142,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--report", type=Path, metavar="FILE", help="also write the report to this file")
     parser.add_argument("--write-lock", type=Path, metavar="FILE", help="write the checkpoint's structure lock")
     add_options(parser)
+    capacity.add_options(parser)
     return parser

@@ -1,0 +1,109 @@
+"""``make bench-serve``: how fast a running server answers, source beside build."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from weighbridge.commands.run import Parser, check_writable, hand_over, positive, run
+from weighbridge.endpoint import EndpointError, open_endpoint
+from weighbridge.report import PRESENTERS
+from weighbridge.throughput import Client, Load, measure, stream_load, vllm_load
+from weighbridge.throughput_report import BUILD, SOURCE, report_throughput
+
+EPILOG = """\
+examples:
+  python -m weighbridge.commands.bench_serve http://127.0.0.1:8000
+  python -m weighbridge.commands.bench_serve http://127.0.0.1:8000 --source-endpoint http://127.0.0.1:8001
+  python -m weighbridge.commands.bench_serve http://127.0.0.1:8000 --vllm .venv-vllm/bin/python --tokenizer builds/it
+
+exit codes: 0 measured; 2 could not measure
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; gives the exit code."""
+    options = _parser().parse_args(arguments)
+    return run(lambda: _bench(options))
+
+
+def _bench(options: argparse.Namespace) -> int:
+    check_writable(options.report)
+    client, name = _client(options)
+    sides = {BUILD: open_endpoint(options.endpoint, options.model)}
+    if options.source_endpoint is not None:
+        sides = {SOURCE: open_endpoint(options.source_endpoint, options.source_model), **sides}
+    loads = [
+        Load(at_once, options.requests * at_once, options.input_tokens, options.output_tokens, options.seed)
+        for at_once in sorted({1, *options.concurrency})
+    ]
+    measured = measure(sides, loads, rounds=options.rounds, client=client)
+    report = report_throughput(sides, measured, client=name)
+    return hand_over(report, text=PRESENTERS[options.format](report), report_path=options.report)
+
+
+def _client(options: argparse.Namespace) -> tuple[Client, str]:
+    """Who puts the load on, and what that is called."""
+    if options.vllm is None:
+        return stream_load, "this project's own, streaming; prompts counted in words"
+    if not options.vllm.is_file():
+        raise EndpointError("there is no such file", where=f"--vllm {options.vllm}", remedy="name a Python with vLLM")
+    if options.tokenizer is None:
+        raise EndpointError("vLLM's client draws prompts by tokens", where="--vllm", remedy="add --tokenizer")
+    return vllm_load(options.vllm, options.tokenizer), "vLLM's own (vllm bench serve)"
+
+
+def _several(text: str) -> int:
+    """A whole number of at least two: between two tokens there is a time."""
+    number = positive(text)
+    if number < 2:
+        raise argparse.ArgumentTypeError("must be at least 2")
+    return number
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    """Whole numbers between commas."""
+    return tuple(map(positive, text.split(",")))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="make bench-serve",
+        description="Measure time to the first token and tokens a second of a running server with OpenAI's API.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("endpoint", metavar="ENDPOINT", help="where the build is served, e.g. http://127.0.0.1:8000")
+    parser.add_argument("--model", help="the name under which it is served (default: the only one)")
+    parser.add_argument("--source-endpoint", metavar="URL", help="where the source is served, for comparison")
+    parser.add_argument("--source-model", metavar="MODEL", help="the name under which that is served")
+    parser.add_argument(
+        "--concurrency",
+        type=_counts,
+        default=(1, 4, 16, 32, 128),
+        metavar="N,N,…",
+        help="requests at once; one at a time always comes first (default: 1,4,16,32,128)",
+    )
+    parser.add_argument(
+        "--requests", type=positive, default=4, metavar="N", help="for each place of the concurrency (default: 4)"
+    )
+    parser.add_argument("--input-tokens", type=positive, default=512, metavar="N", help="of a prompt (default: 512)")
+    parser.add_argument("--output-tokens", type=_several, default=256, metavar="N", help="of an answer (default: 256)")
+    parser.add_argument("--rounds", type=positive, default=3, metavar="N", help="of everything (default: 3)")
+    parser.add_argument("--seed", type=int, default=0, help="of the prompts (default: 0)")
+    parser.add_argument(
+        "--vllm",
+        type=Path,
+        metavar="PYTHON",
+        help="put the load on with vLLM's own client, of this Python's environment",
+    )
+    parser.add_argument("--tokenizer", metavar="DIR|ID", help="with --vllm: the model's tokenizer")
+    parser.add_argument("--format", choices=tuple(PRESENTERS), default="text", help="how the report is written")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="also write the report to this file")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""``make evaluate-tasks``: tasks of the evaluation harness against a running server, source beside build."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from weighbridge.commands.run import Parser, check_writable, hand_over, positive, run
+from weighbridge.endpoint import open_endpoint
+from weighbridge.harness import PUBLISHED, Harness, HarnessError, Setting, evaluate
+from weighbridge.harness_report import report_scores
+from weighbridge.report import PRESENTERS
+
+EPILOG = """\
+examples:
+  python -m weighbridge.commands.evaluate_tasks http://127.0.0.1:8000
+  python -m weighbridge.commands.evaluate_tasks http://127.0.0.1:8000 --tasks ifeval --limit 20 --max-gen-toks 2048
+  python -m weighbridge.commands.evaluate_tasks http://127.0.0.1:8000 --source-endpoint http://127.0.0.1:8001
+
+exit codes: 0 evaluated; 2 could not evaluate
+"""
+DEFAULT = "gsm8k_platinum_cot_llama,ifeval,mmlu_pro"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; gives the exit code."""
+    options = _parser().parse_args(arguments)
+    return run(lambda: _evaluate(options))
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    check_writable(options.report)
+    if not options.harness.is_file():
+        raise HarnessError("there is no such file", where=f"--harness {options.harness}", remedy="name a Python")
+    harness = Harness(
+        python=options.harness,
+        concurrency=options.concurrency,
+        tokenizer=options.tokenizer,
+        tasks=options.include,
+        limit=options.limit,
+        max_gen_toks=options.max_gen_toks,
+    )
+    build = open_endpoint(options.endpoint, options.model)
+    source = open_endpoint(options.source_endpoint, options.source_model) if options.source_endpoint else None
+    settings = [PUBLISHED.get(task, Setting(task)) for task in options.tasks]
+    tasks = [
+        (
+            setting,
+            evaluate(build, setting, harness),
+            evaluate(source, setting, harness) if source is not None else None,
+        )
+        for setting in settings
+    ]
+    report = report_scores(build, tasks, harness)
+    return hand_over(report, text=PRESENTERS[options.format](report), report_path=options.report)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Names between commas, each once."""
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    if not all(names):
+        raise argparse.ArgumentTypeError("must be names with commas between them")
+    return names
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="make evaluate-tasks",
+        description="Ask a running server with OpenAI's API the tasks of the Language Model Evaluation Harness.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("endpoint", metavar="ENDPOINT", help="where the build is served, e.g. http://127.0.0.1:8000")
+    parser.add_argument("--model", help="the name under which it is served (default: the only one)")
+    parser.add_argument("--source-endpoint", metavar="URL", help="where the source is served, for comparison")
+    parser.add_argument("--source-model", metavar="MODEL", help="the name under which that is served")
+    parser.add_argument(
+        "--tasks",
+        type=_names,
+        default=_names(DEFAULT),
+        metavar="TASK,TASK,…",
+        help=f"any of the harness's; {', '.join(PUBLISHED)} as published cards have them (default: {DEFAULT})",
+    )
+    parser.add_argument("--include", type=Path, metavar="DIR", help="a directory with further tasks, as YAML files")
+    parser.add_argument("--limit", type=positive, metavar="N", help="ask only the first N questions: for trying out")
+    parser.add_argument(
+        "--max-gen-toks", type=positive, metavar="N", help="tokens to generate at most (default: as the task is set up)"
+    )
+    parser.add_argument(
+        "--tokenizer",
+        metavar="DIR|ID",
+        help="ask by plain text through /v1/completions, for tasks that need log-probabilities; the model's tokenizer",
+    )
+    parser.add_argument(
+        "--concurrency", type=positive, default=128, metavar="N", help="requests at once (default: 128)"
+    )
+    parser.add_argument(
+        "--harness",
+        type=Path,
+        default=Path(sys.executable),
+        metavar="PYTHON",
+        help="of the environment that has lm_eval (default: this one, with the extra 'eval')",
+    )
+    parser.add_argument("--format", choices=tuple(PRESENTERS), default="text", help="how the report is written")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="also write the report to this file")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
