@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from tests import families
+from tests.conftest import ROOT, Command
 from weighbridge.catalogue import reference_lock
 from weighbridge.drafting import draft_recipe
 from weighbridge.errors import RecipeError
@@ -89,3 +91,54 @@ def test_model_in_which_nothing_is_known_is_refused() -> None:
     source = replace(reference_lock(GEMMA), structure={"encoder.block.q.weight": Tensor("BF16", (64, 64))})
     with pytest.raises(RecipeError, match="no recipe can be drafted"):
         draft_recipe(source, model="a/b", licence="mit")
+
+
+# --- the command
+
+LOCK = ROOT / "references" / f"{GEMMA}.yaml"
+
+
+def test_command_writes_what_it_prints_and_it_plans(call_build: Command, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "recipe.yaml"
+    drafted = call_build("--new-recipe", GEMMA, "--model", LOCK, "--licence", "apache-2.0", "--output", path)
+    assert drafted.code == 0
+    assert drafted.out == path.read_text()
+    planned = call_build(path, "--plan", "--model", LOCK)
+    assert planned.code == 0, planned.out
+
+
+def test_licence_is_that_of_the_card_beside_the_model(call_build: Command, tmp_path: Path, mini: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    assert call_build("--new-recipe", "org/mini", "--model", mini, "--output", path).code == 0
+    assert load_recipe(str(path)).recipe.base.licence == "apache-2.0"
+
+
+REFUSED = {
+    "no hub id": (("--new-recipe", "gemma"), "gemma: is no hub id"),
+    "a recipe as well": (("fp8-dynamic", "--new-recipe", "org/mini"), "names a recipe, and asks for a new one"),
+    "neither": ((), "names no recipe"),
+    "no licence": (("--new-recipe", "org/mini", "--model", str(LOCK)), "declares no licence"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_draft_is_refused_in_one_sentence(case: str, call_build: Command, tmp_path: Path) -> None:
+    arguments, sentence = REFUSED[case]
+    outcome = call_build(*arguments, *(("--output", tmp_path / "r.yaml") if arguments else ()))
+    assert (outcome.code, outcome.out) == (2, "")
+    assert sentence in outcome.err
+    assert not (tmp_path / "r.yaml").exists()
+
+
+def test_recipe_that_is_there_is_not_written_over(call_build: Command, tmp_path: Path, mini: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("mine")
+    outcome = call_build("--new-recipe", "org/mini", "--model", mini, "--output", path)
+    assert outcome.code == 2
+    assert path.read_text() == "mine"
+
+
+def test_resolved_recipe_is_printed(call_build: Command) -> None:
+    outcome = call_build("w4a16-g64", "--resolved")
+    assert outcome.code == 0
+    assert read_recipe(outcome.out.encode(), where="").recipe.name == "w4a16-g64"

@@ -48,6 +48,7 @@ from tests.hub_server import (
     with_headers,
 )
 from weighbridge.errors import HubError, StructureError
+from weighbridge.recipe import load_recipe
 from weighbridge.source import fetch
 from weighbridge.structure import hub_client
 from weighbridge.structure.checkpoint import open_directory
@@ -618,6 +619,20 @@ def test_build_from_the_hub_is_the_build_from_the_directory(
     assert b"org/mini" in built.pop("README.md"), "the card names the repository that it was built from"
     del wanted["README.md"]
     assert built == wanted
+
+
+def test_recipe_is_drafted_from_headers_and_card(
+    mini: Path, tmp_path: Path, variables: Callable[..., dict[str, str]], run_build: Command
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    with serve({"org/mini": mini}) as hub:
+        outcome = run_build("--new-recipe", "org/mini", "--output", path, env=variables(hub.endpoint))
+        commit = hub.commit_of("org/mini")
+        weights = sum(shard.stat().st_size for shard in mini.glob("*.safetensors"))
+        assert hub.bytes_sent(WEIGHTS) < weights / 10
+    assert outcome.code == 0, outcome.err
+    base = load_recipe(str(path)).recipe.base
+    assert (base.model, base.revision, base.licence) == ("org/mini", commit, "apache-2.0")
 
 
 # The hub of these tests itself

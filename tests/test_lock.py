@@ -157,6 +157,7 @@ def test_build_of_a_stranger_is_derived_until_its_headers_were_read(name: str) -
 
 
 UNPINNED = {
+    "HuggingFaceTB/SmolLM2-135M-Instruct",
     "FusenAI/gemma-4-26B-A4B-it-NVFP4",
     "LargitData/gemma-4-26b-a4b-it-fp8",
     "bg-digitalservices/Gemma-4-26B-A4B-it-NVFP4",

@@ -31,7 +31,7 @@ from weighbridge.progress import Progress
 from weighbridge.recipe import LoadedRecipe
 from weighbridge.report import PRESENTERS, Finding, Report, Section, Severity
 from weighbridge.resources import Resources
-from weighbridge.source import MINIATURE, fetch, open_model, open_source
+from weighbridge.source import MADE, MINIATURE, fetch, open_model, open_source
 from weighbridge.structure.checkpoint import EVIDENCE, Checkpoint, Origin
 
 REBUILT = "same bytes"
@@ -168,15 +168,13 @@ def _source(request: Rebuild, case: Case, loaded: LoadedRecipe, progress: Progre
     """
     base = case.base
     stated = str(case.provenance.predicate.build_definition.external_parameters.get("model"))
-    model = request.model or (
-        stated if stated == MINIATURE else "@".join(filter(None, (base.repository, base.revision)))
-    )
+    model = request.model or (stated if stated in MADE else "@".join(filter(None, (base.repository, base.revision))))
     if loaded.recipe.method != "convert":
         source = fetch(open_source(model))
     else:
         source = build_base(loaded, progress=progress) if model == MINIATURE else fetch(open_model(model))
     origin = Origin(repository=base.repository, revision=base.revision) if stated == base.repository else Origin()
-    return replace(source, origin=origin, label=MINIATURE if stated == MINIATURE else source.label)
+    return replace(source, origin=origin, label=stated if stated in MADE else source.label)
 
 
 def _inputs(case: Case, loaded: LoadedRecipe, source: Checkpoint, progress: Progress) -> Section:

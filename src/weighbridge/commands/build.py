@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from weighbridge.build import BuildRequest, build
-from weighbridge.commands.run import Parser, check_writable, hand_over, positive, run, size
+from weighbridge.commands import capacity, draft
+from weighbridge.commands.run import HOLDS, Parser, check_writable, hand_over, positive, run, size
 from weighbridge.conversion_base import build_base, predict_base
 from weighbridge.errors import RecipeError, WeighbridgeError
 from weighbridge.evidence import open_signer
@@ -19,7 +21,7 @@ from weighbridge.recipe import LoadedRecipe, load_recipe
 from weighbridge.references import NO_REFERENCE, base_of, find_references
 from weighbridge.report import PRESENTERS
 from weighbridge.resources import DEFAULT_MEMORY, DEFAULT_SHARD_SIZE, Resources
-from weighbridge.source import MINIATURE, open_model, open_source
+from weighbridge.source import MADE, MINIATURE, SMOLLM2, TRAINED_MINIATURE, open_model, open_source
 from weighbridge.structure.checkpoint import Checkpoint
 from weighbridge.structure.lock import write_lock
 
@@ -28,6 +30,8 @@ EPILOG = """\
 examples:
   python build.py fp8-dynamic --model mini
   python build.py fp8-dynamic --plan --model references/google/gemma-4-26B-A4B-it.yaml
+  python build.py nvfp4 --plan --model references/google/gemma-4-26B-A4B-it.yaml --gpu 24GB --kv-dtype fp8
+  python build.py --new-recipe Qwen/Qwen3-30B-A3B
   python build.py recipes/google/gemma-4-26B-A4B-it/fp8-dynamic.yaml --model /models/gemma-4-26B-A4B-it
 
 exit codes: 0 built and valid; 1 judged and found wanting, nothing kept; 2 could not build
@@ -42,7 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     check_writable(options.report)
+    if (options.recipe is None) == (options.new_recipe is None):
+        what = "names no recipe" if options.recipe is None else "names a recipe, and asks for a new one"
+        raise RecipeError(what, where="build.py", remedy="the catalogue is recipes/README.md")
+    if options.new_recipe is not None:
+        return draft.draft(options)
     loaded = load_recipe(options.recipe)
+    if options.resolved:
+        sys.stdout.write(loaded.raw.decode())
+        return HOLDS
     if options.calibration is not None:
         loaded = calibrated_with(loaded, options.calibration)
     return _plan(options, loaded) if options.plan else _build(options, loaded)
@@ -54,12 +66,14 @@ def _plan(options: argparse.Namespace, loaded: LoadedRecipe) -> int:
     source = predict_base(loaded) if of_miniature else _source(model, loaded)
     base = base_of(loaded, source)
     plan = make_plan(loaded, source)
-    report = report_plan(plan, find_references(loaded, base, _named(options)))
+    report = report_plan(plan, find_references(loaded, base, _named(options)), capacity.demand_of(options))
     text = write_lock(plan.predicted) if options.format == LOCK else PRESENTERS[options.format](report)
     return hand_over(report, text=text, report_path=options.report)
 
 
 def _build(options: argparse.Namespace, loaded: LoadedRecipe) -> int:
+    if options.gpu is not None:
+        raise WeighbridgeError("what fits on a card is said of a plan", where="--gpu", remedy="add --plan")
     if options.format == LOCK:
         raise WeighbridgeError("a lock is the format of a plan", where="--format lock", remedy="add --plan")
     _check_audit(options, loaded)
@@ -136,14 +150,16 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipe", help="a recipe's path, or its name in the catalogue (recipes/README.md)")
+    parser.add_argument("recipe", nargs="?", help="a recipe's path, or its name in the catalogue (recipes/README.md)")
     parser.add_argument(
         "--model",
-        metavar=f"PATH|ORG/NAME[@REV]|{MINIATURE}",
+        metavar=f"PATH|ORG/NAME[@REV]|{'|'.join(MADE)}",
         help="the model to quantize (default: the recipe's base at its pinned revision); "
-        f"{MINIATURE}: a small Gemma 4 made on the spot",
+        f"{MINIATURE}: a small Gemma 4 made on the spot; {TRAINED_MINIATURE}: one that has learnt something, trained "
+        f"in a quarter of an hour the first time; {SMOLLM2}: SmolLM2-135M-Instruct from PyPI",
     )
     parser.add_argument("--plan", action="store_true", help="say what would be built, from headers alone, and stop")
+    parser.add_argument("--resolved", action="store_true", help="print the recipe with what it extends, and stop")
     parser.add_argument("--output", type=Path, metavar="DIR", help="where to build (default: builds/<model>-<recipe>)")
     parser.add_argument(
         "--force", action="store_true", help="replace an output that is not empty, once the build is whole"
@@ -201,4 +217,6 @@ def _parser() -> argparse.ArgumentParser:
         help="hold every weight against the source by the numbers before the build is kept; the result is evidence too",
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="also write the report to this file")
+    capacity.add_options(parser)
+    draft.add_options(parser)
     return parser

@@ -16,7 +16,7 @@ from weighbridge.progress import Stage
 from weighbridge.recipe import Recipe
 from weighbridge.references import AgainstReference
 from weighbridge.report import Report
-from weighbridge.source import MINIATURE
+from weighbridge.source import MADE, MINIATURE
 from weighbridge.structure.checkpoint import Checkpoint
 
 MAIN_REPORT = "report"
@@ -24,6 +24,9 @@ MAIN_REPORT = "report"
 
 AUDIT_REPORT = "audit"
 """The report of the audit, where there was one."""
+
+QUALITY_REPORT = "quality"
+"""That of the build's answers beside the source's, where the recipe states limits."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Account:
         source: the checkpoint that was quantized, on disk.
         identity: who the source is, with the digests of its shards.
         references: what the build was held against.
-        reports: by name, ``report`` for the build's own and ``audit`` for the audit's; all hold.
+        reports: by name, ``report`` for the build's own, ``audit`` and ``quality``; all hold.
         shard_digests: SHA-256 (hex) of each output shard.
         tensor_digests: SHA-256 (hex) of each output tensor's bytes.
         engine: ``streaming`` or ``upstream``.
@@ -85,9 +88,10 @@ def base_model(source: Checkpoint, identity: Identity, recipe: Recipe) -> BaseMo
 
 
 def called(source: Checkpoint) -> str:
-    """A source by its hub id, as the miniature, or by the name of its directory alone."""
+    """A source by its hub id, as one that is made on the spot, or by the name of its directory alone."""
     if source.origin.repository:
         return source.origin.repository
-    if source.label.partition(",")[0] == MINIATURE:
-        return MINIATURE
+    made = source.label.partition(",")[0]
+    if made in MADE:
+        return made
     return re.split(r"[/\\]", source.label.rstrip("/\\"))[-1]

@@ -186,7 +186,9 @@ def _boxes(groups: dict[str, list[Area]], numbers: dict[str, int]) -> Iterator[B
             yield Box(left, top, wide, high, numbers[area.kind], label, tells)
 
 
-def _squares(sizes: Sequence[int], x: float, y: float, width: float, height: float) -> list[tuple[float, float, float, float]]:
+def _squares(
+    sizes: Sequence[int], x: float, y: float, width: float, height: float
+) -> list[tuple[float, float, float, float]]:
     import squarify
 
     normal = squarify.normalize_sizes(sizes, width, height)
