@@ -11,8 +11,10 @@ from weighbridge.structure.checkpoint import Checkpoint
 from weighbridge.structure.lock import is_source_lock, open_lock
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = ROOT / "recipes"
-REFERENCES = ROOT / "references"
+_HERE = ROOT if (ROOT / "recipes").is_dir() else Path(__file__).parent
+"""The checkout; or the package, where a wheel has put them."""
+RECIPES = _HERE / "recipes"
+REFERENCES = _HERE / "references"
 LONGEST_PATH = 1024
 MAIN_MODEL = "google/gemma-4-26B-A4B-it"
 """The model that a short name such as ``fp8-dynamic`` means."""
