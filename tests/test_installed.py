@@ -63,4 +63,4 @@ def test_wheel_holds_recipes_and_locks_and_plans_with_them(tmp_path: Path) -> No
     lock = unpacked / "weighbridge/references/google/gemma-4-26B-A4B-it.yaml"
     done = weighbridge("plan", "fp8-dynamic", "--model", str(lock), "--format", "json", path=unpacked)
     assert done.returncode == 0, done.stderr
-    assert f"{unpacked}/weighbridge/recipes" in done.stdout
+    assert f"{unpacked.name}/weighbridge/recipes" in done.stdout

@@ -108,6 +108,13 @@ def build(request: BuildRequest, *, progress: Progress) -> Report:
                 request = replace(request, resources=beside_what_is_held(request.resources))
             reports[evidence.AUDIT_REPORT] = _audit(built, plan, source, request, progress)
             report = _joined(report, reports[evidence.AUDIT_REPORT])
+        if report.holds and recipe.quality is not None:
+            from weighbridge.quality.assess import judge
+
+            device = request.resources.devices[0]
+            judged = judge(built, source, recipe.quality, progress, device=device)
+            reports[evidence.QUALITY_REPORT] = judged
+            report = _joined(report, judged)
         if report.holds:
             account = evidence.Account(
                 plan=plan,
@@ -227,12 +234,12 @@ def _audit(built: Checkpoint, plan: Plan, source: Checkpoint, request: BuildRequ
     return Report("audit", built.label, f"{built.label} {audit.conclusion(found)}", tuple(audit.sections(found)))
 
 
-def _joined(report: Report, audited: Report) -> Report:
-    """A build's report with that of its audit."""
-    verdict = f"{report.verdict}; it {audited.verdict.removeprefix(f'{report.subject} ')}"
-    if not audited.holds:
-        verdict = f"nothing was kept: {audited.verdict}"
-    return replace(report, verdict=verdict, sections=(*report.sections, *audited.sections))
+def _joined(report: Report, further: Report) -> Report:
+    """A build's report with that of its audit, or of its quality."""
+    verdict = f"{report.verdict}; it {further.verdict.removeprefix(f'{report.subject} ')}"
+    if not further.holds:
+        verdict = f"nothing was kept: {further.verdict}"
+    return replace(report, verdict=verdict, sections=(*report.sections, *further.sections))
 
 
 def _judge(

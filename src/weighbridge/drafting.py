@@ -136,6 +136,7 @@ def _write(
 ) -> str:
     revision = source.origin.revision
     lines = [
+        "# yaml-language-server: $schema=../../recipe.schema.json",
         f"# {scheme} for {model}, drafted by build.py --new-recipe from the model's headers:",
         "# read it before you trust it.",
         f"name: {scheme.lower().replace('_', '-')}",

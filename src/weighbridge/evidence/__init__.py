@@ -1,8 +1,17 @@
 """The evidence of a build: digests, statements, signatures, bill of materials, model card; written, and checked."""
 
-from weighbridge.evidence.account import AUDIT_REPORT, MAIN_REPORT, Account
+from weighbridge.evidence.account import AUDIT_REPORT, MAIN_REPORT, QUALITY_REPORT, Account
 from weighbridge.evidence.licence import licence_section
 from weighbridge.evidence.signing import Signer, open_signer
 from weighbridge.evidence.write import write
 
-__all__ = ["AUDIT_REPORT", "MAIN_REPORT", "Account", "Signer", "licence_section", "open_signer", "write"]
+__all__ = [
+    "AUDIT_REPORT",
+    "MAIN_REPORT",
+    "QUALITY_REPORT",
+    "Account",
+    "Signer",
+    "licence_section",
+    "open_signer",
+    "write",
+]

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from weighbridge.errors import WeighbridgeError
 from weighbridge.patterns import MAX_EXPRESSIONS, REGEX_PREFIX, check_pattern
+from weighbridge.quality.limits import Quality
 from weighbridge.quantization import LINEAR, Group, read_scheme
 from weighbridge.recipe.calibration import Calibration
 from weighbridge.recipe.names import HUB_ID, REVISION
@@ -137,7 +138,7 @@ def _parse_allowance(value: Any) -> Any:
     return {"rule": rule, "reason": reason}
 
 
-Allowed = Annotated[Allowance, BeforeValidator(_parse_allowance)]
+Allowed = Annotated[Allowance, BeforeValidator(_parse_allowance, json_schema_input_type=str)]
 
 
 class IgnoreEntry(Strict):
@@ -201,13 +202,14 @@ class Recipe(Strict):
     format: FormatName = "compressed-tensors"
     scheme: str | None = None
     config_groups: dict[str, ConfigGroup] | None = None
-    ignore: list[Annotated[IgnoreEntry, BeforeValidator(_entry_of)]] = []
+    ignore: list[Annotated[IgnoreEntry, BeforeValidator(_entry_of, json_schema_input_type=str | IgnoreEntry)]] = []
     allow: list[Allowed] = []
     fused_groups: list[list[str]] = [["q_proj", "k_proj", "v_proj"], ["gate_proj", "up_proj"]]
     kv_cache: KVCache | None = None
     modifiers: list[dict[str, dict[str, Any]]] = []
     calibration: Calibration | None = None
     convert: Conversion | None = None
+    quality: Quality | None = None
     references: list[Reference] = []
 
     @field_validator("scheme")
