@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -91,6 +92,10 @@ def build(request: BuildRequest, *, progress: Progress) -> Report:
         from weighbridge.engines import oneshot
 
         oneshot.check(request.loaded, source)
+    if recipe.quality is not None:
+        from weighbridge.quality.assess import windows_of
+
+        windows_of(source, recipe.quality.text, count=recipe.quality.windows)  # a text that is not there is said now
     with staged(request.output, key=key) as staging:
         made = (_stream if streaming else _through_upstream)(plan, source, staging, request, progress)
         shards.write_config(staging.checkpoint, plan)
@@ -102,19 +107,11 @@ def build(request: BuildRequest, *, progress: Progress) -> Report:
         context = [identity.section(source), *made.sections, *scales_sections(built, plan.fused_groups)]
         context.append(evidence.licence_section(source, recipe))
         report = _judge(built, plan, references, identity, context)
-        reports = {evidence.MAIN_REPORT: report}
-        if report.holds and request.audited:
-            if not streaming:
-                request = replace(request, resources=beside_what_is_held(request.resources))
-            reports[evidence.AUDIT_REPORT] = _audit(built, plan, source, request, progress)
-            report = _joined(report, reports[evidence.AUDIT_REPORT])
-        if report.holds and recipe.quality is not None:
-            from weighbridge.quality.assess import judge
-
-            device = request.resources.devices[0]
-            judged = judge(built, source, recipe.quality, progress, device=device)
-            reports[evidence.QUALITY_REPORT] = judged
-            report = _joined(report, judged)
+        if report.holds and not streaming:
+            request = replace(request, resources=beside_what_is_held(request.resources))
+        further = _further(built, plan, source, request, progress) if report.holds else {}
+        reports = {evidence.MAIN_REPORT: report, **further}
+        report = functools.reduce(_joined, reports.values())
         if report.holds:
             account = evidence.Account(
                 plan=plan,
@@ -217,6 +214,22 @@ def _reciprocals(inexact: Sequence[str], plan: Plan) -> list[Section]:
     rows = tuple((str(pattern), len(pattern)) for pattern in compact(inexact))
     table = Table(("one unit in the last place off: no F32 has the reciprocal that is stored", "scales"), rows)
     return [Section("global scales", summary, tables=(table,) if rows else ())]
+
+
+def _further(
+    built: Checkpoint, plan: Plan, source: Checkpoint, request: BuildRequest, progress: Progress
+) -> dict[str, Report]:
+    """What else is judged before a build is kept, by name: its numbers if asked for, its answers if the recipe says."""
+    reports = {}
+    if request.audited:
+        reports[evidence.AUDIT_REPORT] = _audit(built, plan, source, request, progress)
+    limits = request.loaded.recipe.quality
+    if limits is not None and all(report.holds for report in reports.values()):
+        from weighbridge.quality.assess import judge
+
+        device = request.resources.devices[0]
+        reports[evidence.QUALITY_REPORT] = judge(built, source, limits, progress, device=device)
+    return reports
 
 
 def _audit(built: Checkpoint, plan: Plan, source: Checkpoint, request: BuildRequest, progress: Progress) -> Report:

@@ -20,7 +20,7 @@ from weighbridge.evidence.statements import Resource, sha256_of, subject_of, wri
 from weighbridge.evidence.subject import hash_files, list_all, root_digest, write_files, write_tensors
 from weighbridge.identity import digest_files
 from weighbridge.progress import Progress
-from weighbridge.report import PRESENTERS, Report, Section
+from weighbridge.report import PRESENTERS, Finding, Report, Section
 from weighbridge.structure.checkpoint import CONFIG_FILE, EVIDENCE, INDEX_FILE, Checkpoint, carried_files
 
 GUIDE = "README.md"
@@ -152,8 +152,18 @@ def called_by_name(report: Report, names: Mapping[str, str], known: str = "") ->
             text = text.replace(path, name)
         return text
 
+    def of_finding(finding: Finding) -> Finding:
+        return replace(finding, where=renamed(finding.where), message=renamed(finding.message))
+
     sections = tuple(
-        replace(section, title=renamed(section.title), summary=renamed(section.summary)) for section in report.sections
+        replace(
+            section,
+            title=renamed(section.title),
+            summary=renamed(section.summary),
+            facts={label: renamed(fact) if isinstance(fact, str) else fact for label, fact in section.facts.items()},
+            findings=tuple(map(of_finding, section.findings)),
+        )
+        for section in report.sections
     )
     return replace(report, subject=renamed(report.subject), verdict=renamed(report.verdict), sections=sections)
 

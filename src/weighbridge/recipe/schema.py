@@ -9,10 +9,10 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from weighbridge.errors import WeighbridgeError
 from weighbridge.patterns import MAX_EXPRESSIONS, REGEX_PREFIX, check_pattern
-from weighbridge.quality.limits import Quality
 from weighbridge.quantization import LINEAR, Group, read_scheme
 from weighbridge.recipe.calibration import Calibration
 from weighbridge.recipe.names import HUB_ID, REVISION
+from weighbridge.recipe.quality import Quality
 from weighbridge.schemes import KV_CACHES, PRESETS, QuantizationArgs, Scheme
 from weighbridge.strict_yaml import Strict
 from weighbridge.structure.names import parse_pattern

@@ -1,0 +1,1 @@
+"""How much worse a build answers than its source: next-token distributions on text, with confidence intervals."""

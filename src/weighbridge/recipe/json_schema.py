@@ -1,0 +1,30 @@
+"""The recipe's JSON Schema, for editors: the same models that read recipes, in a standard form."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from weighbridge.recipe.extending import EXTENDS
+from weighbridge.recipe.schema import Recipe
+
+DRAFT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def json_schema() -> dict[str, Any]:
+    """The schema of a recipe's file, which may extend another and then say less."""
+    schema = Recipe.model_json_schema(mode="validation")
+    said = {EXTENDS: {"type": "string", "minLength": 1, "description": "The recipe whose keys this one takes over."}}
+    required = schema.pop("required")
+    return {
+        "$schema": DRAFT,
+        **schema,
+        "title": "A Weighbridge recipe",
+        "properties": {**schema["properties"], **said},
+        "anyOf": [{"required": required}, {"required": [EXTENDS, "name"]}],
+    }
+
+
+def write_json_schema() -> str:
+    """The schema as the repository publishes it."""
+    return json.dumps(json_schema(), indent=2, sort_keys=True) + "\n"

@@ -1,0 +1,64 @@
+"""The recipe's JSON Schema: what an editor accepts is what the loader accepts, for every recipe there is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+
+from weighbridge.catalogue import RECIPES, recipe_names
+from weighbridge.commands.schema import SCHEMA
+from weighbridge.recipe.json_schema import json_schema, write_json_schema
+
+FP8 = yaml.safe_load((RECIPES / "google/gemma-4-26B-A4B-it/fp8-dynamic.yaml").read_text())
+
+
+def accepts(recipe: Any) -> bool:
+    return bool(Draft202012Validator(json_schema()).is_valid(recipe))
+
+
+def test_published_schema_is_that_of_the_models() -> None:
+    assert SCHEMA.read_text() == write_json_schema(), "python -m weighbridge.commands.schema writes it anew"
+
+
+def test_schema_is_one() -> None:
+    Draft202012Validator.check_schema(json.loads(SCHEMA.read_text()))
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipe_of_the_catalogue_is_accepted(name: str) -> None:
+    assert accepts(yaml.safe_load((RECIPES / f"{name}.yaml").read_text()))
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipe_names_the_schema_for_editors(name: str) -> None:
+    path = RECIPES / f"{name}.yaml"
+    first = path.read_text().splitlines()[0]
+    assert (path.parent / first.removeprefix("# yaml-language-server: $schema=")).resolve() == SCHEMA
+
+
+MISTAKES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "a misspelt key": lambda recipe: recipe.update(ignored=["lm_head"]),
+    "a misspelt key within": lambda recipe: recipe["base"].update(license="mit"),
+    "no base": lambda recipe: recipe.pop("base"),
+    "an unknown method": lambda recipe: recipe.update(method="ptq"),
+    "text for a list": lambda recipe: recipe.update(ignore="lm_head"),
+    "a short revision": lambda recipe: recipe["base"].update(revision="4d7ae49"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistake_is_marked(mistake: str) -> None:
+    recipe = json.loads(json.dumps(FP8))
+    assert accepts(recipe)
+    MISTAKES[mistake](recipe)
+    assert not accepts(recipe)
+
+
+def test_recipe_that_extends_another_may_say_less() -> None:
+    assert accepts({"name": "mine", "extends": "fp8-dynamic"})
+    assert not accepts({"name": "mine"})
