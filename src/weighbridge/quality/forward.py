@@ -28,7 +28,7 @@ from weighbridge.structure.checkpoint import Checkpoint
 from weighbridge.structure.modules import is_fused_experts, split_experts, split_parameter
 from weighbridge.structure.tensors import Tensor
 
-Dtype = Literal["float32", "bfloat16"]
+Dtype = Literal["float64", "float32", "bfloat16"]
 
 _TEXT_PREFIXES = ("model.language_model.", "language_model.model.", "language_model.")
 """What stands before the names of a text model's tensors where a checkpoint has other parts too."""
@@ -115,6 +115,19 @@ def open_forward(
         return _loaded(checkpoint, weights, dtype, device, progress or Progress())
 
 
+def open_weights_forward(
+    checkpoint: Checkpoint, *, dtype: Dtype = "float32", device: str = "cpu", progress: Progress | None = None
+) -> Forward:
+    """As `open_forward`, but inputs are left as they are: what the weights alone mean.
+
+    Raises:
+        StructureError, HubError: as `open_forward`.
+    """
+    with reader_of(checkpoint, progress or Progress()) as reader:
+        weights = weights_of(checkpoint, reader)
+        return _loaded(checkpoint, weights, dtype, device, progress or Progress(), inputs_of=lambda _: None)
+
+
 def open_partly_restored(
     build: Checkpoint,
     source: Checkpoint,
@@ -146,7 +159,13 @@ def open_partly_restored(
 
 
 def _loaded(
-    checkpoint: Checkpoint, weights: Mapping[str, Weight], dtype: Dtype, device: str, progress: Progress
+    checkpoint: Checkpoint,
+    weights: Mapping[str, Weight],
+    dtype: Dtype,
+    device: str,
+    progress: Progress,
+    *,
+    inputs_of: Callable[[Weight], Activations | None] = activations_of,
 ) -> Forward:
     label = checkpoint.label
     with torch.device("meta"):
@@ -158,7 +177,7 @@ def _loaded(
     with torch.no_grad(), progress.stage("loading", sum(weight.tensor.nbytes for weight in placed.values())):
         for name, weight in placed.items():
             slots[name].copy_(torch.from_numpy(read_weight(weight)))
-            activations = activations_of(weight)
+            activations = inputs_of(weight)
             if activations is not None:
                 inputs[split_parameter(name)[0]] = activations
             progress.advance(weight.tensor.nbytes)

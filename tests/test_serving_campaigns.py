@@ -1,0 +1,102 @@
+"""vLLM itself, in the environment that ``make serve-env`` makes: what it loads, what it computes, that it serves.
+
+WEIGHBRIDGE_SERVING_PYTHON names another environment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Once, call_main, run_script
+from tests.damage import DAMAGES, damaged
+from tests.serving_answers import HONEST, ask_about, recorded, serving_python
+from tests.serving_misread import misread
+from weighbridge.commands import serve_check
+from weighbridge.serving.answer import ServingError
+from weighbridge.serving.server import ask, served
+
+pytestmark = pytest.mark.campaign
+
+WINDOWS = ("--windows", "16", "--length", "128")
+DENSE = ("fp8-dynamic", "w4a16", "nvfp4a16")
+
+
+@pytest.fixture(scope="session")
+def python() -> Path:
+    try:
+        return serving_python()
+    except ServingError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def build_of(once: Once) -> Callable[[str, str], Path]:
+    """A build of a model by a recipe, made once."""
+
+    def make(model: str, recipe: str) -> Path:
+        def build(directory: Path) -> None:
+            named = recipe if model == "mini" else f"HuggingFaceTB/SmolLM2-135M-Instruct/{recipe}"
+            outcome = run_script("build.py", named, "--model", model, "--output", directory / "build")
+            assert outcome.code == 0, outcome.err + outcome.out
+
+        return once(f"served-{model}-{recipe}", build) / "build"
+
+    return make
+
+
+@pytest.mark.parametrize("name", [*HONEST, *DAMAGES])
+def test_vllm_answers_as_it_was_recorded(
+    name: str, python: Path, build_of: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    checkpoint = build_of("mini", DAMAGES[name].recipe if name in DAMAGES else name)
+    if name in DAMAGES:
+        checkpoint = damaged(checkpoint, tmp_path / name, DAMAGES[name])
+    answer = ask_about(checkpoint, tmp_path / "log")
+    kept = {"keys", "parameters", "unfilled", "not_finite", "shared_scales", "replaced", "model"}
+    assert answer.model_dump(include=kept) == recorded(name).model_dump(include=kept)
+    assert sorted(answer.writes) == sorted(recorded(name).writes)
+
+
+@pytest.mark.parametrize("recipe", DENSE)
+def test_dense_builds_serve_and_the_server_computes_what_they_mean(
+    recipe: str, python: Path, build_of: Callable[[str, str], Path]
+) -> None:
+    checkpoint = build_of("smollm2", recipe)
+    outcome = call_main(serve_check.main, [checkpoint, "--source", "smollm2", "--serving-python", python, *WINDOWS])
+    assert outcome.code == 0, outcome.out + outcome.err
+
+
+def test_a_server_that_takes_one_scale_for_another_is_caught(
+    python: Path, build_of: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    in_float32, _ = misread(build_of("smollm2", "fp8-dynamic"), "model.layers.15.mlp.up_proj.weight_scale", tmp_path)
+    assert [finding.rule for finding in in_float32.findings] == ["serve/disagrees"]
+
+
+def test_a_build_answers_over_the_openai_api(
+    python: Path, build_of: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    with served(build_of("smollm2", "fp8-dynamic"), python=python, log=tmp_path / "log") as address:
+        models = ask(address, "/v1/models")
+        answer = ask(
+            address,
+            "/v1/chat/completions",
+            {
+                "messages": [{"role": "user", "content": "What is the capital of France?"}],
+                "max_tokens": 16,
+                "temperature": 0,
+            },
+        )
+    assert models["data"][0]["id"] == "checkpoint"
+    assert "Paris" in answer["choices"][0]["message"]["content"]
+
+
+def test_a_server_that_does_not_start_is_told_with_its_log(python: Path, tmp_path: Path) -> None:
+    with (
+        pytest.raises(ServingError, match="ended before it answered"),
+        served(tmp_path, python=python, log=tmp_path / "log"),
+    ):
+        pass
