@@ -187,7 +187,7 @@ def test_a_side_without_an_error_leaves_the_share_without_one() -> None:
 
 # --- the real harness, on local data ----------------------------------------------------------------------------------
 
-NAMED = "WEIGHBRIDGE_TEST_HARNESS"
+NAMED = "WEIGHBRIDGE_HARNESS_PYTHON"
 PYTHON = os.environ.get(NAMED, sys.executable)
 needs_harness = pytest.mark.skipif(
     NAMED not in os.environ and importlib.util.find_spec("lm_eval") is None,

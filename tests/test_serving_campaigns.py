@@ -15,13 +15,16 @@ from tests.damage import DAMAGES, damaged
 from tests.serving_answers import HONEST, ask_about, recorded, serving_python
 from tests.serving_misread import misread
 from weighbridge.commands import serve_check
+from weighbridge.recipe import load_recipe
 from weighbridge.serving.answer import ServingError
 from weighbridge.serving.server import ask, served
+from weighbridge.trained.text import write_calibration
 
 pytestmark = pytest.mark.campaign
 
 WINDOWS = ("--windows", "16", "--length", "128")
-DENSE = ("fp8-dynamic", "w4a16", "nvfp4a16")
+DENSE = ("fp8-dynamic", "w4a16", "nvfp4a16", "nvfp4")
+EXPERTS = ("fp8-dynamic", "w4a16", "nvfp4a16", "nvfp4")
 
 
 @pytest.fixture(scope="session")
@@ -38,8 +41,12 @@ def build_of(once: Once) -> Callable[[str, str], Path]:
 
     def make(model: str, recipe: str) -> Path:
         def build(directory: Path) -> None:
-            named = recipe if model == "mini" else f"HuggingFaceTB/SmolLM2-135M-Instruct/{recipe}"
-            outcome = run_script("build.py", named, "--model", model, "--output", directory / "build")
+            named = f"HuggingFaceTB/SmolLM2-135M-Instruct/{recipe}" if model == "smollm2" else recipe
+            data: tuple[str | Path, ...] = ()
+            if load_recipe(named).recipe.calibration is not None and model != "mini":
+                write_calibration(directory / "calibration.jsonl")
+                data = ("--calibration", directory / "calibration.jsonl")
+            outcome = run_script("build.py", named, "--model", model, "--output", directory / "build", *data)
             assert outcome.code == 0, outcome.err + outcome.out
 
         return once(f"served-{model}-{recipe}", build) / "build"
@@ -66,6 +73,17 @@ def test_dense_builds_serve_and_the_server_computes_what_they_mean(
 ) -> None:
     checkpoint = build_of("smollm2", recipe)
     outcome = call_main(serve_check.main, [checkpoint, "--source", "smollm2", "--serving-python", python, *WINDOWS])
+    assert outcome.code == 0, outcome.out + outcome.err
+
+
+@pytest.mark.parametrize("recipe", EXPERTS)
+def test_trained_experts_serve_and_the_server_computes_what_they_mean(
+    recipe: str, python: Path, build_of: Callable[[str, str], Path]
+) -> None:
+    checkpoint = build_of("trained-mini", recipe)
+    outcome = call_main(
+        serve_check.main, [checkpoint, "--source", "trained-mini", "--serving-python", python, *WINDOWS]
+    )
     assert outcome.code == 0, outcome.out + outcome.err
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from weighbridge.serving.environment import DEFAULT, python_of
 
-PYTHON = Path(os.environ.get("WEIGHBRIDGE_TEST_VLLM", python_of(DEFAULT)))
+PYTHON = Path(os.environ.get("WEIGHBRIDGE_SERVING_PYTHON", python_of(DEFAULT)))
 """The Python of an environment with vLLM: the one that ``make serve-env`` makes, if no other is named."""
 
 SETTINGS = {

@@ -83,4 +83,5 @@ def digest_files(source: Checkpoint, names: Iterable[str], *, progress: Progress
 
 
 def _named(lock: Checkpoint) -> str:
-    return f"{lock.origin.repository}@{lock.origin.revision[:7]}"
+    revision = lock.origin.revision
+    return lock.origin.repository + (f"@{revision[:7]}" if revision else "")
