@@ -5,12 +5,14 @@ WEIGHBRIDGE_SERVING_PYTHON names another environment.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Once, call_main, run_script
+from tests.checkpoints import copy_checkpoint
+from tests.conftest import Command, Once, call_main, run_script
 from tests.damage import DAMAGES, damaged
 from tests.serving_answers import HONEST, ask_about, recorded, serving_python
 from tests.serving_misread import misread
@@ -85,6 +87,17 @@ def test_trained_experts_serve_and_the_server_computes_what_they_mean(
         serve_check.main, [checkpoint, "--source", "trained-mini", "--serving-python", python, *WINDOWS]
     )
     assert outcome.code == 0, outcome.out + outcome.err
+
+
+def test_result_is_recorded_in_the_evidence(
+    python: Path, build_of: Callable[[str, str], Path], tmp_path: Path, call_validate: Command
+) -> None:
+    build = copy_checkpoint(build_of("smollm2", "fp8-dynamic"), tmp_path / "build")
+    few = ("--windows", "2", "--length", "32", "--record")
+    outcome = call_main(serve_check.main, [build, "--source", "smollm2", "--serving-python", python, *few])
+    assert outcome.code == 0, outcome.out + outcome.err
+    assert json.loads((build / "evidence/serving.json").read_text())["holds"]
+    assert call_validate(build, "--evidence").code == 0
 
 
 def test_a_server_that_takes_one_scale_for_another_is_caught(
