@@ -27,7 +27,7 @@ FAKE = "tqdm"
 
 
 def call_reproduce(*arguments: str | Path) -> Outcome:
-    return call_main(reproduce.main, arguments)
+    return call_main(reproduce.main, (*arguments, "--memory", "64GiB"))  # this process holds torch and much else
 
 
 @pytest.fixture

@@ -112,8 +112,9 @@ def _made(name: str, make: Callable[[Path], None]) -> Path:
     directory = cache_directory() / name
     if directory.is_dir():
         return directory
+    beside = directory.parent / f".{name}.lock"
     try:
-        with (directory.parent / f".{name}.lock").open("w") as lock:
+        with beside.open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not directory.is_dir():  # otherwise another process has made it meanwhile
                 with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{name}.") as scratch:
@@ -122,6 +123,7 @@ def _made(name: str, make: Callable[[Path], None]) -> Path:
                     make(staging)
                     staging.rename(directory)
     except OSError as error:
+        beside.unlink(missing_ok=True)
         raise BuildError(f"{name} cannot be made ({error.strerror or error})", where=str(directory)) from error
     return directory
 
