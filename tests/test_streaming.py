@@ -245,7 +245,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-"""Runs a script that heeds Ctrl-C: what runs in the background of a shell ignores it, and so does all that it starts."""
+"""Runs a script that heeds Ctrl-C: what a shell runs in the background ignores it, and so does all that it starts."""
 
 
 def test_interrupting_says_how_to_go_on(source: Path, recipe: Path, tmp_path: Path) -> None:
