@@ -192,7 +192,17 @@ def _squares(
     import squarify
 
     normal = squarify.normalize_sizes(sizes, width, height)
-    return [(box["x"], box["y"], box["dx"], box["dy"]) for box in squarify.squarify(normal, x, y, width, height)]
+    boxes = squarify.squarify(normal, x, y, width, height)
+    # Beside something a million million times as large, rounding puts the smallest ones outside.
+    return [
+        (
+            min(box["x"], x + width),
+            min(box["y"], y + height),
+            max(0.0, min(box["dx"], x + width - box["x"])),
+            max(0.0, min(box["dy"], y + height - box["y"])),
+        )
+        for box in boxes
+    ]
 
 
 def shades(grid: Grid) -> list[list[float]]:
