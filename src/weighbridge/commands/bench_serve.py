@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from weighbridge.commands.run import Parser, check_writable, hand_over, positive, run
-from weighbridge.endpoint import EndpointError, open_endpoint
+from weighbridge.commands import endpoints
+from weighbridge.commands.run import Parser, add_report_options, check_writable, hand_over, positive, run
+from weighbridge.endpoint import EndpointError
 from weighbridge.report import PRESENTERS
 from weighbridge.throughput import Client, Load, measure, stream_load, vllm_load
 from weighbridge.throughput_report import BUILD, SOURCE, report_throughput
@@ -32,9 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _bench(options: argparse.Namespace) -> int:
     check_writable(options.report)
     client, name = _client(options)
-    sides = {BUILD: open_endpoint(options.endpoint, options.model)}
-    if options.source_endpoint is not None:
-        sides = {SOURCE: open_endpoint(options.source_endpoint, options.source_model), **sides}
+    build, source = endpoints.opened(options)
+    sides = {BUILD: build} if source is None else {SOURCE: source, BUILD: build}
     loads = [
         Load(at_once, options.requests * at_once, options.input_tokens, options.output_tokens, options.seed)
         for at_once in sorted({1, *options.concurrency})
@@ -75,10 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("endpoint", metavar="ENDPOINT", help="where the build is served, e.g. http://127.0.0.1:8000")
-    parser.add_argument("--model", help="the name under which it is served (default: the only one)")
-    parser.add_argument("--source-endpoint", metavar="URL", help="where the source is served, for comparison")
-    parser.add_argument("--source-model", metavar="MODEL", help="the name under which that is served")
+    endpoints.add_options(parser)
     parser.add_argument(
         "--concurrency",
         type=_counts,
@@ -100,8 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         help="put the load on with vLLM's own client, of this Python's environment",
     )
     parser.add_argument("--tokenizer", metavar="DIR|ID", help="with --vllm: the model's tokenizer")
-    parser.add_argument("--format", choices=tuple(PRESENTERS), default="text", help="how the report is written")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="also write the report to this file")
+    add_report_options(parser)
     return parser
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from weighbridge.commands.record import add_record_options, check_record, record
-from weighbridge.commands.run import Parser, check_writable, hand_over, positive, run
+from weighbridge.commands.run import Parser, add_report_options, check_writable, hand_over, positive, run
 from weighbridge.errors import EvidenceError
 from weighbridge.evidence.account import called
 from weighbridge.progress import Progress
@@ -48,8 +48,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="arithmetic (default: float32)"
     )
     parser.add_argument("--device", default="cpu", help="cpu (default), or an accelerator such as cuda:0")
-    parser.add_argument("--format", choices=tuple(PRESENTERS), default="text", help="how the report is written")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="also write the report to this file")
+    add_report_options(parser)
 
 
 def _evaluate(options: argparse.Namespace) -> int:

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from weighbridge.commands.run import Parser, check_writable, hand_over, positive, run
-from weighbridge.endpoint import open_endpoint
+from weighbridge.commands import endpoints
+from weighbridge.commands.run import Parser, add_report_options, check_writable, hand_over, positive, run
 from weighbridge.harness import PUBLISHED, Harness, HarnessError, Setting, evaluate
 from weighbridge.harness_report import report_scores
 from weighbridge.report import PRESENTERS
@@ -42,8 +42,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         limit=options.limit,
         max_gen_toks=options.max_gen_toks,
     )
-    build = open_endpoint(options.endpoint, options.model)
-    source = open_endpoint(options.source_endpoint, options.source_model) if options.source_endpoint else None
+    build, source = endpoints.opened(options)
     settings = [PUBLISHED.get(task, Setting(task)) for task in options.tasks]
     tasks = [
         (
@@ -72,10 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("endpoint", metavar="ENDPOINT", help="where the build is served, e.g. http://127.0.0.1:8000")
-    parser.add_argument("--model", help="the name under which it is served (default: the only one)")
-    parser.add_argument("--source-endpoint", metavar="URL", help="where the source is served, for comparison")
-    parser.add_argument("--source-model", metavar="MODEL", help="the name under which that is served")
+    endpoints.add_options(parser)
     parser.add_argument(
         "--tasks",
         type=_names,
@@ -103,8 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PYTHON",
         help="of the environment that has lm_eval (default: this one, with the extra 'eval')",
     )
-    parser.add_argument("--format", choices=tuple(PRESENTERS), default="text", help="how the report is written")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="also write the report to this file")
+    add_report_options(parser)
     return parser
 
 

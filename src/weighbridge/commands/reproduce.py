@@ -10,7 +10,7 @@ from pathlib import Path
 
 from weighbridge.cache import write_atomically
 from weighbridge.commands.build import calibrated_with
-from weighbridge.commands.run import Parser, check_writable, hand_over, positive, run, size
+from weighbridge.commands.run import Parser, add_report_options, check_writable, hand_over, positive, run, size
 from weighbridge.evidence.signing import open_signer
 from weighbridge.progress import Progress
 from weighbridge.rebuild import Rebuild, rebuild
@@ -46,8 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--statement", type=Path, metavar="FILE", help="write the verdict as an in-toto statement")
     parser.add_argument("--sign", metavar="KEY.pem|sigstore", help="sign that statement")
-    parser.add_argument("--format", choices=tuple(PRESENTERS), default="text", help="how the report is written")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="also write the report to this file")
+    add_report_options(parser)
     options = parser.parse_args(arguments)
     return run(lambda: _reproduce(options))
 

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from weighbridge.cache import write_atomically
 from weighbridge.errors import WeighbridgeError, printable
-from weighbridge.report import Report
+from weighbridge.report import PRESENTERS, Report
 from weighbridge.resources import parse_size
 
 HOLDS, WANTING, COULD_NOT = 0, 1, 2
@@ -61,6 +61,12 @@ def positive(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, a whole number, not {text!r}")
     return int(text)
+
+
+def add_report_options(parser: argparse.ArgumentParser) -> None:
+    """How a command's report is written, and where it is kept."""
+    parser.add_argument("--format", choices=tuple(PRESENTERS), default="text", help="how the report is written")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="also write the report to this file")
 
 
 def check_writable(path: Path | None) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from weighbridge.cache import cache_directory
 from weighbridge.commands.record import add_record_options, check_record, record
-from weighbridge.commands.run import Parser, check_writable, hand_over, positive, run
+from weighbridge.commands.run import Parser, add_report_options, check_writable, hand_over, positive, run
 from weighbridge.evidence.account import called
 from weighbridge.progress import Progress
 from weighbridge.report import PRESENTERS
@@ -39,8 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--length", type=positive, default=128, metavar="TOKENS", help="of each (default: 128)")
     parser.add_argument("--serving-python", type=Path, metavar="PATH", help="the Python of an environment with vLLM")
     parser.add_argument("--log", type=Path, metavar="FILE", help="where the server's own log goes")
-    parser.add_argument("--format", choices=tuple(PRESENTERS), default="text", help="how the report is written")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="also write the report to this file")
+    add_report_options(parser)
     add_record_options(parser)
     options = parser.parse_args(arguments)
     if options.length < 2:

@@ -11,7 +11,7 @@ from weighbridge.cache import write_atomically
 from weighbridge.capacity_report import capacity_section
 from weighbridge.commands import capacity
 from weighbridge.commands.audit import add_options, audit_sections, compare_section
-from weighbridge.commands.run import Parser, check_writable, hand_over, run
+from weighbridge.commands.run import Parser, add_report_options, check_writable, hand_over, run
 from weighbridge.errors import EvidenceError, WeighbridgeError
 from weighbridge.evidence.signing import SigstoreVerifier, Verifier, open_verifier
 from weighbridge.evidence.verify import verify
@@ -138,8 +138,7 @@ def _parser() -> argparse.ArgumentParser:
         help="the base model, which every weight must derive from by the numbers (the audit); with --evidence: to be "
         "compared with what was read by digest",
     )
-    parser.add_argument("--format", choices=tuple(PRESENTERS), default="text", help="how the report is written")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="also write the report to this file")
+    add_report_options(parser)
     parser.add_argument("--write-lock", type=Path, metavar="FILE", help="write the checkpoint's structure lock")
     add_options(parser)
     capacity.add_options(parser)

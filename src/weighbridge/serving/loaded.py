@@ -10,13 +10,13 @@ from weighbridge.lint.merged import MERGED
 from weighbridge.plan import find_fused_groups
 from weighbridge.report import Finding, Severity
 from weighbridge.roles import Role, role_of
+from weighbridge.scales import GLOBAL_SCALES
 from weighbridge.serving.answer import Answer, Region
 from weighbridge.structure.checkpoint import Checkpoint
 from weighbridge.structure.modules import QUANTIZATION_PARAMETERS, split_parameter
 from weighbridge.structure.names import compact, split_name
 
 TOWERS = (Role.VISION, Role.AUDIO)
-_GLOBAL_SCALES = ("weight_global_scale", "input_global_scale", "weight_scale_2", "input_scale")
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _split_groups(checkpoint: Checkpoint, answer: Answer) -> Iterator[Finding]:
         modules = [f"{group.parent}.{member}" for member in group.members]
         if len({checkpoint.schemes.get(module) for module in modules}) > 1:
             by_problem.setdefault("have different schemes", []).append(group.parent)
-        for local in _GLOBAL_SCALES:
+        for local in GLOBAL_SCALES:
             values = {answer.shared_scales.get(f"{module}.{local}") for module in modules}
             if len(values) > 1:
                 by_problem.setdefault(f"have different values of {local}", []).append(group.parent)

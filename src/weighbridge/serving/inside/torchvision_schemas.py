@@ -22,9 +22,9 @@ class DeclareFirst:
         """Called by the import system for each module."""
         if name == "torchvision":
             sys.meta_path.remove(cls)
-            import torch
+            from torch.library import Library
 
-            library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
+            library = Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
             for operator in ("nms", "qnms"):
                 library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
             _kept.append(library)
