@@ -96,7 +96,7 @@ def test_vllm_0_32_says_the_same_of_a_gibibyte_for_smollm2() -> None:
     shape = read_cache_shape(config, where="config.json")
     weights = weights_in_memory("vLLM", NOTHING, shape).total
     found = vllm_capacity(NOTHING, shape, Demand(GIB + weights, "bf16", 2048, 1, 0))
-    assert (found.tokens, round(found.requests, 2)) == (46_592, 22.75)  # its log, see docs/capacity.md
+    assert (found.tokens, round(found.requests, 2)) == (46_592, 22.75)  # its log, see docs/explanation/capacity.md
 
 
 @pytest.mark.parametrize(("structure", "cache", "published"), [(KUNHUNJON, 3.33, 232_000), (NVIDIA, 1.07, 74_000)])
@@ -330,9 +330,9 @@ def test_what_cannot_be_said_is_one_sentence(arguments: tuple[str, ...], sentenc
     assert sentence in answer.err
 
 
-# --- docs/capacity.md -------------------------------------------------------------------------------------------------
+# --- docs/explanation/capacity.md ------------------------------------------------------------------------------------
 
-DOCUMENT = (ROOT / "docs" / "capacity.md").read_text()
+DOCUMENT = (ROOT / "docs/explanation/capacity.md").read_text()
 SHOWN = re.findall(r"```sh\n(.*?)```\n+```text\n(.*?)```", DOCUMENT, flags=re.DOTALL)
 
 

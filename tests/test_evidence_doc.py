@@ -1,4 +1,4 @@
-"""docs/evidence.md names every rule of the evidence, and no other; its commands do what they promise."""
+"""docs/reference/evidence.md names every rule of the evidence, and no other; its commands do what they promise."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-DOCUMENT = (ROOT / "docs" / "evidence.md").read_text()
+DOCUMENT = (ROOT / "docs/reference/evidence.md").read_text()
 RULE = r"(?:evidence|rebuild|publish|licence)/[a-z]+(?:-[a-z]+)*"
 COMMANDS = [line.strip() for line in re.findall(r"^    (\S.*)$", DOCUMENT, flags=re.MULTILINE)]
 UPLOADS = "make publish CHECKPOINT=builds/signed REPO=org/name KEY=key.pub.pem"

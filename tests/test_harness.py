@@ -323,5 +323,5 @@ def test_a_real_server_is_asked_by_the_harness(mini: Path, tasks: Path, tmp_path
 
 
 def test_the_document_names_every_published_setting() -> None:
-    document = (ROOT / "docs" / "throughput.md").read_text()
+    document = (ROOT / "docs/explanation/throughput.md").read_text()
     assert {task for task in PUBLISHED if f"`{task}`" not in document} == set()

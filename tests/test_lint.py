@@ -1,4 +1,4 @@
-"""What lint says of recipes, rule by rule; docs/rules.md has one more example of each, with the reasons."""
+"""What lint says of recipes, rule by rule; docs/reference/rules.md has one more example of each, with the reasons."""
 
 from __future__ import annotations
 

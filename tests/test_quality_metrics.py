@@ -295,7 +295,7 @@ def test_document_names_every_rule_and_no_other() -> None:
     rule = r"quality/[a-z]+(?:-[a-z]+)*"
     sources = (ROOT / "src" / "weighbridge" / "quality").glob("*.py")
     raised = {found for path in sources for found in re.findall(rf'"({rule})"', path.read_text())}
-    assert set(re.findall(rf"`({rule})`", (ROOT / "docs" / "quality.md").read_text())) == raised
+    assert set(re.findall(rf"`({rule})`", (ROOT / "docs/explanation/quality.md").read_text())) == raised
 
 
 def test_measured_arrays_are_in_the_order_of_their_fields() -> None:

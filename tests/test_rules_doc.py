@@ -1,4 +1,4 @@
-"""docs/rules.md describes every rule, and its examples do what it says."""
+"""docs/reference/rules.md describes every rule, and its examples do what it says."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from weighbridge.lint import RULES, lint
 from weighbridge.plan import make_plan
 from weighbridge.recipe import load_recipe
 
-DOCUMENT = (ROOT / "docs" / "rules.md").read_text()
+DOCUMENT = (ROOT / "docs/reference/rules.md").read_text()
 INTRODUCTION = "Allowing what a rule forbids"
 
 

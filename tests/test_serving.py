@@ -81,7 +81,7 @@ def test_damage_is_all_that_is_said_of_a_damaged_build(name: str, builds: Path, 
 
 @pytest.mark.parametrize("name", [name for name in DAMAGES if name != "quantized-router"])
 def test_vllm_itself_says_nothing_against_damaged_builds(name: str) -> None:
-    """The reason for all this; should it change, docs/serving.md is to say so."""
+    """The reason for all this; should it change, docs/explanation/serving.md is to say so."""
     assert recorded(name).refused == ""
 
 
@@ -147,7 +147,7 @@ def test_an_environment_that_is_not_there_is_told_with_the_command_that_makes_on
 def test_every_finding_is_explained_in_the_docs() -> None:
     code = "".join(path.read_text() for path in (ROOT / "src/weighbridge/serving").glob("*.py"))
     raised = set(re.findall(r'"(serve/[a-z-]+)"', code))
-    assert raised == set(re.findall(r"`(serve/[a-z-]+)`", (ROOT / "docs/serving.md").read_text()))
+    assert raised == set(re.findall(r"`(serve/[a-z-]+)`", (ROOT / "docs/explanation/serving.md").read_text()))
 
 
 def test_the_client_imports_nothing_of_this_project() -> None:

@@ -313,7 +313,7 @@ def test_what_cannot_be_measured_is_one_sentence(arguments: Sequence[str], sente
 
 @pytest.mark.parametrize("command", ["bench-serve", "evaluate-tasks"])
 def test_options_that_the_document_shows_are_the_commands(command: str) -> None:
-    document = (ROOT / "docs" / "throughput.md").read_text()
+    document = (ROOT / "docs/explanation/throughput.md").read_text()
     part = document[document.index("## Throughput") : document.index("## Tasks")]
     main = bench_serve.main
     if command == "evaluate-tasks":

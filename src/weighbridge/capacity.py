@@ -24,13 +24,13 @@ KV_BYTES: Mapping[str, int] = {"bf16": 2, "fp8": 1}
 
 VLLM_RESERVE = 2 * GIB
 """Assumed: activations and CUDA graphs beside weights and cache. Published logs of this model leave 1.6 GiB (a request
-of 4,096 tokens) to 5.2 GiB (batches of 8,192 tokens); docs/capacity.md derives both."""
+of 4,096 tokens) to 5.2 GiB (batches of 8,192 tokens); docs/explanation/capacity.md derives both."""
 SGLANG_RESERVE = 480 * 1024**2
 """Assumed: the CUDA context, there before anything is loaded; what both published pools on 24 GB leave. Activations
 live in what the fraction spares."""
 SGLANG_LOADED = 450 * 1024**2
 """Assumed: SGLang says of weights by how much free memory fell, so what CUDA loads beside tensors is counted too. One
-figure, fitted to the two published ones; docs/capacity.md says what is left of them without it."""
+figure, fitted to the two published ones; docs/explanation/capacity.md says what is left of them without it."""
 
 ROTARY_BYTES: Mapping[str, int] = {"vLLM": 2, "SGLang": 4}
 """Bytes of an element of the tables of cosines and sines: vLLM keeps them in BF16, SGLang (on CUDA) in F32."""

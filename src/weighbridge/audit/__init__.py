@@ -3,7 +3,7 @@
     structures -> pairing -> pieces of rows -> figures -> verdicts -> report
 
 Values flow one way. Only pieces are in memory; what was seen is journalled, so that a killed audit goes on.
-docs/audit.md derives every bound.
+docs/explanation/audit.md derives every bound.
 """
 
 from weighbridge.audit.assess import Audit, audit

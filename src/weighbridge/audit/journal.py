@@ -2,7 +2,8 @@
 
 A journal lies under a name made of everything that decides its figures: the headers of both checkpoints, the identity
 of each shard on disk (size, inode, times of change), what the recipe says, the sample, the version. A file that was
-touched since is another name. Whoever can write into the user's cache can write its journals; see docs/audit.md.
+touched since is another name. Whoever can write into the user's cache can write its journals: see
+docs/explanation/audit.md.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def _whole(audit: Audit) -> Section:
 
 
 def _limits(audit: Audit) -> str:
-    """The alterations of a compensated module that cannot stay unseen; docs/audit.md derives them."""
+    """The alterations of a compensated module that cannot stay unseen; docs/explanation/audit.md derives them."""
     assert audit.method.dampening is not None
     settled = [
         (seen.settled & ((1 << item.weight.shape[1]) - 1)).bit_count()

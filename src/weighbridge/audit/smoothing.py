@@ -1,8 +1,8 @@
 """Smoothed pairs (AWQ, SmoothQuant): one layer's outputs are divided by what the next layers' input columns gain.
 
 Neither side follows from the base alone; their product does. What a channel was multiplied by is recovered from the
-side that is divided, and the other side must then be the base's weight times it, rounded. docs/audit.md derives how
-uncertain each recovered factor is.
+side that is divided, and the other side must then be the base's weight times it, rounded.
+docs/explanation/audit.md derives how uncertain each recovered factor is.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from weighbridge.schemes import stored_tensors
 from weighbridge.structure.tensors import FLOATING_SOURCES, Tensor
 
 QUOTIENT_SLACK = 2.0**-21
-"""Relative difference of two float32 evaluations of a quotient, of three roundings each; see docs/audit.md."""
+"""Relative difference of two float32 evaluations of a quotient, of three roundings each (docs/explanation/audit.md)."""
 
 COMPRESSED_TENSORS = "compressed-tensors"
 

@@ -19,7 +19,7 @@ from weighbridge.source import fetch, open_model
 
 EPILOG = """\
 vLLM lives in an environment of its own: 'make serve-env' makes one for CPUs in .venv-vllm; --serving-python names
-another. docs/serving.md says what is compared and where the bounds come from.
+another. docs/explanation/serving.md says what is compared and where the bounds come from.
 exit codes: 0 it serves and the server computes what it means; 1 it does not; 2 could not judge
 """
 

@@ -77,9 +77,11 @@ class _Allowances:
         where = self.loaded.location(*path)
         rule = RULES.get(allowance.rule)
         if rule is None:
-            yield Raised("allow/unknown-rule", where, f"{allowance.rule} is no rule", "docs/rules.md lists them")
+            yield Raised(
+                "allow/unknown-rule", where, f"{allowance.rule} is no rule", "docs/reference/rules.md lists them"
+            )
         elif not rule.allowable:
-            remedy = "take the allowance out; docs/rules.md says why"
+            remedy = "take the allowance out; docs/reference/rules.md says why"
             yield Raised("allow/unknown-rule", where, f"{allowance.rule} cannot be allowed", remedy)
         elif path not in self.used:
             yield Raised("allow/not-needed", where, f"nothing here breaks {allowance.rule}", remedy)

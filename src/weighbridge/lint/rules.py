@@ -1,4 +1,4 @@
-"""The rules that lint knows. docs/rules.md explains each with an example, which a test runs."""
+"""The rules that lint knows. docs/reference/rules.md explains each with an example, which a test runs."""
 
 from __future__ import annotations
 

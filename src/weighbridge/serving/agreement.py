@@ -1,7 +1,7 @@
 """Whether a server computes what a checkpoint means: its log-probabilities against our own dequantized forward.
 
-The bound is the model's own rounding noise, measured on the same tokens; docs/serving.md derives it. Nothing here has
-a tolerance that somebody chose but `DOUBT`, the chance of refusing an honest server.
+The bound is the model's own rounding noise, measured on the same tokens; docs/explanation/serving.md derives it.
+Nothing here has a tolerance that somebody chose but `DOUBT`, the chance of refusing an honest server.
 """
 
 from __future__ import annotations
