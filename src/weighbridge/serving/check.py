@@ -271,7 +271,7 @@ def _disagreement(client: str, found: Agreement) -> Finding:
         client,
         f"computes something else than the checkpoint means: its log-probabilities differ by "
         f"{found.difference:.3g} nats (root mean square) where {found.allowed:.3g} are allowed",
-        remedy="docs/explanation/serving.md says what the bounds mean; suspect first how the client reads scales, groups",
+        remedy="docs/explanation/serving.md says what the bounds mean; suspect how the client reads scales first",
     )
 
 
