@@ -98,10 +98,11 @@ test: $(STAMP) ## the tests that CI and a newcomer run
 test-all: $(STAMP) ## those and the long campaigns
 	$(BIN)/python -m pytest -n 2 -m "campaign or not campaign"
 
-check: $(STAMP) ## ruff and mypy --strict
+check: $(STAMP) ## ruff, mypy --strict, and who may import whom
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
 
 reference: $(STAMP) ## re-pin the locks of published builds from the hub, by headers alone
 	$(BIN)/python -m weighbridge.commands.reference

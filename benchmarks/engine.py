@@ -102,8 +102,8 @@ def upstream(directory: Path, output: Path, scheme: str, device: str = "cpu") ->
     from compressed_tensors.quantization import QuantizationConfig
     from llmcompressor import model_free_ptq
 
+    from weighbridge.formats.schemes import to_config
     from weighbridge.recipe import load_recipe
-    from weighbridge.schemes import to_config
 
     (group,) = load_recipe(str(directory.parent / f"{scheme}.yaml")).recipe.groups
     started = time.perf_counter()

@@ -10,8 +10,8 @@ import numpy as np
 
 from weighbridge import miniature
 from weighbridge.catalogue import reference_lock
+from weighbridge.formats.tensors import Structure
 from weighbridge.structure.layout import lay_out
-from weighbridge.structure.tensors import Structure
 
 REAL = "google/gemma-4-26B-A4B-it"
 TILE_ELEMENTS = 8 * 1024 * 1024

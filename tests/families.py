@@ -13,8 +13,8 @@ from functools import cache
 from typing import Any
 
 from weighbridge.catalogue import reference_lock
+from weighbridge.formats.tensors import Tensor
 from weighbridge.structure.checkpoint import Checkpoint, Origin
-from weighbridge.structure.tensors import Tensor
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from weighbridge.formats.tensors import Tensor
 from weighbridge.structure.layout import lay_out
-from weighbridge.structure.tensors import Tensor
 
 RECIPE = """\
 name: engine-test

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from weighbridge.structure.tensors import DTYPE_BITS, Structure, Tensor
+from weighbridge.formats.tensors import DTYPE_BITS, Structure, Tensor
 
 WORDS = ("model", "layers", "experts", "self_attn", "q_proj", "weight", "weight_scale", "layernorm_1")
 

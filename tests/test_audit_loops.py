@@ -15,8 +15,8 @@ from weighbridge.audit.portable import PortableLoops
 from weighbridge.engines.kernels import load_kernels
 from weighbridge.engines.kernels.agreement import KINDS, SCHEMES, hard_weight
 from weighbridge.engines.kernels.encoding import SOURCES
-from weighbridge.schemes import PRESETS, stored_tensors
-from weighbridge.structure.tensors import Tensor
+from weighbridge.formats.schemes import PRESETS, stored_tensors
+from weighbridge.formats.tensors import Tensor
 
 ROUNDED_TO = {"BF16": 0, "F16": 1, "F32": 2}
 SLACK = np.float32(2.0**-21)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests import families, vllm_server
 from tests.conftest import ROOT, Command
-from weighbridge.capacity import (
+from weighbridge.capacity.accounting import (
     GIB,
     CacheShape,
     Capacity,
@@ -29,8 +29,8 @@ from weighbridge.capacity import (
 )
 from weighbridge.catalogue import reference_lock
 from weighbridge.errors import StructureError
+from weighbridge.formats.tensors import Tensor, payload_bytes
 from weighbridge.structure.checkpoint import Checkpoint, open_directory
-from weighbridge.structure.tensors import Tensor, payload_bytes
 
 GEMMA = reference_lock("google/gemma-4-26B-A4B-it")
 GEMMA_LOCK = str(ROOT / "references/google/gemma-4-26B-A4B-it.yaml")

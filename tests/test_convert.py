@@ -22,11 +22,11 @@ from safetensors.torch import load_file
 from tests.checkpoints import RawTensor, Tensors, copy_checkpoint, edit_config, edit_tensors, read_tensors
 from tests.conftest import ROOT, Command, Once, run_script
 from tests.planning import source
+from weighbridge.formats.schemes import PRESETS, to_config
+from weighbridge.formats.tensors import payload_bytes
 from weighbridge.plan import make_plan
 from weighbridge.recipe import load_recipe
-from weighbridge.schemes import PRESETS, to_config
 from weighbridge.structure.checkpoint import open_directory
-from weighbridge.structure.tensors import payload_bytes
 
 RECIPE = """\
 name: conversion

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from tests.strategies import structures
 from weighbridge.catalogue import reference_lock
 from weighbridge.diff import CONFIG, UNCOMPARED_KEYS, Difference, diff, explain, group
-from weighbridge.quantization import Declaration
+from weighbridge.formats.quantization import Declaration
+from weighbridge.formats.schemes import PRESETS, QuantizationArgs
+from weighbridge.formats.tensors import Structure, Tensor
 from weighbridge.recipe import Explanation
-from weighbridge.schemes import PRESETS, QuantizationArgs
 from weighbridge.structure.checkpoint import Checkpoint, FileFact
-from weighbridge.structure.tensors import Structure, Tensor
 
 MIRRORED = {"only-in-reference": "only-in-checkpoint", "only-in-checkpoint": "only-in-reference"}
 

@@ -12,12 +12,12 @@ from tests.conftest import ROOT, Command
 from weighbridge.catalogue import reference_lock
 from weighbridge.drafting import draft_recipe
 from weighbridge.errors import RecipeError
+from weighbridge.formats.tensors import Tensor
 from weighbridge.lint import lint
 from weighbridge.plan import Plan, make_plan
 from weighbridge.recipe import load_recipe, read_recipe
 from weighbridge.report import Severity
 from weighbridge.structure.checkpoint import Checkpoint
-from weighbridge.structure.tensors import Tensor
 
 GEMMA = "google/gemma-4-26B-A4B-it"
 WRITTEN = sorted(families.FAMILIES)

@@ -24,7 +24,7 @@ from tests.checkpoints import copy_checkpoint
 from tests.conftest import ROOT, Command
 from tests.evidence import EVIDENCE, lines_of, payload_of
 from weighbridge.evidence.environment import installed
-from weighbridge.evidence.licence import card_metadata
+from weighbridge.model_card import card_metadata
 from weighbridge.recipe import load_recipe
 
 PLAIN = {

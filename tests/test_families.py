@@ -20,6 +20,7 @@ from tests.conftest import Once
 from tests.toy_models import TOYS, VOCABULARY
 from weighbridge.catalogue import RECIPES, reference_lock
 from weighbridge.errors import BuildError
+from weighbridge.formats.tensors import Structure, payload_bytes
 from weighbridge.lint import lint
 from weighbridge.plan import Plan, make_plan
 from weighbridge.progress import Progress
@@ -29,7 +30,6 @@ from weighbridge.roles import Role, role_of
 from weighbridge.shards import open_shards
 from weighbridge.structure.checkpoint import Checkpoint, open_directory
 from weighbridge.structure.modules import EMBEDDING_NAMES
-from weighbridge.structure.tensors import Structure, payload_bytes
 
 GEMMA_26B = "google/gemma-4-26B-A4B-it"
 SIBLINGS = [repository for repository in families.FAMILIES if repository != GEMMA_26B]

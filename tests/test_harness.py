@@ -20,8 +20,7 @@ from hypothesis import strategies as st
 from tests import vllm_server
 from tests.conftest import ROOT, Outcome, call_main
 from weighbridge.commands import evaluate_tasks
-from weighbridge.endpoint import Endpoint
-from weighbridge.harness import (
+from weighbridge.endpoint.harness import (
     MAX_RESULT_BYTES,
     PUBLISHED,
     Harness,
@@ -32,6 +31,7 @@ from weighbridge.harness import (
     request,
     retained,
 )
+from weighbridge.endpoint.server import Endpoint
 
 HERE = Harness(python=Path(sys.executable))
 ENDPOINT = Endpoint("http://127.0.0.1:8000", "gemma")

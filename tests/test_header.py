@@ -15,9 +15,9 @@ from safetensors import deserialize
 
 from tests.strategies import structures
 from weighbridge.errors import StructureError
+from weighbridge.formats.tensors import DTYPE_BITS, Structure, Tensor
 from weighbridge.structure.header import MAX_HEADER_BYTES, Header, check_name, parse_header, read_header
 from weighbridge.structure.layout import lay_out
-from weighbridge.structure.tensors import DTYPE_BITS, Structure, Tensor
 
 MUTATIONS = 1_000_000
 

@@ -17,7 +17,7 @@ from tests import hostile
 from tests.conftest import run_script
 from tests.hostile import Answer, HostileCase, answer, empty_directory, mutated
 from weighbridge.errors import StructureError
-from weighbridge.quantization import read_declaration, resolve
+from weighbridge.formats.quantization import read_declaration, resolve
 from weighbridge.structure.header import parse_header
 from weighbridge.structure.strict_json import parse_object
 

@@ -1,4 +1,4 @@
-"""Reading headers, planning, linting and diffing never wait for torch: only what computes with weights imports it."""
+"""Who imports whom: the contracts of pyproject.toml, and what they cannot see: when a module is imported."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import ast
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import weighbridge
+from tests.planning import ROOT
 
 PACKAGE = Path(weighbridge.__file__).parent
 HEAVY = frozenset({"torch", "llmcompressor", "compressed_tensors", "transformers", "accelerate"})
@@ -19,30 +19,13 @@ HEAVY = frozenset({"torch", "llmcompressor", "compressed_tensors", "transformers
 
 ALLOWED = ("engines", "audit", "trained", "quality", "serving")
 MODULES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
+LINT_IMPORTS = Path(sys.executable).with_name("lint-imports")
 COMMANDS = sorted(path.stem for path in (PACKAGE / "commands").glob("*.py"))
 
 
-def imported(path: Path) -> Iterator[str]:
-    """Names of all modules that a file imports, also inside functions and by name."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        elif (
-            isinstance(node, ast.Call)
-            and isinstance(node.func, ast.Name | ast.Attribute)
-            and (node.func.id if isinstance(node.func, ast.Name) else node.func.attr) in {"import_module", "__import__"}
-        ):
-            yield from (str(argument.value) for argument in node.args if isinstance(argument, ast.Constant))
-
-
-@pytest.mark.parametrize("module", [name for name in MODULES if not name.startswith(ALLOWED)])
-def test_only_what_computes_with_weights_imports_torch(module: str) -> None:
-    heavy = {
-        name for name in imported(MODULES[module]) if name.partition(".")[0] in HEAVY or name == "safetensors.torch"
-    }
-    assert heavy == set()
+def test_rooms_are_built_one_upon_the_other_and_few_import_torch() -> None:
+    done = subprocess.run([LINT_IMPORTS, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if not name.startswith((*ALLOWED, "commands"))])
@@ -59,8 +42,3 @@ def test_command_is_imported_without_torch(command: str) -> None:
     script = f"import json, sys, {module}; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert HEAVY & set(json.loads(done.stdout)) == set()
-
-
-@pytest.mark.parametrize("module", [name for name in MODULES if not name.startswith("commands")])
-def test_nothing_but_commands_knows_of_commands(module: str) -> None:
-    assert [name for name in imported(MODULES[module]) if name.startswith("weighbridge.commands")] == []

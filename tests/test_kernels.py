@@ -25,8 +25,8 @@ from weighbridge.engines.kernels import Kernels, NonFiniteWeight, SchemeNotCover
 from weighbridge.engines.kernels.agreement import KINDS, SCHEMES, disagreements, hard_weight
 from weighbridge.engines.kernels.compiled import CompiledKernels
 from weighbridge.engines.kernels.portable import PortableKernels
-from weighbridge.schemes import PRESETS, QuantizationArgs, Scheme, SchemeMismatch, stored_tensors, to_config
-from weighbridge.structure.tensors import Tensor
+from weighbridge.formats.schemes import PRESETS, QuantizationArgs, Scheme, SchemeMismatch, stored_tensors, to_config
+from weighbridge.formats.tensors import Tensor
 
 Array = np.ndarray[Any, Any]
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 
 from tests.strategies import structures
+from weighbridge.formats.tensors import DTYPE_BITS, Structure, Tensor, payload_bytes
 from weighbridge.structure.layout import Layout, lay_out
-from weighbridge.structure.tensors import DTYPE_BITS, Structure, Tensor, payload_bytes
 
 TORCH_DTYPES = {
     "U64": "uint64",

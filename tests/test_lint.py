@@ -29,15 +29,15 @@ from tests.planning import (
 )
 from weighbridge.catalogue import recipe_names
 from weighbridge.errors import StructureError, WeighbridgeError
+from weighbridge.formats.quantization import read_declaration, resolve
+from weighbridge.formats.tensors import Tensor
 from weighbridge.lint import RULES, lint
 from weighbridge.lint.serving import TENSOR_PARALLEL_SIZES
 from weighbridge.lint.suggest import matching, unanchored
 from weighbridge.patterns import pattern_list
 from weighbridge.plan import make_plan
-from weighbridge.quantization import read_declaration, resolve
 from weighbridge.recipe import load_recipe
 from weighbridge.report import Finding
-from weighbridge.structure.tensors import Tensor
 
 LAYERS = "model.language_model.layers"
 EVIL = ("(a+)+$", "(a|aa)+$", "(.*a){25}", "(x+x+)+y", "((a*)*)*b", "([a-z]+)*$", "(.*)*(.*)*(.*)*z")

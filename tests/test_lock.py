@@ -16,12 +16,12 @@ from tests.strategies import names, structures
 from weighbridge.catalogue import REFERENCES, reference_lock
 from weighbridge.consistency import inconsistencies
 from weighbridge.errors import StructureError
-from weighbridge.quantization import Declaration
-from weighbridge.schemes import PRESETS
+from weighbridge.formats.quantization import Declaration
+from weighbridge.formats.schemes import PRESETS
+from weighbridge.formats.tensors import Tensor, payload_bytes
 from weighbridge.structure.checkpoint import Checkpoint, FileFact, Origin
 from weighbridge.structure.lock import open_lock, write_lock
 from weighbridge.structure.opening import open_checkpoint
-from weighbridge.structure.tensors import Tensor, payload_bytes
 
 GOOGLE = "google/gemma-4-26B-A4B-it"
 FP8, NVFP4 = "RedHatAI/gemma-4-26B-A4B-it-FP8-dynamic", "RedHatAI/gemma-4-26B-A4B-it-NVFP4"

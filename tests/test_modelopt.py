@@ -12,15 +12,15 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from tests.planning import ROOT, source
-from weighbridge import modelopt
 from weighbridge.engines.rewriting import reciprocal
 from weighbridge.errors import StructureError
+from weighbridge.formats import modelopt
+from weighbridge.formats.quantization import read_declaration, resolve
+from weighbridge.formats.schemes import KV_CACHES, PRESETS, SchemeMismatch
+from weighbridge.formats.tensors import Tensor
 from weighbridge.patterns import pattern_list
 from weighbridge.plan import Plan, make_plan
-from weighbridge.quantization import read_declaration, resolve
 from weighbridge.recipe import load_recipe
-from weighbridge.schemes import KV_CACHES, PRESETS, SchemeMismatch
-from weighbridge.structure.tensors import Tensor
 
 WRITTEN: dict[str, Any] = json.loads((ROOT / "tests" / "data" / "modelopt-experts.json").read_text())
 """What modelopt 0.47.0 wrote for the miniature's experts (`tests.modelopt_locks`): both declarations."""

@@ -14,10 +14,10 @@ from tests.conftest import Command
 from tests.planning import KEPT, MINI, REAL, ROOT, recipe, recipe_text
 from weighbridge.commands import build, validate
 from weighbridge.diff import diff
+from weighbridge.formats.tensors import payload_bytes
 from weighbridge.plan import make_plan
 from weighbridge.recipe import load_recipe
 from weighbridge.structure.lock import open_lock
-from weighbridge.structure.tensors import payload_bytes
 
 RECIPE = str(ROOT / "recipes/google/gemma-4-26B-A4B-it/fp8-dynamic.yaml")
 REAL_LOCK, MINI_LOCK = str(ROOT / REAL), str(ROOT / MINI)

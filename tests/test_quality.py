@@ -24,11 +24,11 @@ from weighbridge.audit.reading import reader_of
 from weighbridge.engines.oneshot.load import load_model
 from weighbridge.engines.quiet import quieted
 from weighbridge.errors import StructureError
+from weighbridge.formats.schemes import PRESETS, QuantizationArgs, args_to_config
 from weighbridge.progress import Progress
 from weighbridge.quality.activations import Activations, check_known, fake_quantized
 from weighbridge.quality.forward import Forward, open_forward, open_partly_restored
 from weighbridge.quality.weights import activations_of, read_weight, weights_of
-from weighbridge.schemes import PRESETS, QuantizationArgs, args_to_config
 from weighbridge.structure.checkpoint import open_directory
 
 pytestmark = pytest.mark.usefixtures("one_thread")

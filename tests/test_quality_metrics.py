@@ -248,7 +248,7 @@ def test_source_that_was_quantized_before_is_ranked_by_nothing(mini: Path, mini_
 
 
 def test_card_of_smollm2_says_that_it_was_quantized_before() -> None:
-    from weighbridge.evidence.licence import card_metadata
+    from weighbridge.model_card import card_metadata
     from weighbridge.trained import smollm2
 
     card = (Path(smollm2.__file__).parent / "smollm2.md").read_bytes()

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weighbridge.errors import StructureError
-from weighbridge.quantization import Declaration, read_args, read_declaration, read_scheme, resolve
-from weighbridge.schemes import PRESETS, QuantizationArgs, Scheme, to_config
+from weighbridge.formats.quantization import Declaration, read_args, read_declaration, read_scheme, resolve
+from weighbridge.formats.schemes import PRESETS, QuantizationArgs, Scheme, to_config
+from weighbridge.formats.tensors import Tensor
 from weighbridge.structure.modules import quantizable_modules
-from weighbridge.structure.tensors import Tensor
 
 LAYERS = [f"model.layers.{layer}" for layer in range(2)]
 LINEARS = [

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weighbridge.errors import StructureError
-from weighbridge.quantization import read_scheme
-from weighbridge.schemes import (
+from weighbridge.formats.quantization import read_scheme
+from weighbridge.formats.schemes import (
     PRESETS,
     QuantizationArgs,
     Scheme,
@@ -22,7 +22,7 @@ from weighbridge.schemes import (
     to_config,
     weight_of,
 )
-from weighbridge.structure.tensors import Tensor
+from weighbridge.formats.tensors import Tensor
 
 Stored = dict[str, Tensor]
 Writer = Callable[..., Stored]

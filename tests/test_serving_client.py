@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from weighbridge.formats.schemes import PRESETS
 from weighbridge.quality.activations import Activations, fake_quantized
-from weighbridge.schemes import PRESETS
 from weighbridge.serving.inside.vllm_client import kernels
 from weighbridge.serving.inside.vllm_client.loading import Watch, load_watched, stored_tensors
 

@@ -9,7 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from weighbridge import evidence, shards
+from weighbridge import __version__, evidence, shards
+from weighbridge.cache import cache_directory
+from weighbridge.conversion_base import base_recipe
+from weighbridge.errors import BuildError
 from weighbridge.identity import Identity, digest_files, identify, pinned_files
 from weighbridge.plan import Plan, make_plan, plan_rewrite
 from weighbridge.plan.declare import compressed_tensors_config, declaration_of
@@ -20,7 +23,7 @@ from weighbridge.references import AgainstReference, base_of, find_references
 from weighbridge.report import Report, Section, Table
 from weighbridge.resources import Resources, beside_what_is_held
 from weighbridge.scales import GLOBAL_SCALES, scales_sections
-from weighbridge.source import fetch
+from weighbridge.source import MINIATURE, fetch, make_miniature, open_source
 from weighbridge.staging import Staging, check_space, check_target, staged
 from weighbridge.structure.checkpoint import Checkpoint, open_directory
 from weighbridge.structure.names import compact
@@ -141,6 +144,22 @@ class _Made:
     sections: Sequence[Section]
     outcome: Outcome
     calibration: Mapping[str, Any] | None = None
+
+
+def build_base(loaded: LoadedRecipe, *, progress: Progress) -> Checkpoint:
+    """The miniature's build that a conversion starts from; made in the user's cache the first time.
+
+    Raises:
+        WeighbridgeError: it cannot be built, or does not hold.
+    """
+    recipe = base_recipe(loaded)
+    name = f"{make_miniature().name}-{recipe.recipe.name}-{recipe.sha256[:12]}-{__version__}"
+    directory = cache_directory() / name
+    if not directory.is_dir():
+        report = build(BuildRequest(loaded=recipe, source=open_source(MINIATURE), output=directory), progress=progress)
+        if not report.holds:
+            raise BuildError(f"its base cannot be built: {report.verdict}", where=loaded.document.where)
+    return open_directory(directory, label=f"{MINIATURE}, {recipe.recipe.name}")
 
 
 def _stream(plan: Plan, source: Checkpoint, staging: Staging, request: BuildRequest, progress: Progress) -> _Made:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from weighbridge import modelopt
-from weighbridge.formats import FORMATS, Format
+from weighbridge.formats import FORMATS, Format, modelopt
+from weighbridge.formats.schemes import Scheme, SchemeMismatch
+from weighbridge.formats.tensors import Tensor
 from weighbridge.report import Finding, Severity
-from weighbridge.schemes import Scheme, SchemeMismatch
 from weighbridge.structure.checkpoint import Checkpoint
 from weighbridge.structure.modules import (
     FUSED_WEIGHT,
@@ -15,7 +15,6 @@ from weighbridge.structure.modules import (
     split_parameter,
 )
 from weighbridge.structure.names import compact, split_name
-from weighbridge.structure.tensors import Tensor
 
 QUANTIZED_DTYPES = frozenset({"F8_E4M3", "F8_E5M2", "I8", "U8", "I32", "F4"})
 

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from weighbridge import __version__
-from weighbridge.build import BuildRequest, build
-from weighbridge.cache import cache_directory
 from weighbridge.catalogue import lock_path, reference_lock
 from weighbridge.errors import BuildError
 from weighbridge.plan import make_plan
-from weighbridge.progress import Progress
 from weighbridge.recipe import LoadedRecipe, load_recipe
-from weighbridge.source import MINIATURE, make_miniature, open_source
-from weighbridge.structure.checkpoint import Checkpoint, open_directory
+from weighbridge.source import MINIATURE, open_source
+from weighbridge.structure.checkpoint import Checkpoint
 
 
 def base_recipe(loaded: LoadedRecipe) -> LoadedRecipe:
@@ -40,22 +36,6 @@ def predict_base(loaded: LoadedRecipe) -> Checkpoint:
     """
     plan = make_plan(base_recipe(loaded), open_source(MINIATURE))
     return replace(plan.predicted, label=f"{MINIATURE}, {plan.loaded.recipe.name}")
-
-
-def build_base(loaded: LoadedRecipe, *, progress: Progress) -> Checkpoint:
-    """The miniature's build that a conversion starts from; made in the user's cache the first time.
-
-    Raises:
-        WeighbridgeError: it cannot be built, or does not hold.
-    """
-    recipe = base_recipe(loaded)
-    name = f"{make_miniature().name}-{recipe.recipe.name}-{recipe.sha256[:12]}-{__version__}"
-    directory = cache_directory() / name
-    if not directory.is_dir():
-        report = build(BuildRequest(loaded=recipe, source=open_source(MINIATURE), output=directory), progress=progress)
-        if not report.holds:
-            raise BuildError(f"its base cannot be built: {report.verdict}", where=loaded.document.where)
-    return open_directory(directory, label=f"{MINIATURE}, {recipe.recipe.name}")
 
 
 def locked_base(loaded: LoadedRecipe, base: Checkpoint) -> Checkpoint | None:

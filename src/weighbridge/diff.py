@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from weighbridge.formats.schemes import Scheme
+from weighbridge.formats.tensors import Structure
 from weighbridge.recipe.schema import DIFFERENCE_KINDS, Explanation
-from weighbridge.schemes import Scheme
 from weighbridge.structure.checkpoint import BEHAVIOUR_FILES, Checkpoint
 from weighbridge.structure.modules import is_fused_experts, split_experts
 from weighbridge.structure.names import NamePattern, compact, parse_pattern
-from weighbridge.structure.tensors import Structure
 
 UNCOMPARED_KEYS = frozenset({"quantization_config", "compression_config", "transformers_version", "_name_or_path"})
 """Keys of config.json that say how it was made, or that are compared by effect."""

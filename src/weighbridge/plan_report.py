@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from weighbridge.capacity import Demand
-from weighbridge.capacity_report import capacity_section
+from weighbridge.capacity.accounting import Demand
+from weighbridge.capacity.report import capacity_section
+from weighbridge.formats.tensors import Structure, payload_bytes
 from weighbridge.lint import lint
 from weighbridge.picture import bytes_by_role
 from weighbridge.plan import Part, Plan
 from weighbridge.references import AgainstReference
 from weighbridge.report import Report, Section, Table
 from weighbridge.roles import Role, role_of
-from weighbridge.structure.tensors import Structure, payload_bytes
 from weighbridge.validation import compare
 
 COLUMNS = ("role", "scheme", "modules", "parameters", "bytes before", "bytes after", "bits a weight")

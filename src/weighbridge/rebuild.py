@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from weighbridge import __version__
-from weighbridge.build import BuildRequest, Engine, build
-from weighbridge.conversion_base import build_base
+from weighbridge.build import BuildRequest, Engine, build, build_base
 from weighbridge.errors import EvidenceError
 from weighbridge.evidence.account import AUDIT_REPORT
 from weighbridge.evidence.case import Case, open_case, wrong

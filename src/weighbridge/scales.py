@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from weighbridge.errors import StructureError
+from weighbridge.formats.schemes import Scheme
+from weighbridge.formats.tensors import StoredTensor
 from weighbridge.plan import FusedGroup
 from weighbridge.report import Finding, Section, Severity
-from weighbridge.schemes import Scheme
 from weighbridge.structure.checkpoint import Checkpoint
 from weighbridge.structure.modules import split_parameter
 from weighbridge.structure.names import compact
-from weighbridge.structure.tensors import StoredTensor
 
 SCALES = frozenset(
     {

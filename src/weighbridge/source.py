@@ -10,11 +10,11 @@ from pathlib import Path
 from weighbridge import miniature
 from weighbridge.cache import cache_directory
 from weighbridge.errors import BuildError, StructureError
+from weighbridge.formats.tensors import FLOATING_SOURCES
 from weighbridge.progress import Progress
 from weighbridge.structure.checkpoint import Checkpoint, open_directory
 from weighbridge.structure.hub import download
 from weighbridge.structure.opening import open_checkpoint
-from weighbridge.structure.tensors import FLOATING_SOURCES
 
 MINIATURE = "mini"
 SMOLLM2 = "smollm2"

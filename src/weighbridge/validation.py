@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from weighbridge.consistency import inconsistencies
 from weighbridge.diff import Difference, DifferenceGroup, diff, explain, group
+from weighbridge.formats.tensors import payload_bytes
 from weighbridge.picture import bytes_by_role
 from weighbridge.plan import Plan
 from weighbridge.recipe import Explanation
 from weighbridge.references import AgainstReference
 from weighbridge.report import Finding, Report, Section, Severity
 from weighbridge.structure.checkpoint import Checkpoint, Origin
-from weighbridge.structure.tensors import payload_bytes
 
 _MESSAGES = {
     "only-in-reference": "missing; {other} has it as {theirs}",

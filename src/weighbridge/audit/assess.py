@@ -33,12 +33,12 @@ from weighbridge.audit.work import STRICT, Allowance, Job, look, stored_shape, w
 from weighbridge.cache import cache_directory
 from weighbridge.engines.streaming.journal import key_of
 from weighbridge.errors import StructureError
+from weighbridge.formats.tensors import payload_bytes
 from weighbridge.plan import FusedGroup
 from weighbridge.progress import Progress
 from weighbridge.resources import Resources, affordable_workers
 from weighbridge.structure.checkpoint import Checkpoint
 from weighbridge.structure.modules import split_parameter
-from weighbridge.structure.tensors import payload_bytes
 
 ACTIVATION_SCALES = frozenset({"input_scale", "input_global_scale", "output_scale"})
 _LAYER_OF = re.compile(r"(?:^|\.)layers\.(\d+)\.self_attn\.(?:k_proj|v_proj|k_norm|v_norm)(?:\.|$)")

@@ -20,6 +20,7 @@ from weighbridge.audit.pieces import PIECE_BYTES, Spans
 from weighbridge.audit.reading import ARRAYS, Reader, reader_of
 from weighbridge.audit.work import read, stored_rows, whole_scale
 from weighbridge.formats import FORMATS
+from weighbridge.formats.tensors import FLOATING_SOURCES, Tensor
 from weighbridge.progress import Progress
 from weighbridge.report import Finding, Section, Severity, Table
 from weighbridge.resources import Resources, affordable_workers
@@ -27,7 +28,6 @@ from weighbridge.roles import role_of
 from weighbridge.structure.checkpoint import Checkpoint
 from weighbridge.structure.modules import split_parameter
 from weighbridge.structure.names import compact
-from weighbridge.structure.tensors import FLOATING_SOURCES, Tensor
 
 SAME_SCALE = 2.0**-22
 """Relative difference of a scale and the same one after its global scale became a reciprocal: three roundings."""

@@ -14,12 +14,12 @@ from weighbridge.audit.pairing import KeptPair, Region
 from weighbridge.audit.reading import ARRAYS, Reader
 from weighbridge.engines.kernels import SchemeNotCovered, load_kernels
 from weighbridge.engines.rewriting import COMPRESSED_TENSORS, Rewrite, Stored, rewritten
+from weighbridge.formats.schemes import Scheme, stored_tensors
+from weighbridge.formats.tensors import Tensor
 from weighbridge.patterns import pattern_list
 from weighbridge.plan import make_plan
-from weighbridge.schemes import Scheme, stored_tensors
 from weighbridge.structure.checkpoint import Checkpoint
 from weighbridge.structure.modules import split_parameter
-from weighbridge.structure.tensors import Tensor
 
 DEQUANTIZED = "BF16"
 

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from weighbridge import modelopt
 from weighbridge.audit.grid import Array, float_values
 from weighbridge.engines.kernels import Kernels, SchemeNotCovered, encoding_of
 from weighbridge.engines.kernels.encoding import HALF_RANGE, SOURCES, global_scale, rounded
 from weighbridge.engines.rewriting import reciprocal
-from weighbridge.schemes import Scheme, to_config
+from weighbridge.formats import modelopt
+from weighbridge.formats.schemes import Scheme, to_config
 
 Expected = Mapping[str, Array]
 """Local name -> array whose bytes are what would be stored for these rows."""

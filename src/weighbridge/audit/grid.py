@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from weighbridge import modelopt
-from weighbridge.schemes import Scheme
+from weighbridge.formats import modelopt
+from weighbridge.formats.schemes import Scheme
 
 Array = np.ndarray[Any, Any]
 Floats = npt.NDArray[np.float32]

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from weighbridge.quantization import find_config
+from weighbridge.formats.quantization import find_config
+from weighbridge.formats.schemes import QuantizationArgs
 from weighbridge.recipe import LoadedRecipe, load_recipe
-from weighbridge.schemes import QuantizationArgs
 from weighbridge.structure.checkpoint import Checkpoint
 
 DAMPENING = 0.01

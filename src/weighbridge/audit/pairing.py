@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 from weighbridge.errors import StructureError
 from weighbridge.formats import FORMATS
+from weighbridge.formats.schemes import Scheme, SchemeMismatch
+from weighbridge.formats.tensors import FLOATING_SOURCES, Tensor
 from weighbridge.plan import FusedGroup
-from weighbridge.schemes import Scheme, SchemeMismatch
 from weighbridge.structure.checkpoint import Checkpoint
 from weighbridge.structure.modules import (
     QUANTIZATION_PARAMETERS,
@@ -23,7 +24,6 @@ from weighbridge.structure.modules import (
     split_experts,
     split_parameter,
 )
-from weighbridge.structure.tensors import FLOATING_SOURCES, Tensor
 
 KV_CACHE_SCALES = frozenset({"k_scale", "v_scale", "q_scale"})
 HEAD = "lm_head"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from weighbridge.audit.pairing import KeptPair, Pair, Pairing
-from weighbridge.structure.tensors import DTYPE_BITS
+from weighbridge.formats.tensors import DTYPE_BITS
 
 PIECE_BYTES = 4 * 1024 * 1024
 """Bytes of the base in a piece, unless a single row (or row of blocks) is larger."""

@@ -17,8 +17,8 @@ from weighbridge.audit.pairing import KeptPair, Pair, QuantizedPair, Region
 from weighbridge.audit.pieces import Piece, Spans, Strip, units_of
 from weighbridge.audit.reading import ARRAYS, Buffers, Reader, read_rows
 from weighbridge.engines.kernels import NonFiniteWeight, load_kernels
-from weighbridge.schemes import stored_tensors
-from weighbridge.structure.tensors import FLOATING_SOURCES, Tensor
+from weighbridge.formats.schemes import stored_tensors
+from weighbridge.formats.tensors import FLOATING_SOURCES, Tensor
 
 QUOTIENT_SLACK = 2.0**-21
 """Relative difference of two float32 evaluations of a quotient, of three roundings each (docs/explanation/audit.md)."""

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from weighbridge.commands import endpoints
 from weighbridge.commands.run import Parser, add_report_options, check_writable, hand_over, positive, run
-from weighbridge.endpoint import EndpointError
+from weighbridge.endpoint.server import EndpointError
+from weighbridge.endpoint.throughput import Client, Load, measure, stream_load, vllm_load
+from weighbridge.endpoint.throughput_report import BUILD, SOURCE, report_throughput
 from weighbridge.report import PRESENTERS
-from weighbridge.throughput import Client, Load, measure, stream_load, vllm_load
-from weighbridge.throughput_report import BUILD, SOURCE, report_throughput
 
 EPILOG = """\
 examples:

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from weighbridge.build import BuildRequest, build
+from weighbridge.build import BuildRequest, build, build_base
 from weighbridge.commands import capacity, draft
 from weighbridge.commands.run import HOLDS, Parser, check_writable, hand_over, positive, run, size
-from weighbridge.conversion_base import build_base, predict_base
+from weighbridge.conversion_base import predict_base
 from weighbridge.errors import RecipeError, WeighbridgeError
 from weighbridge.evidence import open_signer
 from weighbridge.plan import make_plan

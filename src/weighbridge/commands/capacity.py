@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from weighbridge.capacity import GIB, KV_BYTES, Demand
+from weighbridge.capacity.accounting import GIB, KV_BYTES, Demand
 from weighbridge.commands.run import positive, size
 from weighbridge.resources import parse_size
 

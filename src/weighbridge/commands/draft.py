@@ -10,8 +10,8 @@ from weighbridge.cache import write_atomically
 from weighbridge.commands.run import HOLDS
 from weighbridge.drafting import draft_recipe
 from weighbridge.errors import RecipeError
-from weighbridge.evidence.licence import CARD, card_metadata, declared_licence
-from weighbridge.schemes import PRESETS
+from weighbridge.formats.schemes import PRESETS
+from weighbridge.model_card import CARD, card_metadata, declared_licence
 from weighbridge.source import open_source
 from weighbridge.structure.checkpoint import Checkpoint
 from weighbridge.structure.hub import HubId, find_snapshot, parse_hub_id, read_bytes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from weighbridge.endpoint import Endpoint, open_endpoint
+from weighbridge.endpoint.server import Endpoint, open_endpoint
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from weighbridge.commands import endpoints
 from weighbridge.commands.run import Parser, add_report_options, check_writable, hand_over, positive, run
-from weighbridge.harness import PUBLISHED, Harness, HarnessError, Setting, evaluate
-from weighbridge.harness_report import report_scores
+from weighbridge.endpoint.harness import PUBLISHED, Harness, HarnessError, Setting, evaluate
+from weighbridge.endpoint.harness_report import report_scores
 from weighbridge.report import PRESENTERS
 
 EPILOG = """\

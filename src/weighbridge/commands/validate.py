@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from weighbridge.cache import write_atomically
-from weighbridge.capacity_report import capacity_section
+from weighbridge.capacity.report import capacity_section
 from weighbridge.commands import capacity
 from weighbridge.commands.audit import add_options, audit_sections, compare_section
 from weighbridge.commands.run import Parser, add_report_options, check_writable, hand_over, run

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from weighbridge import modelopt
-from weighbridge.schemes import Scheme, to_config
-from weighbridge.structure.tensors import Tensor
+from weighbridge.formats import modelopt
+from weighbridge.formats.schemes import Scheme, to_config
+from weighbridge.formats.tensors import Tensor
 
 if TYPE_CHECKING:
     import torch

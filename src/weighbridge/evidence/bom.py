@@ -16,9 +16,9 @@ from weighbridge.evidence.account import Account
 from weighbridge.evidence.card import BaseModel, model_name, tensor_rows
 from weighbridge.evidence.environment import UNKNOWN, Installed
 from weighbridge.evidence.licence import spdx
+from weighbridge.formats.tensors import payload_bytes
 from weighbridge.recipe import Recipe
 from weighbridge.structure.checkpoint import Checkpoint
-from weighbridge.structure.tensors import payload_bytes
 
 SCHEMA = "http://cyclonedx.org/schema/bom-1.7.schema.json"
 MODEL = "model"

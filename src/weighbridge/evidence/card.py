@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from weighbridge.evidence.results import Result
 from weighbridge.formats import FORMATS
-from weighbridge.modelopt import METHOD as MODELOPT
+from weighbridge.formats.modelopt import METHOD as MODELOPT
 from weighbridge.recipe import LoadedRecipe, Recipe
 from weighbridge.roles import Role, role_of
 from weighbridge.structure.checkpoint import Checkpoint

@@ -11,7 +11,7 @@ from weighbridge.evidence.account import MAIN_REPORT
 from weighbridge.evidence.bom import model_component
 from weighbridge.evidence.card import CARD, CardFacts, blocks, kept_card, model_name
 from weighbridge.evidence.case import Case, added_name, wrong
-from weighbridge.evidence.licence import declared_licence, judge_licence
+from weighbridge.evidence.licence import judge_licence
 from weighbridge.evidence.provenance import BASE, RECIPE, REFERENCE_FILE, REPOSITORY
 from weighbridge.evidence.results import result_statement
 from weighbridge.evidence.signing import read_envelope, read_model_statement
@@ -31,6 +31,7 @@ from weighbridge.evidence.write import (
 )
 from weighbridge.expectation import values_of
 from weighbridge.identity import digest_files
+from weighbridge.model_card import declared_licence
 from weighbridge.report import Finding, Section, Severity
 from weighbridge.structure.checkpoint import CONFIG_FILE, EVIDENCE, INDEX_FILE
 from weighbridge.structure.strict_json import parse_object

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from weighbridge.errors import StructureError
+from weighbridge.formats.tensors import Structure
 from weighbridge.hashing import hash_file, hash_shard
 from weighbridge.progress import Progress
 from weighbridge.structure.checkpoint import EVIDENCE, MAX_FOLDERS
 from weighbridge.structure.header import Header
-from weighbridge.structure.tensors import Structure
 
 UNSIGNED = (".git", ".gitattributes", ".github", ".gitignore")
 """What Model Signing leaves out at the top of a model; the hub adds a ``.gitattributes`` of its own."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from weighbridge.formats.schemes import Scheme
 from weighbridge.lint.merged import MERGED, expert_of
 from weighbridge.lint.rules import Raised
 from weighbridge.patterns import pattern_list
 from weighbridge.plan import FusedGroup, Plan
-from weighbridge.schemes import Scheme
 from weighbridge.structure.names import compact
 
 _VALUES = ("v_proj",)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from weighbridge.formats.quantization import LINEAR, Declaration, resolve
+from weighbridge.formats.schemes import Scheme
 from weighbridge.lint.merged import MERGED, expert_of
 from weighbridge.lint.quantized import BULK, INTEGER_GROUP_SIZES
 from weighbridge.lint.rules import Raised
 from weighbridge.patterns import REGEX_PREFIX, pattern_list
 from weighbridge.plan import Part, Plan
-from weighbridge.quantization import LINEAR, Declaration, resolve
 from weighbridge.roles import Role, role_of
-from weighbridge.schemes import Scheme
 from weighbridge.structure.names import compact, split_name
 
 TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)

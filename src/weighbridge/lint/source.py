@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from weighbridge.formats.tensors import Tensor
 from weighbridge.lint.rules import Raised
 from weighbridge.plan import Plan
 from weighbridge.structure.modules import is_fused_experts
 from weighbridge.structure.names import compact
-from weighbridge.structure.tensors import Tensor
 
 
 def check(plan: Plan) -> Iterator[Raised]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from weighbridge.formats.quantization import LINEAR
 from weighbridge.lint import suggest
 from weighbridge.lint.ignored import open_number
 from weighbridge.lint.rules import Raised
 from weighbridge.plan import Plan
-from weighbridge.quantization import LINEAR
 
 
 def check(plan: Plan) -> Iterator[Raised]:

@@ -13,9 +13,9 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
+from weighbridge.formats.tensors import Tensor
 from weighbridge.miniature import layout, tokens
 from weighbridge.structure.layout import lay_out
-from weighbridge.structure.tensors import Tensor
 
 NAME = "weighbridge/gemma-4-mini"
 

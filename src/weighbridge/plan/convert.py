@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from weighbridge.consistency import inconsistencies
 from weighbridge.errors import StructureError
 from weighbridge.formats import FORMATS
+from weighbridge.formats.quantization import LINEAR, Declaration, Group
+from weighbridge.formats.schemes import Scheme, SchemeMismatch
+from weighbridge.formats.tensors import Tensor
 from weighbridge.patterns import PatternList, pattern_list
 from weighbridge.plan.declare import declaration_in, declare, linears
 from weighbridge.plan.model import Obstacle, Part, Place, Plan, Stored, tied_heads
 from weighbridge.plan.quantize import KV_CACHE_SCALES, check_names
-from weighbridge.quantization import LINEAR, Declaration, Group
 from weighbridge.recipe import Conversion, LoadedRecipe
 from weighbridge.report import Severity
-from weighbridge.schemes import Scheme, SchemeMismatch
 from weighbridge.structure.checkpoint import Checkpoint
 from weighbridge.structure.modules import (
     FUSED_EXPERTS,
@@ -25,7 +26,6 @@ from weighbridge.structure.modules import (
     split_experts,
     split_parameter,
 )
-from weighbridge.structure.tensors import Tensor
 
 DEQUANTIZED = "BF16"
 KEPT = "kept as the source stores it"

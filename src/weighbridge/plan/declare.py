@@ -6,12 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from weighbridge import __version__, modelopt
+from weighbridge import __version__
 from weighbridge.errors import RecipeError
+from weighbridge.formats import modelopt
+from weighbridge.formats.quantization import Declaration, Group
+from weighbridge.formats.schemes import QuantizationArgs, args_to_config, to_config
 from weighbridge.plan.model import Part, tied_heads
-from weighbridge.quantization import Declaration, Group
 from weighbridge.recipe import Recipe
-from weighbridge.schemes import QuantizationArgs, args_to_config, to_config
 from weighbridge.structure.checkpoint import Checkpoint
 from weighbridge.structure.modules import is_embedding
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
-from weighbridge.quantization import Declaration, read_declaration, without_quantization
+from weighbridge.formats.quantization import Declaration, read_declaration, without_quantization
+from weighbridge.formats.schemes import Scheme
+from weighbridge.formats.tensors import Tensor
 from weighbridge.recipe import LoadedRecipe
-from weighbridge.schemes import Scheme
 from weighbridge.structure.checkpoint import Checkpoint, Origin
-from weighbridge.structure.tensors import Tensor
 
 Action = Literal["quantize", "keep", "rewrite", "dequantize"]
 

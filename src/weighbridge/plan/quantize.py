@@ -8,16 +8,16 @@ from typing import NamedTuple
 
 from weighbridge.errors import StructureError
 from weighbridge.formats import FORMATS
+from weighbridge.formats.quantization import LINEAR, Group
+from weighbridge.formats.schemes import Scheme, SchemeMismatch
+from weighbridge.formats.tensors import Tensor
 from weighbridge.patterns import PatternList, pattern_list
 from weighbridge.plan.declare import declaration_of, declare
 from weighbridge.plan.model import Obstacle, Part, Plan
-from weighbridge.quantization import LINEAR, Group
 from weighbridge.recipe import LoadedRecipe
 from weighbridge.roles import Role, role_of
-from weighbridge.schemes import Scheme, SchemeMismatch
 from weighbridge.structure.checkpoint import Checkpoint
 from weighbridge.structure.modules import is_embedding, is_fused_experts, split_experts, split_parameter
-from weighbridge.structure.tensors import Tensor
 
 KV_CACHE_SCALES = ("k_scale", "v_scale")
 

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 
 from weighbridge.engines.kernels.encoding import LARGEST_EXPONENT
 from weighbridge.errors import StructureError
-from weighbridge.schemes import QuantizationArgs
+from weighbridge.formats.schemes import QuantizationArgs
 
 _GROUPED = ("group", "tensor_group")
 _E4M3_EPSILON = 0.125

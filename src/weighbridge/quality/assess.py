@@ -10,7 +10,7 @@ import numpy as np
 
 from weighbridge.engines.oneshot.load import load_tokenizer
 from weighbridge.errors import StructureError
-from weighbridge.evidence.licence import CARD, card_metadata
+from weighbridge.model_card import CARD, card_metadata
 from weighbridge.progress import Progress
 from weighbridge.quality.forward import Dtype, open_forward
 from weighbridge.quality.measure import measure

@@ -18,15 +18,15 @@ from torch import nn
 from weighbridge.audit.pairing import HEAD, KV_CACHE_SCALES
 from weighbridge.audit.reading import reader_of
 from weighbridge.errors import StructureError, first_line
+from weighbridge.formats.quantization import without_quantization
+from weighbridge.formats.tensors import Tensor
 from weighbridge.progress import Progress
 from weighbridge.quality.activations import Activations, fake_quantized
 from weighbridge.quality.experts import QuantizedExperts
 from weighbridge.quality.weights import Weight, activations_of, read_weight, stored_bytes, weights_of
-from weighbridge.quantization import without_quantization
 from weighbridge.roles import Role, role_of
 from weighbridge.structure.checkpoint import Checkpoint
 from weighbridge.structure.modules import is_fused_experts, split_experts, split_parameter
-from weighbridge.structure.tensors import Tensor
 
 Dtype = Literal["float64", "float32", "bfloat16"]
 

@@ -10,19 +10,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from weighbridge import modelopt
 from weighbridge.audit.grid import Floats, float_values, grid_of, rows_of, spread, values_of
 from weighbridge.audit.pairing import QuantizedPair, Region, is_quantized, modules_of, regions, schemes_of
 from weighbridge.audit.reading import ARRAYS, Reader
 from weighbridge.audit.work import read, stored_rows, stored_shape, whole_scale
 from weighbridge.consistency import inconsistencies
 from weighbridge.errors import StructureError
-from weighbridge.formats import FORMATS
+from weighbridge.formats import FORMATS, modelopt
+from weighbridge.formats.schemes import Scheme, SchemeMismatch
+from weighbridge.formats.tensors import FLOATING_SOURCES, Tensor
 from weighbridge.quality.activations import Activations, check_known
 from weighbridge.report import Severity
-from weighbridge.schemes import Scheme, SchemeMismatch
 from weighbridge.structure.checkpoint import Checkpoint
-from weighbridge.structure.tensors import FLOATING_SOURCES, Tensor
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from weighbridge.errors import WeighbridgeError
+from weighbridge.formats.quantization import LINEAR, Group, read_scheme
+from weighbridge.formats.schemes import KV_CACHES, PRESETS, QuantizationArgs, Scheme
 from weighbridge.patterns import MAX_EXPRESSIONS, REGEX_PREFIX, check_pattern
-from weighbridge.quantization import LINEAR, Group, read_scheme
 from weighbridge.recipe.calibration import Calibration
 from weighbridge.recipe.names import HUB_ID, REVISION
 from weighbridge.recipe.quality import Quality
-from weighbridge.schemes import KV_CACHES, PRESETS, QuantizationArgs, Scheme
 from weighbridge.strict_yaml import Strict
 from weighbridge.structure.names import parse_pattern
 

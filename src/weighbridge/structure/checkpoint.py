@@ -11,14 +11,14 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from weighbridge import modelopt
 from weighbridge.errors import StructureError
-from weighbridge.quantization import Declaration, read_declaration, resolve
-from weighbridge.schemes import Scheme
+from weighbridge.formats import modelopt
+from weighbridge.formats.quantization import Declaration, read_declaration, resolve
+from weighbridge.formats.schemes import Scheme
+from weighbridge.formats.tensors import Structure, Tensor
 from weighbridge.structure.header import Header, check_name, read_header
 from weighbridge.structure.modules import check_experts, quantizable_modules
 from weighbridge.structure.strict_json import MAX_JSON_BYTES, parse_object
-from weighbridge.structure.tensors import Structure, Tensor
 
 CONFIG_FILE = "config.json"
 INDEX_FILE = "model.safetensors.index.json"

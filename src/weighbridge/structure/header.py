@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from weighbridge.errors import StructureError
+from weighbridge.formats.tensors import DTYPE_BITS, StoredTensor, Tensor
 from weighbridge.structure.strict_json import parse_object
-from weighbridge.structure.tensors import DTYPE_BITS, StoredTensor, Tensor
 
 LENGTH_BYTES = 8
 #: The reference implementation's own limit (``MAX_HEADER_SIZE`` in safetensors/src/tensor.rs) is

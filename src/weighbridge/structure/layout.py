@@ -7,7 +7,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from weighbridge.structure.tensors import SERIALIZER_ORDER, Structure
+from weighbridge.formats.tensors import SERIALIZER_ORDER, Structure
 
 METADATA = {"format": "pt"}
 ALIGNMENT = 8

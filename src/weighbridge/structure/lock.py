@@ -15,14 +15,14 @@ import yaml
 from pydantic import Field
 
 from weighbridge.errors import StructureError
-from weighbridge.quantization import Declaration, read_args, read_scheme
-from weighbridge.schemes import QuantizationArgs, Scheme, to_config
+from weighbridge.formats.quantization import Declaration, read_args, read_scheme
+from weighbridge.formats.schemes import QuantizationArgs, Scheme, to_config
+from weighbridge.formats.tensors import DTYPE_BITS, Structure, Tensor
 from weighbridge.strict_yaml import Document, Strict, parse_yaml, validate
 from weighbridge.structure.checkpoint import Checkpoint, FileFact, Origin, read_small
 from weighbridge.structure.header import MAX_AXES, MAX_AXIS, check_dtype, check_name
 from weighbridge.structure.modules import check_experts
 from weighbridge.structure.names import MAX_NAMES, NamePattern, compact, parse_pattern
-from weighbridge.structure.tensors import DTYPE_BITS, Structure, Tensor
 
 VERSION = 1
 LOCK_KEY = b"structure_lock"

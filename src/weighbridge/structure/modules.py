@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from weighbridge.errors import StructureError
+from weighbridge.formats.tensors import Structure, Tensor
 from weighbridge.structure.names import MAX_NAMES
-from weighbridge.structure.tensors import Structure, Tensor
 
 QUANTIZATION_PARAMETERS = frozenset(
     {

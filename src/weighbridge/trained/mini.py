@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weighbridge import miniature
+from weighbridge.formats.tensors import Tensor
 from weighbridge.miniature import layout, weights
 from weighbridge.progress import Progress
 from weighbridge.structure.layout import lay_out
-from weighbridge.structure.tensors import Tensor
 from weighbridge.trained import text, tokens
 from weighbridge.trained.setting import Measured, Setting
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from weighbridge.engines.kernels.encoding import SOURCES, Array, encoding_of
 from weighbridge.engines.kernels.interface import Kernels
-from weighbridge.schemes import PRESETS, Scheme
+from weighbridge.formats.schemes import PRESETS, Scheme
 
 
 def _in_groups_of(size: int, preset: str) -> Scheme:

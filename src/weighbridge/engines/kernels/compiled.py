@@ -31,8 +31,8 @@ from weighbridge.engines.kernels.encoding import (
     stored_scales,
 )
 from weighbridge.engines.kernels.interface import NonFiniteWeight, checked
-from weighbridge.schemes import Scheme, stored_tensors
-from weighbridge.structure.tensors import Tensor
+from weighbridge.formats.schemes import Scheme, stored_tensors
+from weighbridge.formats.tensors import Tensor
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

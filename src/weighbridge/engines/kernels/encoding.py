@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from weighbridge.schemes import QuantizationArgs, Scheme
+from weighbridge.formats.schemes import QuantizationArgs, Scheme
 
 Array = np.ndarray[Any, Any]
 Element = Literal["E4M3", "E2M1", "INT4", "INT8"]

@@ -6,7 +6,7 @@ from math import inf
 from typing import Protocol
 
 from weighbridge.engines.kernels.encoding import SOURCES, Array
-from weighbridge.schemes import Scheme
+from weighbridge.formats.schemes import Scheme
 
 
 class NonFiniteWeight(ValueError):

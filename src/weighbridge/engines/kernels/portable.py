@@ -23,8 +23,8 @@ from weighbridge.engines.kernels.encoding import (
     stored_scales,
 )
 from weighbridge.engines.kernels.interface import NonFiniteWeight, checked
-from weighbridge.schemes import Scheme, stored_tensors
-from weighbridge.structure.tensors import Tensor
+from weighbridge.formats.schemes import Scheme, stored_tensors
+from weighbridge.formats.tensors import Tensor
 
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from weighbridge.engines.quiet import quieted
 from weighbridge.errors import RecipeError
+from weighbridge.formats.schemes import args_to_config, to_config
 from weighbridge.recipe import LoadedRecipe
-from weighbridge.schemes import args_to_config, to_config
 
 if TYPE_CHECKING:
     from llmcompressor.modifiers import Modifier

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from weighbridge.engines.rewriting import Rewrite
+from weighbridge.formats.schemes import Scheme
+from weighbridge.formats.tensors import DTYPE_BITS, Tensor
 from weighbridge.plan import Part, Place, Plan
-from weighbridge.schemes import Scheme
 from weighbridge.shards import OutputShard
 from weighbridge.structure.checkpoint import Checkpoint
-from weighbridge.structure.tensors import DTYPE_BITS, Tensor
 
 PIECE_BYTES = 4 * 1024 * 1024
 """Source bytes of a piece, unless a single row (or row of blocks) is larger."""

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from weighbridge import modelopt
 from weighbridge.errors import StructureError
+from weighbridge.formats import modelopt
+from weighbridge.formats.schemes import KV_CACHES, PRESETS, STRATEGIES, QuantizationArgs, Scheme
 from weighbridge.patterns import REGEX_PREFIX, PatternError, pattern_list
-from weighbridge.schemes import KV_CACHES, PRESETS, STRATEGIES, QuantizationArgs, Scheme
 
 CONFIG_KEYS = ("quantization_config", "compression_config")
 LINEAR = "Linear"

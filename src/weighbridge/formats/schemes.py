@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from weighbridge.structure.tensors import Tensor
+from weighbridge.formats.tensors import Tensor
 
 Dynamic = bool | Literal["local"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from weighbridge.endpoint import Endpoint
+from weighbridge.endpoint.server import Endpoint
+from weighbridge.endpoint.throughput import Figures, Measured
 from weighbridge.report import Report, Section, Table
-from weighbridge.throughput import Figures, Measured
 
 SOURCE, BUILD = "source", "build"
 Row = tuple[str | int | float, ...]

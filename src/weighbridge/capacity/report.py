@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from weighbridge.capacity import (
+from weighbridge.capacity.accounting import (
     GIB,
     SGLANG_RESERVE,
     VLLM_RESERVE,

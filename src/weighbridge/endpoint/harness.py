@@ -16,7 +16,7 @@ from math import hypot
 from pathlib import Path
 from typing import Any
 
-from weighbridge.endpoint import Endpoint
+from weighbridge.endpoint.server import Endpoint
 from weighbridge.errors import StructureError, WeighbridgeError
 from weighbridge.structure.strict_json import parse_object
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from weighbridge import modelopt, schemes
-from weighbridge.schemes import Scheme
-from weighbridge.structure.tensors import Tensor
+from weighbridge.formats import modelopt, schemes
+from weighbridge.formats.schemes import Scheme
+from weighbridge.formats.tensors import Tensor
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from time import perf_counter
 
 from pydantic import ValidationError
 
-from weighbridge.endpoint import Endpoint, EndpointError, stream
+from weighbridge.endpoint.server import Endpoint, EndpointError, stream
 from weighbridge.strict_yaml import Strict
 
 WORDS = (

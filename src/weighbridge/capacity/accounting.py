@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from weighbridge.errors import StructureError
+from weighbridge.formats.tensors import Structure, payload_bytes
 from weighbridge.roles import Role, role_of
 from weighbridge.structure.modules import split_parameter
-from weighbridge.structure.tensors import Structure, payload_bytes
 
 GIB = 1024**3
 KV_BYTES: Mapping[str, int] = {"bf16": 2, "fp8": 1}

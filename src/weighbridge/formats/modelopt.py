@@ -14,8 +14,8 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from weighbridge.schemes import PRESETS, Scheme, SchemeMismatch
-from weighbridge.structure.tensors import Tensor
+from weighbridge.formats.schemes import PRESETS, Scheme, SchemeMismatch
+from weighbridge.formats.tensors import Tensor
 
 METHOD = "modelopt"
 HF_QUANT_CONFIG = "hf_quant_config.json"

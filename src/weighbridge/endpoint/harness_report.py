@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from weighbridge.endpoint import Endpoint
-from weighbridge.harness import Harness, Score, Setting, retained
+from weighbridge.endpoint.harness import Harness, Score, Setting, retained
+from weighbridge.endpoint.server import Endpoint
 from weighbridge.report import Report, Section, Table
 
 Cell = str | int | float

@@ -1,0 +1,1 @@
+"""What fits on a card: the accounting of servers, and its report."""

@@ -1,0 +1,37 @@
+"""The JSON Schema of a report in ``--format json``: the findings tree's own types, in a standard form."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from weighbridge.report.findings import Report
+from weighbridge.report.present import JSON_VERSION
+
+DRAFT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def report_schema() -> dict[str, Any]:
+    """What `as_json` writes: every key is always there; more may come without a new ``schema_version``."""
+    schema = TypeAdapter(Report).json_schema(mode="serialization")
+    holds = {"type": "boolean", "description": "No finding in it is an error."}
+    schema["$defs"]["Section"]["properties"]["holds"] = holds
+    schema["properties"] = {
+        "schema_version": {
+            "const": JSON_VERSION,
+            "description": "Of this form; another number where a reader would have to change.",
+        },
+        **schema["properties"],
+        "holds": holds,
+    }
+    for part in (schema, *schema["$defs"].values()):
+        if "properties" in part:
+            part["required"] = sorted(part["properties"])
+    return {"$schema": DRAFT, **schema, "title": "A report"}
+
+
+def write_report_schema() -> str:
+    """The schema as the repository publishes it."""
+    return json.dumps(report_schema(), indent=2, sort_keys=True) + "\n"
