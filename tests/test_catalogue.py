@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.planning import REAL, ROOT, source
 from weighbridge.catalogue import (
     RECIPES,
     REFERENCES,
@@ -16,7 +17,11 @@ from weighbridge.catalogue import (
     reference_lock,
     source_locks,
 )
+from weighbridge.conversion_base import locked_base
 from weighbridge.errors import RecipeError, StructureError
+from weighbridge.formats.tensors import payload_bytes
+from weighbridge.lint import lint
+from weighbridge.plan import Plan, make_plan
 from weighbridge.recipe import load_recipe
 
 LOCKS = sorted(path.relative_to(REFERENCES).with_suffix("").as_posix() for path in REFERENCES.rglob("*.yaml"))
@@ -145,3 +150,46 @@ def test_locks_of_sources_are_those_that_are_their_own_base() -> None:
     assert {lock.origin.repository for lock in source_locks()} == {
         name for name in LOCKS if reference_lock(name).origin.base == name
     }
+
+
+def shown_in_the_readme() -> dict[str, list[str]]:
+    """Short name of a recipe -> the other columns of its row in the README's table."""
+    rows = re.findall(
+        r"^\| (`[a-z0-9-]+`(?:, `[a-z0-9-]+`)*) \| (.+) \|$", (ROOT / "README.md").read_text(), re.MULTILINE
+    )
+    return {name: columns.split(" | ") for names, columns in rows for name in re.findall(r"`([^`]+)`", names)}
+
+
+SHOWN = shown_in_the_readme()
+
+
+@pytest.fixture(scope="module", params=SHOWN)
+def shown(request: pytest.FixtureRequest) -> tuple[list[str], Plan]:
+    """A row of the README's table, and what its recipe makes of the real model."""
+    loaded = load_recipe(request.param)
+    base = source(REAL)
+    start = locked_base(loaded, base) if loaded.recipe.method == "convert" else base
+    assert start is not None
+    return SHOWN[request.param], make_plan(loaded, start)
+
+
+def test_readme_shows_every_recipe_of_the_26b() -> None:
+    of_the_model = [name for name in recipe_names() if "gemma-4-26B-A4B-it" in name]
+    assert sorted(SHOWN) == sorted(name.rpartition("/")[2] for name in of_the_model)
+
+
+def test_readme_shows_the_size_of_the_plan(shown: tuple[list[str], Plan]) -> None:
+    (_, _, size, bits, _), plan = shown
+    total = payload_bytes(plan.predicted.structure)
+    parameters = sum(part.weight.parameters for part in plan.parts)
+    assert (size, bits) == (f"{total / 1e9:.1f} GB", f"{total * 8 / parameters:.2f}")
+
+
+GENERATIONS = {"SM 8.9": "Ada", "every GPU from SM 8.0": "Ampere", "natively from SM 10.0": "Blackwell"}
+
+
+def test_readme_shows_the_gpus_that_lint_names(shown: tuple[list[str], Plan]) -> None:
+    (_, gpus, _, _, _), plan = shown
+    (said,) = {finding.message for finding in lint(plan) if finding.rule == "serve/gpu"}
+    (named,) = [generation for words, generation in GENERATIONS.items() if words in said]
+    assert gpus.startswith(named)

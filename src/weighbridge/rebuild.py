@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from weighbridge import __version__
-from weighbridge.build import BuildRequest, Engine, build, build_base
+from weighbridge.build import BuildRequest, build, build_base
+from weighbridge.build.making import Engine
 from weighbridge.errors import EvidenceError
 from weighbridge.evidence.account import AUDIT_REPORT
 from weighbridge.evidence.case import Case, open_case, wrong
