@@ -13,7 +13,7 @@ RECIPES := fp8-dynamic fp8-dynamic-norouter fp8-dynamic-kv8 fp8-block w4a16 w4a1
 OPTIONS = $(if $(MODEL),--model $(MODEL)) $(if $(OUTPUT),--output $(OUTPUT)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo plan key reproduce publish audit smollm2 trained-mini serve-env serve-check evaluate sensitivity bench-serve evaluate-tasks test test-all check reference miniature-locks bench clean $(RECIPES)
+.PHONY: help env demo plan key reproduce publish audit smollm2 trained-mini serve-env serve-check evaluate sensitivity bench-serve evaluate-tasks test test-all check docs pictures reference miniature-locks bench clean $(RECIPES)
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -107,6 +107,13 @@ check: $(STAMP) ## ruff, mypy --strict, and who may import whom
 reference: $(STAMP) ## re-pin the locks of published builds from the hub, by headers alone
 	$(BIN)/python -m weighbridge.commands.reference
 
+docs: $(STAMP) ## the site of docs/, in site/; a warning fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+pictures: $(STAMP) ## make the pictures in docs/ anew; those of reports need Chromium
+	$(BIN)/python -m docs.pictures.draw
+	$(BIN)/python -m tests.screenshots
+
 miniature-locks: $(STAMP) ## make the miniature's own locks anew
 	$(BIN)/python -m tests.miniature_locks
 
@@ -115,6 +122,7 @@ bench: $(STAMP) ## the benchmarks, side by side; figures go into benchmarks/READ
 	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.audit
 	$(BIN)/python -m benchmarks.evidence
+	$(BIN)/python -m benchmarks.page
 
-clean: ## remove the environment and the builds
-	rm -rf $(VENV) builds
+clean: ## remove the environment, the builds and the site
+	rm -rf $(VENV) builds site

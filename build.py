@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# PYTHON_ARGCOMPLETE_OK
 """Build a quantized checkpoint from a recipe. See ``python build.py --help``."""
 
 import sys

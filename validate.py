@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# PYTHON_ARGCOMPLETE_OK
 """Check a checkpoint against itself, a recipe and references. See ``python validate.py --help``."""
 
 import sys

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shlex
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -333,21 +330,6 @@ def test_what_cannot_be_said_is_one_sentence(arguments: tuple[str, ...], sentenc
 # --- docs/explanation/capacity.md ------------------------------------------------------------------------------------
 
 DOCUMENT = (ROOT / "docs/explanation/capacity.md").read_text()
-SHOWN = re.findall(r"```sh\n(.*?)```\n+```text\n(.*?)```", DOCUMENT, flags=re.DOTALL)
-
-
-def test_every_command_of_the_document_stands_before_its_figures() -> None:
-    assert len(SHOWN) == DOCUMENT.count("```sh") == DOCUMENT.count("```text") >= 3
-
-
-@pytest.mark.parametrize(("command", "shown"), SHOWN, ids=[command.split()[2] for command, _ in SHOWN])
-def test_command_of_the_document_prints_the_lines_below_it(command: str, shown: str) -> None:
-    environment = os.environ | {"PATH": f"{ROOT / '.venv/bin'}:{os.environ['PATH']}", "COLUMNS": "100"}
-    arguments = shlex.split(command.replace("\\\n", ""))
-    done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    printed = {" ".join(line.split()) for line in done.stdout.splitlines()}
-    assert [line for line in shown.splitlines() if " ".join(line.split()) not in printed] == []
 
 
 def test_the_locks_of_published_builds_are_the_sizes_that_the_document_starts_from() -> None:

@@ -38,10 +38,13 @@ def test_without_a_command_the_commands_are_listed() -> None:
     assert all(command in done.stdout for command in COMMANDS)
 
 
-def test_unknown_command_is_refused_in_one_sentence() -> None:
-    done = weighbridge("biuld")
+@pytest.mark.parametrize(
+    ("typed", "remedy"), [("biuld", "did you mean build?"), ("xyz", "'weighbridge --help' lists them")]
+)
+def test_unknown_command_is_refused_in_one_sentence(typed: str, remedy: str) -> None:
+    done = weighbridge(typed)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: there is no command 'biuld'; 'weighbridge --help' lists them\n"
+    assert done.stderr == f"error: there is no command {typed!r}; {remedy}\n"
 
 
 def test_plan_is_a_build_that_stops_before_it() -> None:

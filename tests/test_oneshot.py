@@ -29,7 +29,7 @@ from tests.miniature_locks import CALIBRATED, REDHATAI_IGNORE, calibrated, lock_
 from tests.toy_models import TOYS
 from weighbridge.catalogue import RECIPES, lock_path
 from weighbridge.engines import oneshot
-from weighbridge.engines.oneshot.coverage import ExpertCoverage, check_sums, starved, table
+from weighbridge.engines.oneshot.coverage import ExpertCoverage, check_sums, grids, starved, table
 from weighbridge.engines.oneshot.dataset import miniature_rows
 from weighbridge.engines.oneshot.load import load_tokenizer
 from weighbridge.engines.oneshot.samples import make_samples
@@ -253,6 +253,19 @@ def test_experts_that_saw_too_little_are_named(
 def test_table_shows_the_least_the_median_and_the_most() -> None:
     layer = ExpertCoverage("experts", (8, 8, 8, 8), (1, 2, 3, 6))
     assert table([layer]).rows == (("experts", 4, 8, 8, 8, 1, 6),)
+
+
+@pytest.mark.parametrize(
+    ("seen", "shown"),
+    [
+        ((1, 2, 3, 6), ["tokens that each expert saw"]),
+        ((8, 8, 8, 8), ["tokens that each expert saw", "tokens that were routed to each expert"]),
+    ],
+)
+def test_what_was_routed_is_shown_where_experts_saw_more(seen: tuple[int, ...], shown: list[str]) -> None:
+    found = grids([ExpertCoverage("model.layers.3.experts", seen, (1, 2, 3, 6))])
+    assert [grid.title for grid in found] == shown
+    assert found[-1].values == ((1.0, 2.0, 3.0, 6.0),)
 
 
 @pytest.mark.parametrize("routed", [(0, 0), (5, 4)])

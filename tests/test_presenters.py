@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from tests.conftest import Command
+from tests.planning import REAL, ROOT
 from weighbridge.report import PRESENTERS, Area, Areas, Finding, Grid, Report, Section, Severity, Table
+from weighbridge.report.columns import lay_out
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = {"text": "report.txt", "json": "report.json", "markdown": "report.md", "html": "report.html"}
@@ -109,6 +115,14 @@ def test_text_wraps_to_the_terminal_within_reason(monkeypatch: pytest.MonkeyPatc
     assert widest - 10 < max(map(len, lines)) <= widest
 
 
+def test_text_is_of_eighty_columns_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS")
+    monkeypatch.setattr("sys.__stdout__", None)
+    words = Section("a section", "word " * 100)
+    lines = PRESENTERS["text"](Report("validate", "here", "so", (words,))).splitlines()
+    assert 70 < max(map(len, lines)) <= 80
+
+
 NAME = "model.language_model.layers.{0-4,6-10,12-16,18-22,24-28}.self_attn.v_proj.weight_scale-of-a-long-name"
 
 
@@ -117,6 +131,139 @@ def test_text_never_breaks_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     finding = Finding("a/rule", Severity.ERROR, NAME, f"is not what {NAME} is", remedy=f"look at {NAME} instead")
     text = PRESENTERS["text"](Report("validate", "here", f"see {NAME}", (Section("a", "b", findings=(finding,)),)))
     assert text.count(NAME) == 4
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+# what is shown: width, header, rows, lines
+LAID_OUT: Mapping[str, tuple[int, tuple[str, ...], list[tuple[str, ...]], str]] = {
+    "what fits stands as it is": (
+        31,
+        ("role", "modules", "bits a weight"),
+        [("experts", "11,520", "8.01"), ("norms", "271", "16.00")],
+        """\
+role     modules  bits a weight
+experts   11,520           8.01
+norms        271          16.00""",
+    ),
+    "words of headers go one under the other": (
+        26,
+        ("role", "modules", "bits a weight"),
+        [("experts", "11,520", "8.01"), ("norms", "271", "16.00")],
+        """\
+                  bits a
+role     modules  weight
+experts   11,520    8.01
+norms        271   16.00""",
+    ),
+    "what does not fit follows behind the same first column": (
+        26,
+        ("role", "scheme", "parameters"),
+        [("experts", "float8, static", "22,837"), ("norms", "kept BF16", "612")],
+        """\
+role             scheme
+experts  float8, static
+norms         kept BF16
+
+role     parameters
+experts      22,837
+norms           612""",
+    ),
+    "as many first columns as tell the rows apart are repeated": (
+        24,
+        ("layer", "role", "codes %", "scales %"),
+        [("0", "norms", "0.1", "0.2"), ("0", "router", "0.3", "0.4")],
+        """\
+layer    role  codes %
+0       norms      0.1
+0      router      0.3
+
+layer    role  scales %
+0       norms       0.2
+0      router       0.4""",
+    ),
+    "figures stand beneath a name that leaves no room": (
+        30,
+        ("tensors", "count", "bytes"),
+        [("layers.{0-29}.experts.down_proj", "30", "1,024")],
+        """\
+tensors
+  count  bytes
+layers.{0-29}.experts.down_proj
+     30  1,024""",
+    ),
+    "sentences in cells are wrapped": (
+        30,
+        ("parameter", "because"),
+        [("cos_cache", "it is computed when the model is made"), ("bias", "there is none")],
+        """\
+parameter  because
+cos_cache  it is computed when
+           the model is made
+bias       there is none""",
+    ),
+}
+
+
+@pytest.mark.parametrize(("width", "columns", "rows", "shown"), LAID_OUT.values(), ids=LAID_OUT)
+def test_table_is_laid_out_in_its_width(
+    width: int, columns: tuple[str, ...], rows: list[tuple[str, ...]], shown: str
+) -> None:
+    assert "\n".join(lay_out(columns, rows, width)) == shown
+
+
+def tables(longest: int) -> st.SearchStrategy[list[list[str]]]:
+    """Tables as lists of rows, the first the header, with words of up to so many characters."""
+    word = st.text("aB7,.{}-", min_size=1, max_size=longest)
+    cell = st.lists(word, max_size=3).map(" ".join)
+    return st.integers(1, 8).flatmap(
+        lambda count: st.lists(st.lists(cell, min_size=count, max_size=count), min_size=1, max_size=6)
+    )
+
+
+@given(tables(longest=18), st.integers(40, 120))
+def test_no_line_of_a_table_is_wider_than_asked_for(table: list[list[str]], width: int) -> None:
+    assert max(map(len, lay_out(table[0], table[1:], width)), default=0) <= width
+
+
+@given(tables(longest=90), st.integers(40, 120))
+def test_only_a_word_that_is_wider_by_itself_makes_a_line_wider(table: list[list[str]], width: int) -> None:
+    assert [line for line in lay_out(table[0], table[1:], width) if len(line) > width and len(line.split()) > 1] == []
+
+
+@given(tables(longest=90), st.integers(40, 120))
+def test_no_word_of_a_table_is_lost_or_broken(table: list[list[str]], width: int) -> None:
+    shown = Counter(word for line in lay_out(table[0], table[1:], width) for word in line.split())
+    assert Counter(word for row in table for cell in row for word in cell.split()) - shown == Counter()
+
+
+def assert_narrow(text: str) -> None:
+    assert [line for line in text.splitlines() if len(line) > 80 and len(line.split()) > 1] == []
+
+
+@pytest.mark.parametrize("recipe", ["fp8-dynamic", "nvfp4", "w4a16"])
+def test_plans_of_the_real_model_fit_eighty_columns(
+    recipe: str, call_build: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = call_build(recipe, "--plan", "--model", ROOT / REAL, "--gpu", "24GB", "--kv-dtype", "fp8").out
+    assert "bits a weight" in text
+    assert_narrow(text)
+
+
+@pytest.mark.parametrize(
+    "options", [("--source", "mini", "--recipe", "fp8-dynamic"), ("--evidence", "--source", "mini"), ("--gpu", "8GB")]
+)
+def test_reports_of_the_miniature_fit_eighty_columns(
+    options: tuple[str, ...], call_validate: Command, mini_build: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = call_validate(mini_build, *options).out
+    assert text.count("\n") > 5
+    assert_narrow(text)
+
+
+# --- other forms ------------------------------------------------------------------------------------------------------
 
 
 def test_json_says_its_version_and_whether_each_section_holds() -> None:

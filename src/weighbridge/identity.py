@@ -39,7 +39,7 @@ class Identity:
 
     def section(self, source: Checkpoint) -> Section:
         """The identity as part of a report."""
-        return Section(title=f"the source {source.label}", summary=self.sentence)
+        return Section(title=f"the source {source.label}", summary=self.sentence, judges=self.proven)
 
 
 def identify(source: Checkpoint, lock: Checkpoint | None, digests: Mapping[str, str]) -> Identity:

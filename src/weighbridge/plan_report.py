@@ -10,6 +10,7 @@ from weighbridge.formats.tensors import Structure, payload_bytes
 from weighbridge.lint import lint
 from weighbridge.picture import bytes_by_role
 from weighbridge.plan import Part, Plan
+from weighbridge.plan.reasons import reasons, rules_by_tensor
 from weighbridge.references import AgainstReference
 from weighbridge.report import Report, Section, Table
 from weighbridge.roles import Role, role_of
@@ -35,7 +36,7 @@ def report_plan(plan: Plan, references: Sequence[AgainstReference], demand: Dema
         summary=f"{size}, {len(plan.schemes):,} modules quantized",
         findings=findings,
         tables=(_roles(plan),),
-        figures=(bytes_by_role(plan.predicted),),
+        figures=(bytes_by_role(plan.predicted, rules_by_tensor(plan), reasons(plan)),),
     )
     judged = (decided, *(compare(plan.predicted, against) for against in references))
     card = () if demand is None else (capacity_section(plan.predicted, demand),)

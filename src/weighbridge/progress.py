@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+SILENT = "TQDM_DISABLE"
+"""The variable that also silences upstream's bars; read when tqdm is first imported."""
+WIDEST = 80
+LONGEST_TITLE = 34
+"""Characters of a title beside which figures and a bar still fit."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -20,10 +31,14 @@ class Stage:
 
 
 class Progress:
-    """A bar on standard error for the stage that is running, if standard error is a terminal; `stages` is its log."""
+    """A bar on standard error for the stage that is running, if that is a terminal and `SILENT` is not set.
+
+    Attributes:
+        stages: what is over.
+    """
 
     def __init__(self, *, shown: bool | None = None) -> None:
-        self.shown = sys.stderr.isatty() if shown is None else shown
+        self.shown = sys.stderr.isatty() and not os.environ.get(SILENT) if shown is None else shown
         self.stages: list[Stage] = []
         self._bar: Any = None
 
@@ -33,17 +48,39 @@ class Progress:
         from tqdm import tqdm
 
         self._bar = tqdm(
-            total=total_bytes, desc=title, unit="B", unit_scale=True, disable=not self.shown, leave=False, ncols=80
+            total=total_bytes,
+            desc=title if len(title) <= LONGEST_TITLE else f"{title[: LONGEST_TITLE - 1]}…",
+            unit="B",
+            unit_scale=True,
+            disable=not self.shown,
+            leave=False,
+            miniters=1,  # else a large step would hide the small ones that follow
+            ncols=min(WIDEST, shutil.get_terminal_size().columns),
         )
+        if total_bytes:
+            log.info("%s: %s begun", title, _size(total_bytes))
         started = time.monotonic()
         try:
             yield
         finally:
-            self.stages.append(Stage(title, total_bytes, time.monotonic() - started))
+            seconds = time.monotonic() - started
+            self.stages.append(Stage(title, total_bytes, seconds))
             self._bar.close()
             self._bar = None
+            if sys.exc_info()[0]:
+                log.info("%s: stopped after %.1f s", title, seconds)
+            elif total_bytes:
+                rate = _size(total_bytes / max(seconds, 1e-3))
+                log.info("%s: %s in %.1f s, %s/s", title, _size(total_bytes), seconds, rate)
 
     def advance(self, done_bytes: int) -> None:
         """Say that so many more bytes are done."""
         if self._bar is not None:
             self._bar.update(done_bytes)
+
+
+def _size(count: float) -> str:
+    """Bytes as the bar writes them."""
+    from tqdm import tqdm
+
+    return str(tqdm.format_sizeof(count, "B"))

@@ -170,9 +170,9 @@ def _source(request: Rebuild, case: Case, loaded: LoadedRecipe, progress: Progre
     stated = str(case.provenance.predicate.build_definition.external_parameters.get("model"))
     model = request.model or (stated if stated in MADE else "@".join(filter(None, (base.repository, base.revision))))
     if loaded.recipe.method != "convert":
-        source = fetch(open_source(model))
+        source = fetch(open_source(model), progress)
     else:
-        source = build_base(loaded, progress=progress) if model == MINIATURE else fetch(open_model(model))
+        source = build_base(loaded, progress=progress) if model == MINIATURE else fetch(open_model(model), progress)
     origin = Origin(repository=base.repository, revision=base.revision) if stated == base.repository else Origin()
     return replace(source, origin=origin, label=stated if stated in MADE else source.label)
 

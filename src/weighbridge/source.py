@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from weighbridge.progress import Progress
 from weighbridge.structure.checkpoint import Checkpoint, open_directory
 from weighbridge.structure.hub import download
 from weighbridge.structure.opening import open_checkpoint
+
+log = logging.getLogger(__name__)
 
 MINIATURE = "mini"
 SMOLLM2 = "smollm2"
@@ -59,7 +62,7 @@ def open_source(model: str) -> Checkpoint:
     return source
 
 
-def fetch(source: Checkpoint) -> Checkpoint:
+def fetch(source: Checkpoint, progress: Progress | None = None) -> Checkpoint:
     """The same source with its weights on disk: downloaded, if it lies on the hub.
 
     Raises:
@@ -74,7 +77,7 @@ def fetch(source: Checkpoint) -> Checkpoint:
             where=source.label,
             remedy="name a directory or a hub id with --model",
         )
-    local = open_directory(download(source), label=source.label)
+    local = open_directory(download(source, progress), label=source.label)
     if local.structure != source.structure:
         raise StructureError("what was downloaded has other tensors than the hub's headers said", where=source.label)
     return local
@@ -118,6 +121,7 @@ def _made(name: str, make: Callable[[Path], None]) -> Path:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not directory.is_dir():  # otherwise another process has made it meanwhile
                 with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{name}.") as scratch:
+                    log.info("making %s", directory)
                     staging = Path(scratch) / name
                     staging.mkdir()
                     make(staging)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import shutil
 import tempfile
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weighbridge.errors import BuildError
+
+log = logging.getLogger(__name__)
 
 
 def check_target(target: Path, *, force: bool, source: Path | None) -> None:
@@ -45,7 +48,7 @@ def check_target(target: Path, *, force: bool, source: Path | None) -> None:
         with tempfile.TemporaryFile(dir=_existing_parent(target)):
             pass
     except OSError as error:
-        raise BuildError(f"the output cannot be written ({error.strerror})", where=str(target)) from error
+        raise _explained(error, target, "name another place with --output") from error
 
 
 def _overlap(one: Path, other: Path) -> bool:
@@ -120,6 +123,7 @@ def staged(target: Path, *, key: str | None = None) -> Iterator[Staging]:
         lock = (directory / "lock").open("w")
     except OSError as error:
         raise _explained(error, target, "name another place with --output") from error
+    log.info("building in %s", directory)
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -130,6 +134,7 @@ def staged(target: Path, *, key: str | None = None) -> Iterator[Staging]:
             yield staging
             if staging.committed:
                 _replace(staging.checkpoint, target)
+                log.info("the build is whole: %s", target)
         except OSError as error:
             kept = key is not None
             raise _explained(error, target, _go_on(directory) if kept else "nothing was left behind") from error

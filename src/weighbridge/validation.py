@@ -9,6 +9,7 @@ from weighbridge.diff import Difference, DifferenceGroup, diff, explain, group
 from weighbridge.formats.tensors import payload_bytes
 from weighbridge.picture import bytes_by_role
 from weighbridge.plan import Plan
+from weighbridge.plan.reasons import reasons, rules_by_tensor
 from weighbridge.recipe import Explanation
 from weighbridge.references import AgainstReference
 from weighbridge.report import Finding, Report, Section, Severity
@@ -40,7 +41,7 @@ def validate(
     Args:
         context: sections that are already known (the identity of the source, say) and stand first.
     """
-    sections = [*context, _itself(checkpoint)]
+    sections = [*context, _itself(checkpoint, plan)]
     if plan is not None:
         sections.append(_compare(checkpoint, plan.predicted, (), title="against the recipe's plan", other="the plan"))
     sections += [compare(checkpoint, against) for against in references]
@@ -63,18 +64,19 @@ def describe(checkpoint: Checkpoint) -> str:
     return f"{origin.repository}{revision}{basis}"
 
 
-def _itself(checkpoint: Checkpoint) -> Section:
+def _itself(checkpoint: Checkpoint, plan: Plan | None) -> Section:
     findings = inconsistencies(checkpoint)
     declaration = checkpoint.declaration
     declared = "nothing quantized" if declaration is None else f"{len(checkpoint.schemes):,} modules quantized"
     size = f"{len(checkpoint.structure):,} tensors, {payload_bytes(checkpoint.structure):,} bytes"
     wrong = any(finding.severity is Severity.ERROR for finding in findings)
     agree = "headers and config disagree" if wrong else "headers, index and config agree"
+    why = ({}, {}) if plan is None else (rules_by_tensor(plan), reasons(plan))
     return Section(
         title="the checkpoint itself",
         summary=f"{size}, {declared}; {agree}",
         findings=tuple(findings),
-        figures=(bytes_by_role(checkpoint),),
+        figures=(bytes_by_role(checkpoint, *why),),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -39,6 +40,8 @@ from weighbridge.progress import Progress
 from weighbridge.resources import Resources, affordable_workers
 from weighbridge.structure.checkpoint import Checkpoint
 from weighbridge.structure.modules import split_parameter
+
+log = logging.getLogger(__name__)
 
 ACTIVATION_SCALES = frozenset({"input_scale", "input_global_scale", "output_scale"})
 _LAYER_OF = re.compile(r"(?:^|\.)layers\.(\d+)\.self_attn\.(?:k_proj|v_proj|k_norm|v_norm)(?:\.|$)")
@@ -144,6 +147,7 @@ def audit(
         smoothed = recover(pairing.pairs, method.smoothing, stored, source)
         job = Job(pairing.pairs, stored, source, resources.devices[0], _allowances(pairing, method, smoothed))
         hashing = _hashing(base, source) if resources.digests and base.directory is not None else {}
+        log.info("%d pieces to look at, %d workers, on %s", len(pieces), workers, resources.devices[0])
         figures = run(job, pieces, journal=journal, workers=workers, hashing=hashing, progress=progress)
         if base.directory is None and resources.digests and sample is None:
             figures.digests.update({name: source.digest(name) for name in base.shards})

@@ -64,7 +64,7 @@ def _whole(audit: Audit) -> Section:
         facts["surely seen where compensated"] = _limits(audit)
     if any(judged.verdict is Verdict.PAIRED for _, _, judged in audit.quantized):
         facts["surely seen where smoothed"] = f"a code moved by {audit.smoothed_limit:.3g} steps"
-    return Section("the audit", f"{conclusion(audit)}: {decides}", facts=facts)
+    return Section("the audit", f"{conclusion(audit)}: {decides}", facts=facts, judges=False)
 
 
 def _limits(audit: Audit) -> str:

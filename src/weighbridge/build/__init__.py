@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +24,8 @@ from weighbridge.resources import Resources
 from weighbridge.source import MINIATURE, make_miniature, open_source
 from weighbridge.staging import check_target, staged
 from weighbridge.structure.checkpoint import Checkpoint, open_directory
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,10 +68,13 @@ def build(request: BuildRequest, *, progress: Progress) -> Report:
     # A conversion's base is what its source was made from, and no claim about the source itself.
     lock = base if base is not None and base.structure == request.source.structure else None
     plan = make_plan(request.loaded, request.source)
+    log.info("%s by %s into %s", request.source.label, request.loaded.document.where, request.output)
     foreseen = report_plan(plan, references)
     if not foreseen.holds:
         return foreseen
-    work = prepare(plan, request.source, request.output, engine=request.engine, resources=request.resources)
+    work = prepare(
+        plan, request.source, request.output, engine=request.engine, resources=request.resources, progress=progress
+    )
     with staged(request.output, key=work.key) as staging:
         made = make(work, staging, pinned=pinned_files(work.source, lock), progress=progress)
         built = replace(open_directory(staging.checkpoint), label=str(request.output))

@@ -63,7 +63,9 @@ class Made:
     calibration: Mapping[str, Any] | None = None
 
 
-def prepare(plan: Plan, source: Checkpoint, output: Path, *, engine: Engine, resources: Resources) -> Work:
+def prepare(
+    plan: Plan, source: Checkpoint, output: Path, *, engine: Engine, resources: Resources, progress: Progress
+) -> Work:
     """Everything that can be refused before a weight is read: devices, room on the disk, texts and data that are named.
 
     Args:
@@ -78,7 +80,7 @@ def prepare(plan: Plan, source: Checkpoint, output: Path, *, engine: Engine, res
     resources = replace(resources, devices=resolve_devices(resources.devices))
     streaming = recipe.method == "convert" or (recipe.method == "model_free_ptq" and engine == "streaming")
     check_space(output, shards.bytes_needed(plan, source, twice=not streaming))
-    source = fetch(source)
+    source = fetch(source, progress)
     key = None
     if streaming:
         from weighbridge.engines.streaming import build_key

@@ -9,10 +9,7 @@ from typing import TYPE_CHECKING
 from weighbridge.commands.run import positive, size
 from weighbridge.errors import StructureError
 from weighbridge.identity import Identity, digest_files, identify, pinned_files
-from weighbridge.lint.merged import MERGED
-from weighbridge.plan import Plan, find_fused_groups
 from weighbridge.progress import Progress
-from weighbridge.recipe import LoadedRecipe
 from weighbridge.references import base_of_source
 from weighbridge.report import Section
 from weighbridge.resources import DEFAULT_MEMORY, Resources
@@ -24,6 +21,11 @@ from weighbridge.structure.strict_json import MAX_JSON_BYTES
 
 if TYPE_CHECKING:
     from weighbridge.audit import Sample
+    from weighbridge.plan import Plan
+    from weighbridge.recipe import LoadedRecipe
+
+
+WITH_WEIGHTS = "name a directory, or a hub id"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -51,13 +53,19 @@ def audit_sections(
     """
     from weighbridge import audit
     from weighbridge.engines.devices import resolve_devices
+    from weighbridge.lint.merged import MERGED
+    from weighbridge.plan import find_fused_groups
 
     if checkpoint.directory is None and not checkpoint.shards:
-        raise StructureError("is a structure lock, which holds no weights to audit", where=checkpoint.label)
+        raise StructureError(
+            "is a structure lock, which holds no weights to audit", where=checkpoint.label, remedy=WITH_WEIGHTS
+        )
     progress = Progress()
     base = open_source(options.source)
     if not base.shards:
-        raise StructureError("is a structure lock, which holds no weights to audit against", where=base.label)
+        raise StructureError(
+            "is a structure lock, which holds no weights to audit against", where=base.label, remedy=WITH_WEIGHTS
+        )
     groups = plan.fused_groups if plan is not None else find_fused_groups(checkpoint.schemes, list(MERGED.values()))
     sample: Sample | None = None
     if options.sample is not None and options.sample < 1:
@@ -93,7 +101,9 @@ def compare_section(checkpoint: Checkpoint, options: argparse.Namespace) -> Sect
     other = open_checkpoint(options.compare)
     for side in (checkpoint, other):
         if side.directory is None and not side.shards:
-            raise StructureError("is a structure lock, which holds no weights to compare", where=side.label)
+            raise StructureError(
+                "is a structure lock, which holds no weights to compare", where=side.label, remedy=WITH_WEIGHTS
+            )
     resources = Resources(devices=("cpu",), workers=options.workers, memory=options.memory)
     return audit.compare(checkpoint, other, resources=resources, progress=Progress())
 

@@ -8,17 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from weighbridge.commands import endpoints
-from weighbridge.commands.run import Parser, add_report_options, check_writable, hand_over, positive, run
+from weighbridge.commands.run import Parser, add_report_options, check_writable, hand_over, parsed, positive, run
 from weighbridge.endpoint.server import EndpointError
 from weighbridge.endpoint.throughput import Client, Load, measure, stream_load, vllm_load
 from weighbridge.endpoint.throughput_report import BUILD, SOURCE, report_throughput
-from weighbridge.report import PRESENTERS
 
 EPILOG = """\
 examples:
-  python -m weighbridge.commands.bench_serve http://127.0.0.1:8000
-  python -m weighbridge.commands.bench_serve http://127.0.0.1:8000 --source-endpoint http://127.0.0.1:8001
-  python -m weighbridge.commands.bench_serve http://127.0.0.1:8000 --vllm .venv-vllm/bin/python --tokenizer builds/it
+  %(prog)s http://127.0.0.1:8000
+  %(prog)s http://127.0.0.1:8000 \\
+    --source-endpoint http://127.0.0.1:8001
+  %(prog)s http://127.0.0.1:8000 \\
+    --vllm .venv-vllm/bin/python --tokenizer builds/x
 
 exit codes: 0 measured; 2 could not measure
 """
@@ -26,8 +27,8 @@ exit codes: 0 measured; 2 could not measure
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; gives the exit code."""
-    options = _parser().parse_args(arguments)
-    return run(lambda: _bench(options))
+    options = parsed(_parser(), arguments)
+    return run(lambda: _bench(options), options)
 
 
 def _bench(options: argparse.Namespace) -> int:
@@ -41,7 +42,7 @@ def _bench(options: argparse.Namespace) -> int:
     ]
     measured = measure(sides, loads, rounds=options.rounds, client=client)
     report = report_throughput(sides, measured, client=name)
-    return hand_over(report, text=PRESENTERS[options.format](report), report_path=options.report)
+    return hand_over(report, options)
 
 
 def _client(options: argparse.Namespace) -> tuple[Client, str]:
@@ -68,12 +69,11 @@ def _counts(text: str) -> tuple[int, ...]:
     return tuple(map(positive, text.split(",")))
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser(
-        prog="make bench-serve",
+        "bench-serve",
         description="Measure time to the first token and tokens a second of a running server with OpenAI's API.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     endpoints.add_options(parser)
     parser.add_argument(

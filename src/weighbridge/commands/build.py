@@ -3,55 +3,88 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from weighbridge.build import BuildRequest, build, build_base
 from weighbridge.commands import capacity, draft
-from weighbridge.commands.run import HOLDS, Parser, check_writable, hand_over, positive, run, size
-from weighbridge.conversion_base import predict_base
+from weighbridge.commands.complete import complete, locks, recipes
+from weighbridge.commands.log import check_outside
+from weighbridge.commands.run import (
+    HOLDS,
+    Parser,
+    add_report_options,
+    check_writable,
+    hand_over,
+    parsed,
+    positive,
+    program,
+    run,
+    size,
+    suggest,
+)
 from weighbridge.errors import RecipeError, WeighbridgeError
-from weighbridge.evidence import open_signer
-from weighbridge.plan import make_plan
-from weighbridge.plan_report import report_plan
 from weighbridge.progress import Progress
-from weighbridge.recipe import LoadedRecipe, load_recipe
-from weighbridge.references import NO_REFERENCE, base_of, find_references
-from weighbridge.report import PRESENTERS
+from weighbridge.references import NO_REFERENCE
 from weighbridge.resources import DEFAULT_MEMORY, DEFAULT_SHARD_SIZE, Resources
 from weighbridge.source import MADE, MINIATURE, SMOLLM2, TRAINED_MINIATURE, open_model, open_source
-from weighbridge.structure.checkpoint import Checkpoint
-from weighbridge.structure.lock import write_lock
+
+if TYPE_CHECKING:
+    from weighbridge.recipe import LoadedRecipe
+    from weighbridge.structure.checkpoint import Checkpoint
+
+log = logging.getLogger(__name__)
 
 LOCK = "lock"
-EPILOG = """\
-examples:
-  python build.py fp8-dynamic --model mini
-  python build.py fp8-dynamic --plan --model references/google/gemma-4-26B-A4B-it.yaml
-  python build.py nvfp4 --plan --model references/google/gemma-4-26B-A4B-it.yaml --gpu 24GB --kv-dtype fp8
-  python build.py --new-recipe Qwen/Qwen3-30B-A3B
-  python build.py recipes/google/gemma-4-26B-A4B-it/fp8-dynamic.yaml --model /models/gemma-4-26B-A4B-it
-
-exit codes: 0 built and valid; 1 judged and found wanting, nothing kept; 2 could not build
+EXAMPLES = {
+    "plan": """\
+  %(prog)s fp8-dynamic --model mini
+  %(prog)s fp8-dynamic --model google/gemma-4-26B-A4B-it
+  %(prog)s nvfp4 --model mini --gpu 24GB --kv-dtype fp8
+  %(prog)s w4a16 --model mini --format html --report plan.html
+""",
+    "new-recipe": """\
+  %(prog)s Qwen/Qwen3-30B-A3B
+  %(prog)s Qwen/Qwen3-30B-A3B --scheme NVFP4A16 --output qwen.yaml
+""",
+    "build": """\
+  %(prog)s fp8-dynamic --model mini
+  %(prog)s fp8-dynamic --model mini --output builds/x --force --audit
+  %(prog)s fp8-dynamic --model /models/gemma-4 --device cuda:0
+  %(prog)s fp8-dynamic --plan --model google/gemma-4-26B-A4B-it
+  %(prog)s nvfp4 --plan --model mini --gpu 24GB --kv-dtype fp8
+  %(prog)s --new-recipe Qwen/Qwen3-30B-A3B
+""",
+}
+"""By what the command was called."""
+EXIT_CODES = """
+exit codes: 0 built and valid, or can be; 1 judged and found wanting, nothing
+kept; 2 could not judge or build
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; gives the exit code."""
-    options = _parser().parse_args(arguments)
-    return run(lambda: _run(options))
+    options = parsed(_parser(), arguments)
+    return run(lambda: _run(options), options)
 
 
 def _run(options: argparse.Namespace) -> int:
+    from weighbridge.recipe import load_recipe
+
     check_writable(options.report)
     if (options.recipe is None) == (options.new_recipe is None):
         what = "names no recipe" if options.recipe is None else "names a recipe, and asks for a new one"
-        raise RecipeError(what, where="build.py", remedy="the catalogue is recipes/README.md")
+        remedy = f"name one of the catalogue, recipes/README.md, as in '{program('build')} fp8-dynamic --model mini'"
+        raise RecipeError(what, where="the command", remedy=remedy)
     if options.new_recipe is not None:
         return draft.draft(options)
     loaded = load_recipe(options.recipe)
+    log.info("recipe %s", loaded.document.where)
     if options.resolved:
         sys.stdout.write(loaded.raw.decode())
         return HOLDS
@@ -61,17 +94,29 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace, loaded: LoadedRecipe) -> int:
+    from weighbridge.conversion_base import predict_base
+    from weighbridge.plan import make_plan
+    from weighbridge.plan_report import report_plan
+    from weighbridge.references import base_of, find_references
+    from weighbridge.structure.lock import write_lock
+
     model = _model(options, loaded)
     of_miniature = model == MINIATURE and loaded.recipe.method == "convert"
     source = predict_base(loaded) if of_miniature else _source(model, loaded)
     base = base_of(loaded, source)
     plan = make_plan(loaded, source)
     report = report_plan(plan, find_references(loaded, base, _named(options)), capacity.demand_of(options))
-    text = write_lock(plan.predicted) if options.format == LOCK else PRESENTERS[options.format](report)
-    return hand_over(report, text=text, report_path=options.report)
+    code = hand_over(report, options, text=write_lock(plan.predicted) if options.format == LOCK else None)
+    if report.holds:
+        where = "--model PATH" if source.directory is None and not source.shards else f"--model {shlex.quote(model)}"
+        suggest(options, f"{program('build')} {shlex.quote(options.recipe)} {where}")
+    return code
 
 
 def _build(options: argparse.Namespace, loaded: LoadedRecipe) -> int:
+    from weighbridge.build import BuildRequest, build
+    from weighbridge.evidence import open_signer
+
     if options.gpu is not None:
         raise WeighbridgeError("what fits on a card is said of a plan", where="--gpu", remedy="add --plan")
     if options.format == LOCK:
@@ -79,6 +124,7 @@ def _build(options: argparse.Namespace, loaded: LoadedRecipe) -> int:
     _check_audit(options, loaded)
     model = _model(options, loaded)
     output = options.output or Path("builds") / f"{Path(model.partition('@')[0]).name}-{loaded.recipe.name}"
+    check_outside(options.log_file, output)
     request = BuildRequest(
         loaded=loaded,
         source=_source(model, loaded),
@@ -97,7 +143,10 @@ def _build(options: argparse.Namespace, loaded: LoadedRecipe) -> int:
         audited=options.audit,
     )
     report = build(request, progress=Progress())
-    return hand_over(report, text=PRESENTERS[options.format](report), report_path=options.report)
+    code = hand_over(report, options)
+    if report.holds:
+        suggest(options, f"{program('validate')} {shlex.quote(str(output))} --evidence")
+    return code
 
 
 def calibrated_with(loaded: LoadedRecipe, file: str) -> LoadedRecipe:
@@ -131,6 +180,8 @@ def _source(model: str, loaded: LoadedRecipe) -> Checkpoint:
     """What a recipe starts from; for a conversion the miniature is a build of the miniature."""
     if loaded.recipe.method != "convert":
         return open_source(model)
+    from weighbridge.build import build_base
+
     return build_base(loaded, progress=Progress()) if model == MINIATURE else open_model(model)
 
 
@@ -143,21 +194,26 @@ def _named(options: argparse.Namespace) -> tuple[str, ...]:
     return (options.reference,) if options.reference else ()
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser(
-        prog="build.py",
-        description="Build a quantized checkpoint from a recipe and validate it tensor by tensor.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "build",
+        description="Build a quantized checkpoint from a recipe and validate it tensor by tensor; "
+        "or say what would be built (--plan), or draft a recipe (--new-recipe).",
+        epilog="",
     )
-    parser.add_argument("recipe", nargs="?", help="a recipe's path, or its name in the catalogue (recipes/README.md)")
-    parser.add_argument(
+    parser.epilog = f"examples:\n{EXAMPLES.get(parser.prog.split()[-1], EXAMPLES['build'])}{EXIT_CODES}"
+    recipe = parser.add_argument(
+        "recipe", nargs="?", metavar="RECIPE", help="its path, or its name in the catalogue (recipes/README.md)"
+    )
+    complete(recipe, recipes)
+    model = parser.add_argument(
         "--model",
         metavar=f"PATH|ORG/NAME[@REV]|{'|'.join(MADE)}",
         help="the model to quantize (default: the recipe's base at its pinned revision); "
         f"{MINIATURE}: a small Gemma 4 made on the spot; {TRAINED_MINIATURE}: one that has learnt something, trained "
         f"in a quarter of an hour the first time; {SMOLLM2}: SmolLM2-135M-Instruct from PyPI",
     )
+    complete(model, lambda: MADE, locks)
     parser.add_argument("--plan", action="store_true", help="say what would be built, from headers alone, and stop")
     parser.add_argument("--resolved", action="store_true", help="print the recipe with what it extends, and stop")
     parser.add_argument("--output", type=Path, metavar="DIR", help="where to build (default: builds/<model>-<recipe>)")
@@ -195,17 +251,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--executor", choices=("local", "ray"), default="local", help="where pieces are done")
     parser.add_argument("--ray", default="auto", metavar="ADDRESS", help="the Ray cluster (default: the one around)")
-    parser.add_argument(
+    reference = parser.add_argument(
         "--reference",
         metavar=f"REF|{NO_REFERENCE}",
         help="hold the build against this directory, hub id or lock instead of the recipe's own references",
     )
-    parser.add_argument(
-        "--format",
-        choices=(*PRESENTERS, LOCK),
-        default="text",
-        help="how the report is written; lock: a plan's structure",
-    )
+    complete(reference, lambda: (NO_REFERENCE,), locks)
     parser.add_argument(
         "--sign",
         metavar="KEY.pem|sigstore",
@@ -216,7 +267,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="hold every weight against the source by the numbers before the build is kept; the result is evidence too",
     )
-    parser.add_argument("--report", type=Path, metavar="FILE", help="also write the report to this file")
+    add_report_options(parser, LOCK)
     capacity.add_options(parser)
     draft.add_options(parser)
     return parser

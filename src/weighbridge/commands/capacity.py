@@ -74,8 +74,8 @@ def _card(text: str) -> int:
     """Bytes of a card: vendors print GB and count in powers of 1024."""
     try:
         memory = parse_size(text.upper().replace("GB", "GIB"))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 24GB") from None
     if memory < GIB // 4:
         raise argparse.ArgumentTypeError(f"{text!r} is no card's memory; write it with its unit, as 24GB")
     return memory

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
 from weighbridge.cache import write_atomically
-from weighbridge.commands.run import HOLDS
-from weighbridge.drafting import draft_recipe
+from weighbridge.commands.run import HOLDS, program, suggest
 from weighbridge.errors import RecipeError
 from weighbridge.formats.schemes import PRESETS
-from weighbridge.model_card import CARD, card_metadata, declared_licence
+from weighbridge.report.terminal import tinted
 from weighbridge.source import open_source
 from weighbridge.structure.checkpoint import Checkpoint
 from weighbridge.structure.hub import HubId, find_snapshot, parse_hub_id, read_bytes
@@ -30,7 +30,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "recipes/ORG/MODEL/SCHEME.yaml; --model says where the headers are, if not on the hub",
     )
     options.add_argument(
-        "--scheme", choices=tuple(PRESETS), default=DEFAULT_SCHEME, help=f"its scheme (default: {DEFAULT_SCHEME})"
+        "--scheme",
+        choices=tuple(PRESETS),
+        default=DEFAULT_SCHEME,
+        metavar="SCHEME",
+        help=f"its scheme: {', '.join(PRESETS)} (default: {DEFAULT_SCHEME})",
     )
     options.add_argument("--licence", metavar="SPDX", help="its licence (default: what the model's card declares)")
 
@@ -41,6 +45,8 @@ def draft(options: argparse.Namespace) -> int:
     Raises:
         RecipeError: no such model, no licence, a file that is there already, or nothing to recognise.
     """
+    from weighbridge.drafting import draft_recipe
+
     hub_id = parse_hub_id(options.new_recipe)
     if hub_id is None:
         raise RecipeError(
@@ -60,12 +66,16 @@ def draft(options: argparse.Namespace) -> int:
     sys.stdout.write(drafted.text)
     sys.stderr.write(f"written to {path}\n")
     for finding in drafted.findings:
-        sys.stderr.write(f"{finding.severity}: {finding.where} {finding.message}\n")
+        sys.stderr.write(tinted(f"{finding.severity}: {finding.where} {finding.message}\n", sys.stderr))
+    model = options.model or options.new_recipe
+    suggest(options, f"{program('build')} {shlex.quote(str(path))} --plan --model {shlex.quote(model)}")
     return HOLDS
 
 
 def _licence(hub_id: HubId, source: Checkpoint) -> str:
     """What the model's own card declares."""
+    from weighbridge.model_card import CARD, card_metadata, declared_licence
+
     declared: object = None
     if source.directory is not None:
         found = declared_licence(source.directory)

@@ -8,16 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from weighbridge.commands import endpoints
-from weighbridge.commands.run import Parser, add_report_options, check_writable, hand_over, positive, run
+from weighbridge.commands.run import Parser, add_report_options, check_writable, hand_over, parsed, positive, run
 from weighbridge.endpoint.harness import PUBLISHED, Harness, HarnessError, Setting, evaluate
 from weighbridge.endpoint.harness_report import report_scores
-from weighbridge.report import PRESENTERS
 
 EPILOG = """\
 examples:
-  python -m weighbridge.commands.evaluate_tasks http://127.0.0.1:8000
-  python -m weighbridge.commands.evaluate_tasks http://127.0.0.1:8000 --tasks ifeval --limit 20 --max-gen-toks 2048
-  python -m weighbridge.commands.evaluate_tasks http://127.0.0.1:8000 --source-endpoint http://127.0.0.1:8001
+  %(prog)s http://127.0.0.1:8000
+  %(prog)s http://127.0.0.1:8000 \\
+    --tasks ifeval --limit 20 --max-gen-toks 2048
+  %(prog)s http://127.0.0.1:8000 \\
+    --source-endpoint http://127.0.0.1:8001
 
 exit codes: 0 evaluated; 2 could not evaluate
 """
@@ -26,14 +27,18 @@ DEFAULT = "gsm8k_platinum_cot_llama,ifeval,mmlu_pro"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; gives the exit code."""
-    options = _parser().parse_args(arguments)
-    return run(lambda: _evaluate(options))
+    options = parsed(_parser(), arguments)
+    return run(lambda: _evaluate(options), options)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
     check_writable(options.report)
     if not options.harness.is_file():
         raise HarnessError("there is no such file", where=f"--harness {options.harness}", remedy="name a Python")
+    if options.include is not None and not options.include.is_dir():
+        raise HarnessError(
+            "there is no such directory", where=f"--include {options.include}", remedy="name one with tasks"
+        )
     harness = Harness(
         python=options.harness,
         concurrency=options.concurrency,
@@ -53,7 +58,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         for setting in settings
     ]
     report = report_scores(build, tasks, harness)
-    return hand_over(report, text=PRESENTERS[options.format](report), report_path=options.report)
+    return hand_over(report, options)
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -64,12 +69,11 @@ def _names(text: str) -> tuple[str, ...]:
     return names
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser(
-        prog="make evaluate-tasks",
+        "evaluate-tasks",
         description="Ask a running server with OpenAI's API the tasks of the Language Model Evaluation Harness.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     endpoints.add_options(parser)
     parser.add_argument(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,24 +11,38 @@ from pathlib import Path
 from weighbridge import miniature
 from weighbridge.cache import write_atomically
 from weighbridge.catalogue import REFERENCES
-from weighbridge.commands.run import Parser, run
+from weighbridge.commands.run import HOLDS, Parser, parsed, run
 from weighbridge.structure.hub import HubId, open_hub
 from weighbridge.structure.lock import open_lock, write_lock
 
 OURS = miniature.NAME.partition("/")[0]
+EPILOG = """\
+examples:
+  %(prog)s
+  %(prog)s references/RedHatAI/gemma-4-26B-A4B-it-NVFP4.yaml
+
+exit codes: 0 written; 2 could not read the hub, or a lock
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; gives the exit code."""
-    parser = Parser(prog="make reference", description=main.__doc__)
-    parser.add_argument("lock", type=Path, nargs="*", help="locks to re-pin (default: all of published checkpoints)")
-    options = parser.parse_args(arguments)
+    options = parsed(_parser(), arguments)
+    return run(lambda: _repin(options), options)
+
+
+def _parser() -> Parser:
+    description = "Re-pin the structure locks of published checkpoints from the hub, by their headers alone."
+    parser = Parser("reference", description=description, epilog=EPILOG)
+    parser.add_argument(
+        "lock", type=Path, nargs="*", metavar="LOCK", help="what to re-pin (default: all of published checkpoints)"
+    )
+    return parser
+
+
+def _repin(options: argparse.Namespace) -> int:
     published = [path for path in sorted(REFERENCES.rglob("*.yaml")) if path.parent.name != OURS]
-    return run(lambda: _repin(options.lock or published))
-
-
-def _repin(paths: Sequence[Path]) -> int:
-    for path in paths:
+    for path in options.lock or published:
         written = open_lock(path)
         old = written.origin
         seen = open_hub(HubId(old.repository, old.revision or None))
@@ -37,7 +52,7 @@ def _repin(paths: Sequence[Path]) -> int:
         write_atomically(path, write_lock(replace(seen, origin=origin)).encode())
         change = "as it was" if seen.structure == written.structure else "changed"
         sys.stdout.write(f"{path}: {len(seen.structure):,} tensors, {change}\n")
-    return 0
+    return HOLDS
 
 
 if __name__ == "__main__":

@@ -10,50 +10,73 @@ from pathlib import Path
 
 from weighbridge.cache import write_atomically
 from weighbridge.commands.build import calibrated_with
-from weighbridge.commands.run import Parser, add_report_options, check_writable, hand_over, positive, run, size
+from weighbridge.commands.complete import complete
+from weighbridge.commands.run import (
+    Parser,
+    add_report_options,
+    check_writable,
+    hand_over,
+    parsed,
+    positive,
+    run,
+    size,
+)
+from weighbridge.errors import EvidenceError
 from weighbridge.evidence.signing import open_signer
 from weighbridge.progress import Progress
 from weighbridge.rebuild import Rebuild, rebuild
-from weighbridge.report import PRESENTERS
 from weighbridge.resources import DEFAULT_MEMORY, Resources
+from weighbridge.source import MADE
 
 EPILOG = """\
-exit codes: 0 the same bytes (or, with a warning, the same tensors in other files); 1 it differs, or what it would be
-made from does; 2 could not build
+examples:
+  %(prog)s builds/x --model mini
+  %(prog)s builds/x --model mini --statement it.json --sign key.pem
+
+exit codes: 0 the same bytes (or, with a warning, the same tensors in other
+files); 1 it differs, or what it would be made from does; 2 could not build
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; gives the exit code."""
-    parser = Parser(
-        prog="make reproduce",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    options = parsed(_parser(), arguments)
+    return run(lambda: _reproduce(options), options)
+
+
+def _parser() -> Parser:
+    description = "Build a checkpoint again from its own evidence, and compare the bytes."
+    parser = Parser("reproduce", description=description, epilog=EPILOG)
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a build on disk, with its evidence/")
-    parser.add_argument(
+    model = parser.add_argument(
         "--model", metavar="BASE", help="where the base is (default: on the hub, where the evidence says)"
     )
+    complete(model, lambda: MADE)
     parser.add_argument(
         "--calibration", metavar="FILE", help="the file that it was calibrated with, if build.py was given one"
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="keep what is built here (default: it goes again)")
-    parser.add_argument("--workers", type=positive, metavar="N", help="as for build.py")
-    parser.add_argument("--memory", type=size, default=DEFAULT_MEMORY, metavar="SIZE", help="as for build.py")
+    parser.add_argument(
+        "--workers", type=positive, metavar="N", help="pieces worked on at a time (default: every core)"
+    )
+    parser.add_argument(
+        "--memory", type=size, default=DEFAULT_MEMORY, metavar="SIZE", help="as for a build (default: 2GiB)"
+    )
     parser.add_argument(
         "--elsewhere", action="store_true", help="build even if the environment differs, to see whether the bytes do"
     )
     parser.add_argument("--statement", type=Path, metavar="FILE", help="write the verdict as an in-toto statement")
     parser.add_argument("--sign", metavar="KEY.pem|sigstore", help="sign that statement")
     add_report_options(parser)
-    options = parser.parse_args(arguments)
-    return run(lambda: _reproduce(options))
+    return parser
 
 
 def _reproduce(options: argparse.Namespace) -> int:
     check_writable(options.report)
     check_writable(options.statement)
+    if not options.checkpoint.is_dir():
+        remedy = "name a build on disk, with its evidence/"
+        raise EvidenceError("is no directory", where=str(options.checkpoint), remedy=remedy)
     signer = open_signer(options.sign) if options.sign else None
     request = Rebuild(
         directory=options.checkpoint,
@@ -67,7 +90,7 @@ def _reproduce(options: argparse.Namespace) -> int:
     if options.statement is not None:
         line = statement if signer is None else signer.sign_statement(statement)
         write_atomically(options.statement, line + b"\n")
-    return hand_over(report, text=PRESENTERS[options.format](report), report_path=options.report)
+    return hand_over(report, options)
 
 
 if __name__ == "__main__":

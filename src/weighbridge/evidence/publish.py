@@ -31,7 +31,7 @@ def publish(
     """
     hub_id = parse_hub_id(repository)
     if hub_id is None or hub_id.revision:
-        raise HubError("is no hub id of the form org/name", where=repository)
+        raise HubError("is no hub id of the form org/name", where=repository, remedy="name it so, without a revision")
     checked = verify(directory, verifier=verifier, progress=progress)
     if not checked.holds:
         return Report("publish", repository, f"nothing was uploaded: {checked.verdict}", checked.sections)

@@ -375,7 +375,8 @@ def _read_key(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(1 << 16)
     except OSError as error:
-        raise EvidenceError(f"the key cannot be read ({error.strerror})", where=str(path)) from error
+        what, remedy = f"the key cannot be read ({error.strerror})", "name a file, or make a pair with 'make key'"
+        raise EvidenceError(what, where=str(path), remedy=remedy) from error
 
 
 def _check_installed() -> None:

@@ -45,7 +45,8 @@ def judge(case: Case, findings: Sequence[Finding]) -> Report:
         if checked.word:
             words[title] = checked.word
     sections += validated(case)
-    sections.append(Section("what rests on the word of whoever wrote it", f"{len(words)} things", facts=words))
+    title = "what rests on the word of whoever wrote it"
+    sections.append(Section(title, f"{len(words)} things", facts=words, judges=False))
     return Report("evidence", str(case.directory), _verdict(case, sections), tuple(sections))
 
 

@@ -20,7 +20,7 @@ from weighbridge.evidence.statements import Resource, sha256_of, subject_of, wri
 from weighbridge.evidence.subject import hash_files, list_all, root_digest, write_files, write_tensors
 from weighbridge.identity import digest_files
 from weighbridge.progress import Progress
-from weighbridge.report import PRESENTERS, Finding, Report, Section
+from weighbridge.report import PRESENTERS, Chain, Finding, Link, Report, Section
 from weighbridge.structure.checkpoint import CONFIG_FILE, EVIDENCE, INDEX_FILE, Checkpoint, carried_files
 
 GUIDE = "README.md"
@@ -75,9 +75,10 @@ def write(directory: Path, account: Account, *, signer: Signer | None = None, pr
     subject = subject_of(CardFacts(account.plan.loaded, account.plan.predicted, account.base, {}).name, root)
     if signer is not None:
         (beside / SIGNATURE).write_bytes(signer.sign_model(beside, files, name=str(subject.name)))
+    chain = _chain(account, root, beside)
     for name, report in account.reports.items():
         page = _without_paths(report, account)
-        page = replace(page, sections=(*page.sections, _chain(account, root, (beside / TENSORS).read_bytes())))
+        page = replace(page, sections=(*page.sections, chain))
         (beside / f"{name}.html").write_text(PRESENTERS["html"](page))
     recipe = Resource(name=RECIPE, digest=sha256_of(account.plan.loaded.raw))
     payloads = {
@@ -122,19 +123,27 @@ def _without_paths(report: Report, account: Account) -> Report:
     return called_by_name(report, {account.source.label: account.model}, account.source.origin.repository)
 
 
-def _chain(account: Account, root: str, tensors: bytes) -> Section:
+def _chain(account: Account, root: str, beside: Path) -> Section:
     """From the base to the evidence, each by what it can be told from every other."""
     base, loaded = account.base, account.plan.loaded
-    facts: dict[str, str | int] = {
-        "base": base.repository,
-        "its commit": base.revision or "unknown",
-        "whether it is that": base.sentence,
-        "recipe": loaded.recipe.name,
-        "SHA-256 of the recipe": loaded.sha256,
-        "root digest of the checkpoint (OpenSSF Model Signing v1.0)": root,
-        "content digest of its tensors": sha256_of(tensors)["sha256"],
-    }
-    return Section("from base to evidence", "base, recipe, build, and what is stated of it", facts=facts)
+    tensors, files, report = (_sha256(beside / name) for name in (TENSORS, FILES, f"{MAIN_REPORT}.json"))
+    links = (
+        Link("base", base.repository, {"commit": base.revision or "unknown", "whether it is that": base.sentence}),
+        Link("recipe", loaded.recipe.name, {f"SHA-256 of {RECIPE}": loaded.sha256}),
+        Link(
+            "build",
+            account.reports[MAIN_REPORT].subject.rstrip("/").rpartition("/")[2],
+            {"root digest (OpenSSF Model Signing v1.0)": root, "content digest of its tensors": tensors},
+        ),
+        Link(
+            "evidence",
+            f"{EVIDENCE}/, whose provenance names this page too by its digest",
+            {f"SHA-256 of {FILES}": files, f"SHA-256 of {MAIN_REPORT}.json": report},
+        ),
+    )
+    summary = "base, recipe, build, and what is stated of it"
+    chain = Chain("what was made from what", links)
+    return Section("from base to evidence", summary, figures=(chain,), judges=False)
 
 
 def called_by_name(report: Report, names: Mapping[str, str], known: str = "") -> Report:
@@ -196,4 +205,8 @@ def base_card(names: Mapping[str, object]) -> str:
 
 
 def _file(beside: Path, name: str) -> Resource:
-    return Resource(name=f"{EVIDENCE}/{name}", digest=sha256_of((beside / name).read_bytes()))
+    return Resource(name=f"{EVIDENCE}/{name}", digest={"sha256": _sha256(beside / name)})
+
+
+def _sha256(path: Path) -> str:
+    return sha256_of(path.read_bytes())["sha256"]

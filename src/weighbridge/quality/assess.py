@@ -103,7 +103,7 @@ def judge(built: Checkpoint, source: Checkpoint, limits: Quality, progress: Prog
         BuildError: the source's tokenizer cannot be loaded.
         StructureError, HubError: a side cannot be read.
     """
-    source = fetch(source)
+    source = fetch(source, progress)
     windows = windows_of(source, limits.text, count=limits.windows)
     (found,) = evaluate([built], source, windows, dtype=limits.dtype, device=device, progress=progress)
     section = section_of(found, source, limits)

@@ -1,6 +1,29 @@
 """Reports: one tree of findings, and its presenters."""
 
-from weighbridge.report.findings import Area, Areas, Finding, Grid, Report, Section, Severity, Table
+from weighbridge.report.findings import (
+    Area,
+    Areas,
+    Chain,
+    Finding,
+    Grid,
+    Link,
+    Report,
+    Section,
+    Severity,
+    Table,
+)
 from weighbridge.report.present import PRESENTERS
 
-__all__ = ["PRESENTERS", "Area", "Areas", "Finding", "Grid", "Report", "Section", "Severity", "Table"]
+__all__ = [
+    "PRESENTERS",
+    "Area",
+    "Areas",
+    "Chain",
+    "Finding",
+    "Grid",
+    "Link",
+    "Report",
+    "Section",
+    "Severity",
+    "Table",
+]

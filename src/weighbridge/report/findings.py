@@ -60,20 +60,36 @@ class Table:
 
 @dataclass(frozen=True)
 class Area:
-    """A share of the bytes: the group and the part of it that they belong to, and of what kind they are."""
+    """A share of the bytes.
+
+    Attributes:
+        group: what they belong to; `part`: the part of it, empty where it has none.
+        kind: what they are stored as; `kept`: whether that is what the source has, and not quantized.
+        size: how many.
+        by: what decided it, e.g. an entry of the recipe with its line; empty where nobody knows.
+    """
 
     group: str
     part: str
     kind: str
     size: int
+    kept: bool = False
+    by: str = ""
 
 
 @dataclass(frozen=True)
 class Areas:
-    """Bytes by group and part, to be seen at a glance; a table beside it says the same in figures."""
+    """Bytes by group and part, to be seen at a glance.
+
+    Attributes:
+        title: what the bytes are of.
+        areas: in an order that a reader knows, such as that of layers.
+        reasons: why, in the recipe's own words, by what decided it (`Area.by`).
+    """
 
     title: str
     areas: tuple[Area, ...]
+    reasons: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -97,6 +113,23 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Link:
+    """One link of a chain: what it is, its name, and what it can be told by (label -> digest or commit, in full)."""
+
+    what: str
+    name: str
+    told_by: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What was made from what, first to last."""
+
+    title: str
+    links: tuple[Link, ...]
+
+
+@dataclass(frozen=True)
 class Section:
     """A part of a report: what was held against what, and what was found.
 
@@ -105,6 +138,7 @@ class Section:
         summary: one sentence.
         facts: what the section rests on (label -> value).
         figures: what is better seen than read.
+        judges: whether something was held against something. What only tells is shown as neither held nor failed.
     """
 
     title: str
@@ -112,7 +146,8 @@ class Section:
     findings: tuple[Finding, ...] = ()
     facts: dict[str, str | int] = field(default_factory=dict)
     tables: tuple[Table, ...] = ()
-    figures: tuple[Areas | Grid, ...] = ()
+    figures: tuple[Areas | Grid | Chain, ...] = ()
+    judges: bool = True
 
     def __post_init__(self) -> None:
         _make_safe(self, "title", "summary")

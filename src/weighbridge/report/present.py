@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
-import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
 from typing import Any
 
+from weighbridge.report.columns import lay_out, longest_word, wrapped
 from weighbridge.report.findings import Finding, Grid, Report, Section, Severity, Table
 from weighbridge.report.page import as_html
 
 JSON_VERSION = 1
 WIDEST_GRID = 12
+WIDTH, LEAST_WIDTH, MOST_WIDTH = 80, 60, 120
+"""Columns of a report where there is no terminal; the least that it takes; and the most that its sentences take."""
 MARKS = {"error": "x", "warning": "!", "note": "-"}
 
 
@@ -34,10 +36,16 @@ def as_json(report: Report) -> str:
 def as_text(report: Report) -> str:
     """The report for a terminal: the verdict last, where the eye is."""
     report = _printable(report)
-    width = max(60, min(shutil.get_terminal_size((100, 24)).columns, 120))
-    blocks = [_text_section(section, width) for section in report.sections]
-    verdict = _fill(f"{'PASS' if report.holds else 'FAIL'}  {report.verdict}", width, "", "      ")
-    return "\n".join([*blocks, verdict]) + "\n"
+    width = max(LEAST_WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
+    lines = [line for section in report.sections for line in _text_section(section, width)]
+    return "\n".join(lines) + ("\n" if lines else "") + verdict_of(report)
+
+
+def verdict_of(report: Report) -> str:
+    """The end of the report for a terminal: whether it holds, and why, in one sentence."""
+    report = _printable(report)
+    width = max(LEAST_WIDTH, min(shutil.get_terminal_size((WIDTH, 24)).columns, MOST_WIDTH))
+    return "\n".join(wrapped(f"{'PASS' if report.holds else 'FAIL'}  {report.verdict}", width, "", "      ")) + "\n"
 
 
 def as_markdown(report: Report) -> str:
@@ -93,50 +101,38 @@ def _printable(value: Any) -> Any:
     return value
 
 
-def _text_section(section: Section, width: int) -> str:
+def _text_section(section: Section, width: int) -> list[str]:
     head = f"{'ok' if section.holds else 'x '}  {section.title}: {section.summary}"
-    lines = [_fill(head, width, "", "    ")]
-    if section.facts:
-        label_width = max(map(len, section.facts))
-        lines += [f"    {label:<{label_width}}  {_figure(value)}" for label, value in section.facts.items()]
+    sentence = min(width, MOST_WIDTH)
+    lines = wrapped(head, sentence, "", "    ")
+    label_width = max(map(len, section.facts), default=0)
+    for label, value in section.facts.items():
+        lines += _text_fact(f"    {label:<{label_width}}  ", _figure(value), sentence)
     for table in _tables(section):
-        lines += _text_table(table)
+        rows = [[_figure(cell) for cell in row] for row in table.rows]
+        lines += [f"    {line}".rstrip() for line in lay_out(table.columns, rows, width - 4)]
     for finding in section.findings:
-        lines += _text_finding(finding, width)
-    return "\n".join(lines)
+        lines += _text_finding(finding, sentence)
+    return lines
+
+
+def _text_fact(label: str, value: str, width: int) -> list[str]:
+    if len(label) + longest_word([value]) > width:  # a digest, say
+        return [label.rstrip(), *wrapped(value, width, "      ", "      ")]
+    return wrapped(value, width, label, " " * len(label)) or [label.rstrip()]
 
 
 def _text_finding(finding: Finding, width: int) -> list[str]:
     count = f" ({finding.count:,})" if finding.count > 1 else ""
-    lines = [f"    {MARKS[finding.severity]} {finding.severity} {finding.rule}", f"      {finding.where}{count}"]
+    lines = [f"    {MARKS[finding.severity]} {finding.severity} {finding.rule}"]
     for text in (
+        f"{finding.where}{count}",
         finding.message,
         f"explained: {finding.explained}" if finding.explained else "",
         f"do: {finding.remedy}" if finding.remedy else "",
     ):
-        if text:
-            lines.append(_fill(text, width, "      ", "      "))
+        lines += wrapped(text, width, "      ", "      ")
     return lines
-
-
-def _fill(text: str, width: int, first: str, rest: str) -> str:
-    """Wrap at spaces alone: a name that is broken in two cannot be copied."""
-    return textwrap.fill(
-        text, width, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
-    )
-
-
-def _text_table(table: Table) -> list[str]:
-    rows = [table.columns, *(tuple(_figure(cell) for cell in row) for row in table.rows)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(table.columns))]
-    return [
-        "    "
-        + "  ".join(
-            cell.ljust(width) if index == 0 else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
 
 
 def _markdown_finding(finding: Finding) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import tempfile
@@ -11,6 +12,8 @@ from pathlib import Path
 
 from weighbridge.serving.answer import MAX_ANSWER_BYTES, Answer, Request, ServingError, read_answer
 from weighbridge.serving.environment import INSIDE
+
+logger = logging.getLogger(__name__)
 
 CLIENT = "vllm_client"
 SETTINGS = {
@@ -40,6 +43,7 @@ def ask(request: Request, *, python: Path, log: Path) -> Answer:
     with tempfile.TemporaryDirectory(prefix="weighbridge-serving-") as scratch:
         asked, answered = Path(scratch) / "request.json", Path(scratch) / "answer.json"
         asked.write_text(json.dumps(asdict(request)))
+        logger.info("a server of %s loads %s; what it prints goes to %s", python, request.checkpoint, log)
         with log.open("wb") as output:
             done = subprocess.run(  # noqa: S603
                 [str(python), "-m", CLIENT, str(asked), str(answered)],

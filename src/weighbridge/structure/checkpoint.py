@@ -241,7 +241,9 @@ def choose_shards(names: Iterable[str], index: Mapping[str, str] | None, *, labe
             where=label,
             remedy="take a revision of the model that has safetensors",
         )
-    raise StructureError("holds no safetensors file", where=label)
+    raise StructureError(
+        "holds no safetensors file", where=label, remedy="name the directory that has config.json and the weights"
+    )
 
 
 def list_files(directory: Path, *, label: str) -> list[str]:

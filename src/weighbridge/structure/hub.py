@@ -8,9 +8,10 @@ it is kept.
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from urllib.parse import quote
 
 from weighbridge.cache import cache_directory, write_atomically
 from weighbridge.errors import HubError, StructureError
+from weighbridge.progress import Progress
 from weighbridge.structure.checkpoint import (
     CONFIG_FILE,
     INDEX_FILE,
@@ -31,8 +33,10 @@ from weighbridge.structure.checkpoint import (
     read_index,
 )
 from weighbridge.structure.header import LENGTH_BYTES, Header, header_length, parse_header
-from weighbridge.structure.hub_client import explained, fetch_bytes, hushed, wary_client
+from weighbridge.structure.hub_client import advancing, explained, fetch_bytes, hushed, wary_client
 from weighbridge.structure.strict_json import MAX_JSON_BYTES, parse_object
+
+log = logging.getLogger(__name__)
 
 FIRST_READ = 256 * 1024
 MAX_FILE_NAME = 1024
@@ -117,10 +121,11 @@ def find_snapshot(hub_id: HubId) -> Snapshot:
         fetch=lambda: answer or _ask(hub_id),
         parse=lambda raw: _read_files(raw, commit, where=where),
     )
+    log.info("%s is commit %s", hub_id, commit)
     return Snapshot(hub_id, commit, files)
 
 
-def download(checkpoint: Checkpoint) -> Path:
+def download(checkpoint: Checkpoint, progress: Progress | None = None) -> Path:
     """Download the shards and the files that a build carries over into the hub client's own cache.
 
     Files that are there already, whole, are not asked for again.
@@ -146,12 +151,18 @@ def download(checkpoint: Checkpoint) -> Path:
         # The client would try for half a minute before it says that there is no network or no access.
         _ask(HubId(origin.repository, origin.revision))
         set_client_factory(wary_client)
-    with explained(checkpoint.label), hushed():
-        for name in missing():
-            hf_hub_download(origin.repository, name, revision=origin.revision)
+        progress = progress or Progress()
+        with explained(checkpoint.label), hushed(), progress.stage("downloading", _size(checkpoint, missing())):
+            for name in missing():
+                log.info("downloading %s/%s", checkpoint.label, name)
+                hf_hub_download(origin.repository, name, revision=origin.revision, tqdm_class=advancing(progress))
     if missing():
         raise HubError("the hub served another commit than it was asked for", where=checkpoint.label)
     return snapshot
+
+
+def _size(checkpoint: Checkpoint, names: Iterable[str]) -> int:
+    return sum(checkpoint.files[name].size or 0 for name in names)
 
 
 def read_bytes(snapshot: Snapshot, name: str, begin: int, end: int) -> bytes:
@@ -245,6 +256,7 @@ def _read_range(snapshot: Snapshot, name: str, begin: int, end: int) -> tuple[by
     with explained(where):
         url = hf_hub_url(snapshot.hub_id.repository, name, revision=snapshot.commit, endpoint=constants.ENDPOINT)
     content, served = fetch_bytes(url, begin=begin, end=end, where=where)
+    log.debug("read %s bytes of %s", f"{len(content):,}", where)
     listed = snapshot.files[name].size
     size = listed if served is None else served
     if size is None:

@@ -7,9 +7,10 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from weighbridge.errors import HubError
+from weighbridge.progress import Progress
 
 if TYPE_CHECKING:
     import httpx
@@ -111,6 +112,27 @@ def _check_etag(response: httpx.Response) -> None:
         etag = response.headers.get(header)
         if etag is not None and response.request.method == "HEAD" and not _PLAIN_ETAG.fullmatch(etag):
             raise HubError(f"the hub calls its content {etag[:80]!r}, which is no digest", where=response.url.path)
+
+
+def advancing(progress: Progress) -> type[Any]:
+    """What the hub's client takes for the bar of a file: it shows none, and moves that of the whole download."""
+    from tqdm import tqdm
+
+    class Advancing(tqdm):  # type: ignore[misc]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "disable": True})
+            progress.advance(options.get("initial", 0))
+
+        def update(self, n: float | None = 1) -> None:
+            progress.advance(int(n or 0))
+
+        def update_transfer(self, n: float) -> None:
+            """Bytes on their way, which Xet's storage tells apart from those written."""
+
+        def set_transfer_postfix_str(self, *_: Any, **__: Any) -> None:
+            """Their rate, likewise."""
+
+    return Advancing
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from weighbridge.engines.oneshot.calibrate import Passed, calibrate, quantize_in_memory
-from weighbridge.engines.oneshot.coverage import grid, starved, table
+from weighbridge.engines.oneshot.coverage import grids, starved, table
 from weighbridge.engines.oneshot.dataset import Rows, for_miniature, miniature_rows, open_rows, with_file
 from weighbridge.engines.oneshot.load import load_model, load_tokenizer
 from weighbridge.engines.oneshot.modifiers import Modifiers, make_modifiers
@@ -147,5 +147,5 @@ def _section(plan: Plan, calibration: Calibration, passed: Passed, record: Recor
         findings=(*(starved(coverage, calibration.least_tokens) if quantized else ()), *passed.findings),
         facts=record.facts,
         tables=(table(coverage),) if coverage else (),
-        figures=(grid(coverage),) if coverage else (),
+        figures=grids(coverage) if coverage else (),
     )

@@ -141,13 +141,19 @@ def table(coverage: Sequence[ExpertCoverage]) -> Table:
     )
 
 
-def grid(coverage: Sequence[ExpertCoverage]) -> Grid:
-    """Tokens that each expert of each layer saw."""
-    columns = max(len(layer.seen) for layer in coverage)
+def grids(coverage: Sequence[ExpertCoverage]) -> tuple[Grid, ...]:
+    """Tokens that each expert of each layer saw; and those that were routed to it, where it saw others too."""
+    seen = _grid("tokens that each expert saw", coverage, [layer.seen for layer in coverage])
+    routed = _grid("tokens that were routed to each expert", coverage, [layer.routed for layer in coverage])
+    return (seen,) if routed.values == seen.values else (seen, routed)
+
+
+def _grid(title: str, coverage: Sequence[ExpertCoverage], counts: Sequence[Sequence[int]]) -> Grid:
+    columns = max(map(len, counts))
     return Grid(
-        title="tokens that each expert saw",
+        title=title,
         corner="layer",
         rows=tuple(str(layer_of(layer.module)) for layer in coverage),
         columns=tuple(f"expert {number}" for number in range(columns)),
-        values=tuple((*map(float, layer.seen), *(None,) * (columns - len(layer.seen))) for layer in coverage),
+        values=tuple((*map(float, row), *(None,) * (columns - len(row))) for row in counts),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,6 +27,8 @@ from weighbridge.progress import Progress
 from weighbridge.resources import Resources, affordable_workers
 from weighbridge.shards import UNFINISHED, OutputShard, lay_out_shards, unfinished
 from weighbridge.structure.checkpoint import Checkpoint
+
+log = logging.getLogger(__name__)
 
 NUMERIC_TOOLS = ("numpy", "torch", "compressed-tensors")
 #: What a worker holds at most, in pieces: what it read and what it writes; on other devices, and where torch rewrites
@@ -130,6 +133,7 @@ def write(
     lean = all(device == "cpu" for device in resources.devices) and all(part.stored is None for part in plan.parts)
     each = (WORKER_PIECES_CPU if lean else WORKER_PIECES) * PIECE_BYTES
     workers = affordable_workers(resources.workers, resources.memory, each=each)
+    log.info("%d pieces, %d workers, on %s", len(pieces), workers, ", ".join(resources.devices))
     with RayExecutor(resources.ray) if resources.ray else LocalExecutor(workers) as executor:
         run = _Run(shards, pieces, jobs, _shard_paths(hashed), resources.digests, executor, progress, Journal(journal))
         return run.go()
@@ -180,6 +184,12 @@ class _Run:
                 else:
                     outcome.altered.append(piece.number)
         outcome.found = len(found)
+        if claimed:
+            log.info(
+                "going on with an earlier run: %d pieces found finished, %d not as they were",
+                len(found),
+                len(outcome.altered),
+            )
         self.journal.rewrite(found)
         return found
 

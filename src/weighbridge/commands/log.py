@@ -1,0 +1,157 @@
+"""What a command says of its work: ``--quiet``, ``--verbose`` and ``--log-file``, by Python's ``logging``.
+
+Every module logs under its own name, below ``weighbridge``. Nothing of it gets into a checkpoint or its evidence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from weighbridge import __version__
+from weighbridge.errors import WeighbridgeError, printable
+from weighbridge.progress import SILENT
+
+ROOT = "weighbridge"
+SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OPENAI_API_KEY")
+"""Variables whose values are left out, wherever they turn up."""
+SHORTEST_SECRET = 8
+
+log = logging.getLogger(__name__)
+logging.getLogger(ROOT).addHandler(logging.NullHandler())  # without any, Python prints what is grave by itself
+
+_TOKEN = re.compile(r"\bhf_\w{8,}")
+_URL = re.compile(r"(?P<scheme>\w+://)(?:[^\s/@]+@)?(?P<place>[^\s?'\"]+)(?P<query>\?[^\s'\"]*)?")
+
+
+def add_log_options(parser: argparse.ArgumentParser) -> None:
+    """How much a command says while it works."""
+    options = parser.add_argument_group("messages")
+    amount = options.add_mutually_exclusive_group()
+    amount.add_argument(
+        "--quiet", action="store_true", help="no progress, and of a report in text its verdict alone; errors still come"
+    )
+    amount.add_argument(
+        "--verbose", action="store_true", help="say on standard error what is being done, and how long each stage took"
+    )
+    options.add_argument(
+        "--log-file",
+        type=Path,
+        metavar="FILE",
+        help="add to this file, with times (UTC), all of that, what upstream's libraries log, and where an error arose",
+    )
+
+
+@contextmanager
+def logged(options: argparse.Namespace) -> Iterator[None]:
+    """Let the log go where the options say, while the block runs.
+
+    Raises:
+        WeighbridgeError: the log file cannot be written, or lies in a checkpoint.
+    """
+    logger = logging.getLogger(ROOT)
+    before = logger.level
+    with ExitStack() as stack:
+        stack.callback(logger.setLevel, before)
+        if options.quiet:
+            os.environ[SILENT] = "1"
+        if options.verbose:
+            _attach(_Console(), logging.INFO, logger, stack)
+        if options.log_file is not None:
+            _attach(_opened(options), logging.DEBUG, logging.getLogger(), stack)
+            logger.setLevel(logging.DEBUG)
+            log.info("weighbridge %s: %s", __version__, shlex.join(sys.argv))
+            log.debug("in %s, with Python %s", Path.cwd(), sys.version.split()[0])
+        yield
+
+
+def _attach(handler: logging.Handler, level: int, logger: logging.Logger, stack: ExitStack) -> None:
+    handler.setLevel(level)
+    logger.addHandler(handler)
+    logging.getLogger(ROOT).setLevel(level)
+    stack.callback(handler.close)
+    stack.callback(logger.removeHandler, handler)
+
+
+def _opened(options: argparse.Namespace) -> logging.Handler:
+    path: Path = options.log_file
+    for name in ("output", "checkpoint"):
+        if (directory := getattr(options, name, None)) is not None:
+            check_outside(path, Path(directory))
+    try:
+        handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise WeighbridgeError(
+            f"cannot be written ({error.strerror})",
+            where=f"--log-file {path}",
+            remedy="name a file in a directory that is there",
+        ) from error
+    handler.setFormatter(_Lines())
+    return handler
+
+
+def check_outside(log_file: Path | None, checkpoint: Path) -> None:
+    """Refuse a log file in a checkpoint's directory, where evidence lists every file and a build replaces all.
+
+    Raises:
+        WeighbridgeError: it lies there.
+    """
+    if log_file is not None and log_file.resolve().is_relative_to(checkpoint.resolve()):
+        raise WeighbridgeError(
+            "would become part of the checkpoint", where=f"--log-file {log_file}", remedy="name a file outside of it"
+        )
+
+
+class _Lines(logging.Formatter):
+    """One line for each message, whatever a stranger calls things; beneath it, indented, where an error arose."""
+
+    converter = staticmethod(time.gmtime)
+    default_time_format = "%Y-%m-%dT%H:%M:%S"
+    default_msec_format = "%s.%03dZ"
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (logging's own name)
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: logging._SysExcInfoType) -> str:  # noqa: N802  (likewise)
+        return "\n".join(f"  {printable(line)}" for line in super().formatException(ei).splitlines())
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_secrets(super().format(record))
+
+
+class _Console(logging.StreamHandler):  # type: ignore[type-arg]
+    """Standard error, where a bar steps aside, and where errors stand already, each in its sentence."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+        self.addFilter(lambda record: record.levelno < logging.ERROR)
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{record.relativeCreated / 1000:8.1f} s  {without_secrets(printable(record.getMessage()))}"
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with ExitStack() as stack:
+            if "tqdm" in sys.modules:
+                stack.enter_context(sys.modules["tqdm"].tqdm.external_write_mode(file=sys.stderr))
+            super().emit(record)
+
+
+def without_secrets(text: str) -> str:
+    """A text without tokens of the hub, what gives access in addresses, and values of `SECRETS`."""
+    for name in SECRETS:
+        if len(value := os.environ.get(name, "")) >= SHORTEST_SECRET:
+            text = text.replace(value, f"${name}")
+    text = _URL.sub(lambda url: f"{url['scheme']}{url['place']}{'?…' if url['query'] else ''}", text)
+    return _TOKEN.sub("hf_…", text)

@@ -1,0 +1,104 @@
+"""What a command says of itself: every one has help with an example that it takes."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from importlib import import_module
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT, environment
+from weighbridge.__main__ import COMMANDS
+from weighbridge.commands.run import Parser, parsed
+
+SCRIPTS = ("build", "validate")
+
+# how a command is called -> what stands before its arguments
+CALLS = {
+    **{f"weighbridge {name}": ["weighbridge", name] for name in COMMANDS},
+    **{f"python {name}.py": [f"{name}.py"] for name in SCRIPTS},
+}
+
+
+def module_of(call: str) -> Any:
+    name = call.split()[1]
+    return import_module(f"weighbridge.commands.{COMMANDS[name.removesuffix('.py')][0]}")
+
+
+@pytest.fixture
+def parser(call: str, monkeypatch: pytest.MonkeyPatch) -> Parser:
+    monkeypatch.setattr(sys, "argv", CALLS[call])
+    found: Parser = module_of(call)._parser()
+    return found
+
+
+@pytest.fixture
+def shown(parser: Parser, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as stop:
+        parsed(parser, ["--help"])
+    assert stop.value.code == 0
+    return capsys.readouterr().out
+
+
+def examples(text: str) -> list[list[str]]:
+    """The words of each example in a help text; a backslash continues a line."""
+    found = re.search(r"^examples:\n((?:  .*\n)+)", text, re.MULTILINE)
+    assert found is not None
+    return [shlex.split(line) for line in found[1].replace("\\\n", "").splitlines()]
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_help_fits_eighty_columns(call: str, shown: str) -> None:
+    assert [line for line in shown.splitlines() if len(line) > 80] == []
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_help_names_the_command_as_it_was_called(call: str, shown: str) -> None:
+    assert " ".join(shown.split()).startswith(f"usage: {call} ")
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_help_says_what_the_exit_codes_mean(call: str, shown: str) -> None:
+    assert re.search(r"^exit codes: 0 ", shown, re.MULTILINE)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_every_example_is_one_that_the_command_takes(call: str, shown: str, parser: Parser) -> None:
+    of_first = COMMANDS[call.split()[1]][1] if call.startswith("weighbridge") else ()
+    for words in examples(shown):
+        assert words[: len(call.split())] == call.split()
+        parser.parse_args([*of_first, *words[len(call.split()) :]])
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_every_argument_is_explained(call: str, parser: Parser) -> None:
+    assert [action.dest for action in parser._actions if not action.help] == []
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_script_says_how_it_is_called(script: str) -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / f"{script}.py", "--wat"], capture_output=True, text=True, check=False, env=environment()
+    )
+    assert done.returncode == 2
+    assert done.stderr.endswith(f"; 'python {script}.py --help' lists what there is\n")
+
+
+def test_no_example_of_the_overview_is_one_that_a_command_would_refuse(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from weighbridge.__main__ import main
+
+    monkeypatch.setattr(sys, "argv", ["weighbridge"])
+    assert main() == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    for _, command, *arguments in examples(text):
+        monkeypatch.setattr(sys, "argv", ["weighbridge", command])
+        parser: Parser = module_of(f"weighbridge {command}")._parser()
+        parser.parse_args([*COMMANDS[command][1], *arguments])
