@@ -88,8 +88,7 @@ def _commands() -> Iterator[str]:
     yield from ("", "## make", "", "| target | what it does |", "|---|---|")
     for target, does in re.findall(r"^([a-z0-9-]+):.*?## (.+)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE):
         yield f"| `{target}` | {does} |"
-    modules = {module: name for name, (module, first, _) in COMMANDS.items() if not first}
-    for module, name in {**modules, "reference": "reference"}.items():
+    for name, module in [(name, module) for name, (module, first, _) in COMMANDS.items() if not first]:
         yield from ("", f"## {name}", "", "```text", help_of(module).rstrip(), "```")
 
 

@@ -12,9 +12,10 @@ from jsonschema import Draft202012Validator
 
 from tests.checkpoints import copy_checkpoint
 from tests.conftest import ROOT, Command, Outcome
+from weighbridge.commands.schema import PLACES
 from weighbridge.report.json_schema import write_report_schema
 
-SCHEMA = ROOT / "src/weighbridge/report/report.schema.json"
+SCHEMA = PLACES["report"]
 DOCUMENT = (ROOT / "docs/reference/json-report.md").read_text()
 
 
@@ -38,7 +39,7 @@ def standard(text: str) -> Any:
 
 
 def test_published_schema_is_that_of_the_types() -> None:
-    assert SCHEMA.read_text() == write_report_schema(), "python -m weighbridge.commands.schema writes it anew"
+    assert SCHEMA.read_text() == write_report_schema(), "weighbridge schema report writes it anew"
 
 
 def test_schema_is_one() -> None:

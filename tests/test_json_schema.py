@@ -11,9 +11,10 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from weighbridge.catalogue import RECIPES, recipe_names
-from weighbridge.commands.schema import SCHEMA
+from weighbridge.commands.schema import PLACES
 from weighbridge.recipe.json_schema import json_schema, write_json_schema
 
+SCHEMA = PLACES["recipe"]
 FP8 = yaml.safe_load((RECIPES / "google/gemma-4-26B-A4B-it/fp8-dynamic.yaml").read_text())
 
 
@@ -22,7 +23,7 @@ def accepts(recipe: Any) -> bool:
 
 
 def test_published_schema_is_that_of_the_models() -> None:
-    assert SCHEMA.read_text() == write_json_schema(), "python -m weighbridge.commands.schema writes it anew"
+    assert SCHEMA.read_text() == write_json_schema(), "weighbridge schema recipe writes it anew"
 
 
 def test_schema_is_one() -> None:

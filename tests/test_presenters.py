@@ -34,10 +34,11 @@ HOLDING = Section(
         Areas(
             "bytes of the checkpoint, by role and layer",
             (
-                Area("attention", "layer 0", "float8 per channel, static", 37_500_000),
-                Area("attention", "layer 1", "float8 per channel, static", 12_500_000),
-                Area("embeddings", "", "kept BF16", 50_000_000),
+                Area("attention", "layer 0", "float8 per channel, static", 37_500_000, by="scheme (fp8.yaml:5)"),
+                Area("attention", "layer 1", "float8 per channel, static", 12_500_000, by="scheme (fp8.yaml:5)"),
+                Area("embeddings", "", "kept BF16", 50_000_000, kept=True, by="ignore re:.*embed.* (fp8.yaml:9)"),
             ),
+            {"ignore re:.*embed.* (fp8.yaml:9)": "Embeddings are looked up, not multiplied."},
         ),
         Grid("SNR dB", "layer", ("0", "1"), ("attention", "experts"), ((31.5, None), (28.25, 33.0))),
     ),
@@ -65,11 +66,12 @@ FAILING = Section(
         ),
     ),
 )
+TELLING = Section("the source mini", "its identity is unproven: nothing says what it should be", judges=False)
 REPORT = Report(
     "validate",
     "builds/mini-fp8-dynamic",
     "builds/mini-fp8-dynamic does not hold; against the reference: 3,840 unexplained differences",
-    (HOLDING, FAILING),
+    (HOLDING, TELLING, FAILING),
 )
 
 
@@ -269,11 +271,11 @@ def test_reports_of_the_miniature_fit_eighty_columns(
 def test_json_says_its_version_and_whether_each_section_holds() -> None:
     content = json.loads(PRESENTERS["json"](REPORT))
     assert content["schema_version"] == 1
-    assert [section["holds"] for section in content["sections"]] == [True, False]
+    assert [section["holds"] for section in content["sections"]] == [True, True, False]
 
 
 def test_json_holds_every_fact_of_a_finding() -> None:
-    finding = json.loads(PRESENTERS["json"](REPORT))["sections"][1]["findings"][0]
+    finding = json.loads(PRESENTERS["json"](REPORT))["sections"][2]["findings"][0]
     assert finding == {
         "rule": "diff/only-in-reference",
         "severity": "error",

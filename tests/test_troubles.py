@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -981,6 +982,19 @@ def test_device_that_is_none_is_named(bench: Bench, call_build: Command, device:
     assert "--device" in sentence
     assert device in sentence
     assert state(bench.place) == {}
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "nobody.invalid:6379", "127.0.0.1:ninety"])
+def test_ray_cluster_that_does_not_answer_is_named(bench: Bench, call_build: Command, address: str) -> None:
+    sentence = sentence_of(call_build(*bench.to(bench.out, "--executor", "ray", "--ray", address)))
+    assert f"--ray {address}" in sentence
+    assert "ray start --head" in sentence
+
+
+@pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed here")
+def test_missing_ray_is_one_sentence_that_says_how_to_get_it(bench: Bench, call_build: Command) -> None:
+    sentence = sentence_of(call_build(*bench.to(bench.out, "--executor", "ray")))
+    assert "pip install" in sentence
 
 
 # What a build is: the same bytes, those of model_free_ptq, and where they come from.

@@ -24,7 +24,7 @@ COMMANDS: Mapping[str, tuple[str, tuple[str, ...], str]] = {
     "evaluate-tasks": ("evaluate_tasks", (), "what a server scores in tasks of lm-eval"),
     "bench-serve": ("bench_serve", (), "how fast a server answers"),
     "reference": ("reference", (), "re-pin structure locks of published checkpoints"),
-    "schema": ("schema", (), "write the recipe's JSON Schema, for editors"),
+    "schema": ("schema", (), "write the JSON Schema of recipes or of reports"),
 }
 """Command -> the module below `weighbridge.commands` whose ``main`` it is, what it begins with, and what it does."""
 

@@ -79,6 +79,10 @@ def prepare(
     recipe = plan.loaded.recipe
     resources = replace(resources, devices=resolve_devices(resources.devices))
     streaming = recipe.method == "convert" or (recipe.method == "model_free_ptq" and engine == "streaming")
+    if resources.ray is not None:
+        from weighbridge.engines.streaming import check_cluster
+
+        check_cluster(resources.ray)
     check_space(output, shards.bytes_needed(plan, source, twice=not streaming))
     source = fetch(source, progress)
     key = None

@@ -1,4 +1,4 @@
-"""``weighbridge schema``: write the recipe's JSON Schema, by which editors help and check."""
+"""``weighbridge schema``: write the JSON Schemas of recipes, by which editors help, and of reports, for programs."""
 
 from __future__ import annotations
 
@@ -7,15 +7,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import weighbridge
 from weighbridge.cache import write_atomically
 from weighbridge.catalogue import RECIPES
 from weighbridge.commands.run import HOLDS, Parser, check_writable, parsed, run
 
-SCHEMA = RECIPES / "recipe.schema.json"
+PLACES = {
+    "recipe": RECIPES / "recipe.schema.json",
+    "report": Path(weighbridge.__file__).parent / "report" / "report.schema.json",
+}
+"""Where the repository publishes them."""
 EPILOG = """\
 examples:
-  %(prog)s
-  %(prog)s recipe.schema.json
+  %(prog)s recipe
+  %(prog)s report report.schema.json
 
 exit codes: 0 written; 2 could not write it
 """
@@ -28,19 +33,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> Parser:
-    description = "Write the recipe's JSON Schema, by which editors help and check."
+    description = "Write the JSON Schema of recipes, by which editors help, or of reports, for programs."
     parser = Parser("schema", description=description, epilog=EPILOG)
-    parser.add_argument(
-        "file", type=Path, nargs="?", default=SCHEMA, metavar="FILE", help="where (default: beside the recipes)"
-    )
+    parser.add_argument("of", choices=tuple(PLACES), help="of what")
+    parser.add_argument("file", type=Path, nargs="?", metavar="FILE", help="where (default: where this one is kept)")
     return parser
 
 
 def _write(options: argparse.Namespace) -> int:
     from weighbridge.recipe.json_schema import write_json_schema
+    from weighbridge.report.json_schema import write_report_schema
 
-    check_writable(options.file)
-    write_atomically(options.file, write_json_schema().encode())
+    file = options.file or PLACES[options.of]
+    check_writable(file)
+    write_atomically(file, (write_json_schema if options.of == "recipe" else write_report_schema)().encode())
     return HOLDS
 
 

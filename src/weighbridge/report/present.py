@@ -9,8 +9,9 @@ from dataclasses import asdict, fields, is_dataclass, replace
 from typing import Any
 
 from weighbridge.report.columns import lay_out, longest_word, wrapped
-from weighbridge.report.findings import Finding, Grid, Report, Section, Severity, Table
+from weighbridge.report.findings import Areas, Finding, Grid, Report, Section, Severity, Table
 from weighbridge.report.page import as_html
+from weighbridge.report.treemap import why
 
 JSON_VERSION = 1
 WIDEST_GRID = 12
@@ -77,9 +78,11 @@ PRESENTERS: Mapping[str, Callable[[Report], str]] = {
 
 
 def _tables(section: Section) -> Iterator[Table]:
-    """Tables, and grids that are narrow enough to be read as such."""
+    """Tables, what decided about areas, and grids that are narrow enough to be read as such."""
     yield from section.tables
     for figure in section.figures:
+        if isinstance(figure, Areas) and (decided := why(figure)):
+            yield Table(("what decided", "bytes"), tuple((because.by, because.size) for because in decided))
         if isinstance(figure, Grid) and len(figure.columns) <= WIDEST_GRID:
             rows = zip(figure.rows, figure.values, strict=True)
             cells = ((row, *("" if value is None else f"{value:.2f}" for value in values)) for row, values in rows)
@@ -102,14 +105,16 @@ def _printable(value: Any) -> Any:
 
 
 def _text_section(section: Section, width: int) -> list[str]:
-    head = f"{'ok' if section.holds else 'x '}  {section.title}: {section.summary}"
+    state = ("ok" if section.judges else "- ") if section.holds else "x "
+    head = f"{state}  {section.title}: {section.summary}"
     sentence = min(width, MOST_WIDTH)
     lines = wrapped(head, sentence, "", "    ")
     label_width = max(map(len, section.facts), default=0)
     for label, value in section.facts.items():
         lines += _text_fact(f"    {label:<{label_width}}  ", _figure(value), sentence)
-    for table in _tables(section):
+    for number, table in enumerate(_tables(section)):
         rows = [[_figure(cell) for cell in row] for row in table.rows]
+        lines += [""] if number else []
         lines += [f"    {line}".rstrip() for line in lay_out(table.columns, rows, width - 4)]
     for finding in section.findings:
         lines += _text_finding(finding, sentence)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import redirect_stdout
+from importlib.util import find_spec
 from types import TracebackType
 from typing import Any, ParamSpec, Protocol, Self, TypeVar
+from urllib.parse import urlsplit
+
+from weighbridge.errors import BuildError
+
+PATIENCE = 10.0
+"""Seconds within which a cluster must take a connection."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -49,6 +57,26 @@ class LocalExecutor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
+
+
+def check_cluster(address: str) -> None:
+    """Refuse a Ray cluster that nothing answers for: ``ray.init`` would wait for it without an end.
+
+    Raises:
+        BuildError: Ray is not installed, or nothing takes a connection at the address.
+    """
+    try:
+        place = urlsplit(address if "://" in address else f"//{address}")
+        if place.hostname is not None and place.port is not None:  # "auto" is looked for by Ray itself
+            socket.create_connection((place.hostname, place.port), timeout=PATIENCE).close()
+    except (OSError, ValueError) as error:
+        raise BuildError(
+            f"no Ray cluster answers there ({error})",
+            where=f"--ray {address}",
+            remedy="'ray start --head' begins one and says its address",
+        ) from error
+    if find_spec("ray") is None:
+        raise BuildError("needs the package ray", where="--executor ray", remedy="pip install 'weighbridge[ray]'")
 
 
 class RayExecutor:
