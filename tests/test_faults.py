@@ -294,6 +294,11 @@ def copy(mini_build: Path, tmp_path: Path) -> Path:
     return copy_checkpoint(mini_build, tmp_path / "build")
 
 
+@pytest.fixture(autouse=True)
+def terminal_of_a_hundred_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+
+
 def lines(outcome: Outcome) -> set[str]:
     return {line.strip() for line in outcome.out.splitlines()}
 

@@ -46,7 +46,7 @@ def verdict_of(report: Report) -> str:
     """The end of the report for a terminal: whether it holds, and why, in one sentence."""
     report = _printable(report)
     width = max(LEAST_WIDTH, min(shutil.get_terminal_size((WIDTH, 24)).columns, MOST_WIDTH))
-    return "\n".join(wrapped(f"{'PASS' if report.holds else 'FAIL'}  {report.verdict}", width, "", "      ")) + "\n"
+    return "\n".join(wrapped(report.verdict, width, "PASS  " if report.holds else "FAIL  ", "      ")) + "\n"
 
 
 def as_markdown(report: Report) -> str:
@@ -106,9 +106,8 @@ def _printable(value: Any) -> Any:
 
 def _text_section(section: Section, width: int) -> list[str]:
     state = ("ok" if section.judges else "- ") if section.holds else "x "
-    head = f"{state}  {section.title}: {section.summary}"
     sentence = min(width, MOST_WIDTH)
-    lines = wrapped(head, sentence, "", "    ")
+    lines = wrapped(f"{section.title}: {section.summary}", sentence, f"{state}  ", "    ")
     label_width = max(map(len, section.facts), default=0)
     for label, value in section.facts.items():
         lines += _text_fact(f"    {label:<{label_width}}  ", _figure(value), sentence)
