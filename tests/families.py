@@ -2,19 +2,21 @@
 
 transformers names things otherwise than files do: it keeps experts fused, and renames modules on load. What a file
 holds is derived here by the conversion that ``save_pretrained`` applies to go back (``revert_weight_conversion`` of
-transformers 5.17). Dimensions are those of the published config.json.
+transformers 5.17). Dimensions are those of the published config.json. ``python -m tests.families`` writes the locks
+of those whose headers nobody here has read into references/.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
-from weighbridge.catalogue import reference_lock
+from weighbridge.catalogue import lock_path, reference_lock
 from weighbridge.formats.tensors import Tensor
 from weighbridge.structure.checkpoint import Checkpoint, Origin
+from weighbridge.structure.lock import write_lock
 
 
 @dataclass(frozen=True)
@@ -209,3 +211,35 @@ def _shapes_in_file(model: Any) -> list[tuple[str, tuple[int, ...]]]:
     with torch.no_grad():
         tensors = revert_weight_conversion(model, {name: state[name] for name in stored.values()})
     return [(name, tuple(tensor.shape)) for name, tensor in tensors.items()]
+
+
+LOCKED = (
+    "meta-llama/Llama-3.1-8B-Instruct",
+    "Qwen/Qwen3-30B-A3B",
+    "mistralai/Mixtral-8x7B-Instruct-v0.1",
+    "deepseek-ai/DeepSeek-V2-Lite",
+)
+"""Families that have a derived lock in references/, so that they can be planned without a network."""
+NOTE = (
+    "names and shapes by transformers 5.17 from the dimensions below, all BF16; the number of tensors and their bytes "
+    "are those published, but the headers, the rest of config.json and the commit have not been seen"
+)
+
+
+def derived_lock(repository: str) -> str:
+    """The lock of a published model, with of its config.json what is known here."""
+    family = FAMILIES[repository]
+    identity = {"architectures": [family.model], "model_type": _class_of(family).config_class.model_type}
+    origin = Origin(repository, "", repository, "derived", NOTE)
+    return write_lock(replace(checkpoint(repository), config={**identity, **family.config}, origin=origin))
+
+
+def main() -> None:
+    """Write the locks into references/."""
+    for repository in LOCKED:
+        lock_path(repository).parent.mkdir(exist_ok=True)
+        lock_path(repository).write_text(derived_lock(repository))
+
+
+if __name__ == "__main__":
+    main()

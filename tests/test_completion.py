@@ -46,7 +46,7 @@ OFFERED: Mapping[str, set[str]] = {
     "weighbridge plan fp8-d": {"fp8-dynamic", "fp8-dynamic-norouter", "fp8-dynamic-kv8"},
     "weighbridge build fp8-dynamic --model m": {"mini"},
     "weighbridge build fp8-dynamic --model t": {"trained-mini", "tests/"},
-    "weighbridge new-recipe --scheme NV": {"NVFP4", "NVFP4A16"},
+    "weighbridge new-recipe --scheme FP8_": {"FP8_DYNAMIC", "FP8_BLOCK"},
     "weighbridge validate builds/x --recipe w4a16-": {"w4a16-g64", "w4a16-gptq", "w4a16-awq"},
     "weighbridge validate builds/x --source sm": {"smollm2"},
     "weighbridge validate references/google/gemma-4-26B-A4B-it.": {"references/google/gemma-4-26B-A4B-it.yaml"},

@@ -257,16 +257,24 @@ def test_texts_of_the_miniature_are_the_same_everywhere_and_all_different() -> N
 
 
 @pytest.mark.parametrize(("file", "render"), [("own.txt", "text"), ("own.jsonl", "chat"), ("own.parquet", "chat")])
-def test_a_file_takes_the_place_of_the_data_set_and_keeps_the_rest(file: str, render: str) -> None:
+def test_a_file_takes_the_place_of_the_data_set_and_keeps_the_rest(
+    file: str, render: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(file).touch()
     asked = calibration(samples=7, seed=3, render="chat")
     done = with_file(asked, file)
     assert (done.dataset.file, done.dataset.hub, done.render) == (file, None, render)
     assert (done.samples, done.seed) == (7, 3)
 
 
-def test_a_file_of_another_kind_takes_no_place() -> None:
-    with pytest.raises(WeighbridgeError, match=r"own.csv: is no .jsonl, .parquet or .txt file"):
-        with_file(calibration(), "own.csv")
+@pytest.mark.parametrize(
+    ("file", "sentence"),
+    [("own.csv", "own.csv: is no .jsonl, .parquet or .txt file"), ("absent.jsonl", "absent.jsonl: no such file")],
+)
+def test_a_file_that_cannot_be_read_takes_no_place(file: str, sentence: str) -> None:
+    with pytest.raises(WeighbridgeError, match=sentence):
+        with_file(calibration(), file)
 
 
 # --- the hub

@@ -167,7 +167,7 @@ DIFFERENCES: dict[str, tuple[Checkpoint, Checkpoint, Difference]] = {
     "kv cache": (
         checkpoint(WEIGHT, declaration=replace(FP8, kv_cache=KV)),
         checkpoint(WEIGHT, declaration=FP8),
-        Difference("kv-cache", CONFIG, "float8 per tensor, static", "none"),
+        Difference("kv-cache", CONFIG, "float8 per tensor", "none"),
     ),
     "a key of config.json": (
         checkpoint(config={"rope_theta": 1e6}),

@@ -9,9 +9,11 @@ import pytest
 
 from tests import families
 from tests.conftest import ROOT, Command
-from weighbridge.catalogue import reference_lock
+from weighbridge.catalogue import lock_path, reference_lock
+from weighbridge.commands.draft import DATA_FREE
 from weighbridge.drafting import draft_recipe
 from weighbridge.errors import RecipeError
+from weighbridge.formats.schemes import PRESETS
 from weighbridge.formats.tensors import Tensor
 from weighbridge.lint import lint
 from weighbridge.plan import Plan, make_plan
@@ -21,17 +23,18 @@ from weighbridge.structure.checkpoint import Checkpoint
 
 GEMMA = "google/gemma-4-26B-A4B-it"
 WRITTEN = sorted(families.FAMILIES)
+PATH = Path("recipes/mine/draft.yaml")
 
 
 def drafted(source: Checkpoint, model: str, scheme: str = "FP8_DYNAMIC") -> Plan:
-    draft = draft_recipe(source, model=model, licence="apache-2.0", scheme=scheme)
-    return make_plan(read_recipe(draft.text.encode(), where="draft"), source)
+    draft = draft_recipe(source, model=model, licence="apache-2.0", path=PATH, scheme=scheme)
+    return make_plan(read_recipe(draft.text.encode(), where=str(PATH)), source)
 
 
-def source_with(*names: str) -> Checkpoint:
+def source_with(*names: str, shape: tuple[int, ...] = (64, 64)) -> Checkpoint:
     """The structure of Llama and some more tensors."""
     source = families.checkpoint("meta-llama/Llama-3.1-8B-Instruct")
-    return replace(source, structure={**source.structure, **{name: Tensor("BF16", (64, 64)) for name in names}})
+    return replace(source, structure={**source.structure, **{name: Tensor("BF16", shape) for name in names}})
 
 
 @pytest.mark.parametrize("repository", WRITTEN)
@@ -47,11 +50,69 @@ def test_draft_lints_clean_but_for_a_revision_that_nobody_knows(repository: str)
     assert {item.rule for item in findings if item.severity is not Severity.NOTE} <= {"base/unpinned"}
 
 
-@pytest.mark.parametrize("scheme", ["FP8_BLOCK", "NVFP4A16", "MXFP4"])
-def test_draft_is_written_for_other_schemes_that_need_no_data(scheme: str) -> None:
+@pytest.mark.parametrize("scheme", DATA_FREE)
+def test_every_scheme_that_is_offered_can_be_drafted(scheme: str) -> None:
     plan = drafted(reference_lock(GEMMA), GEMMA, scheme)
     assert plan.loaded.recipe.name == scheme.lower().replace("_", "-")
     assert len(plan.schemes) == 11_725
+    assert [finding for finding in lint(plan) if finding.severity is Severity.ERROR] == []
+
+
+# Widths are those of Llama, 4096 and 14336, and of one more linear. A width -> the group size that the draft takes.
+GROUPS = {4096: 128, 2112: 64, 704: 64, 32 * 33: 32}
+
+
+@pytest.mark.parametrize("width", GROUPS)
+@pytest.mark.parametrize("scheme", ["W4A16", "W4A16_ASYM", "W8A16"])
+def test_integers_are_drafted_with_the_largest_groups_that_divide_every_width(scheme: str, width: int) -> None:
+    plan = drafted(source_with("model.layers.32.mlp.down_proj.weight", shape=(4096, width)), "a/b", scheme)
+    preset = PRESETS[scheme]
+    assert set(plan.schemes.values()) == {replace(preset, weights=replace(preset.weights, group_size=GROUPS[width]))}
+
+
+def test_groups_that_differ_from_the_preset_are_explained() -> None:
+    draft = draft_recipe(reference_lock(GEMMA), model=GEMMA, licence="apache-2.0", path=PATH, scheme="W4A16")
+    assert "# W4A16 but for its groups: 128 does not divide 704, 2112.\n" in draft.text
+
+
+# where a draft is written -> its first line
+SCHEMA_LINES = {
+    ROOT / "recipes/org/model/draft.yaml": "# yaml-language-server: $schema=../../recipe.schema.json",
+    ROOT / "recipes/mine/draft.yaml": "# yaml-language-server: $schema=../recipe.schema.json",
+    ROOT / "builds/nr/draft.yaml": "# yaml-language-server: $schema=../../recipes/recipe.schema.json",
+    ROOT.parent
+    / "draft.yaml": f"# FP8_DYNAMIC for {GEMMA}, drafted by build.py --new-recipe from the model's headers:",
+}
+
+
+@pytest.mark.parametrize("path", SCHEMA_LINES, ids=lambda path: path.relative_to(ROOT.parent).as_posix())
+def test_first_line_leads_from_the_draft_to_its_schema_within_the_project(path: Path) -> None:
+    draft = draft_recipe(reference_lock(GEMMA), model=GEMMA, licence="apache-2.0", path=path)
+    assert draft.text.splitlines()[0] == SCHEMA_LINES[path]
+
+
+def test_findings_name_the_file_that_is_written() -> None:
+    source = families.checkpoint("meta-llama/Llama-3.1-8B-Instruct")
+    draft = draft_recipe(source, model="a/b", licence="mit", path=PATH)
+    line = draft.text.splitlines().index("base:") + 1
+    assert [finding.where for finding in draft.findings] == [f"{PATH}:{line}"]
+
+
+@pytest.mark.parametrize("repository", families.LOCKED)
+def test_derived_lock_is_what_the_dimensions_make(repository: str) -> None:
+    assert lock_path(repository).read_text() == families.derived_lock(repository)
+
+
+@pytest.mark.parametrize("repository", families.LOCKED)
+def test_model_with_a_derived_lock_can_be_drafted_and_planned_without_a_network(
+    repository: str, call_build: Command, tmp_path: Path
+) -> None:
+    lock, path = lock_path(repository), tmp_path / "draft.yaml"
+    drafted = call_build("--new-recipe", repository, "--model", lock, "--licence", "mit", "--output", path)
+    assert drafted.code == 0, drafted.err
+    for recipe in (path, f"{repository}/fp8-dynamic"):
+        planned = call_build(recipe, "--plan", "--model", lock)
+        assert planned.code == 0, planned.out
 
 
 def test_draft_pins_the_commit_that_was_looked_at() -> None:
@@ -60,7 +121,7 @@ def test_draft_pins_the_commit_that_was_looked_at() -> None:
 
 
 def test_module_of_unknown_role_is_kept_and_said_to_be_unknown() -> None:
-    draft = draft_recipe(source_with("model.layers.0.gizmo.weight"), model="a/b", licence="mit")
+    draft = draft_recipe(source_with("model.layers.0.gizmo.weight"), model="a/b", licence="mit", path=PATH)
     assert "not known here" in draft.text
     assert "re:.*gizmo.*" in draft.text
 
@@ -83,14 +144,14 @@ def test_names_of_a_stranger_stay_names(name: str) -> None:
 
 
 def test_scheme_that_does_not_fit_is_refused_with_the_reason() -> None:
-    with pytest.raises(RecipeError, match="704"):
-        draft_recipe(reference_lock(GEMMA), model=GEMMA, licence="apache-2.0", scheme="W4A16")
+    with pytest.raises(RecipeError, match="group size 16 does not divide width 24"):
+        drafted(source_with("model.layers.32.mlp.down_proj.weight", shape=(64, 24)), "a/b", "NVFP4A16")
 
 
 def test_model_in_which_nothing_is_known_is_refused() -> None:
     source = replace(reference_lock(GEMMA), structure={"encoder.block.q.weight": Tensor("BF16", (64, 64))})
     with pytest.raises(RecipeError, match="no recipe can be drafted"):
-        draft_recipe(source, model="a/b", licence="mit")
+        draft_recipe(source, model="a/b", licence="mit", path=PATH)
 
 
 # --- the command
@@ -114,6 +175,7 @@ def test_licence_is_that_of_the_card_beside_the_model(call_build: Command, tmp_p
 
 
 REFUSED = {
+    "calibrated": (("--new-recipe", "org/mini", "--model", str(LOCK), "--scheme", "NVFP4"), "invalid choice: 'NVFP4'"),
     "no hub id": (("--new-recipe", "gemma"), "gemma: is no hub id"),
     "a recipe as well": (("fp8-dynamic", "--new-recipe", "org/mini"), "names a recipe, and asks for a new one"),
     "neither": ((), "names no recipe"),

@@ -13,7 +13,6 @@ import pytest
 import yaml
 
 from tests.checkpoints import (
-    CONFIG,
     RawTensor,
     Tensors,
     as_bf16,
@@ -270,9 +269,6 @@ CONFIG_FAULTS = {
         lambda directory: edit_config(directory, lambda config: config.pop("quantization_config")),
         alone=f"{LAYERS}.mlp.down_proj (6)",
         compared="config.json",
-    ),
-    "no config.json": Fault(
-        lambda directory: (directory / CONFIG).unlink(), alone=f"{LAYERS}.mlp.down_proj (6)", compared="config.json"
     ),
     "a wrong format": Fault(
         of_config(lambda config: config.update(format="pack-quantized")), alone="config.json", compared="config.json"

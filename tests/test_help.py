@@ -7,11 +7,12 @@ import shlex
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, environment
+from tests.conftest import ROOT, Command, environment
 from weighbridge.__main__ import COMMANDS
 from weighbridge.commands.run import Parser, parsed
 
@@ -102,3 +103,58 @@ def test_no_example_of_the_overview_is_one_that_a_command_would_refuse(
         monkeypatch.setattr(sys, "argv", ["weighbridge", command])
         parser: Parser = module_of(f"weighbridge {command}")._parser()
         parser.parse_args([*COMMANDS[command][1], *arguments])
+
+
+PASSED_OVER = {
+    "a draft's scheme in a build": ("build", "fp8-dynamic --model mini --scheme W4A16", "--scheme"),
+    "a draft that is planned": ("build", "--new-recipe org/name --plan", "--plan"),
+    "a plan that is audited": ("build", "fp8-dynamic --plan --model mini --audit", "--audit"),
+    "a plan with a place": ("build", "fp8-dynamic --plan --model mini --output x --force", "--output and --force"),
+    "a card's cache without a card": ("build", "fp8-dynamic --plan --model mini --kv-dtype fp8", "--kv-dtype"),
+    "a card of a build": ("build", "fp8-dynamic --model mini --gpu 24GB", "--gpu"),
+    "a cluster that nobody asked for": ("build", "fp8-dynamic --model mini --ray 1.2.3.4:1", "--ray"),
+    "a sample of nothing": ("validate", "x --sample 10", "--sample"),
+    "a sample of evidence": ("validate", "x --evidence --sample 5", "--sample"),
+    "a comparison beside evidence": ("validate", "x --evidence --compare y", "--compare"),
+}
+"""Command, arguments, and the options in them that would be passed over."""
+
+
+@pytest.mark.parametrize("case", PASSED_OVER)
+def test_option_that_nothing_comes_of_is_refused(
+    case: str, call_build: Command, call_validate: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command, arguments, named = PASSED_OVER[case]
+    monkeypatch.chdir(tmp_path)
+    outcome = (call_build if command == "build" else call_validate)(*arguments.split())
+    assert outcome.code == 2
+    assert f"nothing comes of {named} " in outcome.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["--report", "--log-file"])
+def test_file_that_would_become_part_of_the_build_is_refused(option: str, call_build: Command, tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    outcome = call_build("fp8-dynamic", "--model", "mini", "--output", tmp_path / "x", option, tmp_path / "x/file")
+    assert (outcome.code, f"{option} {tmp_path}/x/file: would become part" in outcome.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("target", "needed"),
+    [
+        ("audit", "CHECKPOINT= SOURCE="),
+        ("serve-check", "CHECKPOINT="),
+        ("publish", "CHECKPOINT= REPO="),
+        ("bench-serve", "ENDPOINT="),
+    ],
+)
+def test_target_says_which_variables_it_needs(target: str, needed: str) -> None:
+    done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, f"make {target} needs {needed};" in done.stderr) == (2, True)
+
+
+def test_page_that_is_kept_is_not_printed(call_build: Command, tmp_path: Path) -> None:
+    page = tmp_path / "plan.html"
+    outcome = call_build("fp8-dynamic", "--plan", "--model", "mini", "--format", "html", "--report", page)
+    assert page.read_text().startswith("<!DOCTYPE html>")
+    assert outcome.out.startswith("PASS  ")

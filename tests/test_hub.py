@@ -263,7 +263,7 @@ def test_token_goes_to_the_hub_and_to_no_other_host(hub: Hub, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("model", "token", "phrases"),
     [
-        ("org/missing", "", ("no such repository", "check the id", "HF_TOKEN")),
+        ("org/missing", "", ("no such directory", "no such repository", "check the id", "HF_TOKEN")),
         ("org/missing", TOKEN, ("no such repository", "check the id", "HF_TOKEN")),
         ("org/private", "", ("no such repository, or not for this token", "HF_TOKEN")),
         ("org/gated", "", ("access to it must be asked for", "accept its terms", "HF_TOKEN")),
@@ -294,7 +294,9 @@ def test_no_network_is_said_at_once_and_names_the_ways_out(
         unused.bind(("127.0.0.1", 0))
         host = f"127.0.0.1:{unused.getsockname()[1]}"
         outcome = run_validate(TINY, env=variables(f"http://{host}"))
-    refused(outcome, TINY, f"{host} cannot be reached", "Connection refused", "MODEL=path", "make demo")
+    refused(
+        outcome, TINY, f"{host} cannot be reached", "no such directory", "Connection refused", "MODEL=path", "make demo"
+    )
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.families import LOCKED
 from tests.strategies import names, structures
 from weighbridge.catalogue import REFERENCES, reference_lock
 from weighbridge.consistency import inconsistencies
@@ -163,6 +164,7 @@ UNPINNED = {
     "bg-digitalservices/Gemma-4-26B-A4B-it-NVFP4",
     "google/gemma-4-26B-A4B-it-qat-q4_0-unquantized",
     "kunhunjon/gemma-4-26B-A4B-it-qat-NVFP4-full",
+    *LOCKED,
 }
 """Published checkpoints whose commit nobody here has seen."""
 

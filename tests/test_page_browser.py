@@ -209,7 +209,7 @@ def test_box_tells_what_it_is_when_pointed_at(width: int, browser: Browser, page
         box = page.locator(".box", has_text="experts, layer 3:")
         assert told(box) == ""
         box.hover()
-        assert told(box) == "experts, layer 3: float8 per channel, static, 762 MB; by scheme (fp8-dynamic.yaml:13)"
+        assert told(box) == "experts, layer 3: float8 per channel, 762 MB; by scheme (fp8-dynamic.yaml:13)"
         assert page.locator(".box > i:visible").count() == 1
 
 

@@ -27,15 +27,15 @@ HOLDING = Section(
     tables=(
         Table(
             ("role", "scheme", "modules", "bits a weight"),
-            (("attention", "float8 per channel, static", 115, 8.0057), ("total", "", 11725, 8.4203)),
+            (("attention", "float8 per channel", 115, 8.0057), ("total", "", 11725, 8.4203)),
         ),
     ),
     figures=(
         Areas(
             "bytes of the checkpoint, by role and layer",
             (
-                Area("attention", "layer 0", "float8 per channel, static", 37_500_000, by="scheme (fp8.yaml:5)"),
-                Area("attention", "layer 1", "float8 per channel, static", 12_500_000, by="scheme (fp8.yaml:5)"),
+                Area("attention", "layer 0", "float8 per channel", 37_500_000, by="scheme (fp8.yaml:5)"),
+                Area("attention", "layer 1", "float8 per channel", 12_500_000, by="scheme (fp8.yaml:5)"),
                 Area("embeddings", "", "kept BF16", 50_000_000, kept=True, by="ignore re:.*embed.* (fp8.yaml:9)"),
             ),
             {"ignore re:.*embed.* (fp8.yaml:9)": "Embeddings are looked up, not multiplied."},

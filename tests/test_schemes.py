@@ -348,10 +348,10 @@ def test_schemes_that_are_equal_store_the_same(scheme: Scheme, scale_dtype: str 
 
 # scheme, how it is called in a report
 TEXTS = {
-    "FP8_DYNAMIC": "weights float8 per channel, static; input activations float8 per token, dynamic",
-    "FP8_BLOCK": "weights float8 per block 128x128, static; input activations float8 per group 128, dynamic",
-    "W4A16_ASYM": "weights int4 asymmetric per group 128, static",
-    "NVFP4": "weights float4 per group 16 under a global scale, static; "
+    "FP8_DYNAMIC": "weights float8 per channel; input activations float8 per token, dynamic",
+    "FP8_BLOCK": "weights float8 per block 128x128; input activations float8 per group 128, dynamic",
+    "W4A16_ASYM": "weights int4 asymmetric per group 128",
+    "NVFP4": "weights float4 per group 16 under a global scale; "
     "input activations float4 per group 16 under a global scale, locally dynamic",
 }
 

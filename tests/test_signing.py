@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.checkpoints import copy_checkpoint, rewrite
-from tests.conftest import Outcome, call_main
+from tests.conftest import Command, Outcome, call_main
 from weighbridge.commands import key
 from weighbridge.errors import EvidenceError, StructureError
 from weighbridge.evidence.signing import (
@@ -242,14 +242,35 @@ def test_key_signature_is_no_sigstore_signature(private: Path) -> None:
         SigstoreVerifier("me@example.org", "https://accounts.example.org").check(envelope)
 
 
-def test_sigstore_without_a_network_is_one_honest_sentence(tmp_path: Path) -> None:
+NOWHERE = "http://127.0.0.1:9"
+
+
+@pytest.fixture
+def no_network(tmp_path: Path) -> dict[str, str]:
+    """The environment of a process that reaches nobody and has nothing of Sigstore's kept."""
+    return {"HTTPS_PROXY": NOWHERE, "https_proxy": NOWHERE, "HOME": str(tmp_path)}
+
+
+def test_sigstore_without_a_network_is_one_honest_sentence(no_network: dict[str, str]) -> None:
     program = "from weighbridge.evidence.signing import open_signer\nopen_signer('sigstore')"
-    nowhere = "http://127.0.0.1:9"
-    variables = {"HTTPS_PROXY": nowhere, "https_proxy": nowhere, "HOME": str(tmp_path), "PATH": ""}
     done = subprocess.run(
-        [sys.executable, "-c", program], env=variables, capture_output=True, text=True, check=False, timeout=300
+        [sys.executable, "-c", program],
+        env={**no_network, "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
     )
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert "EvidenceError" in last
     assert "Sigstore cannot be used here" in last
+
+
+def test_identity_that_cannot_be_checked_without_a_network_is_no_finding(
+    signed_builds: Path, run_validate: Command, no_network: dict[str, str]
+) -> None:
+    whoever = ("--identity", "me@example.org", "--issuer", "https://accounts.example.org")
+    outcome = run_validate(signed_builds / "build", "--evidence", *whoever, env=no_network)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.startswith("error: Sigstore cannot be used here")

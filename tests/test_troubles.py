@@ -224,7 +224,7 @@ DAMAGES: dict[str, Damage] = {
     "two shards and no index": (lambda model: (model / INDEX).unlink(), ("2 safetensors files", INDEX)),
     "index that is not JSON": (lambda model: rewrite(model / INDEX, b"weight_map"), (INDEX, "not JSON")),
     "index without a weight_map": (lambda model: rewrite(model / INDEX, b"{}"), (INDEX, "weight_map")),
-    "index that names an absent shard": (lambda model: (model / SECOND).unlink(), (SECOND, "not there")),
+    "index that names an absent shard": (lambda model: (model / SECOND).unlink(), (SECOND, "not there", "again")),
     "index that names an absent tensor": (
         lambda model: edit_index(model, lambda index: index.update(absent=FIRST)),
         ("'absent'", FIRST),
@@ -252,6 +252,7 @@ DAMAGES: dict[str, Damage] = {
     "link to nothing whose name has a line break": (lambda model: linked(model, "a\nb", "nothing"), ("No such file",)),
     "link to itself": (lambda model: linked(model, "README.md", "README.md"), ("README.md", "links to itself")),
     "pipe among the files": (lambda model: os.mkfifo(model / "pipe"), ("pipe", "no regular file")),
+    "no config.json": (lambda model: (model / CONFIG).unlink(), ("holds no config.json",)),
     "config.json that is not JSON": (lambda model: rewrite(model / CONFIG, b"{'a': 1}"), (CONFIG, "not JSON")),
     "config.json that is not UTF-8": (lambda model: rewrite(model / CONFIG, b'{"a": "\xe4"}'), (CONFIG, "UTF-8")),
     "config.json that is a list": (lambda model: rewrite(model / CONFIG, b"[]"), (CONFIG, "JSON object")),
@@ -352,7 +353,11 @@ RECIPES: dict[str, tuple[Callable[[str], str], str, tuple[str, ...]]] = {
         ("ignore", "list"),
     ),
     "number in a list of text": (in_place_of("- lm_head\n", "- 8\n"), "- 8", ("ignore",)),
-    "unknown method": (in_place_of("method: model_free_ptq", "method: magic"), "method: magic", ("method", "oneshot")),
+    "unknown method": (
+        in_place_of("method: model_free_ptq", "method: magic"),
+        "method: magic",
+        ("method", "'magic' is none of model_free_ptq, oneshot, convert"),
+    ),
     "unknown scheme": (in_place_of(SCHEME, "scheme: FP9"), "scheme: FP9", ("'FP9'", "FP8_DYNAMIC")),
     "scheme and config groups": (
         in_place_of(SCHEME, f"{SCHEME}\nconfig_groups: {{a: {{scheme: FP8_DYNAMIC}}}}"),
@@ -676,7 +681,10 @@ BUILD_TROUBLES: dict[str, Trouble] = {
         lambda bench: bench.of(quantized_without_saying(bench)),
         ("F8_E4M3", "already quantized"),
     ),
-    "model that is a lock": (lambda bench: bench.of(MINI_LOCK), ("structure lock", "--model")),
+    "model that is a lock": (
+        lambda bench: bench.of(MINI_LOCK),
+        ("structure lock, which holds no weights", "name a directory"),
+    ),
     "model that is a lock, output in directories that are not there": (
         lambda bench: ("fp8-dynamic", "--model", MINI_LOCK, "--output", bench.place / "a" / "b" / "c"),
         ("structure lock",),
@@ -833,6 +841,33 @@ def test_validation_without_a_network_says_what_it_could_not_reach(run_validate:
     sentence = sentence_of(run_validate("someone/something@main", env=NOBODY_ANSWERS))
     assert sentence.startswith("someone/something@main")
     assert "cannot be reached" in sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("builds/exampel", ("did you mean builds/example?",)),
+        ("builds/nosuch", ("HF_HUB_OFFLINE", "name a directory")),
+        ("./builds/exampel", ("did you mean builds/example?",)),
+    ],
+)
+@pytest.mark.parametrize("command", ["build", "validate"])
+def test_directory_of_a_mistyped_name_is_not_taken_for_a_hub_id_without_a_word(
+    place: Path,
+    call_build: Command,
+    call_validate: Command,
+    without_torch: None,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    words: tuple[str, ...],
+    command: str,
+) -> None:
+    (place / "builds" / "example").mkdir(parents=True)
+    monkeypatch.chdir(place)
+    outcome = call_build("fp8-dynamic", "--model", name) if command == "build" else call_validate(name)
+    sentence = sentence_of(outcome)
+    assert sentence.startswith(f"{name}: no such directory")
+    assert [word for word in words if word not in sentence] == []
 
 
 # Disks: a file system of its own, in a mount namespace that ends with the command.

@@ -54,11 +54,16 @@ def main() -> int:
         remedy = f"did you mean {close[0]}?" if close else "'weighbridge --help' lists them"
         sys.stderr.write(f"error: there is no command {name!r}; {remedy}\n")
         return 2
-    return _call(name, arguments)
+    try:
+        return _call(name, arguments)
+    except KeyboardInterrupt:
+        sys.stderr.write("error: interrupted before anything was begun\n")
+        return 2
 
 
 def _call(name: str, arguments: list[str]) -> int:
     module, first, _ = COMMANDS[name]
+    first = () if {"-h", "--help"} & {*arguments} else first  # --new-recipe would take it for a model
     code: int = import_module(f"weighbridge.commands.{module}").main([*first, *arguments])
     return code
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from weighbridge.catalogue import RECIPES
 from weighbridge.errors import RecipeError
+from weighbridge.formats.schemes import PRESETS
 from weighbridge.lint import lint
 from weighbridge.lint.merged import MERGED
+from weighbridge.lint.quantized import INTEGER_GROUP_SIZES
 from weighbridge.patterns import REGEX_PREFIX, pattern_list
 from weighbridge.plan import Plan, make_plan, tied_heads
-from weighbridge.recipe import LoadedRecipe, read_recipe
+from weighbridge.recipe import read_recipe
 from weighbridge.report import Finding, Severity
 from weighbridge.roles import Role, role_of
 from weighbridge.structure.checkpoint import Checkpoint
@@ -49,38 +54,46 @@ class _Entry:
     modules: int
 
 
-def draft_recipe(source: Checkpoint, *, model: str, licence: str, scheme: str = "FP8_DYNAMIC") -> Draft:
+def draft_recipe(source: Checkpoint, *, model: str, licence: str, path: Path, scheme: str = "FP8_DYNAMIC") -> Draft:
     """Write a recipe that quantizes attention, mlp and experts of a model, and keeps the rest by name.
 
     Args:
         source: the model by its headers, not quantized.
         model: its hub id.
         licence: what its card declares, as an SPDX identifier.
-        scheme: name of a data-free preset.
+        path: where it is to be written: what findings name, and what the path of its JSON Schema starts from.
+        scheme: name of a data-free preset; integers in groups get the largest groups that divide every width.
 
     Raises:
         RecipeError: nothing in it is recognised, or the scheme does not fit its shapes.
     """
-    everything = _planned(_write(source, model, licence, scheme, entries=(), groups=()), source)
+    opening = _opening(source, model, licence, scheme, path)
+    everything = _planned([*opening, f"scheme: {scheme}", "ignore: []"], source, path)
     modules = {*everything.schemes, *(obstacle.module for obstacle in everything.obstacles)}
     wanted = sorted(module for module in modules if role_of(module) in QUANTIZED)
     if not wanted:
         what = "none of its modules is known as attention, mlp or experts, so no recipe can be drafted"
         raise RecipeError(what, where=source.label, remedy="write one after the pattern of recipes/")
     entries = [*_heads(source, modules), *_entries(sorted(modules - set(wanted)), wanted)]
-    text = _write(source, model, licence, scheme, entries=entries, groups=_fused_groups(wanted))
-    plan = _planned(text, source)
+    weights = {part.module: part.weight for part in everything.parts}
+    weights |= {obstacle.module: obstacle.weight for obstacle in everything.obstacles}
+    widths = {weights[module].shape[-1] for module in wanted}
+    lines = [*opening, *_scheme(scheme, widths), *_ignore(entries), *_merged(_fused_groups(wanted))]
+    plan = _planned(lines, source, path)
     findings = tuple(finding for finding in lint(plan) if finding.severity is not Severity.NOTE)
     errors = [finding for finding in findings if finding.severity is Severity.ERROR]
     if errors:
         what = f"{scheme} does not fit: {errors[0].where} {errors[0].message}"
         raise RecipeError(what, where=source.label, remedy=errors[0].remedy)
-    return Draft(text, findings)
+    return Draft(_text(lines), findings)
 
 
-def _planned(text: str, source: Checkpoint) -> Plan:
-    loaded: LoadedRecipe = read_recipe(text.encode(), where="the draft")
-    return make_plan(loaded, source)
+def _planned(lines: Sequence[str], source: Checkpoint, path: Path) -> Plan:
+    return make_plan(read_recipe(_text(lines).encode(), where=str(path)), source)
+
+
+def _text(lines: Sequence[str]) -> str:
+    return "\n".join(lines) + "\n"
 
 
 def _heads(source: Checkpoint, modules: Iterable[str]) -> Iterator[_Entry]:
@@ -125,18 +138,10 @@ def _fused_groups(wanted: Sequence[str]) -> list[tuple[str, ...]]:
     return [members for members in present if len(members) > 1]
 
 
-def _write(
-    source: Checkpoint,
-    model: str,
-    licence: str,
-    scheme: str,
-    *,
-    entries: Sequence[_Entry],
-    groups: Sequence[tuple[str, ...]],
-) -> str:
+def _opening(source: Checkpoint, model: str, licence: str, scheme: str, path: Path) -> list[str]:
     revision = source.origin.revision
-    lines = [
-        "# yaml-language-server: $schema=../../recipe.schema.json",
+    return [
+        *_schema(path),
         f"# {scheme} for {model}, drafted by build.py --new-recipe from the model's headers:",
         "# read it before you trust it.",
         f"name: {scheme.lower().replace('_', '-')}",
@@ -148,16 +153,49 @@ def _write(
         f"  revision: {revision}" if revision else "  # No revision: its commit is not known, and lint warns of that.",
         f"  licence: {_quoted(licence)}",
         "method: model_free_ptq",
-        f"scheme: {scheme}",
-        "ignore:" if entries else "ignore: []",
     ]
+
+
+def _schema(path: Path) -> list[str]:
+    """The line by which editors find the JSON Schema; none outside the project, where no relative path would last."""
+    directory = path.parent.resolve()
+    if not directory.is_relative_to(RECIPES.parent):
+        return []
+    relative = Path(os.path.relpath(RECIPES / "recipe.schema.json", directory)).as_posix()
+    return [f"# yaml-language-server: $schema={relative}"]
+
+
+def _scheme(name: str, widths: Collection[int]) -> list[str]:
+    """The preset by its name, or spelled out with smaller groups where its own do not divide every width."""
+    weights = PRESETS[name].weights
+    fitting = [size for size in INTEGER_GROUP_SIZES if all(width % size == 0 for width in widths)]
+    if weights.type != "int" or weights.group_size is None or weights.group_size in fitting or not fitting:
+        return [f"scheme: {name}"]
+    undivided = ", ".join(str(width) for width in sorted(widths) if width % weights.group_size)
+    return [
+        f"# {name} but for its groups: {weights.group_size} does not divide {undivided}.",
+        f"# {max(fitting)} is the largest size that divides every width and that vLLM has kernels for.",
+        "config_groups:",
+        "  group_0:",
+        "    targets: [Linear]",
+        f"    weights: {{num_bits: {weights.num_bits}, type: int, symmetric: {json.dumps(weights.symmetric)}, "
+        f"strategy: group, group_size: {max(fitting)}}}",
+    ]
+
+
+def _ignore(entries: Sequence[_Entry]) -> list[str]:
+    lines = ["ignore:" if entries else "ignore: []"]
     for entry in entries:
         kept = f" ({entry.modules:,} modules)" if entry.modules > 1 else ""
         lines += [f"  # {entry.why}{kept}", f"  - {_quoted(entry.pattern)}"]
-    if groups:
-        lines += ["# Servers merge these, so that they must have one scheme and, where there is one, one global scale."]
-        lines += ["fused_groups:", *(f"  - [{', '.join(group)}]" for group in groups)]
-    return "\n".join(lines) + "\n"
+    return lines
+
+
+def _merged(groups: Sequence[tuple[str, ...]]) -> list[str]:
+    if not groups:
+        return []
+    why = "# Servers merge these, so that they must have one scheme and, where there is one, one global scale."
+    return [why, "fused_groups:", *(f"  - [{', '.join(group)}]" for group in groups)]
 
 
 def _quoted(text: str) -> str:

@@ -39,7 +39,10 @@ class Identity:
 
     def section(self, source: Checkpoint) -> Section:
         """The identity as part of a report."""
-        return Section(title=f"the source {source.label}", summary=self.sentence, judges=self.proven)
+        pinned = self.lock.files.keys() if self.lock is not None else frozenset()
+        others = sorted(source.files.keys() - source.shards.keys() - pinned)
+        facts: dict[str, str | int] = {"carried over, held against nothing": ", ".join(others)} if others else {}
+        return Section(f"the source {source.label}", self.sentence, facts=facts, judges=self.proven)
 
 
 def identify(source: Checkpoint, lock: Checkpoint | None, digests: Mapping[str, str]) -> Identity:

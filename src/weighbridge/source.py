@@ -73,9 +73,9 @@ def fetch(source: Checkpoint, progress: Progress | None = None) -> Checkpoint:
         return source
     if not source.shards:
         raise BuildError(
-            "is a structure lock: it can be planned for, not built from",
+            "is a structure lock, which holds no weights",
             where=source.label,
-            remedy="name a directory or a hub id with --model",
+            remedy="name a directory or a hub id",
         )
     local = open_directory(download(source, progress), label=source.label)
     if local.structure != source.structure:

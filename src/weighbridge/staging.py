@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weighbridge.errors import BuildError
+from weighbridge.structure.checkpoint import CONFIG_FILE
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,14 @@ def check_target(target: Path, *, force: bool, source: Path | None) -> None:
     if target.exists() and not target.is_dir():
         raise BuildError("the output is a file", where=str(target), remedy="name a directory with --output")
     try:
-        if target.is_dir() and any(target.iterdir()) and not force:
+        held = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
+        if held and CONFIG_FILE not in held:
+            raise BuildError(
+                f"the output holds {held[0]!r} and is no checkpoint, which alone a build may take the place of",
+                where=str(target),
+                remedy="name another with --output",
+            )
+        if held and not force:
             raise BuildError(
                 "the output is not empty",
                 where=str(target),
@@ -128,7 +136,8 @@ def staged(target: Path, *, key: str | None = None) -> Iterator[Staging]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise BuildError("another process is building this", where=str(directory)) from None
+            remedy = "wait until it ends, or name another place with --output"
+            raise BuildError("another process is building this", where=str(directory), remedy=remedy) from None
         kept = False
         try:
             yield staging

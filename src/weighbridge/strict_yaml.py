@@ -94,7 +94,8 @@ def parse_yaml(raw: bytes, *, where: str, error: type[WeighbridgeError]) -> Docu
         _check_tokens(text, where=where, error=error)
         node = yaml.compose(text, Loader=_Loader)
     except UnicodeDecodeError as problem:
-        raise error(f"is not UTF-8 text (byte {problem.start})", where=where) from None
+        what = f"is not UTF-8 text (byte {problem.start})"
+        raise error(what, where=where, remedy="save it in the encoding UTF-8") from None
     except yaml.YAMLError as problem:
         mark = getattr(problem, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -129,6 +130,9 @@ def _sentence(problem: Any, path: Path) -> str:
     if problem["type"] == "missing":
         return f"the key {name!r} is missing"
     message = _PLAIN_WORDS.get(problem["type"], str(problem["msg"]).removeprefix("Value error, "))
+    if problem["type"] == "literal_error":
+        known = problem["ctx"]["expected"].replace(" or ", ", ").replace("'", "")
+        message = f"{str(problem['input'])[:80]!r} is none of {known}"
     if problem["type"] == "string_pattern_mismatch" and "40" in problem["ctx"]["pattern"]:
         message = "is no commit, which has 40 hex digits"
     joint = " " if message.startswith(("is ", "must ", "has ")) else ": "
@@ -172,7 +176,7 @@ def _check_tokens(text: str, *, where: str, error: type[WeighbridgeError]) -> No
 
 def _construct(node: Any, path: Path, lines: dict[Path, int], *, where: str, error: type[WeighbridgeError]) -> Any:
     if node is None:
-        raise error("is empty", where=where)
+        raise error("is empty", where=where, remedy="name another file, or write this one")
     line = node.start_mark.line + 1
     lines.setdefault(path, line)
     if isinstance(node, yaml.MappingNode):

@@ -33,7 +33,23 @@ def sections(audit: Audit) -> list[Section]:
 
 def conclusion(audit: Audit) -> str:
     """The verdict for the whole, in words."""
-    if audit.diverging or any(not leftover.excused for leftover in audit.leftovers):
+    found = _conclusion(audit)
+    return found if not _derives(audit) else f"{found}{_as_far_as(audit)}"
+
+
+def _derives(audit: Audit) -> bool:
+    return not audit.diverging and all(leftover.excused for leftover in audit.leftovers)
+
+
+def _as_far_as(audit: Audit) -> str:
+    """What limits a verdict that nothing speaks against."""
+    if audit.sample is None:
+        return ""
+    return f", as far as a sample of {100 * audit.sample.share:g} % of each tensor's rows shows"
+
+
+def _conclusion(audit: Audit) -> str:
+    if not _derives(audit):
         return "does not derive from the base"
     verdicts = {judged.verdict for judged in audit.judged}
     if audit.method.promises_exact and Verdict.NEAREST in verdicts:
@@ -64,7 +80,7 @@ def _whole(audit: Audit) -> Section:
         facts["surely seen where compensated"] = _limits(audit)
     if any(judged.verdict is Verdict.PAIRED for _, _, judged in audit.quantized):
         facts["surely seen where smoothed"] = f"a code moved by {audit.smoothed_limit:.3g} steps"
-    return Section("the audit", f"{conclusion(audit)}: {decides}", facts=facts, judges=False)
+    return Section("the audit", f"{conclusion(audit)}: {decides}", facts=facts, judges=_derives(audit))
 
 
 def _limits(audit: Audit) -> str:
@@ -103,7 +119,7 @@ def _quantized(audit: Audit) -> Section:
     )
     return Section(
         "its quantized weights",
-        f"{len(quantized):,} modules: {said}" if quantized else "it has none",
+        f"{len(quantized):,} modules: {said}{_as_far_as(audit)}" if quantized else "it has none",
         findings=tuple(findings),
         tables=(_by_role(quantized),) if quantized else (),
         figures=tuple(_by_layer(quantized)),
@@ -114,7 +130,7 @@ def _kept(audit: Audit) -> Section:
     judged = [judged for _, judged in audit.kept]
     same = sum(item.verdict is Verdict.IDENTICAL for item in judged)
     paired = sum(item.verdict is Verdict.PAIRED for item in judged)
-    summary = f"{same:,} of {len(judged):,} tensors are bit-identical to the base's"
+    summary = f"{same:,} of {len(judged):,} tensors are bit-identical to the base's{_as_far_as(audit)}"
     again = sum(item.verdict is Verdict.DEQUANTIZED for item in judged)
     if again:
         summary += f", {again:,} are what their codes meant, as the recipe says"

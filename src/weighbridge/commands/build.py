@@ -23,6 +23,7 @@ from weighbridge.commands.run import (
     parsed,
     positive,
     program,
+    refuse,
     run,
     size,
     suggest,
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOCK = "lock"
+OF_A_BUILD = ("output", "force", "audit", "sign", "engine", "executor", "ray")
+"""Options of what a plan does not make."""
+NOT_OF_A_DRAFT = ("plan", "resolved", "reference", "calibration", "format", "report", "gpu", *OF_A_BUILD[1:])
 EXAMPLES = {
     "plan": """\
   %(prog)s fp8-dynamic --model mini
@@ -82,7 +86,9 @@ def _run(options: argparse.Namespace) -> int:
         remedy = f"name one of the catalogue, recipes/README.md, as in '{program('build')} fp8-dynamic --model mini'"
         raise RecipeError(what, where="the command", remedy=remedy)
     if options.new_recipe is not None:
+        refuse(options, *NOT_OF_A_DRAFT, beside="--new-recipe")
         return draft.draft(options)
+    refuse(options, "scheme", "licence", without="--new-recipe")
     loaded = load_recipe(options.recipe)
     log.info("recipe %s", loaded.document.where)
     if options.resolved:
@@ -94,6 +100,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace, loaded: LoadedRecipe) -> int:
+    refuse(options, *OF_A_BUILD, beside="--plan")
     from weighbridge.conversion_base import predict_base
     from weighbridge.plan import make_plan
     from weighbridge.plan_report import report_plan
@@ -114,17 +121,18 @@ def _plan(options: argparse.Namespace, loaded: LoadedRecipe) -> int:
 
 
 def _build(options: argparse.Namespace, loaded: LoadedRecipe) -> int:
+    if options.executor != "ray":
+        refuse(options, "ray", without="--executor ray")
     from weighbridge.build import BuildRequest, build
     from weighbridge.evidence import open_signer
 
-    if options.gpu is not None:
-        raise WeighbridgeError("what fits on a card is said of a plan", where="--gpu", remedy="add --plan")
+    refuse(options, "gpu", *capacity.OF_A_CARD, without="--plan")
     if options.format == LOCK:
         raise WeighbridgeError("a lock is the format of a plan", where="--format lock", remedy="add --plan")
     _check_audit(options, loaded)
     model = _model(options, loaded)
     output = options.output or Path("builds") / f"{Path(model.partition('@')[0]).name}-{loaded.recipe.name}"
-    check_outside(options.log_file, output)
+    check_outside(output, log_file=options.log_file, report=options.report)
     request = BuildRequest(
         loaded=loaded,
         source=_source(model, loaded),

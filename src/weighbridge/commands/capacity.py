@@ -5,8 +5,14 @@ from __future__ import annotations
 import argparse
 
 from weighbridge.capacity.accounting import GIB, KV_BYTES, Demand
-from weighbridge.commands.run import positive, size
+from weighbridge.commands.run import positive, refuse, size
 from weighbridge.resources import parse_size
+
+OF_A_CARD = (
+    *("kv_dtype", "context", "gpu_memory_utilization", "reserve"),
+    *("max_num_batched_tokens", "swa_full_tokens_ratio"),
+)
+"""Options that say more of the card that ``--gpu`` names."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -58,6 +64,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def demand_of(options: argparse.Namespace) -> Demand | None:
     """What was asked for; None without ``--gpu``."""
     if options.gpu is None:
+        refuse(options, *OF_A_CARD, without="--gpu")
         return None
     return Demand(
         memory=options.gpu,

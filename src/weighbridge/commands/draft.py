@@ -17,6 +17,8 @@ from weighbridge.structure.checkpoint import Checkpoint
 from weighbridge.structure.hub import HubId, find_snapshot, parse_hub_id, read_bytes
 
 DEFAULT_SCHEME = "FP8_DYNAMIC"
+DATA_FREE = tuple(name for name, scheme in PRESETS.items() if not scheme.needs_calibration)
+"""What a draft can be of: nobody but a person can say which data a calibration should see."""
 LONGEST_CARD = 1_000_000
 
 
@@ -31,10 +33,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     options.add_argument(
         "--scheme",
-        choices=tuple(PRESETS),
+        choices=DATA_FREE,
         default=DEFAULT_SCHEME,
         metavar="SCHEME",
-        help=f"its scheme: {', '.join(PRESETS)} (default: {DEFAULT_SCHEME})",
+        help=f"its scheme, of those that need no data: {', '.join(DATA_FREE)} (default: {DEFAULT_SCHEME})",
     )
     options.add_argument("--licence", metavar="SPDX", help="its licence (default: what the model's card declares)")
 
@@ -57,7 +59,7 @@ def draft(options: argparse.Namespace) -> int:
         raise RecipeError("is there already", where=str(path), remedy="name another file with --output")
     source = open_source(options.model or options.new_recipe)
     licence = options.licence or _licence(hub_id, source)
-    drafted = draft_recipe(source, model=hub_id.repository, licence=licence, scheme=options.scheme)
+    drafted = draft_recipe(source, model=hub_id.repository, licence=licence, path=path, scheme=options.scheme)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, drafted.text.encode())

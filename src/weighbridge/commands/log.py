@@ -85,7 +85,7 @@ def _opened(options: argparse.Namespace) -> logging.Handler:
     path: Path = options.log_file
     for name in ("output", "checkpoint"):
         if (directory := getattr(options, name, None)) is not None:
-            check_outside(path, Path(directory))
+            check_outside(Path(directory), log_file=path)
     try:
         handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
@@ -98,16 +98,22 @@ def _opened(options: argparse.Namespace) -> logging.Handler:
     return handler
 
 
-def check_outside(log_file: Path | None, checkpoint: Path) -> None:
-    """Refuse a log file in a checkpoint's directory, where evidence lists every file and a build replaces all.
+def check_outside(checkpoint: Path, **files: Path | None) -> None:
+    """Refuse a file in a checkpoint's directory, where evidence lists every file and a build replaces all.
+
+    Args:
+        files: what is to be written, by its option's name.
 
     Raises:
-        WeighbridgeError: it lies there.
+        WeighbridgeError: one of them lies there.
     """
-    if log_file is not None and log_file.resolve().is_relative_to(checkpoint.resolve()):
-        raise WeighbridgeError(
-            "would become part of the checkpoint", where=f"--log-file {log_file}", remedy="name a file outside of it"
-        )
+    for option, path in files.items():
+        if path is not None and path.resolve().is_relative_to(checkpoint.resolve()):
+            raise WeighbridgeError(
+                "would become part of the checkpoint",
+                where=f"--{option.replace('_', '-')} {path}",
+                remedy="name a file outside of it",
+            )
 
 
 class _Lines(logging.Formatter):

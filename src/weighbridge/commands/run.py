@@ -115,7 +115,26 @@ def parsed(parser: Parser, arguments: Sequence[str] | None) -> argparse.Namespac
         import argcomplete
 
         argcomplete.autocomplete(parser)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.given = {name for name, value in vars(options).items() if value != parser.get_default(name)}
+    return options
+
+
+def refuse(options: argparse.Namespace, *names: str, without: str = "", beside: str = "") -> None:
+    """Refuse options that would be passed over in silence.
+
+    Args:
+        names: of the options, as attributes.
+        without: the option that they belong to, and that is not given; or
+        beside: the one that is, and leaves them nothing to do.
+
+    Raises:
+        WeighbridgeError: one of them is given.
+    """
+    passed = [f"--{name.replace('_', '-')}" for name in names if name in options.given]
+    if passed:
+        why, remedy = (f"without {without}", f"add {without}") if without else (f"beside {beside}", "leave one out")
+        raise WeighbridgeError(f"nothing comes of {' and '.join(passed)} {why}", where="the command", remedy=remedy)
 
 
 def program(command: str) -> str:
@@ -193,6 +212,8 @@ def hand_over(report: Report, options: argparse.Namespace, *, text: str | None =
         log.info("report written to %s", options.report)
     if options.format == "text":
         text = tinted(verdict_of(report) if options.quiet else text, sys.stdout)
+    elif options.format == "html" and options.report is not None:  # nobody reads a page's source
+        text = tinted(verdict_of(report), sys.stdout)
     sys.stdout.write(text)
     sys.stdout.flush()
     return HOLDS if report.holds else WANTING

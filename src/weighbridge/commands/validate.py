@@ -12,7 +12,8 @@ from weighbridge.cache import write_atomically
 from weighbridge.commands import capacity
 from weighbridge.commands.audit import add_options, audit_sections, compare_section
 from weighbridge.commands.complete import complete, locks, recipes
-from weighbridge.commands.run import Parser, add_report_options, check_writable, hand_over, parsed, run
+from weighbridge.commands.log import check_outside
+from weighbridge.commands.run import Parser, add_report_options, check_writable, hand_over, parsed, refuse, run
 from weighbridge.errors import EvidenceError, WeighbridgeError
 from weighbridge.progress import Progress
 from weighbridge.references import NO_REFERENCE, AgainstReference
@@ -52,12 +53,15 @@ def _validate(options: argparse.Namespace) -> int:
     from weighbridge.recipe import load_recipe
     from weighbridge.validation import validate
 
+    check_outside(Path(options.checkpoint), report=options.report, write_lock=options.write_lock)
     check_writable(options.report)
     check_writable(options.write_lock)
     if options.evidence:
         return _verify(options)
     if options.key or options.identity or options.issuer:
         raise EvidenceError("are about evidence", where="--key, --identity and --issuer", remedy="add --evidence")
+    if not options.source:
+        refuse(options, "sample", "seed", without="--source")
     checkpoint = open_checkpoint(options.checkpoint)
     plan, references = _held_against(checkpoint, options.recipe, options.reference)
     context = values_of(checkpoint, plan)
@@ -80,6 +84,7 @@ def _verify(options: argparse.Namespace) -> int:
     if options.recipe or options.reference or options.write_lock:
         what = "holds a checkpoint against the recipe in its own evidence"
         raise EvidenceError(what, where="--evidence", remedy="give --recipe, --reference and --write-lock without it")
+    refuse(options, "compare", "sample", "seed", "gpu", beside="--evidence")
     verifier, progress = _verifier(options), Progress()
     source = fetch(open_model(options.source), progress) if options.source else None
     report = verify(Path(options.checkpoint), verifier=verifier, source=source, progress=progress)

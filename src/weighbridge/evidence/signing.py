@@ -394,6 +394,5 @@ def _explained() -> Iterator[None]:
     except Exception as error:
         raise EvidenceError(
             f"Sigstore cannot be used here ({type(error).__name__}: {first_line(error)[:160]})",
-            where=SIGSTORE,
             remedy="check the network, or use a key: --sign key.pem, --key key.pub",
         ) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from weighbridge.errors import StructureError, WeighbridgeError
+from weighbridge.errors import EvidenceError, StructureError, WeighbridgeError
 from weighbridge.evidence.case import Case, open_case, wrong
 from weighbridge.evidence.checks import CHECKS, Checked, validated
 from weighbridge.evidence.signing import Verifier
@@ -51,9 +51,15 @@ def judge(case: Case, findings: Sequence[Finding]) -> Report:
 
 
 def _checked(check: Callable[[Case], Checked], case: Case) -> Checked:
-    """Run a check; evidence that cannot be read is what it has found."""
+    """Run a check; evidence that cannot be read is what it has found.
+
+    Raises:
+        EvidenceError: it needs what is not to be had here: a library, Sigstore.
+    """
     try:
         return check(case)
+    except EvidenceError:
+        raise
     except WeighbridgeError as error:
         return Checked("could not be checked", (wrong("evidence/unreadable", error.where or EVIDENCE, error.what),))
 

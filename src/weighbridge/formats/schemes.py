@@ -48,9 +48,9 @@ class QuantizationArgs:
             "tensor_group": f"group {self.group_size} under a global scale",
             "block": f"block {'x'.join(map(str, self.block_structure or ()))}",
         }.get(self.strategy, self.strategy)
-        moment = {True: "dynamic", False: "static", "local": "locally dynamic"}[self.dynamic]
+        moment = {True: ", dynamic", False: "", "local": ", locally dynamic"}[self.dynamic]
         sign = "" if self.symmetric else " asymmetric"
-        return f"{self.type}{self.num_bits}{sign} per {detail}, {moment}"
+        return f"{self.type}{self.num_bits}{sign} per {detail}{moment}"
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,11 @@ class Scheme:
         object.__setattr__(self, "format", _format(self.weights, self.input_activations))
 
     def __str__(self) -> str:
-        activations = f"; input activations {self.input_activations}" if self.input_activations else ""
-        outputs = f"; output activations {self.output_activations}" if self.output_activations else ""
-        return f"weights {self.weights}{activations}{outputs}"
+        said = [f"weights {self.weights}"]
+        for kind, args in (("input", self.input_activations), ("output", self.output_activations)):
+            if args is not None:
+                said.append(f"{kind} activations {args}{', static' if args.dynamic is False else ''}")
+        return "; ".join(said)
 
     @property
     def needs_calibration(self) -> bool:

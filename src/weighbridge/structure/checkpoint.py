@@ -79,7 +79,7 @@ class Checkpoint:
     Attributes:
         label: how messages call it.
         structure: tensor name -> dtype and shape.
-        config: config.json, parsed; empty where there is none.
+        config: config.json, parsed; for a lock what it keeps of it.
         declaration: its quantization config as written; None where it declares none.
         schemes: module -> scheme, for every module of the structure that the declaration quantizes.
         shards: file name -> header; empty where only a lock is at hand.
@@ -165,11 +165,11 @@ def open_directory(directory: Path, *, label: str = "") -> Checkpoint:
         index = read_index(read_small(directory / INDEX_FILE, label=label), where=f"{label}/{INDEX_FILE}")
         missing = sorted(set(index.values()) - set(names))
         if missing:
-            raise StructureError(f"the index names the shard {missing[0]}, which is not there", where=label)
+            what = f"the index names the shard {missing[0]}, which is not there"
+            raise StructureError(what, where=label, remedy="fetch or copy the checkpoint again, whole")
     shard_names = choose_shards(names, index, label=label)
-    config = {}
-    if CONFIG_FILE in names:
-        config = parse_object(read_small(directory / CONFIG_FILE, label=label), where=f"{label}/{CONFIG_FILE}")
+    check_config_is_there(names, label=label)
+    config = parse_object(read_small(directory / CONFIG_FILE, label=label), where=f"{label}/{CONFIG_FILE}")
     return assemble(
         label=label,
         shards={shard: read_header(directory / shard, where=f"{label}/{shard}") for shard in shard_names},
@@ -244,6 +244,17 @@ def choose_shards(names: Iterable[str], index: Mapping[str, str] | None, *, labe
     raise StructureError(
         "holds no safetensors file", where=label, remedy="name the directory that has config.json and the weights"
     )
+
+
+def check_config_is_there(names: Iterable[str], *, label: str) -> None:
+    """Refuse weights without the file that says what they are.
+
+    Raises:
+        StructureError: no config.json among a checkpoint's files.
+    """
+    if CONFIG_FILE not in names:
+        what = f"holds no {CONFIG_FILE}, which says what model it is and how its weights are stored"
+        raise StructureError(what, where=label, remedy="take it from where the weights come from")
 
 
 def list_files(directory: Path, *, label: str) -> list[str]:

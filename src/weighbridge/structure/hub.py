@@ -28,6 +28,7 @@ from weighbridge.structure.checkpoint import (
     Origin,
     assemble,
     carried_files,
+    check_config_is_there,
     check_shard_name,
     choose_shards,
     read_index,
@@ -89,10 +90,9 @@ def open_hub(hub_id: HubId) -> Checkpoint:
     index = None
     if INDEX_FILE in snapshot.files:
         index = _read(snapshot, INDEX_FILE, lambda raw: read_index(raw, where=f"{snapshot.label}/{INDEX_FILE}"))
-    config = {}
-    if CONFIG_FILE in snapshot.files:
-        config = _read(snapshot, CONFIG_FILE, lambda raw: parse_object(raw, where=f"{snapshot.label}/{CONFIG_FILE}"))
     shards = choose_shards(snapshot.files, index, label=snapshot.label)
+    check_config_is_there(snapshot.files, label=snapshot.label)
+    config = _read(snapshot, CONFIG_FILE, lambda raw: parse_object(raw, where=f"{snapshot.label}/{CONFIG_FILE}"))
     missing = [shard for shard in shards if shard not in snapshot.files]
     if missing:
         raise StructureError(f"the index names the shard {missing[0]}, which is not there", where=snapshot.label)

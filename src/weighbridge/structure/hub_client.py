@@ -22,7 +22,7 @@ SILENCE_SECONDS = 30.0
 
 _CONTENT_RANGE = re.compile(r"bytes (?P<begin>[0-9]{1,18})-[0-9]{1,18}/(?P<size>[0-9]{1,18})")
 _PLAIN_ETAG = re.compile(r'(?:W/)?"?[0-9A-Za-z][\w.:+=-]{0,200}"?', re.ASCII)
-_ELSEWHERE = "name a directory that holds the checkpoint (--model PATH, or MODEL=path with make), or run 'make demo'"
+_ELSEWHERE = "name a directory that holds the checkpoint (for a build --model or MODEL=path), or run 'make demo'"
 _REFUSALS = {
     "GatedRepo": ("access to it must be asked for on the hub", "accept its terms there and set HF_TOKEN"),
     "RepoNotFound": ("the hub has no such repository, or not for this token", "check the id, or set HF_TOKEN"),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 
-from weighbridge.errors import StructureError
+from weighbridge.errors import HubError, StructureError
 from weighbridge.structure.checkpoint import Checkpoint, open_directory
 from weighbridge.structure.hub import open_hub, parse_hub_id
 from weighbridge.structure.lock import open_lock
@@ -30,6 +31,18 @@ def open_checkpoint(reference: str) -> Checkpoint:
         raise StructureError(
             "no such directory or file",
             where=reference,
-            remedy="name a directory, a lock or a hub id org/name[@revision]",
+            remedy=_meant(path) or "name a directory, a lock or a hub id org/name[@revision]",
         )
-    return open_hub(hub_id)
+    try:
+        return open_hub(hub_id)
+    except HubError as error:
+        if error.where != reference or hub_id.revision is not None:  # part of a repository, or nobody's directory
+            raise
+        what = f"no such directory, so it was taken for a hub id: {error.what}"
+        raise HubError(what, where=reference, remedy=_meant(path) or error.remedy) from error
+
+
+def _meant(path: Path) -> str:
+    """The question whether something with a similar name was meant that lies where `path` would; empty for nothing."""
+    close = get_close_matches(path.name, [beside.name for beside in path.parent.glob("*")], n=1)
+    return f"did you mean {path.with_name(close[0])}?" if close else ""

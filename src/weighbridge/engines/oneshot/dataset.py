@@ -97,10 +97,12 @@ def with_file(calibration: Calibration, file: str) -> Calibration:
     """The calibration with a local file in the place of its data set; a line of a ``.txt`` is always taken as text.
 
     Raises:
-        DatasetError: a file of a kind that is not read.
+        DatasetError: a file of a kind that is not read, or none.
     """
     if not file.endswith((".jsonl", ".parquet", ".txt")):
         raise DatasetError("is no .jsonl, .parquet or .txt file", where=file)
+    if not Path(file).is_file():
+        raise DatasetError("no such file", where=file, remedy="name one that is there")
     changed: dict[str, object] = {"dataset": Dataset(file=file, column=calibration.dataset.column)}
     if file.endswith(".txt"):
         changed["render"] = "text"
