@@ -648,8 +648,12 @@ Trouble = tuple[Callable[[Bench], Sequence[str | Path]], tuple[str, ...]]
 
 BUILD_TROUBLES: dict[str, Trouble] = {
     "output that is not empty": (
-        lambda bench: bench.to(bench.file(bench.out / "file").parent),
+        lambda bench: bench.to(bench.file(bench.out / "config.json").parent),
         ("not empty", "--force"),
+    ),
+    "output that is no checkpoint, forced": (
+        lambda bench: bench.to(bench.file(bench.out / "photo.jpg").parent, "--force"),
+        ("'photo.jpg'", "no checkpoint", "--output"),
     ),
     "output that is a file": (lambda bench: bench.to(bench.file(bench.out)), ("is a file", "--output")),
     "output that is a file, forced": (lambda bench: bench.to(bench.file(bench.out), "--force"), ("is a file",)),
@@ -961,10 +965,10 @@ def test_forced_build_that_is_found_wanting_leaves_the_old_one(
     without_torch: None,
     arguments: Callable[[Bench], Sequence[str | Path]],
 ) -> None:
-    bench.file(bench.out / "deep" / "file")
+    bench.file(bench.out / "config.json")
     outcome = call_build(*arguments(bench), "--output", bench.out, "--force")
     assert (outcome.code, outcome.err) == (1, "")
-    assert state(bench.place) == {"out": "directory", "out/deep": "directory", "out/deep/file": b"precious"}
+    assert state(bench.place) == {"out": "directory", "out/config.json": b"precious"}
 
 
 @pytest.fixture(scope="session", params=["streaming", "upstream"])
@@ -973,7 +977,7 @@ def late_failure(request: pytest.FixtureRequest, once: Once, mini: Path) -> Path
 
     def make(directory: Path) -> None:
         (directory / "out").mkdir()
-        (directory / "out" / "file").write_text("precious")
+        (directory / "out" / "config.json").write_text("precious")
         outcome = run_script(
             "build.py",
             *("fp8-dynamic", "--model", "mini", "--output", directory / "out", "--force", "--engine", request.param),
@@ -985,7 +989,7 @@ def late_failure(request: pytest.FixtureRequest, once: Once, mini: Path) -> Path
 
 
 def test_forced_build_that_fails_while_writing_leaves_the_old_one(late_failure: Path) -> None:
-    assert contents(late_failure / "out") == {"file": b"precious"}
+    assert contents(late_failure / "out") == {"config.json": b"precious"}
 
 
 def test_build_that_fails_while_writing_names_whatever_it_leaves_beside_the_output(late_failure: Path) -> None:
@@ -1006,9 +1010,9 @@ def test_forced_build_of_a_source_with_nan_names_the_weight_and_leaves_the_old_o
     nan = b"\xff\x7f"  # BF16, little-endian
     tensors[name] = replace(tensors[name], data=nan + tensors[name].data[2:])
     write_shard(model / FIRST, tensors)
-    bench.file(bench.out / "file")
+    bench.file(bench.out / "config.json")
     assert name in sentence_of(call_build(*bench.of(model, "--force")))
-    assert state(bench.place) == {"out": "directory", "out/file": b"precious"}
+    assert state(bench.place) == {"out": "directory", "out/config.json": b"precious"}
 
 
 @pytest.mark.parametrize("device", ["nonsense", "meta", "cpu:x"])
@@ -1044,6 +1048,7 @@ def second_building(once: Once, mini: Path) -> Path:
         for path in source.iterdir():
             os.utime(path, (0, 0))
         (directory / "build").mkdir()
+        (directory / "build" / "config.json").write_text("{}")
         (directory / "build" / "stale").write_text("stale")
         outcome = run_script(
             "build.py",
