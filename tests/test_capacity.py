@@ -316,7 +316,7 @@ def test_room_by_one_accounting_alone_is_a_warning(call_build: Command) -> None:
         (("--gpu", "24", "--plan"), "is no card's memory; write it with its unit, as 24GB"),
         (("--gpu", "much", "--plan"), "is no size"),
         (("--gpu", "24GB", "--gpu-memory-utilization", "90", "--plan"), "must be more than 0 and at most 1"),
-        (("--gpu", "24GB"), "what fits on a card is said of a plan; add --plan"),
+        (("--gpu", "24GB"), "nothing comes of --gpu without --plan; add --plan"),
         (("--gpu", "24GB", "--plan", "--model", "tests/data/odd-parts.yaml"), "num_hidden_layers"),
     ],
 )

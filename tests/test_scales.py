@@ -104,6 +104,7 @@ def test_values_are_read_as_they_are_stored(value: float, dtype: str) -> None:
     tensor = scalar(value, dtype)
     with tempfile.TemporaryDirectory() as directory:
         stored = {"a.weight_packed": RawTensor("U8", (3,), b"abc"), "a.input_scale": tensor, "a.weight_scale": tensor}
+        (Path(directory) / "config.json").write_text("{}")
         write_tensors(Path(directory), {**stored, "b.weight_scale": RawTensor("F8_E4M3", (1,), b"\x00")})
         values = read_scales(open_directory(Path(directory)))
     (expected,) = struct.unpack("<f", tensor.data.rjust(4, b"\0"))
