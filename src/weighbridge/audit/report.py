@@ -33,8 +33,9 @@ def sections(audit: Audit) -> list[Section]:
 
 def conclusion(audit: Audit) -> str:
     """The verdict for the whole, in words."""
-    found = _conclusion(audit)
-    return found if not _derives(audit) else f"{found}{_as_far_as(audit)}"
+    if not _derives(audit):
+        return "does not derive from the base"
+    return f"{_how(audit)}{_as_far_as(audit)}"
 
 
 def _derives(audit: Audit) -> bool:
@@ -48,9 +49,8 @@ def _as_far_as(audit: Audit) -> str:
     return f", as far as a sample of {100 * audit.sample.share:g} % of each tensor's rows shows"
 
 
-def _conclusion(audit: Audit) -> str:
-    if not _derives(audit):
-        return "does not derive from the base"
+def _how(audit: Audit) -> str:
+    """How closely a checkpoint derives from its base."""
     verdicts = {judged.verdict for judged in audit.judged}
     if audit.method.promises_exact and Verdict.NEAREST in verdicts:
         return "derives from the base, but not exactly, as the recipe promises"

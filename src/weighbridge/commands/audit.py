@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from weighbridge.recipe import LoadedRecipe
 
 
-WITH_WEIGHTS = "name a directory, or a hub id"
-
-
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of an audit."""
     options = parser.add_argument_group("the audit (with --source, which reads both checkpoints)")
@@ -56,16 +53,10 @@ def audit_sections(
     from weighbridge.lint.merged import MERGED
     from weighbridge.plan import find_fused_groups
 
-    if checkpoint.directory is None and not checkpoint.shards:
-        raise StructureError(
-            "is a structure lock, which holds no weights to audit", where=checkpoint.label, remedy=WITH_WEIGHTS
-        )
+    _check_weights(checkpoint, "audit")
     progress = Progress()
     base = open_source(options.source)
-    if not base.shards:
-        raise StructureError(
-            "is a structure lock, which holds no weights to audit against", where=base.label, remedy=WITH_WEIGHTS
-        )
+    _check_weights(base, "audit against")
     groups = plan.fused_groups if plan is not None else find_fused_groups(checkpoint.schemes, list(MERGED.values()))
     sample: Sample | None = None
     if options.sample is not None and options.sample < 1:
@@ -90,6 +81,12 @@ def audit_sections(
     return [identity.section(base), *audit.sections(found)]
 
 
+def _check_weights(checkpoint: Checkpoint, purpose: str) -> None:
+    if not checkpoint.shards:
+        what = f"is a structure lock, which holds no weights to {purpose}"
+        raise StructureError(what, where=checkpoint.label, remedy="name a directory, or a hub id")
+
+
 def compare_section(checkpoint: Checkpoint, options: argparse.Namespace) -> Section:
     """Hold a checkpoint against the build that ``--compare`` names.
 
@@ -100,10 +97,7 @@ def compare_section(checkpoint: Checkpoint, options: argparse.Namespace) -> Sect
 
     other = open_checkpoint(options.compare)
     for side in (checkpoint, other):
-        if side.directory is None and not side.shards:
-            raise StructureError(
-                "is a structure lock, which holds no weights to compare", where=side.label, remedy=WITH_WEIGHTS
-            )
+        _check_weights(side, "compare")
     resources = Resources(devices=("cpu",), workers=options.workers, memory=options.memory)
     return audit.compare(checkpoint, other, resources=resources, progress=Progress())
 
