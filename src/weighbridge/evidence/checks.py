@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from weighbridge.catalogue import REFERENCES, lock_path, reference_lock
 from weighbridge.errors import StructureError, WeighbridgeError
-from weighbridge.evidence.account import MAIN_REPORT
 from weighbridge.evidence.bom import model_component
 from weighbridge.evidence.card import CARD, CardFacts, blocks, kept_card, model_name
 from weighbridge.evidence.case import Case, added_name, wrong
+from weighbridge.evidence.finished import MAIN_REPORT
 from weighbridge.evidence.licence import judge_licence
 from weighbridge.evidence.provenance import BASE, RECIPE, REFERENCE_FILE, REPOSITORY
 from weighbridge.evidence.results import result_statement
