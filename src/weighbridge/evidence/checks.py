@@ -33,8 +33,9 @@ from weighbridge.expectation import values_of
 from weighbridge.identity import digest_files
 from weighbridge.model_card import declared_licence
 from weighbridge.report import Finding, Section, Severity
-from weighbridge.structure.checkpoint import CONFIG_FILE, EVIDENCE, INDEX_FILE
+from weighbridge.structure.checkpoint import CONFIG_FILE, EVIDENCE
 from weighbridge.structure.strict_json import parse_object
+from weighbridge.structure.weights import INDEX_FILE
 from weighbridge.validation import validate
 
 MADE_ANEW = frozenset({CONFIG_FILE, INDEX_FILE, CARD})

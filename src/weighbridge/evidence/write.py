@@ -21,7 +21,8 @@ from weighbridge.evidence.subject import hash_files, list_all, root_digest, writ
 from weighbridge.identity import digest_files
 from weighbridge.progress import Progress
 from weighbridge.report import PRESENTERS, Chain, Finding, Link, Report, Section
-from weighbridge.structure.checkpoint import CONFIG_FILE, EVIDENCE, INDEX_FILE, Checkpoint, carried_files
+from weighbridge.structure.checkpoint import CONFIG_FILE, EVIDENCE, Checkpoint, carried_files
+from weighbridge.structure.weights import INDEX_FILE
 
 GUIDE = "README.md"
 FILES, TENSORS = "files.sha256", "tensors.sha256"

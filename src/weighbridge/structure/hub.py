@@ -22,7 +22,6 @@ from weighbridge.errors import HubError, StructureError
 from weighbridge.progress import Progress
 from weighbridge.structure.checkpoint import (
     CONFIG_FILE,
-    INDEX_FILE,
     Checkpoint,
     FileFact,
     Origin,
@@ -36,6 +35,7 @@ from weighbridge.structure.checkpoint import (
 from weighbridge.structure.header import LENGTH_BYTES, Header, header_length, parse_header
 from weighbridge.structure.hub_client import advancing, explained, fetch_bytes, hushed, wary_client
 from weighbridge.structure.strict_json import MAX_JSON_BYTES, parse_object
+from weighbridge.structure.weights import INDEX_FILE
 
 log = logging.getLogger(__name__)
 
