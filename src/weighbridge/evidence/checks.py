@@ -24,12 +24,14 @@ from weighbridge.evidence.write import (
     FILES,
     PROVENANCE,
     SIGNATURE,
+    START,
     STATEMENTS,
     TENSORS,
     TEST_RESULT,
     called,
 )
 from weighbridge.expectation import values_of
+from weighbridge.formats.quantization import without_quantization
 from weighbridge.identity import digest_files
 from weighbridge.model_card import declared_licence
 from weighbridge.report import Finding, Section, Severity
@@ -272,7 +274,7 @@ def _again(case: Case) -> list[Section]:
     try:
         kept = kept_card(case.files)
         sections.append(judge_licence(case.loaded.recipe, declared_licence(case.directory, kept or "no card")))
-        sections += values_of(case.opened(), case.expected[0])
+        sections += values_of(case.opened(), case.expected.plan)
     except WeighbridgeError:  # each is a finding of the check that needs it itself
         return sections
     return sections
@@ -321,7 +323,7 @@ def _check_bom(case: Case) -> Checked:
 def _check_source(case: Case) -> Checked:
     """What was read is the base that it is said to be, as far as that can be seen from here."""
     sources = case.sources
-    findings = list(_check_carried(case, sources))
+    findings = [*_check_carried(case, sources), *_check_start(case, sources)]
     base = case.base
     stated = case.dependencies[BASE]
     proven = (stated.annotations or {}).get("proven") is True
@@ -360,6 +362,27 @@ def _check_source(case: Case) -> Checked:
     )
 
 
+def _check_start(case: Case, sources: Mapping[str, str]) -> Iterator[Finding]:
+    """What the plan is made of again is what was read: by its digests, and by the structure that the source has."""
+    where = f"{EVIDENCE}/{START}"
+    start = case.start
+    stated = {name: fact.sha256 for name, fact in start.files.items() if fact.sha256}
+    for name in sorted(stated.keys() | sources.keys()):
+        if stated.get(name) != sources.get(name):
+            yield wrong("evidence/source", f"{where}: {name}", "has another digest than the provenance states")
+    known = case.source
+    if known is None:
+        path = lock_path(case.base.repository)
+        lock = reference_lock(case.base.repository) if path.is_file() else None
+        pinned = {name for name, fact in lock.files.items() if fact.sha256} if lock is not None else set()
+        shards = {name for name in pinned if lock is not None and lock.files[name].sha256 == sources.get(name)}
+        known = lock if shards and shards == pinned else None
+    if known is not None and known.structure != start.structure:
+        yield wrong("evidence/source", where, f"describes other tensors than {known.label} has")
+    if known is not None and without_quantization(known.config) != without_quantization(start.config):
+        yield wrong("evidence/source", where, f"has another config.json than {known.label}")
+
+
 def _check_carried(case: Case, sources: Mapping[str, str]) -> Iterator[Finding]:
     """Files that a build carries over are the source's own, byte for byte."""
     kept = kept_card(case.listed)
@@ -396,14 +419,21 @@ def validated(case: Case) -> list[Section]:
     if case.checkpoint is None:
         return []
     try:
-        plan, references = case.expected
+        expected = case.expected
     except WeighbridgeError as error:
-        finding = Finding("evidence/no-plan", Severity.WARNING, f"{EVIDENCE}/{RECIPE}", str(error))
+        finding = Finding("evidence/no-plan", Severity.ERROR, f"{EVIDENCE}/{RECIPE}", str(error))
         return [
             *validate(case.checkpoint).sections,
             Section("against its recipe", "no plan can be made", findings=(finding,)),
         ]
-    return list(validate(case.checkpoint, plan=plan, references=references).sections)
+    report = validate(
+        case.checkpoint,
+        plan=expected.plan,
+        references=expected.references,
+        base=expected.base,
+        context=[expected.section],
+    )
+    return list(report.sections)
 
 
 def _strictness(case: Case) -> Severity:

@@ -22,10 +22,13 @@ from weighbridge.identity import digest_files
 from weighbridge.progress import Progress
 from weighbridge.report import PRESENTERS, Chain, Finding, Link, Report, Section
 from weighbridge.structure.checkpoint import CONFIG_FILE, EVIDENCE, Checkpoint, carried_files
+from weighbridge.structure.lock import write_start
 from weighbridge.structure.weights import INDEX_FILE
 
 GUIDE = "README.md"
 FILES, TENSORS = "files.sha256", "tensors.sha256"
+START = "source.yaml"
+"""The structure of what the build started from, with the digests of its files: what its plan was made of."""
 BOM = "bom.cdx.json"
 LOG = "log.jsonl"
 STATEMENTS, CLAIMS = "statements.jsonl", "claims.jsonl"
@@ -60,6 +63,8 @@ def write(directory: Path, build: FinishedBuild, *, signer: Signer | None = None
     written = {name: _write_report(beside, name, build) for name in build.reports}
     _write_card(directory, build, written)
     (beside / RECIPE).write_bytes(build.plan.loaded.raw)
+    sources = source_digests(build.source, build.identity.digests, progress=progress)
+    (beside / START).write_text(_start(build, sources))
 
     listing = list_all(directory)
     small = [name for name in listing.signed if name not in build.shard_digests]
@@ -89,7 +94,6 @@ def write(directory: Path, build: FinishedBuild, *, signer: Signer | None = None
         *(_file(beside, path.name) for path in sorted(beside.iterdir())),
         *(Resource(name=TEST_RESULT + name, digest=sha256_of(payload)) for name, payload in payloads.items()),
     ]
-    sources = source_digests(build.source, build.identity.digests, progress=progress)
     made = provenance_statement(build, subject, source_digests=sources, environment=environment, byproducts=byproducts)
     lines = [*payloads.values(), write_statement(made)]
     if signer is not None:
@@ -102,6 +106,14 @@ def source_digests(source: Checkpoint, known: Mapping[str, str], *, progress: Pr
     read = {*source.shards, *carried_files(source), *({CONFIG_FILE, INDEX_FILE} & source.files.keys())}
     digests = {name: digest for name, digest in known.items() if name in read}
     return {**digests, **digest_files(source, sorted(read - digests.keys()), progress=progress)}
+
+
+def _start(build: FinishedBuild, digests: Mapping[str, str]) -> str:
+    """What the build started from, as a lock: under its own name, with the digest of each file that was read."""
+    source = build.plan.source
+    files = {name: replace(build.source.files[name], sha256=digests.get(name)) for name in build.source.files}
+    origin = replace(build.source.origin, repository=build.model, base=build.base.repository)
+    return write_start(replace(source, files=files, origin=origin))
 
 
 def guide(*, signed: bool) -> bytes:

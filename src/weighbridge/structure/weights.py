@@ -6,6 +6,7 @@ Read in the sources of vLLM 0.32 (``DefaultModelLoader._prepare_weights``), SGLa
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from itertools import chain
@@ -35,10 +36,15 @@ PUBLISHERS_FOLDERS = ("original/", "metal/", "onnx/", "openvino/", "coreml/", "g
 no server looks below the top of a directory for weights."""
 
 
+_MODULE = re.compile(r"[0-9]+_[A-Za-z]+/model\.safetensors")
+"""A module of sentence-transformers (``2_Dense/model.safetensors``), which modules.json names and vLLM loads beside the
+shards: part of the model that no scheme touches."""
+
+
 def is_weights(name: str) -> bool:
-    """Whether a file holds weights, or is the index of some, by its name."""
+    """Whether a file holds weights of the model itself, or is the index of some, by its name."""
     lowered = name.lower()
-    return lowered.endswith(WEIGHT_SUFFIXES) or is_index(lowered)
+    return (lowered.endswith(WEIGHT_SUFFIXES) or is_index(lowered)) and not _MODULE.fullmatch(name)
 
 
 def is_index(name: str) -> bool:
