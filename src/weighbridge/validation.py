@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from weighbridge.account import Account, Base, account_section, unjudged
 from weighbridge.account import judge as judge_account
@@ -31,6 +31,9 @@ _MESSAGES = {
 }
 
 
+_TURNED: Mapping[str, str] = {"only-in-reference": "only-in-checkpoint", "only-in-checkpoint": "only-in-reference"}
+
+
 def validate(
     checkpoint: Checkpoint,
     *,
@@ -53,7 +56,9 @@ def validate(
     sections = [*context, _itself(checkpoint, plan), _account(account, base, plan)]
     if plan is not None:
         differences = diff_structures(checkpoint, plan.predicted)  # its files and keys stand in the account
-        sections.append(_compare(checkpoint, differences, (), title="against the recipe's plan", other="the plan"))
+        entries = _turned(next((against.explanations for against in references if _is(checkpoint, against)), ()))
+        title = "against the recipe's plan"
+        sections.append(_compare(checkpoint, differences, entries, title=title, other="the plan"))
     sections += [compare(checkpoint, against) for against in references]
     return Report("validate", checkpoint.label, _verdict(checkpoint, sections), tuple(sections))
 
@@ -62,7 +67,21 @@ def compare(checkpoint: Checkpoint, against: AgainstReference) -> Section:
     """The section of one reference: each difference, and whether it is explained."""
     title = f"against {describe(against.reference)}"
     differences = diff(checkpoint, against.reference)
+    if _is(checkpoint, against):
+        return _compare(checkpoint, differences, (), title=title, other="the reference")
     return _compare(checkpoint, differences, against.explanations, title=title, other="the reference")
+
+
+def _is(checkpoint: Checkpoint, against: AgainstReference) -> bool:
+    """Whether a checkpoint is the reference itself, by its structure: its own differences from the plan are explained."""
+    return not diff_structures(checkpoint, against.reference)
+
+
+def _turned(entries: Sequence[Explanation]) -> list[Explanation]:
+    """What explains a build's differences from a reference, as it explains the reference's from the build."""
+    return [
+        entry.model_copy(update={"difference": _TURNED.get(entry.difference, entry.difference)}) for entry in entries
+    ]
 
 
 def describe(checkpoint: Checkpoint) -> str:

@@ -26,6 +26,11 @@ class Base:
     name: str
     listed: bool
 
+    @property
+    def has_whole_config(self) -> bool:
+        """Whether its config.json has been seen, and not only the sizes in it."""
+        return self.checkpoint.origin.basis != "derived"
+
     def digest(self, name: str) -> str | None:
         """SHA-256 (hex) of one of its files; None where nobody here has seen it.
 

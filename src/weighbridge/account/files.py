@@ -48,8 +48,7 @@ def judge_files(checkpoint: Checkpoint, base: Base | None, plan: Plan | None) ->
     Raises:
         StructureError, HubError: a file cannot be read.
     """
-    own = None if base is None else base.checkpoint.config or None
-    yield from judge_config(checkpoint.config, own, against="nothing" if base is None else base.name)
+    yield from judge_config(checkpoint.config, base)
     yield from judge_quantization(checkpoint, plan)
     for name in sorted(checkpoint.files.keys() | checkpoint.shards.keys()):
         yield from _judge_file(name, checkpoint, base, plan)

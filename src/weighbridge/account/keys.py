@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path as File
 from typing import Any
 
+from weighbridge.account.base import Base
 from weighbridge.account.leaves import Path, kind_of, leaves, shown
 from weighbridge.account.model import Kind, State, Verdict
 from weighbridge.errors import StructureError
@@ -21,6 +22,7 @@ from weighbridge.structure.checkpoint import CONFIG_FILE
 
 NOTHING_TO_HOLD_AGAINST = "nothing was given to hold it against"
 UNKNOWN_KEY = "what the key decides is not known here, and it is not as in the base"
+UNSEEN_KEY = "nobody here has seen the whole config.json of the base, and the base is not at hand"
 RENAMED = {"torch_dtype": "dtype"}
 """Keys that transformers 5 writes under another name than before, with one meaning."""
 
@@ -73,15 +75,20 @@ def meaning_beside(path: Path) -> Meaning:
     return State.HELD, "how text, pictures or sound go into the model, or how its answer is drawn"
 
 
-def judge_config(own: Mapping[str, Any], base: Mapping[str, Any] | None, *, against: str) -> Iterator[Verdict]:
-    """Every key of config.json but those of the quantization config, against the base's.
-
-    Args:
-        base: the base's config.json, with or without a quantization config; None where none is known.
-        against: how the base is called.
-    """
-    theirs = None if base is None else without_quantization(base)
-    return judge_document(CONFIG_FILE, without_quantization(own), theirs, meaning_in_config, against=against)
+def judge_config(own: Mapping[str, Any], base: Base | None) -> Iterator[Verdict]:
+    """Every key of config.json but those of the quantization config, against the base's."""
+    bare = without_quantization(own)
+    if base is None or not base.checkpoint.config:
+        yield from judge_document(CONFIG_FILE, bare, None, meaning_in_config, against="")
+        return
+    theirs = without_quantization(base.checkpoint.config)
+    verdicts = judge_document(CONFIG_FILE, bare, theirs, meaning_in_config, against=base.name)
+    known = {_name(CONFIG_FILE, path) for path in _renamed(leaves(theirs))}
+    for verdict in verdicts:
+        if base.has_whole_config or verdict.name in known:
+            yield verdict
+        else:
+            yield Verdict(Kind.KEY, verdict.name, State.NOT_JUDGED, UNSEEN_KEY)
 
 
 def judge_document(
@@ -92,7 +99,13 @@ def judge_document(
     *,
     against: str,
 ) -> Iterator[Verdict]:
-    """Every leaf of a JSON document against the base's, those that it lacks too."""
+    """Every leaf of a JSON document against the base's, those that it lacks too.
+
+    Args:
+        base: the base's document; None where nobody knows it.
+        meaning: what it means that a key is not as the base has it.
+        against: how the base is called.
+    """
     if base is None:
         for path in leaves(own):
             yield Verdict(Kind.KEY, _name(file, path), State.NOT_JUDGED, NOTHING_TO_HOLD_AGAINST)

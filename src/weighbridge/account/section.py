@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from weighbridge.account.model import Account, Judged, Kind, State
@@ -69,5 +70,14 @@ def _names(item: Judged) -> str:
     names: Sequence[str] = item.names
     if item.kind is Kind.TENSOR:
         names = [str(pattern) for pattern in compact(item.names)]
+    elif item.kind is Kind.FILE:
+        names = _by_folder(item.names)
     more = f", and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
     return ", ".join(names[:MOST_NAMED]) + more
+
+
+def _by_folder(names: Sequence[str]) -> list[str]:
+    """Names of files; several in one folder are counted."""
+    folders = Counter(name.partition("/")[0] for name in names if name.partition("/")[2])
+    alone = [name for name in names if folders[name.partition("/")[0]] < 2]
+    return alone + [f"{count} files in {folder}/" for folder, count in folders.items() if count > 1]
