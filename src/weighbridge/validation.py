@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from weighbridge.account import Account, Base, account_section, unjudged
 from weighbridge.account import judge as judge_account
@@ -31,9 +31,6 @@ _MESSAGES = {
 }
 
 
-_TURNED: Mapping[str, str] = {"only-in-reference": "only-in-checkpoint", "only-in-checkpoint": "only-in-reference"}
-
-
 def validate(
     checkpoint: Checkpoint,
     *,
@@ -56,7 +53,8 @@ def validate(
     sections = [*context, _itself(checkpoint, plan), _account(account, base, plan)]
     if plan is not None:
         differences = diff_structures(checkpoint, plan.predicted)  # its files and keys stand in the account
-        entries = _turned(next((against.explanations for against in references if _is(checkpoint, against)), ()))
+        themselves = [against for against in references if _is(checkpoint, against)]
+        entries = [entry for against in themselves for entry in _stored_heads(plan, against)]
         title = "against the recipe's plan"
         sections.append(_compare(checkpoint, differences, entries, title=title, other="the plan"))
     sections += [compare(checkpoint, against) for against in references]
@@ -73,14 +71,17 @@ def compare(checkpoint: Checkpoint, against: AgainstReference) -> Section:
 
 
 def _is(checkpoint: Checkpoint, against: AgainstReference) -> bool:
-    """Whether a checkpoint is the reference itself, by its structure: its own differences from the plan are explained."""
+    """Whether a checkpoint has the very structure of a reference, so that nothing is left to explain."""
     return not diff_structures(checkpoint, against.reference)
 
 
-def _turned(entries: Sequence[Explanation]) -> list[Explanation]:
-    """What explains a build's differences from a reference, as it explains the reference's from the build."""
+def _stored_heads(plan: Plan, against: AgainstReference) -> list[Explanation]:
+    """Why the reference itself has more than the plan: a copy of the tied output head, which servers pass over."""
+    heads = {f"{head}.weight" for head in plan.tied_modules}
     return [
-        entry.model_copy(update={"difference": _TURNED.get(entry.difference, entry.difference)}) for entry in entries
+        entry.model_copy(update={"difference": "only-in-checkpoint"})
+        for entry in against.explanations
+        if entry.difference == "only-in-reference" and entry.tensors in heads
     ]
 
 
