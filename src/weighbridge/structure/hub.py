@@ -106,6 +106,15 @@ def open_hub(hub_id: HubId) -> Checkpoint:
     )
 
 
+def read_other_header(checkpoint: Checkpoint, name: str) -> Header:
+    """The header of a safetensors file of a checkpoint on the hub that is none of its shards.
+
+    Raises:
+        HubError, StructureError: as for `open_hub`.
+    """
+    return _read_header(find_snapshot(HubId(checkpoint.origin.repository, checkpoint.origin.revision)), name)
+
+
 def find_snapshot(hub_id: HubId) -> Snapshot:
     """Resolve a revision to its commit and list the files there; from the cache where a commit was named and is known.
 
