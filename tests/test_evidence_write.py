@@ -10,6 +10,7 @@ import pytest
 
 from tests.checkpoints import copy_checkpoint
 from tests.evidence import EVIDENCE, lines_of
+from weighbridge.account import Base
 from weighbridge.evidence import MAIN_REPORT, FinishedBuild, write
 from weighbridge.evidence.subject import hash_shards
 from weighbridge.evidence.verify import verify
@@ -62,7 +63,7 @@ def finished_in(directory: Path) -> FinishedBuild:
         source=source,
         identity=identify(source, base_of_source(source, preferred=loaded.recipe.base.model), digests),
         references=(),
-        reports={MAIN_REPORT: validate(built, plan=plan), "audit": AUDIT},
+        reports={MAIN_REPORT: validate(built, plan=plan, base=Base(source, "mini", listed=True)), "audit": AUDIT},
         shard_digests=shards,
         tensor_digests=tensors,
         engine="streaming",

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import cache
 
 from weighbridge.account.base import Base, digest, read
+from weighbridge.account.container import is_plainly_written, judge_index, judge_metadata
 from weighbridge.account.keys import NOTHING_TO_HOLD_AGAINST, judge_config, judge_document, meaning_beside
 from weighbridge.account.model import Kind, State, Verdict
 from weighbridge.account.quantization import judge_hf_quant_config, judge_quantization
@@ -21,7 +22,7 @@ from weighbridge.structure.weights import INDEX_FILE, PUBLISHERS_FOLDERS, is_wei
 HARMLESS_FILES: tuple[tuple[str, str], ...] = (
     (rf"{EVIDENCE}/.*", "what is said of the checkpoint; servers do not read it, and its own check judges it"),
     (r"(.*/)?[^/]*\.(md|rst)", "text for people, which servers do not read"),
-    (r"(LICEN[CS]E|NOTICE|COPYING|USE_POLICY)([-_.][\w-]+)*(\.txt)?", "terms, which servers do not read"),
+    (r"(LICEN[CS]E|NOTICE|COPYING|USE_POLICY)([-_][\w-]+)?(\.txt)?", "terms, which servers do not read"),
     (r"(.*/)?[^/]*\.(png|jpe?g|gif|svg|webp|ico|pdf|bib)", "pictures and papers, which servers do not read"),
     (r"(.*/)?\.git(attributes|ignore|keep)", "git's own"),
 )
@@ -60,25 +61,38 @@ def judge_files(checkpoint: Checkpoint, base: Base | None, plan: Plan | None) ->
 def _judge_file(name: str, checkpoint: Checkpoint, base: Base | None, plan: Plan | None) -> Iterator[Verdict]:
     if name in checkpoint.shards:
         yield _file(name, State.HELD, "config.json, tensor by tensor")
+        yield from judge_metadata(name, checkpoint.shards[name].metadata)
     elif name == CONFIG_FILE:
-        yield _file(name, State.HELD, "key by key")
+        yield _by_keys(name, checkpoint)
     elif name == INDEX_FILE:
-        yield _file(name, State.HELD, "the headers of the shards")
+        yield _by_keys(name, checkpoint)
+        yield from judge_index(_content(checkpoint, name))
     elif is_weights(name):
         yield _judge_weights(name, checkpoint, base)
     elif (why := harmless(name)) is not None:
         yield _file(name, State.HARMLESS, why)
-    elif name == modelopt.HF_QUANT_CONFIG and checkpoint.declaration is not None:
-        yield _file(name, State.HELD, "key by key")
+    elif name == modelopt.HF_QUANT_CONFIG and _is_modelopt(checkpoint):
+        yield _by_keys(name, checkpoint)
         yield from judge_hf_quant_config(_content(checkpoint, name), plan)
     else:
         yield from _judge_carried(name, checkpoint, base)
+
+
+def _by_keys(name: str, checkpoint: Checkpoint) -> Verdict:
+    """A JSON file whose keys are judged one by one, so that only its white space is left."""
+    if is_plainly_written(_content(checkpoint, name)):
+        return _file(name, State.HELD, "key by key")
+    return _file(name, State.HARMLESS, "its white space is its own; its keys are judged one by one")
 
 
 @cache
 def harmless(name: str) -> str | None:
     """Why nothing depends on a file of this name; None where something may."""
     return next((why for expression, why in HARMLESS_FILES if re.fullmatch(expression, name)), None)
+
+
+def _is_modelopt(checkpoint: Checkpoint) -> bool:
+    return checkpoint.declaration is not None and checkpoint.declaration.quant_method == modelopt.METHOD
 
 
 def _judge_weights(name: str, checkpoint: Checkpoint, base: Base | None) -> Verdict:

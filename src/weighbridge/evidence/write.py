@@ -22,7 +22,7 @@ from weighbridge.identity import digest_files
 from weighbridge.progress import Progress
 from weighbridge.report import PRESENTERS, Chain, Finding, Link, Report, Section
 from weighbridge.structure.checkpoint import CONFIG_FILE, EVIDENCE, Checkpoint, carried_files
-from weighbridge.structure.lock import write_start
+from weighbridge.structure.lock import write_lock
 from weighbridge.structure.weights import INDEX_FILE
 
 GUIDE = "README.md"
@@ -113,7 +113,7 @@ def _start(build: FinishedBuild, digests: Mapping[str, str]) -> str:
     source = build.plan.source
     files = {name: replace(build.source.files[name], sha256=digests.get(name)) for name in build.source.files}
     origin = replace(build.source.origin, repository=build.model, base=build.base.repository)
-    return write_start(replace(source, files=files, origin=origin))
+    return write_lock(replace(source, files=files, origin=origin))
 
 
 def guide(*, signed: bool) -> bytes:

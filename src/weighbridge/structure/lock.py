@@ -108,26 +108,8 @@ def open_lock(path: Path) -> Checkpoint:
 def write_lock(checkpoint: Checkpoint, *, comment: str = "") -> str:
     """A checkpoint's structure lock as YAML text; `open_lock` reads it back to an equal structure and equal schemes.
 
-    A source's lock has its config.json too, which plans are made from.
+    Its config.json stands there without the quantization config, which stands by effect, so that it can be planned.
     """
-    content = _content(checkpoint)
-    if checkpoint.declaration is None and checkpoint.config:
-        content["config"] = dict(checkpoint.config)
-    head = "".join(f"# {line}\n" for line in comment.splitlines())
-    return head + _dumped(content)
-
-
-def write_start(checkpoint: Checkpoint) -> str:
-    """The lock of what a build started from, quantized or not: all that its plan was made of."""
-    config = without_quantization(checkpoint.config)
-    return _dumped(_content(checkpoint) | ({"config": config} if config else {}))
-
-
-def _dumped(content: Mapping[str, Any]) -> str:
-    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=1000)
-
-
-def _content(checkpoint: Checkpoint) -> dict[str, Any]:
     origin = checkpoint.origin
     content: dict[str, Any] = {
         "structure_lock": VERSION,
@@ -146,7 +128,11 @@ def _content(checkpoint: Checkpoint) -> dict[str, Any]:
             name: {key: value for key, value in (("size", fact.size), ("sha256", fact.sha256)) if value is not None}
             for name, fact in sorted(checkpoint.files.items())
         }
-    return content
+    config = without_quantization(checkpoint.config)
+    if config:
+        content["config"] = config
+    head = "".join(f"# {line}\n" for line in comment.splitlines())
+    return head + yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=1000)
 
 
 def tensor_lines(structure: Structure) -> list[str]:
