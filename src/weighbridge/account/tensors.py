@@ -29,8 +29,9 @@ def judge_tensors(checkpoint: Checkpoint, base: Base | None, plan: Plan | None, 
     elif reference:
         yield Judged(Kind.TENSOR, State.HELD, f"{reference} ({BY_STRUCTURE})", names)
     else:
-        scheme = [f"{module}.{local}" for module in checkpoint.schemes for local in checkpoint.modules[module] if local]
-        scheme = [name for name in scheme if name in checkpoint.structure]
+        stored = ((module, local) for module in checkpoint.schemes for local in checkpoint.modules.get(module, ()))
+        names_of_schemes = (f"{module}.{local}" if local else module for module, local in stored)
+        scheme = [name for name in names_of_schemes if name in checkpoint.structure]
         rest = checkpoint.structure.keys() - set(scheme)
         if scheme:
             by = "the scheme that config.json declares"
