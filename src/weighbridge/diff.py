@@ -12,7 +12,7 @@ from weighbridge.formats.tensors import Structure
 from weighbridge.recipe.schema import DIFFERENCE_KINDS, Explanation
 from weighbridge.structure.checkpoint import BEHAVIOUR_FILES, Checkpoint
 from weighbridge.structure.modules import is_fused_experts, split_experts, split_parameter
-from weighbridge.structure.names import compact, parse_pattern
+from weighbridge.structure.names import NamePattern, compact, parse_pattern
 from weighbridge.structure.renaming import find_renamings
 
 UNCOMPARED_KEYS = frozenset({"quantization_config", "compression_config", "transformers_version", "_name_or_path"})
@@ -70,7 +70,7 @@ class DifferenceGroup:
     """
 
     kind: DIFFERENCE_KINDS
-    pattern: str
+    pattern: NamePattern
     checkpoint: str
     reference: str
     count: int
@@ -159,11 +159,11 @@ def group(differences: Iterable[Difference]) -> list[DifferenceGroup]:
         else:
             alike.setdefault((difference.kind, difference.checkpoint, difference.reference), []).append(difference.name)
     by_rule = [
-        DifferenceGroup("renamed", found[0].name, rule, found[0].reference, len(found))
+        DifferenceGroup("renamed", NamePattern(found[0].name, ()), rule, found[0].reference, len(found))
         for rule, found in renamed.items()
     ]
     return by_rule + [
-        DifferenceGroup(kind, str(pattern), checkpoint, reference, len(pattern))
+        DifferenceGroup(kind, pattern, checkpoint, reference, len(pattern))
         for (kind, checkpoint, reference), names in alike.items()
         for pattern in compact(names)
     ]

@@ -143,7 +143,7 @@ def _compare(
             Finding(
                 "diff/explained-twice",
                 Severity.ERROR,
-                item.pattern,
+                str(item.pattern),
                 f"two entries explain {item.kind} here; which of them is the reason?",
                 count=item.count,
                 remedy="take one of the two out of the recipe",
@@ -193,7 +193,7 @@ def _severity(kind: str) -> Severity:
 
 def _finding(item: DifferenceGroup, severity: Severity, other: str, *, explained: str = "") -> Finding:
     message = _MESSAGES[item.kind].format(ours=item.checkpoint, theirs=item.reference, other=other)
-    return Finding(f"diff/{item.kind}", severity, item.pattern, message, count=item.count, explained=explained)
+    return Finding(f"diff/{item.kind}", severity, str(item.pattern), message, count=item.count, explained=explained)
 
 
 def _verdict(checkpoint: Checkpoint, sections: Sequence[Section]) -> str:
