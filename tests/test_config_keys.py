@@ -61,7 +61,7 @@ def test_the_innermost_key_that_is_known_decides(path: tuple[str, ...], state: S
 
 
 def test_every_value_of_a_document_is_in_one_leaf_and_empty_mappings_are_leaves() -> None:
-    document = {"a": {"b": 1, "c": {}}, "d": [{"e": {}}], "f": None, "g": {"": 0}}
+    document: dict[str, Any] = {"a": {"b": 1, "c": {}}, "d": [{"e": {}}], "f": None, "g": {"": 0}}
     assert leaves(document) == {
         ("a", "b"): "1",
         ("a", "c"): "{}",
