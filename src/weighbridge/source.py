@@ -77,7 +77,7 @@ def fetch(source: Checkpoint, progress: Progress | None = None) -> Checkpoint:
             where=source.label,
             remedy="name a directory or a hub id",
         )
-    local = open_directory(download(source, progress), label=source.label)
+    local = open_directory(download(source, progress), label=source.label, origin=source.origin)
     if local.structure != source.structure:
         raise StructureError("what was downloaded has other tensors than the hub's headers said", where=source.label)
     return local
