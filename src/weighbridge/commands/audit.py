@@ -55,7 +55,7 @@ def audit_sections(
 
     _check_weights(checkpoint, "audit")
     progress = Progress()
-    base = open_source(options.source)
+    base = open_source(options.source, follow=options.follow_links)
     _check_weights(base, "audit against")
     groups = plan.fused_groups if plan is not None else find_fused_groups(checkpoint.schemes, list(MERGED.values()))
     sample: Sample | None = None
@@ -95,7 +95,7 @@ def compare_section(checkpoint: Checkpoint, options: argparse.Namespace) -> Sect
     """
     from weighbridge import audit
 
-    other = open_checkpoint(options.compare)
+    other = open_checkpoint(options.compare, follow=options.follow_links)
     for side in (checkpoint, other):
         _check_weights(side, "compare")
     resources = Resources(devices=("cpu",), workers=options.workers, memory=options.memory)

@@ -13,7 +13,16 @@ from weighbridge.commands import capacity
 from weighbridge.commands.audit import add_options, audit_sections, compare_section
 from weighbridge.commands.complete import complete, locks, recipes
 from weighbridge.commands.log import check_outside
-from weighbridge.commands.run import Parser, add_report_options, check_writable, hand_over, parsed, refuse, run
+from weighbridge.commands.run import (
+    Parser,
+    add_follow_option,
+    add_report_options,
+    check_writable,
+    hand_over,
+    parsed,
+    refuse,
+    run,
+)
 from weighbridge.errors import EvidenceError, WeighbridgeError
 from weighbridge.progress import Progress
 from weighbridge.references import NO_REFERENCE, AgainstReference
@@ -62,7 +71,7 @@ def _validate(options: argparse.Namespace) -> int:
         raise EvidenceError("are about evidence", where="--key, --identity and --issuer", remedy="add --evidence")
     if not options.source:
         refuse(options, "sample", "seed", without="--source")
-    checkpoint = open_checkpoint(options.checkpoint)
+    checkpoint = open_checkpoint(options.checkpoint, follow=options.follow_links)
     plan, references = _held_against(checkpoint, options.recipe, options.reference)
     context = values_of(checkpoint, plan)
     if options.source:
@@ -86,7 +95,7 @@ def _verify(options: argparse.Namespace) -> int:
         raise EvidenceError(what, where="--evidence", remedy="give --recipe, --reference and --write-lock without it")
     refuse(options, "compare", "sample", "seed", "gpu", beside="--evidence")
     verifier, progress = _verifier(options), Progress()
-    source = fetch(open_model(options.source), progress) if options.source else None
+    source = fetch(open_model(options.source, follow=options.follow_links), progress) if options.source else None
     report = verify(Path(options.checkpoint), verifier=verifier, source=source, progress=progress)
     return hand_over(report, options)
 
@@ -162,6 +171,7 @@ def _parser() -> Parser:
         "compared with what was read by digest",
     )
     complete(source, lambda: MADE)
+    add_follow_option(parser)
     add_report_options(parser)
     parser.add_argument("--write-lock", type=Path, metavar="FILE", help="write the checkpoint's structure lock")
     add_options(parser)

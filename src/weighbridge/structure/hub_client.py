@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 DEADLINE_SECONDS = 120.0
 CONNECT_SECONDS = 10.0
 SILENCE_SECONDS = 30.0
-#: A download has its own limit: Xet's transport waits for ever, or nearly so, where nothing comes.
-STALL_SECONDS = 300.0
+#: A download of a file has its own limit: Xet's transport asks again only after 300 seconds without a byte, and many times.
+STALL_SECONDS = 400.0
 
 _CONTENT_RANGE = re.compile(r"bytes (?P<begin>[0-9]{1,18})-[0-9]{1,18}/(?P<size>[0-9]{1,18})")
 _PLAIN_ETAG = re.compile(r'(?:W/)?"?[0-9A-Za-z][\w.:+=-]{0,200}"?', re.ASCII)

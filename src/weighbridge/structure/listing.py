@@ -114,11 +114,11 @@ def list_files(directory: Path, *, label: str, follow: Sequence[Path] = ()) -> l
 
 
 def _unreadable(path: Path, name: str, error: Exception, *, label: str) -> StructureError:
-    if path.is_symlink() and isinstance(error, FileNotFoundError):
-        what = f"{name} is a link to {path.readlink()}, which is not there"
-        return StructureError(what, where=label, remedy="download or copy the checkpoint again, whole")
     reason = getattr(error, "strerror", None) or "it links to itself"
-    return StructureError(f"{name} cannot be read ({reason})", where=label)
+    if not path.is_symlink():
+        return StructureError(f"{name} cannot be read ({reason})", where=label)
+    what = f"{name} is a link to {path.readlink()} and cannot be read ({reason})"
+    return StructureError(what, where=label, remedy="download or copy the checkpoint again, whole")
 
 
 def _refused(name: str, target: Path, places: Places, *, label: str) -> StructureError:
