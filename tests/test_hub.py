@@ -19,6 +19,7 @@ from huggingface_hub.utils._http import default_client_factory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests import xet_storage
 from tests.checkpoints import (
     CONFIG,
     INDEX,
@@ -94,7 +95,6 @@ def visit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
     set_client_factory(default_client_factory)
 
@@ -257,7 +257,7 @@ def test_token_goes_to_the_hub_and_to_no_other_host(hub: Hub, monkeypatch: pytes
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     download(open_hub(HubId("org/private")))
     sent = {(exchange.server, exchange.authorization) for exchange in hub.log}
-    assert sent == {("hub", f"Bearer {TOKEN}"), ("cdn", "")}
+    assert sent == {("hub", f"Bearer {TOKEN}"), ("cdn", ""), ("cdn", f"Bearer {xet_storage.TOKEN}")}
 
 
 @pytest.mark.parametrize(
@@ -610,7 +610,7 @@ def test_build_from_the_hub_is_the_build_from_the_directory(
     for name in STRAYS:
         (published / name).write_bytes(b"no safetensors file")
     with serve({"org/mini": published}) as hub:
-        environ = variables(hub.endpoint, HF_HUB_DISABLE_XET="1")
+        environ = variables(hub.endpoint)
         outcome = run_build("fp8-dynamic", "--model", "org/mini", "--output", tmp_path / "build", env=environ)
         commit = hub.commit_of("org/mini")
     assert outcome.code == 0, outcome.err + outcome.out

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 DEADLINE_SECONDS = 120.0
 CONNECT_SECONDS = 10.0
 SILENCE_SECONDS = 30.0
-#: A download of a file has its own limit: Xet's transport asks again only after 300 seconds without a byte, and many times.
+#: Nor may a file's next byte; but Xet's transport, left alone, asks again after 300 seconds of silence, many times.
 STALL_SECONDS = 400.0
 
 _CONTENT_RANGE = re.compile(r"bytes (?P<begin>[0-9]{1,18})-[0-9]{1,18}/(?P<size>[0-9]{1,18})")
