@@ -82,6 +82,7 @@ class Answer:
     Attributes:
         silence: seconds before anything comes.
         stop_after: bytes of the body after which the connection is closed.
+        held: it is not closed there, but nothing more comes.
         seconds_per_byte: how long each byte of the body takes.
         chunked: the length is not said beforehand.
     """
@@ -91,6 +92,7 @@ class Answer:
     body: bytes | Part = b""
     silence: float = 0.0
     stop_after: int | None = None
+    held: bool = False
     seconds_per_byte: float = 0.0
     chunked: bool = False
 
@@ -105,6 +107,11 @@ Alteration = Callable[[Answer], Answer]
 def truncated(*, after: int) -> Alteration:
     """The connection breaks after so many bytes of the body."""
     return lambda answer: replace(answer, stop_after=after)
+
+
+def stalled(*, after: int) -> Alteration:
+    """Nothing more comes after so many bytes of the body, and the connection stays."""
+    return lambda answer: replace(answer, stop_after=after, held=True)
 
 
 def silent(*, seconds: float) -> Alteration:
@@ -205,6 +212,7 @@ class Hub:
         endpoint: what ``HF_ENDPOINT`` must be.
         cdn: where redirects for large files lead, and Xet's storage; another host and port.
         log: every request, in the order in which they came.
+        prefix: the path below which all of it lies, as with a mirror; empty for the hub itself.
         ranges: whether ``Range`` is honoured; otherwise the whole file comes with status 200.
     """
 
@@ -213,6 +221,7 @@ class Hub:
         self.cdn = ""
         self.log: list[Exchange] = []
         self.ranges = True
+        self.prefix = ""
         self.stopping = threading.Event()
         self._scratch = scratch
         self._token = token
@@ -266,8 +275,11 @@ class Hub:
 
     def answer_as_hub(self, request: Request) -> Answer:
         """What the hub itself answers."""
+        if not request.path.startswith(f"{self.prefix}/"):
+            return _error(404)
+        path = request.path.removeprefix(self.prefix)
         for methods, pattern, route in _ROUTES:
-            match = re.fullmatch(pattern, request.path)
+            match = re.fullmatch(pattern, path)
             if match and request.method in methods.split():
                 return route(self, request, *(unquote(group or "") for group in match.groups()))
         return _error(404)
@@ -326,7 +338,7 @@ class Hub:
         commit, blob = self._open(request, name, revision, path)
         headers = {"ETag": blob.etag, "X-Repo-Commit": commit}
         if blob.sha256 is None:
-            where = f"/api/resolve-cache/models/{name}/{commit}/{quote(path)}"
+            where = f"{self.prefix}/api/resolve-cache/models/{name}/{commit}/{quote(path)}"
             return Answer(status=307, headers={**headers, "Location": where})
         self._objects[blob.sha256] = blob.path
         where = f"{self.cdn}/objects/{blob.sha256}/{quote(path)}"
@@ -528,6 +540,7 @@ def serve(
     token: str = "",
     private: Collection[str] = (),
     gated: Collection[str] = (),
+    prefix: str = "",
 ) -> Iterator[Hub]:
     """Serve directories as the main branches of repositories until the block ends.
 
@@ -536,11 +549,13 @@ def serve(
         token: the one token that is accepted; without one, nothing private or gated can be read and nothing written.
         private: repositories that do not exist for whoever has no token.
         gated: repositories whose files are refused, but not their listing, to whoever has no token.
+        prefix: see `Hub`.
     """
     with tempfile.TemporaryDirectory() as scratch:
         hub = Hub(Path(scratch), token=token, private=private, gated=gated)
         with _listening(hub, "hub") as port, _listening(hub, "cdn") as cdn_port:
-            hub.endpoint, hub.cdn = f"http://127.0.0.1:{port}", f"http://localhost:{cdn_port}"
+            hub.prefix = prefix
+            hub.endpoint, hub.cdn = f"http://127.0.0.1:{port}{prefix}", f"http://localhost:{cdn_port}"
             for name, directory in repositories.items():
                 hub.publish(name, directory)
             yield hub
@@ -633,6 +648,8 @@ class _Handler(BaseHTTPRequestHandler):
                 break
             exchange.sent += len(chunk)
             self.wfile.write(b"%x\r\n%b\r\n" % (len(chunk), chunk) if answer.chunked else chunk)
+        if answer.held and exchange.sent < answer.length:
+            self.stopping.wait()
         if answer.chunked and exchange.sent == answer.length:
             self.wfile.write(b"0\r\n\r\n")
         self.close_connection = self.close_connection or exchange.sent < answer.length
