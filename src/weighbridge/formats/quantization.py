@@ -6,47 +6,16 @@ what each module gets once targets and ignore lists are resolved against the che
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from weighbridge.errors import StructureError
-from weighbridge.formats import modelopt
-from weighbridge.formats.schemes import KV_CACHES, PRESETS, STRATEGIES, QuantizationArgs, Scheme
+from weighbridge.formats import compressed_tensors, modelopt
+from weighbridge.formats.declaration import LINEAR, Declaration, Group, read_strings, read_word
+from weighbridge.formats.schemes import KV_CACHES, Scheme
 from weighbridge.patterns import REGEX_PREFIX, PatternError, pattern_list
 
 CONFIG_KEYS = ("quantization_config", "compression_config")
-LINEAR = "Linear"
-
-MOMENTS: Mapping[bool | str, tuple[str, ...]] = {
-    True: ("token", "tensor", "tensor_group", "group"),
-    "local": ("tensor_group",),
-}
-"""Strategies whose scales can be computed as values arrive."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """A config group: the targets that get a scheme."""
-
-    targets: tuple[str, ...]
-    scheme: Scheme
-
-
-@dataclass(frozen=True)
-class Declaration:
-    """A quantization config as it is written.
-
-    Attributes:
-        quant_method: who reads it, e.g. ``compressed-tensors``, ``modelopt``, ``fp8``.
-        format: how tensors are stored, e.g. ``float-quantized``; empty where the method has no such key.
-    """
-
-    quant_method: str
-    format: str = ""
-    groups: tuple[Group, ...] = ()
-    ignore: tuple[str, ...] = ()
-    kv_cache: QuantizationArgs | None = None
 
 
 def find_config(config: Mapping[str, Any], *, where: str) -> Mapping[str, Any] | None:
@@ -75,23 +44,9 @@ def read_declaration(config: Mapping[str, Any], *, where: str) -> Declaration | 
     raw = find_config(config, where=where)
     if raw is None:
         return None
-    method = _read_word(raw, "quant_method", default="unknown", where=where)
-    if method == modelopt.METHOD:
-        return _read_modelopt(raw, where=f"{where}: quantization_config")
-    if method != "compressed-tensors":
-        return Declaration(quant_method=method)
-    where = f"{where}: quantization_config"
-    groups = {} if raw.get("config_groups") is None else raw["config_groups"]
-    if not isinstance(groups, dict):
-        raise StructureError("config_groups is no mapping", where=where)
-    kv_cache = raw.get("kv_cache_scheme")
-    return Declaration(
-        quant_method=method,
-        format=_read_word(raw, "format", default="", where=where),
-        groups=tuple(_read_group(name, group, where=f"{where}.config_groups.{name}") for name, group in groups.items()),
-        ignore=_read_strings(raw.get("ignore"), where=f"{where}.ignore"),
-        kv_cache=None if kv_cache is None else read_args(kv_cache, where=f"{where}.kv_cache_scheme"),
-    )
+    method = read_word(raw, "quant_method", default="unknown", where=where)
+    reader = READERS.get(method)
+    return Declaration(quant_method=method) if reader is None else reader(raw, where=f"{where}: quantization_config")
 
 
 def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,78 +90,11 @@ def resolve(declaration: Declaration, modules: Iterable[str], *, where: str) -> 
     return resolved
 
 
-def read_args(raw: Any, *, where: str) -> QuantizationArgs:
-    """Read compressed-tensors' ``QuantizationArgs`` from JSON or YAML values.
-
-    Raises:
-        StructureError: not a mapping, or a value that the field cannot have.
-    """
-    if not isinstance(raw, dict):
-        raise StructureError("is no mapping of quantization arguments", where=where)
-    bits, kind = raw.get("num_bits", 8), str(raw.get("type", "int")).lower()
-    group_size = raw.get("group_size")
-    block = raw.get("block_structure")
-    strategy = raw.get("strategy") or ("tensor" if group_size is None else "channel" if group_size == -1 else "group")
-    dynamic = raw.get("dynamic", False)
-    symmetric = raw.get("symmetric", True)
-    if type(bits) is not int or not 1 <= bits <= 16:
-        raise StructureError(f"num_bits cannot be {str(bits)[:40]!r}", where=where)
-    if kind == "float" and bits not in (4, 8):
-        raise StructureError(f"floats of {bits} bits are not known, only of 4 (E2M1) and 8 (E4M3)", where=where)
-    if kind not in ("float", "int") or strategy not in STRATEGIES:
-        raise StructureError(f"unknown type or strategy: {kind[:40]!r}, {str(strategy)[:40]!r}", where=where)
-    if (type(dynamic) is not bool and dynamic != "local") or not isinstance(symmetric, bool):
-        raise StructureError("dynamic must be true, false or 'local', and symmetric true or false", where=where)
-    if strategy not in MOMENTS.get(dynamic, STRATEGIES) or (strategy == "token" and not dynamic):
-        raise StructureError(f"strategy {strategy} cannot have dynamic {dynamic}", where=where)
-    if isinstance(block, str):  # as compressed-tensors once wrote it
-        block = [int(side) if side.isdecimal() and len(side) < 8 else side for side in block.split("x")]
-    if strategy not in ("group", "tensor_group") and type(group_size) is int and group_size > 0:
-        raise StructureError(f"strategy {strategy} cannot have group_size {group_size}", where=where)
-    if strategy != "block" and block is not None:
-        raise StructureError(f"strategy {strategy} cannot have block_structure {str(block)[:40]!r}", where=where)
-    if strategy in ("group", "tensor_group") and (type(group_size) is not int or not 1 <= group_size <= 1 << 20):
-        raise StructureError(f"strategy {strategy} cannot have group_size {str(group_size)[:40]!r}", where=where)
-    if strategy == "block" and not (
-        isinstance(block, list)
-        and len(block) == 2
-        and all(type(side) is int and 1 <= side <= 1 << 20 for side in block)
-    ):
-        raise StructureError(f"strategy block cannot have block_structure {str(block)[:40]!r}", where=where)
-    return QuantizationArgs(
-        num_bits=bits,
-        type="float" if kind == "float" else "int",
-        strategy=strategy,
-        symmetric=symmetric,
-        dynamic=dynamic,
-        group_size=group_size if strategy in ("group", "tensor_group") else None,
-        block_structure=(block[0], block[1]) if strategy == "block" and isinstance(block, list) else None,
-        scale_dtype=raw.get("scale_dtype") if isinstance(raw.get("scale_dtype"), str) else None,
-        observer=raw.get("observer") if isinstance(raw.get("observer"), str) else None,
-    )
-
-
-def read_scheme(raw: Mapping[str, Any], *, where: str) -> Scheme:
-    """Read compressed-tensors' ``QuantizationScheme`` (its targets apart).
-
-    Raises:
-        StructureError: no weights, or malformed arguments.
-    """
-    if raw.get("weights") is None:
-        raise StructureError("a scheme without weights is not known here", where=where)
-    inputs, outputs = raw.get("input_activations"), raw.get("output_activations")
-    return Scheme(
-        weights=read_args(raw["weights"], where=f"{where}.weights"),
-        input_activations=None if inputs is None else read_args(inputs, where=f"{where}.input_activations"),
-        output_activations=None if outputs is None else read_args(outputs, where=f"{where}.output_activations"),
-    )
-
-
 def _read_modelopt(raw: Mapping[str, Any], *, where: str) -> Declaration:
     """modelopt's declaration: one algorithm, and what it leaves out. An algorithm not known here targets nothing."""
-    algorithm = _read_word(raw, "quant_algo", default="", where=where)
+    algorithm = read_word(raw, "quant_algo", default="", where=where)
     scheme = modelopt.ALGORITHMS.get(algorithm)
-    exclude = _read_strings(raw.get("ignore", raw.get("exclude_modules")), where=f"{where}.ignore")
+    exclude = read_strings(raw.get("ignore", raw.get("exclude_modules")), where=f"{where}.ignore")
     kv_cache = modelopt.declared_kv_cache(raw)
     if kv_cache is not None and kv_cache not in KV_CACHES:
         raise StructureError(f"the KV cache scheme {kv_cache!r} is not known here", where=where)
@@ -219,27 +107,8 @@ def _read_modelopt(raw: Mapping[str, Any], *, where: str) -> Declaration:
     )
 
 
-def _read_group(name: str, raw: Any, *, where: str) -> Group:
-    if isinstance(raw, list):  # the short form: preset name -> targets
-        if name.upper() not in PRESETS:
-            raise StructureError(f"{name[:40]!r} is no preset known here", where=where)
-        return Group(targets=_read_strings(raw, where=where), scheme=PRESETS[name.upper()])
-    if not isinstance(raw, dict):
-        raise StructureError("is no config group", where=where)
-    targets = _read_strings(raw.get("targets"), where=f"{where}.targets")
-    return Group(targets=targets, scheme=read_scheme(raw, where=where))
-
-
-def _read_word(raw: Mapping[str, Any], key: str, *, default: str, where: str) -> str:
-    word = raw.get(key, default)
-    if not isinstance(word, str) or len(word) > 64 or not (word == "" or word.replace("-", "_").isidentifier()):
-        raise StructureError(f"{key} cannot be {str(word)[:40]!r}", where=where)
-    return word
-
-
-def _read_strings(raw: Any, *, where: str) -> tuple[str, ...]:
-    if raw is None:
-        return ()
-    if not isinstance(raw, list) or not all(isinstance(item, str) for item in raw):
-        raise StructureError("is no list of names and patterns", where=where)
-    return tuple(raw)
+READERS: Mapping[str, Callable[..., Declaration]] = {
+    compressed_tensors.METHOD: compressed_tensors.read_declaration,
+    modelopt.METHOD: _read_modelopt,
+}
+"""By the name that ``quant_method`` has in config.json: what reads the rest (the config, and ``where`` it stands)."""

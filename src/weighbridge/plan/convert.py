@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from weighbridge.consistency import inconsistencies
 from weighbridge.errors import StructureError
 from weighbridge.formats import FORMATS
-from weighbridge.formats.quantization import LINEAR, Declaration, Group
+from weighbridge.formats.declaration import LINEAR, Declaration, Group
 from weighbridge.formats.schemes import Scheme, SchemeMismatch
 from weighbridge.formats.tensors import Tensor
 from weighbridge.patterns import PatternList, pattern_list
