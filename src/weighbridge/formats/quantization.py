@@ -6,88 +6,162 @@ what each module gets once targets and ignore lists are resolved against the che
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from weighbridge.errors import StructureError
 from weighbridge.formats import compressed_tensors, modelopt
 from weighbridge.formats.declaration import LINEAR, Declaration, Group, read_strings, read_word
 from weighbridge.formats.schemes import KV_CACHES, Scheme
-from weighbridge.patterns import REGEX_PREFIX, PatternError, pattern_list
+from weighbridge.patterns import REGEX_PREFIX, PatternError, PatternList, pattern_list
 
 CONFIG_KEYS = ("quantization_config", "compression_config")
+MAX_DEPTH = 8
+"""How deep a config of a part may stand; composite models have two or three levels."""
 
 
-def find_config(config: Mapping[str, Any], *, where: str) -> Mapping[str, Any] | None:
-    """The quantization config inside a config.json, where vLLM looks for it (at the top, then in text_config).
+def find_config(config: Mapping[str, Any], *, where: str) -> tuple[str, Mapping[str, Any]] | None:
+    """The quantization config inside a config.json, and its place there: at the top, or in any sub-config.
+
+    Composite models keep it in the config of the part that is quantized (``text_config``, ``thinker_config``).
 
     Raises:
-        StructureError: it is no mapping.
+        StructureError: it is no mapping, or there are two that differ.
     """
-    for holder in (config, config.get("text_config")):
-        if isinstance(holder, dict):
-            for key in CONFIG_KEYS:
-                if holder.get(key) is not None:
-                    if not isinstance(holder[key], dict):
-                        raise StructureError(f"{key} is no mapping", where=where)
-                    found: Mapping[str, Any] = holder[key]
-                    return found
-    return None
+    found: tuple[str, Mapping[str, Any]] | None = None
+    for place, raw in _all_configs(config, (), depth=MAX_DEPTH):
+        if not isinstance(raw, dict):
+            raise StructureError(f"{place} is no mapping", where=where)
+        if found is not None and found[1] != raw:
+            raise StructureError(
+                f"{found[0]} and {place} say different things",
+                where=where,
+                remedy="servers read one of them each: keep the one that the tensors agree with",
+            )
+        found = found or (place, raw)
+    return found
+
+
+def _all_configs(config: Mapping[str, Any], path: tuple[str, ...], *, depth: int) -> Iterator[tuple[str, Any]]:
+    """Every quantization config with its place, those of a config before those of its parts."""
+    for key in CONFIG_KEYS:
+        if config.get(key) is not None:
+            yield ".".join((*path, key)), config[key]
+    for key, part in config.items():
+        if key not in CONFIG_KEYS and isinstance(part, dict) and depth:
+            yield from _all_configs(part, (*path, str(key)[:40]), depth=depth - 1)
 
 
 def read_declaration(config: Mapping[str, Any], *, where: str) -> Declaration | None:
     """Read the quantization config of a config.json; None where there is none.
 
     Raises:
-        StructureError: a compressed-tensors config that is malformed.
+        StructureError: a config that is malformed, or that its method's reader does not wholly know.
     """
-    raw = find_config(config, where=where)
-    if raw is None:
+    found = find_config(config, where=where)
+    if found is None:
         return None
+    place, raw = found
     method = read_word(raw, "quant_method", default="unknown", where=where)
     reader = READERS.get(method)
-    return Declaration(quant_method=method) if reader is None else reader(raw, where=f"{where}: quantization_config")
+    read = Declaration(quant_method=method) if reader is None else reader(raw, where=f"{where}: {place}")
+    return replace(read, place=place)
 
 
 def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json without the quantization config that `find_config` would find in it."""
-    bare = {key: value for key, value in config.items() if key not in CONFIG_KEYS}
-    text = bare.get("text_config")
-    if isinstance(text, dict):
-        bare["text_config"] = {key: value for key, value in text.items() if key not in CONFIG_KEYS}
-    return bare
+    """A config.json without any of the quantization configs that `find_config` would find in it."""
+    return _without(config, depth=MAX_DEPTH)
+
+
+def _without(config: Mapping[str, Any], *, depth: int) -> dict[str, Any]:
+    return {
+        key: _without(value, depth=depth - 1) if isinstance(value, dict) and depth else value
+        for key, value in config.items()
+        if key not in CONFIG_KEYS
+    }
 
 
 def resolve(declaration: Declaration, modules: Iterable[str], *, where: str) -> dict[str, Scheme]:
-    """The scheme that each of `modules` gets; modules that get none are left out.
+    """The scheme that a server gives each of `modules`; modules that get none are left out.
+
+    The first target in the order of the config that is the module's name or a pattern for it, and only then the class
+    ``Linear``; of groups that name one target the last. The ignore list holds names and patterns. Source:
+    ``find_matched_target`` and ``should_ignore_layer`` of vLLM 0.32.
+
+    Raises:
+        StructureError: a pattern that does not compile or cannot be matched in a bounded time.
+    """
+    scheme_of = {target: group.scheme for group in declaration.groups for target in group.targets}
+    targets = tuple(target for target in scheme_of if target != LINEAR)
+    return _resolved(targets, declaration.ignore, scheme_of, modules, where=where)
+
+
+def resolve_as_compressed_tensors(declaration: Declaration, modules: Iterable[str], *, where: str) -> dict[str, Scheme]:
+    """The scheme that compressed-tensors, and with it transformers, gives each of `modules`.
 
     A target that is a module's name goes before one that is a pattern, and that before the class name ``Linear``; of
     several patterns the first in the order of their text, of several groups that name one target the last
-    (``match_targets`` and ``apply_quantization_config`` of compressed-tensors 0.19.0; vLLM takes the first name or
-    pattern in the order of the config).
+    (``match_targets`` and ``apply_quantization_config`` of compressed-tensors 0.19.0). The class may be ignored, too.
 
     Raises:
-        StructureError: a pattern that does not compile or cannot be matched in linear time.
+        StructureError: a pattern that does not compile or cannot be matched in a bounded time.
     """
-    scheme_of = {target: group.scheme for group in declaration.groups for target in group.targets}
-    targets = tuple(sorted(scheme_of.keys() - {LINEAR}, key=lambda target: (REGEX_PREFIX in target, target)))
-    try:
-        target_list = pattern_list(targets)
-        ignored = pattern_list(declaration.ignore)
-    except PatternError as error:
-        raise StructureError(error.what, where=where, remedy=error.remedy) from None
-    linear = scheme_of.get(LINEAR)
     if LINEAR in declaration.ignore:
         return {}
+    scheme_of = {target: group.scheme for group in declaration.groups for target in group.targets}
+    targets = tuple(sorted(scheme_of.keys() - {LINEAR}, key=lambda target: (REGEX_PREFIX in target, target)))
+    return _resolved(targets, declaration.ignore, scheme_of, modules, where=where)
+
+
+def overlaps(declaration: Declaration, modules: Iterable[str], *, where: str) -> list[str]:
+    """The modules that targets of different schemes name or match.
+
+    Raises:
+        StructureError: a pattern that does not compile or cannot be matched in a bounded time.
+    """
+    scheme_of = {target: group.scheme for group in declaration.groups for target in group.targets}
+    targets = tuple(target for target in scheme_of if target != LINEAR)
+    lists, found = _compiled(targets, where=where), []
+    for module in modules:
+        if len({scheme_of[targets[index]] for index in _matches(lists, module, where=where)}) > 1:
+            found.append(module)
+    return found
+
+
+def _resolved(
+    targets: tuple[str, ...],
+    ignore: tuple[str, ...],
+    scheme_of: Mapping[str, Scheme],
+    modules: Iterable[str],
+    *,
+    where: str,
+) -> dict[str, Scheme]:
+    """The scheme of the first target that matches, or that of the class."""
+    target_list, ignored = _compiled(targets, where=where), _compiled(ignore, where=where)
     resolved = {}
     for module in modules:
-        if ignored.first(module) is not None:
+        if _matches(ignored, module, where=where):
             continue
-        index = target_list.first(module)
-        scheme = linear if index is None else scheme_of[targets[index]]
+        indices = _matches(target_list, module, where=where)
+        scheme = scheme_of[targets[indices[0]]] if indices else scheme_of.get(LINEAR)
         if scheme is not None:
             resolved[module] = scheme
     return resolved
+
+
+def _compiled(entries: tuple[str, ...], *, where: str) -> PatternList:
+    try:
+        return pattern_list(entries)
+    except PatternError as error:
+        raise StructureError(error.what, where=where, remedy=error.remedy) from None
+
+
+def _matches(entries: PatternList, module: str, *, where: str) -> list[int]:
+    try:
+        return entries.matches(module)
+    except PatternError as error:
+        raise StructureError(error.what, where=where, remedy=error.remedy) from None
 
 
 def _read_modelopt(raw: Mapping[str, Any], *, where: str) -> Declaration:
