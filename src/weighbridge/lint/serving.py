@@ -29,7 +29,8 @@ def check(plan: Plan) -> Iterator[Raised]:
     declaration = plan.declaration
     if declaration is None:
         return
-    yield from _undeclared(plan, declaration)
+    if declaration.groups:
+        yield from _undeclared(plan, declaration)
     yield from _tied_head(plan, declaration)
     yield from _prefixes(plan)
     yield from _merged_targets(plan, declaration)
@@ -39,8 +40,8 @@ def check(plan: Plan) -> Iterator[Raised]:
     if schemes:
         yield from _tensor_parallel(plan)
         yield from (Raised("serve/gpu", str(scheme), _gpus(scheme)) for scheme in schemes)
-        yield from _kv_cache(plan, declaration)
         yield from _gemma4(plan)
+    yield from _kv_cache(plan, declaration)
 
 
 _ONE_GROUP = "put the group that is to decide first, and Linear last; better, let no two groups target one module"
