@@ -305,12 +305,11 @@ def _read_kwargs(raw: Mapping[str, Any], *, where: str) -> Mapping[str, Any]:
 
 def _read_order(order: Any, *, where: str) -> Literal["weight", "group"] | None:
     """``static`` is another word for ``weight``, ``dynamic`` and true for ``group``."""
-    order = _lower(order)
     if order is None or order is False:
         return None
     if order in ("weight", "static"):
         return "weight"
-    if order in ("group", "dynamic") or order is True:
+    if _lower(order) in ("group", "dynamic") or order is True:
         return "group"
     raise StructureError(
         f"actorder cannot be {str(order)[:40]!r}", where=where, remedy="it is weight (static), group (dynamic) or null"
