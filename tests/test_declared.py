@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from tests.planning import MINI, recipe, source
 from weighbridge.consistency import inconsistencies
-from weighbridge.errors import StructureError
+from weighbridge.errors import RecipeError, StructureError
 from weighbridge.formats.quantization import read_declaration, resolve
 from weighbridge.formats.schemes import PRESETS, args_to_config, stored_tensors, to_config
 from weighbridge.formats.tensors import Structure, Tensor
+from weighbridge.lint import lint
+from weighbridge.plan import make_plan
+from weighbridge.recipe import load_recipe
 from weighbridge.report import Finding, Severity
 from weighbridge.strays import is_code, is_scale
 from weighbridge.structure.checkpoint import Checkpoint
@@ -500,3 +506,35 @@ def test_fused_experts_have_what_their_scheme_stores_for_each() -> None:
     assert errors(stored() | whole, declared(LINEAR_GROUP, ignore=["lm_head", "re:.*experts.*"])) == {
         ("config/ignored-but-quantized", experts)
     }
+
+
+# --- recipes that quantize the KV cache alone ---
+
+
+@pytest.mark.parametrize("keys", [{}, {"config_groups": {}}], ids=["no scheme", "no groups"])
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_a_recipe_can_quantize_the_cache_alone(keys: dict[str, Any], calibrated: bool, tmp_path: Path) -> None:
+    content = recipe(
+        scheme=None,
+        method="oneshot" if calibrated else "model_free_ptq",
+        kv_cache={"scheme": "FP8", "scales": "calibrated" if calibrated else "none"},
+        **keys,
+    )
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content))
+    plan = make_plan(load_recipe(str(path)), source(MINI))
+    assert [finding for finding in lint(plan) if finding.severity is Severity.ERROR] == []
+    assert inconsistencies(plan.predicted) == []
+    assert plan.quantization is not None
+    assert (plan.quantization["format"], plan.quantization["config_groups"]) == ("dense", {})
+    added = set(plan.predicted.structure) - set(source(MINI).structure)
+    assert {name.rpartition(".")[2] for name in plan.additions} == ({"k_scale", "v_scale"} if calibrated else set())
+    assert set(plan.additions) <= added
+
+
+def test_the_cache_alone_has_no_form_in_modelopts_format(tmp_path: Path) -> None:
+    content = recipe(scheme=None, method="oneshot", format="modelopt", kv_cache={"scheme": "FP8", "scales": "none"})
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(RecipeError, match="a recipe has either a scheme or config_groups"):
+        load_recipe(str(path))
