@@ -21,6 +21,7 @@ from weighbridge.recipe import load_recipe
 from weighbridge.report import Finding, Severity
 from weighbridge.strays import is_code, is_scale
 from weighbridge.structure.checkpoint import Checkpoint
+from weighbridge.structure.lock import write_lock
 from weighbridge.structure.modules import quantizable_modules
 
 LAYERS, HIDDEN, INNER = 3, 64, 128
@@ -476,6 +477,29 @@ def test_keys_that_say_nothing_of_the_tensors_are_read(keys: dict[str, Any]) -> 
 def test_status_that_transformers_reads_otherwise_is_a_warning(status: str | None) -> None:
     (finding,) = findings(stored(), declared(LINEAR_GROUP, quantization_status=status))
     assert (finding.rule, finding.severity) == ("config/status", Severity.WARNING)
+
+
+REFUSED_CACHES = {
+    "integers": FP8_CACHE | {"type": "int"},
+    "four bits": FP8_CACHE | {"num_bits": 4},
+    "asymmetric": FP8_CACHE | {"symmetric": False},
+    "per token": FP8_CACHE | {"strategy": "token", "dynamic": True},
+    "no strategy": {key: value for key, value in FP8_CACHE.items() if key != "strategy"},
+    "no symmetry": {key: value for key, value in FP8_CACHE.items() if key != "symmetric"},
+}
+
+
+@pytest.mark.parametrize("cache", REFUSED_CACHES.values(), ids=REFUSED_CACHES)
+def test_a_cache_that_vllm_stops_at_is_a_warning(cache: dict[str, Any]) -> None:
+    (finding,) = findings(stored(), declared(LINEAR_GROUP, kv_cache_scheme=cache))
+    assert (finding.rule, finding.severity) == ("config/kv-cache", Severity.WARNING)
+
+
+def test_a_lock_keeps_the_order_of_columns_and_is_not_written_of_what_is_not_read() -> None:
+    locked = write_lock(checkpoint(packed(), ordered("group")))
+    assert "actorder: group" in locked
+    with pytest.raises(StructureError, match="cannot be locked"):
+        write_lock(checkpoint(stored(), UNREAD["rotations"]))
 
 
 def test_a_config_where_servers_do_not_look_is_a_warning() -> None:

@@ -13,7 +13,7 @@ from weighbridge.errors import StructureError
 from weighbridge.formats import FORMATS, Format
 from weighbridge.formats.compressed_tensors import METHOD as COMPRESSED_TENSORS
 from weighbridge.formats.declaration import Declaration
-from weighbridge.formats.quantization import overlaps, resolve_as_compressed_tensors
+from weighbridge.formats.quantization import find_config, overlaps, resolve_as_compressed_tensors
 from weighbridge.formats.schemes import Scheme
 from weighbridge.formats.tensors import Structure
 from weighbridge.report import Finding, Severity
@@ -134,6 +134,7 @@ def _notes(checkpoint: Checkpoint, declaration: Declaration, modules: Modules) -
         status = declaration.status or "not said, which means initialized"
         message = f"quantization_status is {status}: transformers takes codes for plain weights; vLLM does not read it"
         yield Finding("config/status", Severity.WARNING, CONFIG_FILE, message, remedy="say compressed")
+    yield from _cache(checkpoint, declaration)
     if any(scheme.weights.reordered for scheme in checkpoint.schemes.values()):
         message = (
             "actorder is group: compressed-tensors 0.19 and vLLM 0.32 refuse such a config (activation ordering by "
@@ -144,6 +145,25 @@ def _notes(checkpoint: Checkpoint, declaration: Declaration, modules: Modules) -
     for pattern in compact(odd):
         message = "is a scalar [] where the format stores [1]; vLLM's loaders take both, others were not tried"
         yield Finding("config/scalar-scale", Severity.NOTE, str(pattern), message, count=len(pattern))
+
+
+def _cache(checkpoint: Checkpoint, declaration: Declaration) -> Iterator[Finding]:
+    """What vLLM stops at in a declaration of the KV cache (``CompressedTensorsKVCacheMethod``, 0.32)."""
+    cache = declaration.kv_cache
+    if cache is None or not declaration.place or declaration.quant_method != COMPRESSED_TENSORS:
+        return
+    found = find_config(checkpoint.config, where=checkpoint.label)
+    said = found[1].get("kv_cache_scheme") if found is not None else None
+    unsaid = [
+        key for key in ("num_bits", "type", "strategy", "symmetric") if isinstance(said, dict) and key not in said
+    ]
+    served = (cache.type, cache.num_bits, cache.symmetric) == ("float", 8, True)
+    if unsaid:
+        message = f"kv_cache_scheme leaves out {' and '.join(unsaid)}: vLLM 0.32 stops there, and takes no default"
+        yield Finding("config/kv-cache", Severity.WARNING, CONFIG_FILE, message, remedy="say it")
+    elif not served or cache.strategy not in ("tensor", "attn_head"):
+        message = f"declares the KV cache {cache}: vLLM 0.32 stops at any but symmetric FP8 per tensor or attn_head"
+        yield Finding("config/kv-cache", Severity.WARNING, CONFIG_FILE, message)
 
 
 def _order(

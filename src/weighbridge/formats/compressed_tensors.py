@@ -149,7 +149,11 @@ def read_scheme(raw: Mapping[str, Any], *, where: str) -> Scheme:
     """
     check_keys(raw, GROUP, where=where)
     if raw.get("weights") is None:
-        raise StructureError("a scheme without weights is not known here", where=where)
+        raise StructureError(
+            "a scheme without weights is not known here",
+            where=where,
+            remedy="servers take such a group only where its one target is a class of attention, e.g. LlamaAttention",
+        )
     inputs, outputs = _read_activations(raw, where=where)
     _read_group_format(raw, where=where)
     return Scheme(
