@@ -1,120 +1,259 @@
-"""A checkpoint against itself: what config.json declares for each module, and what its tensors are."""
+"""A checkpoint against itself: what config.json declares for each module, and what its tensors are.
+
+Every tensor that only quantization stores is held against something: the scheme of its module, the KV cache, or
+nothing, and then it is an error by name.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from weighbridge.formats import FORMATS, Format, modelopt
-from weighbridge.formats.schemes import Scheme, SchemeMismatch
-from weighbridge.formats.tensors import Tensor
+from weighbridge.attention_scales import AttentionScale, attention_problems, attention_scales
+from weighbridge.errors import StructureError
+from weighbridge.formats import FORMATS, Format
+from weighbridge.formats.compressed_tensors import METHOD as COMPRESSED_TENSORS
+from weighbridge.formats.declaration import Declaration
+from weighbridge.formats.quantization import find_config, overlaps, resolve_as_compressed_tensors
+from weighbridge.formats.schemes import Scheme
+from weighbridge.formats.tensors import Structure
 from weighbridge.report import Finding, Severity
-from weighbridge.structure.checkpoint import Checkpoint
-from weighbridge.structure.modules import (
-    FUSED_WEIGHT,
-    QUANTIZATION_PARAMETERS,
-    split_parameter,
+from weighbridge.stored_schemes import (
+    Modules,
+    Problem,
+    accepted,
+    agrees,
+    fused_problems,
+    is_quantized,
+    scheme_problems,
 )
+from weighbridge.strays import is_code, is_scale
+from weighbridge.structure.checkpoint import CONFIG_FILE, Checkpoint
+from weighbridge.structure.modules import FUSED_WEIGHT, QUANTIZATION_PARAMETERS, split_parameter
 from weighbridge.structure.names import compact, split_name
 
-QUANTIZED_DTYPES = frozenset({"F8_E4M3", "F8_E5M2", "I8", "U8", "I32", "F4"})
+_SERVED_PLACES = ("quantization_config", "compression_config", "text_config.quantization_config")
+"""Where vLLM 0.32 looks for the quantization config of a config.json."""
+
+_RESTORE = "a server would load the codes as if they were weights; restore quantization_config"
+_UNKNOWN = "restore the declaration that says what it is, or take the weight from a source that has it in BF16"
+_LOST = (
+    "a server would load the codes as if they were weights, and what they are worth is lost with their scales: take "
+    "the weight from a source that has it in BF16, or its scales too"
+)
+
+
+def check_judged(checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint whose declaration is not wholly read: it may be right, and it may be anything.
+
+    Raises:
+        StructureError: with what is not read.
+    """
+    declaration = checkpoint.declaration
+    if declaration is None:
+        return
+    why = declaration.unread
+    if not why and declaration.quant_method not in FORMATS:
+        why = f"the quant_method {declaration.quant_method} is not read here, only {', '.join(FORMATS)}"
+    if why:
+        raise StructureError(
+            f"cannot be judged: {why}",
+            where=f"{checkpoint.label}/{CONFIG_FILE}",
+            remedy="hold it against what its producer publishes, or judge a build in a form that is read here",
+        )
 
 
 def inconsistencies(checkpoint: Checkpoint) -> list[Finding]:
-    """Everywhere that config.json and tensors disagree; empty for an unquantized checkpoint that declares nothing."""
-    modules = checkpoint.modules
-    declaration = checkpoint.declaration
+    """Everywhere that config.json and tensors disagree; empty for an unquantized checkpoint that declares nothing.
+
+    Raises:
+        StructureError: its declaration is not wholly read here (`check_judged`).
+    """
+    check_judged(checkpoint)
+    declaration, structure = checkpoint.declaration, checkpoint.structure
+    scales = attention_scales(structure, declaration)
+    modules = _without(checkpoint.modules, scales)
+    problems = list(attention_problems(scales, structure, declaration, checkpoint.config))
+    findings: list[Finding] = []
     if declaration is None:
-        stored = [module for module, tensors in modules.items() if _is_quantized(tensors)]
-        return _grouped(
-            ((module, "stored quantized, but config.json has no quantization config") for module in stored),
-            "config/missing",
-            "a server would load the codes as if they were weights; restore quantization_config",
-        )
-    if declaration.quant_method not in FORMATS:
-        return [
-            Finding(
-                "config/other-method",
-                Severity.NOTE,
-                "config.json",
-                f"quant_method is {declaration.quant_method}; only {' and '.join(FORMATS)} are resolved here",
-            )
-        ]
-    findings = [
-        *_by_problem(_module_problems(FORMATS[declaration.quant_method], checkpoint, modules)),
-        *_bare_weights(checkpoint, modules),
-    ]
-    if not checkpoint.schemes:
-        findings.append(
-            Finding(
-                "config/quantizes-nothing", Severity.ERROR, "config.json", "its quantization config targets no module"
-            )
-        )
+        problems += _undeclared(modules, structure)
+    else:
+        form = FORMATS[declaration.quant_method]
+        findings, mistaken = _order(form, checkpoint, declaration, modules)
+        judged = {module: tensors for module, tensors in modules.items() if module not in mistaken}
+        problems += _module_problems(form, checkpoint.schemes, judged)
+        findings += [*_declared(checkpoint, declaration), *_notes(checkpoint, declaration, modules)]
+    problems += _strays(checkpoint, modules, scales)
+    return [*_by_problem(problems), *_bare_weights(checkpoint, modules), *findings]
+
+
+def _without(modules: Modules, scales: Iterable[AttentionScale]) -> Modules:
+    """The modules without the scales of attention, which are judged with it."""
+    taken = {scale.name for scale in scales}
+    kept = {
+        module: {local: tensor for local, tensor in tensors.items() if f"{module}.{local}" not in taken}
+        for module, tensors in modules.items()
+    }
+    return {module: tensors for module, tensors in kept.items() if tensors}
+
+
+def _undeclared(modules: Modules, structure: Structure) -> Iterator[Problem]:
+    for module, tensors in modules.items():
+        if is_quantized(tensors):
+            scaled = tensors.keys() & QUANTIZATION_PARAMETERS or f"{module}.scale" in structure
+            remedy = _RESTORE if scaled else _LOST
+            yield "config/missing", module, "stored quantized, but config.json has no quantization config", remedy
+
+
+def _declared(checkpoint: Checkpoint, declaration: Declaration) -> Iterator[Finding]:
+    """What is wrong with the declaration as a whole."""
+    if not checkpoint.schemes and declaration.kv_cache is None and not declaration.attention:
+        message = "its quantization config targets no module"
+        yield Finding("config/quantizes-nothing", Severity.ERROR, CONFIG_FILE, message)
+    if declaration.quant_method != COMPRESSED_TENSORS:
+        return
     formats = {scheme.format for scheme in checkpoint.schemes.values()}
     expected = formats.pop() if len(formats) == 1 else "mixed-precision"
-    if checkpoint.schemes and declaration.quant_method != modelopt.METHOD and declaration.format != expected:
-        findings.append(
-            Finding(
-                "config/format",
-                Severity.ERROR,
-                "config.json",
-                f"declares the format {declaration.format or 'none'}, but its schemes are stored as {expected}",
-            )
+    if checkpoint.schemes and declaration.format != expected:
+        message = f"declares the format {declaration.format or 'none'}, but its schemes are stored as {expected}"
+        yield Finding("config/format", Severity.ERROR, CONFIG_FILE, message)
+    for index, group in enumerate(declaration.groups):
+        if group.format not in ("", group.scheme.format):
+            message = f"config group {index} declares the format {group.format}, but {group.scheme} is stored as "
+            yield Finding("config/format", Severity.ERROR, CONFIG_FILE, message + group.scheme.format)
+
+
+def _notes(checkpoint: Checkpoint, declaration: Declaration, modules: Modules) -> Iterator[Finding]:
+    """What servers make of what is declared."""
+    if declaration.place and declaration.place not in _SERVED_PLACES:
+        message = (
+            f"the quantization config stands in {declaration.place}, where vLLM 0.32 does not look for it by itself"
         )
-    return findings
+        yield Finding("config/place", Severity.WARNING, CONFIG_FILE, message)
+    described = bool(checkpoint.schemes and declaration.place) and declaration.quant_method == COMPRESSED_TENSORS
+    if described and declaration.status != "compressed":
+        status = declaration.status or "not said, which means initialized"
+        message = f"quantization_status is {status}: transformers takes codes for plain weights; vLLM does not read it"
+        yield Finding("config/status", Severity.WARNING, CONFIG_FILE, message, remedy="say compressed")
+    yield from _cache(checkpoint, declaration)
+    if any(scheme.weights.reordered for scheme in checkpoint.schemes.values()):
+        message = (
+            "actorder is group: compressed-tensors 0.19 and vLLM 0.32 refuse such a config (activation ordering by "
+            "group is no longer supported); older releases read it, with weight_g_idx"
+        )
+        yield Finding("config/actorder", Severity.WARNING, CONFIG_FILE, message, remedy="build with actorder: weight")
+    odd = [name for name, own, wanted in accepted(FORMATS[declaration.quant_method], checkpoint.schemes, modules)]
+    for pattern in compact(odd):
+        message = "is a scalar [] where the format stores [1]; vLLM's loaders take both, others were not tried"
+        yield Finding("config/scalar-scale", Severity.NOTE, str(pattern), message, count=len(pattern))
 
 
-Problem = tuple[str, str, str, str]
-"""Rule, module, message, remedy."""
+def _cache(checkpoint: Checkpoint, declaration: Declaration) -> Iterator[Finding]:
+    """What vLLM stops at in a declaration of the KV cache (``CompressedTensorsKVCacheMethod``, 0.32)."""
+    cache = declaration.kv_cache
+    if cache is None or not declaration.place or declaration.quant_method != COMPRESSED_TENSORS:
+        return
+    found = find_config(checkpoint.config, where=checkpoint.label)
+    said = found[1].get("kv_cache_scheme") if found is not None else None
+    unsaid = [
+        key for key in ("num_bits", "type", "strategy", "symmetric") if isinstance(said, dict) and key not in said
+    ]
+    served = (cache.type, cache.num_bits, cache.symmetric) == ("float", 8, True)
+    if unsaid:
+        message = f"kv_cache_scheme leaves out {' and '.join(unsaid)}: vLLM 0.32 stops there, and takes no default"
+        yield Finding("config/kv-cache", Severity.WARNING, CONFIG_FILE, message, remedy="say it")
+    elif not served or cache.strategy not in ("tensor", "attn_head"):
+        message = f"declares the KV cache {cache}: vLLM 0.32 stops at any but symmetric FP8 per tensor or attn_head"
+        yield Finding("config/kv-cache", Severity.WARNING, CONFIG_FILE, message)
 
 
-def _module_problems(
-    form: Format, checkpoint: Checkpoint, modules: Mapping[str, Mapping[str, Tensor]]
-) -> Iterator[Problem]:
+def _order(
+    form: Format, checkpoint: Checkpoint, declaration: Declaration, modules: Modules
+) -> tuple[list[Finding], set[str]]:
+    """Modules of which vLLM and compressed-tensors read the groups differently, and which the tensors agree with.
+
+    Returns:
+        The findings; and the modules whose tensors are what compressed-tensors alone reads: they need no other.
+    """
+    if not declaration.place or declaration.quant_method != COMPRESSED_TENSORS:
+        return [], set()
+    where = f"{checkpoint.label}/{CONFIG_FILE}"
+    others = resolve_as_compressed_tensors(declaration, modules, where=where)
+    alike: dict[tuple[Severity, str], list[str]] = {}
+    mistaken = set()
+    for module in modules:
+        ours, theirs = checkpoint.schemes.get(module), others.get(module)
+        if ours == theirs:
+            continue
+        served, other = (agrees(form, scheme, modules[module]) for scheme in (ours, theirs))
+        if other and not served:
+            mistaken.add(module)
+        fits = "the first" if served else "the second, which vLLM does not read" if other else "neither"
+        message = (
+            f"config groups overlap: vLLM takes the first in the file ({_said(ours)}), compressed-tensors names, then "
+            f"patterns by their text ({_said(theirs)}); the stored tensors agree with {fits}"
+        )
+        alike.setdefault((Severity.WARNING if served else Severity.ERROR, message), []).append(module)
+    for module in overlaps(declaration, modules, where=where):
+        if checkpoint.schemes.get(module) != others.get(module):
+            continue
+        message = (
+            "config groups overlap: vLLM takes the first in the file and compressed-tensors the first by its text, "
+            f"here the same ({_said(others.get(module))}); other servers may take another"
+        )
+        alike.setdefault((Severity.NOTE, message), []).append(module)
+    remedy = "let each module be targeted by one group alone"
+    return [
+        Finding("config/overlap", severity, str(pattern), message, count=len(pattern), remedy=remedy)
+        for (severity, message), names in alike.items()
+        for pattern in compact(names)
+    ], mistaken
+
+
+def _said(scheme: Scheme | None) -> str:
+    return "unquantized" if scheme is None else str(scheme)
+
+
+def _module_problems(form: Format, schemes: Mapping[str, Scheme], modules: Modules) -> Iterator[Problem]:
     for module, tensors in modules.items():
-        scheme = checkpoint.schemes.get(module)
-        if FUSED_WEIGHT in tensors:
-            continue  # compressed-tensors has no storage for fused experts; servers read them by rules of their own
+        scheme = schemes.get(module)
         if scheme is None:
-            if _is_quantized(tensors):
-                yield (
-                    "config/ignored-but-quantized",
-                    module,
-                    "config.json declares it unquantized, but it is stored quantized",
-                    "a server would load the codes as if they were weights; take it off the ignore list",
-                )
-        elif not _is_quantized(tensors):
+            if is_quantized(tensors):
+                kept = "config.json declares it unquantized, but it is stored quantized"
+                if tensors.keys() & QUANTIZATION_PARAMETERS:
+                    remedy = "a server would load the codes as if they were weights; take it off the ignore list"
+                else:
+                    kept, remedy = f"{kept}, without scales", _LOST
+                yield "config/ignored-but-quantized", module, kept, remedy
+        elif not is_quantized(tensors):
+            if FUSED_WEIGHT in tensors:
+                continue  # compressed-tensors quantizes linears; fused experts of floats are no linear to it
             yield (
                 "config/declared-but-unquantized",
                 module,
                 f"config.json declares {scheme}, but the weight is stored as {tensors.get('weight', 'nothing')}",
                 "add it to the ignore list, or quantize it",
             )
+        elif FUSED_WEIGHT in tensors:
+            yield from fused_problems(form, module, scheme, tensors)
         else:
-            yield from _scheme_problems(form, module, scheme, tensors)
+            yield from scheme_problems(form, module, scheme, tensors)
 
 
-def _scheme_problems(form: Format, module: str, scheme: Scheme, tensors: Mapping[str, Tensor]) -> Iterator[Problem]:
-    weight = form.weight_of(scheme, tensors)
-    try:
-        expected = form.stored_tensors(scheme, weight) if weight is not None else None
-    except SchemeMismatch as mismatch:
-        yield "config/scheme-mismatch", module, f"declared {scheme}, which cannot be: {mismatch}", ""
-        return
-    if expected is None:
-        yield "config/missing-tensor", f"{module}.weight", "its scales are there, but no weight", ""
-        return
-    for local in sorted(expected.keys() | tensors.keys()):
-        own, wanted = tensors.get(local), expected.get(local)
-        name = f"{module}.{local}"
-        if own is None:
-            yield "config/missing-tensor", name, f"missing; the declared scheme stores it as {wanted}", ""
-        elif wanted is None:
-            yield "config/surplus-tensor", name, f"is {own}, which the declared scheme does not store", ""
-        elif own != wanted:
-            yield "config/wrong-tensor", name, f"is {own}; the declared scheme stores {wanted}", ""
+def _strays(checkpoint: Checkpoint, modules: Modules, scales: Iterable[AttentionScale]) -> Iterator[Problem]:
+    """Codes and scales that belong to no module and to no attention."""
+    taken = {scale.name for scale in scales}
+    for name, tensor in checkpoint.structure.items():
+        module, local = split_parameter(name)
+        if name in taken or name in modules or local in modules.get(module, {}):
+            continue
+        if is_code(name, tensor):
+            yield "config/stray-codes", name, f"is {tensor}: codes that config.json declares nothing of", _UNKNOWN
+        elif is_scale(name, checkpoint.structure):
+            why = f"is {tensor}, by its name a scale, and belongs to nothing that config.json declares quantized"
+            yield "config/stray-scale", name, why, "take it out, or restore what it belongs to"
 
 
-def _bare_weights(checkpoint: Checkpoint, modules: Mapping[str, Mapping[str, Tensor]]) -> list[Finding]:
+def _bare_weights(checkpoint: Checkpoint, modules: Modules) -> list[Finding]:
     """Weights without ``.weight`` beside siblings that have it: what llm-compressor 0.11 and 0.12 left of experts."""
     templates = {split_name(module)[0] for module in modules}
     bare = [
@@ -129,11 +268,6 @@ def _bare_weights(checkpoint: Checkpoint, modules: Mapping[str, Mapping[str, Ten
         "config/bare-weight",
         "build with llm-compressor 0.13 or newer (0.11 and 0.12 left experts so)",
     )
-
-
-def _is_quantized(tensors: Mapping[str, Tensor]) -> bool:
-    weight = tensors.get("weight", tensors.get(FUSED_WEIGHT))
-    return bool(tensors.keys() & QUANTIZATION_PARAMETERS) or (weight is not None and weight.dtype in QUANTIZED_DTYPES)
 
 
 def _by_problem(problems: Iterable[Problem]) -> list[Finding]:

@@ -4,6 +4,7 @@ The plan is made from headers alone. It is what lint reads, what a build is held
 files out by, and what a killed build resumes from.
 """
 
+from weighbridge.consistency import check_judged
 from weighbridge.plan.convert import plan_conversion, plan_rewrite
 from weighbridge.plan.model import FusedGroup, Obstacle, Part, Place, Plan, Stored, find_fused_groups, tied_heads
 from weighbridge.plan.quantize import plan_quantization
@@ -28,7 +29,8 @@ def make_plan(loaded: LoadedRecipe, source: Checkpoint) -> Plan:
     """Decide what becomes of every tensor of `source`.
 
     Raises:
-        StructureError: two tensors of the source would be written under one name, or a conversion's source is not what
-            it can convert.
+        StructureError: two tensors of the source would be written under one name, a conversion's source is not what it
+            can convert, or what the source declares is not wholly read here.
     """
+    check_judged(source)
     return (plan_conversion if loaded.recipe.method == "convert" else plan_quantization)(loaded, source)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from weighbridge.errors import StructureError
 from weighbridge.formats import FORMATS
-from weighbridge.formats.quantization import LINEAR, Group
+from weighbridge.formats.declaration import LINEAR, Group
 from weighbridge.formats.schemes import Scheme, SchemeMismatch
 from weighbridge.formats.tensors import Tensor
 from weighbridge.patterns import PatternList, pattern_list
@@ -124,7 +124,7 @@ class _Chooser:
         self.ignore_rules = [
             f"ignore {entry} ({loaded.location('ignore', index)})" for index, entry in enumerate(self.recipe.ignored)
         ]
-        names = list(self.recipe.config_groups or ["scheme"])
+        names = ["scheme"] if self.recipe.scheme is not None else list(self.recipe.config_groups or ())
         path: tuple[str, ...] = ("config_groups",) if self.recipe.config_groups else ()
         self.groups: list[tuple[Group, PatternList, str]] = [
             (group, pattern_list(group.targets), f"{name} ({loaded.location(*path, name)})")

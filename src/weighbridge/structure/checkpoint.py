@@ -11,7 +11,8 @@ from typing import Any
 
 from weighbridge.errors import StructureError
 from weighbridge.formats import modelopt
-from weighbridge.formats.quantization import Declaration, read_declaration, resolve
+from weighbridge.formats.declaration import Declaration
+from weighbridge.formats.quantization import read_declaration, resolve
 from weighbridge.formats.schemes import Scheme
 from weighbridge.formats.tensors import Structure, Tensor
 from weighbridge.structure.header import Header, check_name, read_header

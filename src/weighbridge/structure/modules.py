@@ -29,9 +29,14 @@ QUANTIZATION_PARAMETERS = frozenset(
         "output_scale",
         "output_zero_point",
         "pre_quant_scale",
+        "qweight",
+        "qzeros",
+        "scales",
+        "g_idx",
     }
 )
-"""Local names under which quantization stores things beside a weight: compressed-tensors', modelopt's, DeepSeek's."""
+"""Local names under which quantization stores things beside a weight, or for it: compressed-tensors', modelopt's,
+DeepSeek's, AutoGPTQ's and AutoAWQ's."""
 
 EMBEDDING_NAMES = frozenset(
     {
