@@ -95,6 +95,10 @@ def fused_problems(form: Format, module: str, scheme: Scheme, tensors: Mapping[s
 def accepted(form: Format, schemes: Mapping[str, Scheme], modules: Modules) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Scales of another shape than their format's that loaders take all the same."""
     for module, scheme in schemes.items():
-        for local, (own, wanted) in _differing(form, scheme, modules.get(module, {})).items():
+        try:
+            differing = _differing(form, scheme, modules.get(module, {}))
+        except SchemeMismatch:
+            continue  # a problem of the module, which `scheme_problems` names
+        for local, (own, wanted) in differing.items():
             if own is not None and wanted is not None and own.shape != wanted.shape and _loads(own, wanted):
                 yield f"{module}.{local}", own, wanted
