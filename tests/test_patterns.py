@@ -275,6 +275,7 @@ EVIL = {
     "many stars": ("re:" + ".*" * 30 + "x", "a" * 5000),
     "nested plus behind a lookahead": (r"re:(?!x)((a+)+)+$", "a" * 1000 + "!"),
     "a lookahead of nested stars": (r"re:(?=((a*)*)*x)", "a" * 1000),
+    "nested sixty deep": ("re:(?!x)" + "(?:" * 60 + "a" + "+)" * 60 + "$", "aaa!"),
     "lookaheads under stars": (r"re:((?=(.*)*)a)*x", "a" * 300),
 }
 

@@ -17,11 +17,9 @@ from typing import Any, NamedTuple
 _SRE: Any = import_module("re._parser")
 _CODES: Any = import_module("re._constants")
 
-ALLOWANCE = 20_000_000
-"""Steps that the expressions of one list may take altogether, some seconds' worth, before names count."""
-
-ALLOWANCE_PER_NAME = 2_000
-"""Steps that each further name allows; an expression as people write them takes fewer than a hundred."""
+ALLOWANCE = 30_000_000
+"""Steps that the expressions of one list may take altogether, for all names: half a minute or less. An expression as
+people write them takes some twenty a name; no list of them comes near, and what does is no honest one."""
 
 
 class NotCovered(ValueError):
@@ -135,10 +133,13 @@ def _sequence(items: Sequence[Any], flags: int) -> _Node:
         word = ""
         nodes.append(_node(code, argument, flags))
     nodes += [_word(word)] if word else []
+    if len(nodes) == 1:
+        return nodes[0]
     forwards = [node.ahead for node in nodes]
     backwards = [node.back for node in reversed(nodes)]
 
     def ahead(text: _Text, positions: int) -> int:
+        text.take()
         for step in forwards:
             if not positions:
                 return 0
@@ -146,6 +147,7 @@ def _sequence(items: Sequence[Any], flags: int) -> _Node:
         return positions
 
     def back(text: _Text, positions: int) -> int:
+        text.take()
         for step in backwards:
             if not positions:
                 return 0
@@ -164,6 +166,8 @@ def _node(code: Any, argument: Any, flags: int) -> _Node:
 
 def _word(word: str) -> _Node:
     """Characters one after the other."""
+    if len(word) == 1:
+        return _character(word.__eq__)
     size = len(word)
     return _Node(
         lambda text, positions: (positions & text.begins(word)) << size,
@@ -297,12 +301,14 @@ def _branch(argument: tuple[Any, Sequence[Any]], flags: int) -> _Node:
     nodes = [_sequence(items, flags) for items in argument[1]]
 
     def ahead(text: _Text, positions: int) -> int:
+        text.take()
         reached = 0
         for node in nodes:
             reached |= node.ahead(text, positions)
         return reached
 
     def back(text: _Text, positions: int) -> int:
+        text.take()
         reached = 0
         for node in nodes:
             reached |= node.back(text, positions)
@@ -320,7 +326,7 @@ def _repeat(argument: tuple[int, Any, Sequence[Any]], flags: int) -> _Node:
     least, most, items = argument
     inner = _sequence(items, flags)
     bound = None if most is _CODES.MAXREPEAT else int(most)
-    only = _node(items[0][0], items[0][1], flags).characters if len(items) == 1 else None
+    only = inner.characters
     if only is not None and bound is None and least <= 1:
         if least == 0:
             return _Node(only.run_ahead, only.run_back)

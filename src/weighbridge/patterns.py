@@ -70,9 +70,7 @@ class PatternList:
             found = self._exact.get(name, [])
             if self._any is None or self._any.match(name) is not None:
                 found = found + [index for index, regex in self._regexes if regex.match(name) is not None]
-            if self._looking:
-                self._steps.left += lookarounds.ALLOWANCE_PER_NAME
-                found = found + [index for index, looking in self._looking if self._looks(index, looking, name)]
+            found = found + [index for index, looking in self._looking if self._looks(index, looking, name)]
             self._matched[name] = found = sorted(found)
         return found
 
