@@ -201,7 +201,8 @@ def _finding(item: DifferenceGroup, severity: Severity, other: str, *, explained
 def _verdict(checkpoint: Checkpoint, sections: Sequence[Section]) -> str:
     failed = [section for section in sections if not section.holds]
     if not failed:
-        return f"{checkpoint.label}: " + "; ".join(f"{section.title}: {section.summary}" for section in sections)
+        judged = (section for section in sections if section.judges)
+        return f"{checkpoint.label}: " + "; ".join(f"{section.title}: {section.summary}" for section in judged)
     errors = [finding for section in failed for finding in section.findings if finding.severity is Severity.ERROR]
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return f"{checkpoint.label} does not hold; {failed[0].title}: {errors[0].where} {errors[0].message}{more}"
