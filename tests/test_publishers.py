@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 
 from tests.checkpoints import edit_config, shards_of
 from tests.conftest import Command
@@ -141,3 +143,28 @@ def test_weights_that_a_module_of_the_model_has_beside_the_shards_are_carried_ov
     assert call_build(recipe, "--model", source, "--output", output).code == 0
     module = "2_Dense/model.safetensors"
     assert (output / module).read_bytes() == (source / module).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("licence", "entry"),
+    [
+        ("gemma", {"name": "gemma"}),
+        ("llama3.1", {"name": "llama3.1"}),
+        ("other", {"name": "other"}),
+        ("apache-2.0", {"id": "Apache-2.0"}),
+        ("Apache-2.0", {"id": "Apache-2.0"}),
+        ("cc-by-nc-4.0", {"id": "CC-BY-NC-4.0"}),
+        ("MIT AND Apache-2.0", {"name": "MIT AND Apache-2.0"}),
+    ],
+)
+def test_bill_of_materials_is_valid_whatever_the_licence_is_called(
+    licence: str, entry: dict[str, str], tmp_path: Path, call_build: Command
+) -> None:
+    source, recipe, output = write_tiny(tmp_path / "source"), tmp_path / "recipe.yaml", tmp_path / "build"
+    (source / "README.md").write_text(f"---\nlicense: {licence.lower()}\n---\n")
+    recipe.write_text(RECIPE.replace("licence: apache-2.0", f"licence: {licence}"))
+    built = call_build(recipe, "--model", source, "--output", output)
+    assert built.code == 0, built
+    bom = (output / "evidence/bom.cdx.json").read_text()
+    assert JsonStrictValidator(SchemaVersion.V1_7).validate_str(bom) is None
+    assert json.loads(bom)["metadata"]["component"]["licenses"] == [{"license": entry}]
