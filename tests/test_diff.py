@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.strategies import structures
 from weighbridge.catalogue import reference_lock
 from weighbridge.diff import CONFIG, UNCOMPARED_KEYS, Difference, diff, explain, group
-from weighbridge.formats.quantization import Declaration
+from weighbridge.formats.declaration import Declaration
 from weighbridge.formats.schemes import PRESETS, QuantizationArgs
 from weighbridge.formats.tensors import Structure, Tensor
 from weighbridge.recipe import Explanation

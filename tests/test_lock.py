@@ -17,7 +17,7 @@ from tests.strategies import names, structures
 from weighbridge.catalogue import REFERENCES, reference_lock
 from weighbridge.consistency import inconsistencies
 from weighbridge.errors import StructureError
-from weighbridge.formats.quantization import Declaration
+from weighbridge.formats.declaration import Declaration
 from weighbridge.formats.schemes import PRESETS
 from weighbridge.formats.tensors import Tensor, payload_bytes
 from weighbridge.structure.checkpoint import Checkpoint, FileFact, Origin

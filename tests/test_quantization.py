@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weighbridge.errors import StructureError
-from weighbridge.formats.quantization import Declaration, read_args, read_declaration, read_scheme, resolve
+from weighbridge.formats.declaration import Declaration
+from weighbridge.formats.quantization import read_args, read_declaration, read_scheme, resolve
 from weighbridge.formats.schemes import PRESETS, QuantizationArgs, Scheme, to_config
 from weighbridge.formats.tensors import Tensor
 from weighbridge.structure.modules import quantizable_modules

@@ -4,23 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from weighbridge.formats import FORMATS, Format, modelopt
+from weighbridge.formats import FORMATS, Format
+from weighbridge.formats.layouts import LAYOUTS
 from weighbridge.formats.schemes import Scheme, SchemeMismatch
 from weighbridge.formats.tensors import Tensor
 from weighbridge.report import Finding, Severity
 from weighbridge.structure.checkpoint import Checkpoint
+from weighbridge.structure.declared_twice import declared_twice
+from weighbridge.structure.foreign_names import foreign_names
+from weighbridge.structure.layout_check import layout_findings
 from weighbridge.structure.modules import (
     FUSED_WEIGHT,
     QUANTIZATION_PARAMETERS,
     split_parameter,
 )
 from weighbridge.structure.names import compact, split_name
+from weighbridge.structure.readable import check_judged
 
 QUANTIZED_DTYPES = frozenset({"F8_E4M3", "F8_E5M2", "I8", "U8", "I32", "F4"})
 
 
 def inconsistencies(checkpoint: Checkpoint) -> list[Finding]:
-    """Everywhere that config.json and tensors disagree; empty for an unquantized checkpoint that declares nothing."""
+    """Everywhere that config.json and tensors disagree; empty for an unquantized checkpoint that declares nothing.
+
+    Raises:
+        StructureError: its quantization is not read here, so nothing more can be said of it.
+    """
+    foreign = foreign_names(checkpoint.structure)
+    if foreign and checkpoint.declaration is not None and checkpoint.declaration.unread:
+        return foreign  # wrong whatever is declared
+    check_judged(checkpoint)
+    return [*foreign, *declared_twice(checkpoint), *_contradictions(checkpoint)]
+
+
+def _contradictions(checkpoint: Checkpoint) -> list[Finding]:
     modules = checkpoint.modules
     declaration = checkpoint.declaration
     if declaration is None:
@@ -30,15 +47,8 @@ def inconsistencies(checkpoint: Checkpoint) -> list[Finding]:
             "config/missing",
             "a server would load the codes as if they were weights; restore quantization_config",
         )
-    if declaration.quant_method not in FORMATS:
-        return [
-            Finding(
-                "config/other-method",
-                Severity.NOTE,
-                "config.json",
-                f"quant_method is {declaration.quant_method}; only {' and '.join(FORMATS)} are resolved here",
-            )
-        ]
+    if declaration.quant_method in LAYOUTS:
+        return layout_findings(checkpoint)
     findings = [
         *_by_problem(_module_problems(FORMATS[declaration.quant_method], checkpoint, modules)),
         *_bare_weights(checkpoint, modules),
@@ -51,7 +61,7 @@ def inconsistencies(checkpoint: Checkpoint) -> list[Finding]:
         )
     formats = {scheme.format for scheme in checkpoint.schemes.values()}
     expected = formats.pop() if len(formats) == 1 else "mixed-precision"
-    if checkpoint.schemes and declaration.quant_method != modelopt.METHOD and declaration.format != expected:
+    if checkpoint.schemes and declaration.format != expected:
         findings.append(
             Finding(
                 "config/format",

@@ -7,46 +7,21 @@ what each module gets once targets and ignore lists are resolved against the che
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weighbridge.errors import StructureError
-from weighbridge.formats import modelopt
-from weighbridge.formats.schemes import KV_CACHES, PRESETS, STRATEGIES, QuantizationArgs, Scheme
+from weighbridge.formats import methods, modelopt, modelopt_reading
+from weighbridge.formats.declaration import LINEAR, Declaration, Group, read_strings, read_word
+from weighbridge.formats.schemes import PRESETS, STRATEGIES, QuantizationArgs, Scheme
 from weighbridge.patterns import REGEX_PREFIX, PatternError, pattern_list
 
 CONFIG_KEYS = ("quantization_config", "compression_config")
-LINEAR = "Linear"
 
 MOMENTS: Mapping[bool | str, tuple[str, ...]] = {
     True: ("token", "tensor", "tensor_group", "group"),
     "local": ("tensor_group",),
 }
 """Strategies whose scales can be computed as values arrive."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """A config group: the targets that get a scheme."""
-
-    targets: tuple[str, ...]
-    scheme: Scheme
-
-
-@dataclass(frozen=True)
-class Declaration:
-    """A quantization config as it is written.
-
-    Attributes:
-        quant_method: who reads it, e.g. ``compressed-tensors``, ``modelopt``, ``fp8``.
-        format: how tensors are stored, e.g. ``float-quantized``; empty where the method has no such key.
-    """
-
-    quant_method: str
-    format: str = ""
-    groups: tuple[Group, ...] = ()
-    ignore: tuple[str, ...] = ()
-    kv_cache: QuantizationArgs | None = None
 
 
 def find_config(config: Mapping[str, Any], *, where: str) -> Mapping[str, Any] | None:
@@ -75,11 +50,11 @@ def read_declaration(config: Mapping[str, Any], *, where: str) -> Declaration | 
     raw = find_config(config, where=where)
     if raw is None:
         return None
-    method = _read_word(raw, "quant_method", default="unknown", where=where)
-    if method == modelopt.METHOD:
-        return _read_modelopt(raw, where=f"{where}: quantization_config")
+    method = read_word(raw, "quant_method", default="unknown", where=where)
+    if method.startswith(modelopt.METHOD):  # modelopt_fp4, modelopt_mixed: vLLM's names of the same
+        return modelopt_reading.read(raw, where=f"{where}: quantization_config")
     if method != "compressed-tensors":
-        return Declaration(quant_method=method)
+        return methods.read(method, raw, config, where=f"{where}: quantization_config")
     where = f"{where}: quantization_config"
     groups = {} if raw.get("config_groups") is None else raw["config_groups"]
     if not isinstance(groups, dict):
@@ -87,9 +62,9 @@ def read_declaration(config: Mapping[str, Any], *, where: str) -> Declaration | 
     kv_cache = raw.get("kv_cache_scheme")
     return Declaration(
         quant_method=method,
-        format=_read_word(raw, "format", default="", where=where),
+        format=read_word(raw, "format", default="", where=where),
         groups=tuple(_read_group(name, group, where=f"{where}.config_groups.{name}") for name, group in groups.items()),
-        ignore=_read_strings(raw.get("ignore"), where=f"{where}.ignore"),
+        ignore=read_strings(raw.get("ignore"), where=f"{where}.ignore"),
         kv_cache=None if kv_cache is None else read_args(kv_cache, where=f"{where}.kv_cache_scheme"),
     )
 
@@ -202,44 +177,12 @@ def read_scheme(raw: Mapping[str, Any], *, where: str) -> Scheme:
     )
 
 
-def _read_modelopt(raw: Mapping[str, Any], *, where: str) -> Declaration:
-    """modelopt's declaration: one algorithm, and what it leaves out. An algorithm not known here targets nothing."""
-    algorithm = _read_word(raw, "quant_algo", default="", where=where)
-    scheme = modelopt.ALGORITHMS.get(algorithm)
-    exclude = _read_strings(raw.get("ignore", raw.get("exclude_modules")), where=f"{where}.ignore")
-    kv_cache = modelopt.declared_kv_cache(raw)
-    if kv_cache is not None and kv_cache not in KV_CACHES:
-        raise StructureError(f"the KV cache scheme {kv_cache!r} is not known here", where=where)
-    return Declaration(
-        quant_method=modelopt.METHOD,
-        format=algorithm,
-        groups=(Group((LINEAR,), scheme),) if scheme is not None else (),
-        ignore=tuple(map(modelopt.expression_of, exclude)),
-        kv_cache=KV_CACHES[kv_cache] if kv_cache is not None else None,
-    )
-
-
 def _read_group(name: str, raw: Any, *, where: str) -> Group:
     if isinstance(raw, list):  # the short form: preset name -> targets
         if name.upper() not in PRESETS:
             raise StructureError(f"{name[:40]!r} is no preset known here", where=where)
-        return Group(targets=_read_strings(raw, where=where), scheme=PRESETS[name.upper()])
+        return Group(targets=read_strings(raw, where=where), scheme=PRESETS[name.upper()])
     if not isinstance(raw, dict):
         raise StructureError("is no config group", where=where)
-    targets = _read_strings(raw.get("targets"), where=f"{where}.targets")
+    targets = read_strings(raw.get("targets"), where=f"{where}.targets")
     return Group(targets=targets, scheme=read_scheme(raw, where=where))
-
-
-def _read_word(raw: Mapping[str, Any], key: str, *, default: str, where: str) -> str:
-    word = raw.get(key, default)
-    if not isinstance(word, str) or len(word) > 64 or not (word == "" or word.replace("-", "_").isidentifier()):
-        raise StructureError(f"{key} cannot be {str(word)[:40]!r}", where=where)
-    return word
-
-
-def _read_strings(raw: Any, *, where: str) -> tuple[str, ...]:
-    if raw is None:
-        return ()
-    if not isinstance(raw, list) or not all(isinstance(item, str) for item in raw):
-        raise StructureError("is no list of names and patterns", where=where)
-    return tuple(raw)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from weighbridge.formats.quantization import LINEAR, Declaration, resolve
+from weighbridge.formats.declaration import LINEAR, Declaration
+from weighbridge.formats.quantization import resolve
 from weighbridge.formats.schemes import Scheme
 from weighbridge.lint.merged import MERGED, expert_of
 from weighbridge.lint.quantized import BULK, INTEGER_GROUP_SIZES

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-from weighbridge.formats.quantization import LINEAR
+from weighbridge.formats.declaration import LINEAR
 from weighbridge.lint.merged import MERGED
 from weighbridge.patterns import REGEX_PREFIX, PatternError, PatternList
 from weighbridge.plan import Plan

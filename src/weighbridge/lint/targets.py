@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from weighbridge.formats.quantization import LINEAR
+from weighbridge.formats.declaration import LINEAR
 from weighbridge.lint import suggest
 from weighbridge.lint.ignored import open_number
 from weighbridge.lint.rules import Raised

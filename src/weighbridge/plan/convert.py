@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from weighbridge.consistency import inconsistencies
 from weighbridge.errors import StructureError
 from weighbridge.formats import FORMATS
-from weighbridge.formats.quantization import LINEAR, Declaration, Group
+from weighbridge.formats.declaration import LINEAR, Declaration, Group
 from weighbridge.formats.schemes import Scheme, SchemeMismatch
 from weighbridge.formats.tensors import Tensor
 from weighbridge.patterns import PatternList, pattern_list
@@ -26,6 +26,7 @@ from weighbridge.structure.modules import (
     split_experts,
     split_parameter,
 )
+from weighbridge.structure.readable import check_decoded
 
 DEQUANTIZED = "BF16"
 KEPT = "kept as the source stores it"
@@ -56,6 +57,7 @@ def plan_rewrite(loaded: LoadedRecipe, source: Checkpoint, changes: Conversion) 
     Raises:
         StructureError: as `plan_conversion`.
     """
+    check_decoded(source)
     wrong = next((finding for finding in inconsistencies(source) if finding.severity is Severity.ERROR), None)
     if wrong is not None:
         raise StructureError(f"contradicts itself: {wrong.where} {wrong.message}", where=source.label)

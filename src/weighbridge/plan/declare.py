@@ -9,7 +9,7 @@ from typing import Any
 from weighbridge import __version__
 from weighbridge.errors import RecipeError
 from weighbridge.formats import modelopt
-from weighbridge.formats.quantization import Declaration, Group
+from weighbridge.formats.declaration import Declaration, Group
 from weighbridge.formats.schemes import QuantizationArgs, args_to_config, to_config
 from weighbridge.plan.model import Part, tied_heads
 from weighbridge.recipe import Recipe

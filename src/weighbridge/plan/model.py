@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
-from weighbridge.formats.quantization import Declaration, read_declaration, without_quantization
+from weighbridge.formats.declaration import Declaration
+from weighbridge.formats.quantization import read_declaration, without_quantization
 from weighbridge.formats.schemes import Scheme
 from weighbridge.formats.tensors import Tensor
 from weighbridge.recipe import LoadedRecipe

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from weighbridge.errors import StructureError
 from weighbridge.formats import FORMATS
-from weighbridge.formats.quantization import LINEAR, Group
+from weighbridge.formats.declaration import LINEAR, Group
 from weighbridge.formats.schemes import Scheme, SchemeMismatch
 from weighbridge.formats.tensors import Tensor
 from weighbridge.patterns import PatternList, pattern_list

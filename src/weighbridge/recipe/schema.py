@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from weighbridge.errors import WeighbridgeError
-from weighbridge.formats.quantization import LINEAR, Group, read_scheme
+from weighbridge.formats.declaration import LINEAR, Group
+from weighbridge.formats.quantization import read_scheme
 from weighbridge.formats.schemes import KV_CACHES, PRESETS, QuantizationArgs, Scheme
 from weighbridge.patterns import MAX_EXPRESSIONS, REGEX_PREFIX, check_pattern
 from weighbridge.recipe.calibration import Calibration

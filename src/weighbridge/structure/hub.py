@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 from weighbridge.cache import cache_directory, write_atomically
 from weighbridge.errors import HubError, StructureError
+from weighbridge.formats.modelopt import HF_QUANT_CONFIG
 from weighbridge.progress import Progress
 from weighbridge.structure.checkpoint import (
     CONFIG_FILE,
@@ -93,6 +94,10 @@ def open_hub(hub_id: HubId) -> Checkpoint:
     shards = choose_shards(snapshot.files, index, label=snapshot.label)
     check_config_is_there(snapshot.files, label=snapshot.label)
     config = _read(snapshot, CONFIG_FILE, lambda raw: parse_object(raw, where=f"{snapshot.label}/{CONFIG_FILE}"))
+    quant_config = None
+    if HF_QUANT_CONFIG in snapshot.files:
+        where = f"{snapshot.label}/{HF_QUANT_CONFIG}"
+        quant_config = _read(snapshot, HF_QUANT_CONFIG, lambda raw: parse_object(raw, where=where))
     missing = [shard for shard in shards if shard not in snapshot.files]
     if missing:
         raise StructureError(f"the index names the shard {missing[0]}, which is not there", where=snapshot.label)
@@ -103,6 +108,7 @@ def open_hub(hub_id: HubId) -> Checkpoint:
         config=config,
         files=snapshot.files,
         origin=Origin(repository=hub_id.repository, revision=snapshot.commit),
+        quant_config=quant_config,
     )
 
 
@@ -144,7 +150,7 @@ def download(checkpoint: Checkpoint, progress: Progress | None = None) -> Path:
     snapshot = Path(constants.HF_HUB_CACHE, folder, "snapshots", origin.revision)
 
     def missing() -> list[str]:
-        names = [*checkpoint.shards, *carried_files(checkpoint), CONFIG_FILE, INDEX_FILE]
+        names = [*checkpoint.shards, *carried_files(checkpoint), CONFIG_FILE, INDEX_FILE, HF_QUANT_CONFIG]
         return [name for name in names if name in checkpoint.files and not (snapshot / name).is_file()]
 
     if missing():

@@ -15,7 +15,8 @@ import yaml
 from pydantic import Field
 
 from weighbridge.errors import StructureError
-from weighbridge.formats.quantization import Declaration, read_args, read_scheme
+from weighbridge.formats.declaration import Declaration
+from weighbridge.formats.quantization import read_args, read_scheme
 from weighbridge.formats.schemes import QuantizationArgs, Scheme, to_config
 from weighbridge.formats.tensors import DTYPE_BITS, Structure, Tensor
 from weighbridge.strict_yaml import Document, Strict, parse_yaml, validate
