@@ -142,8 +142,9 @@ def _read_layers(raw: Any, *, where: str) -> tuple[tuple[Group, ...], str]:
         unread = _why_unread(algorithm)
         if unread:
             return (), f"{unread} (it stands at {name[:120]})"
+        plain = not is_wildcard(name) and name != LINEAR  # a module of that name, not every linear
         targets.setdefault(_scheme(algorithm, layer.get("group_size"), where=here), []).append(
-            pattern_of(name) if is_wildcard(name) else name
+            name if plain else pattern_of(name)
         )
     return tuple(Group(tuple(names), scheme) for scheme, names in targets.items()), ""
 
