@@ -28,6 +28,7 @@ from tests.methods import (
     MXFP4_OF_QUARK,
     Method,
     another_dtype,
+    awq,
     fp8_blocks,
     fp8_tensor,
     fused,
@@ -457,6 +458,32 @@ def test_quantized_layers_may_name_what_holds_modules_or_a_pattern() -> None:
     assert not errors(method)
 
 
+# exclusions, whether vLLM finds them by the name of what it merges
+MERGED: Mapping[str, tuple[list[str], bool]] = {
+    "by the parent": ([f"{LAYER}.self_attn*"], True),
+    "by every name": ([f"{LAYER}.self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj")], True),
+    "by the merged name": (["*.q_proj", "*.k_proj", "*.v_proj", "*.qkv_proj", "*.o_proj"], True),
+    "by wildcards of the members": (["*.q_proj", "*.k_proj", "*.v_proj", "*.o_proj"], False),
+}
+
+
+@pytest.mark.parametrize(("exclude", "seen"), MERGED.values(), ids=MERGED)
+def test_exclusions_that_vllm_does_not_find_are_said(exclude: list[str], seen: bool) -> None:
+    attention = {name: shape for name, shape in LLAMA.items() if "self_attn" in name}
+    structure = of_linears(nvfp4, {name: shape for name, shape in LLAMA.items() if name not in attention})
+    structure |= {f"{name}.weight": Tensor("BF16", shape) for name, shape in attention.items()}
+    quantization = modelopt("NVFP4") | {"ignore": ["lm_head", "*mlp.gate", *exclude]}
+    findings = inconsistencies(Method(quantization, structure).opened())
+    said = named([item for item in findings if item.rule == "config/kept-unmerged"])
+    assert said == (set() if seen else {f"{LAYER}.self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj")})
+    assert not [item for item in findings if item.severity is Severity.ERROR]
+
+
+def test_a_vision_tower_that_an_older_modelopt_did_not_exclude_is_left_as_it_is() -> None:
+    tower = {"model.vision_tower.layers.0.self_attn.q_proj.weight": Tensor("BF16", (HIDDEN, HIDDEN))}
+    assert not errors(Method(modelopt("NVFP4"), of_linears(nvfp4) | tower))
+
+
 def test_weights_alone_are_said_and_nobody_is_told_to_calibrate() -> None:
     groups = {"group_0": {"weights": {"num_bits": 4, "type": "float", "group_size": 16}, "input_activations": None}}
     checkpoint = Method(modelopt("NVFP4", config_groups=groups), of_linears(nvfp4_weights)).opened()
@@ -471,6 +498,55 @@ def test_a_kv_cache_alone_may_be_declared() -> None:
     quantization = {"quant_method": "modelopt", "kv_cache_scheme": {"num_bits": 8, "type": "float", "dynamic": False}}
     plain = {**KEPT, **{f"{module}.weight": Tensor("BF16", shape) for module, shape in LLAMA.items()}}
     assert not errors(Method(quantization, plain))
+
+
+# --- fused experts in compressed-tensors' schemes ---
+
+FUSED_FP8 = Method(
+    {
+        "quant_method": "compressed-tensors",
+        "format": "float-quantized",
+        "config_groups": {"FP8_DYNAMIC": ["Linear"]},
+        "ignore": ["lm_head", "re:.*gate$"],
+    },
+    KEPT
+    | {f"{LAYER}.mlp.experts.gate_up_proj": Tensor("F8_E4M3", (EXPERTS, 2 * INNER, HIDDEN))}
+    | {f"{LAYER}.mlp.experts.gate_up_proj.weight_scale": Tensor("BF16", (EXPERTS, 2 * INNER, 1))}
+    | {f"{LAYER}.mlp.experts.down_proj": Tensor("F8_E4M3", (EXPERTS, HIDDEN, INNER))}
+    | {f"{LAYER}.mlp.experts.down_proj.weight_scale": Tensor("BF16", (EXPERTS, HIDDEN, 1))},
+)
+SCALE = f"{LAYER}.mlp.experts.down_proj.weight_scale"
+FUSED_FAULTS: Mapping[str, tuple[str, Tensor | None]] = {
+    "scale missing": (SCALE, None),
+    "scale of another dtype": (SCALE, Tensor("I16", (EXPERTS, HIDDEN, 1))),
+    "scale without an axis": (SCALE, Tensor("BF16", (EXPERTS, HIDDEN))),
+    "scale for other rows": (SCALE, Tensor("BF16", (EXPERTS, INNER, 1))),
+    "codes of another dtype": (f"{LAYER}.mlp.experts.down_proj", Tensor("I8", (EXPERTS, HIDDEN, INNER))),
+    "scale too much": (f"{LAYER}.mlp.experts.down_proj.weight_scale_2", Tensor("F32", (EXPERTS,))),
+}
+
+
+def test_fused_experts_with_a_scale_for_each_row_hold() -> None:
+    assert not errors(FUSED_FP8)
+
+
+@pytest.mark.parametrize(("name", "tensor"), FUSED_FAULTS.values(), ids=FUSED_FAULTS)
+def test_fused_experts_are_judged(name: str, tensor: Tensor | None) -> None:
+    structure = {key: value for key, value in FUSED_FP8.structure.items() if key != name}
+    if tensor is not None:
+        structure[name] = tensor
+    assert named(errors(FUSED_FP8, structure)) == {name}
+
+
+def test_fused_experts_that_are_kept_are_no_target_of_linear() -> None:
+    structure = {
+        name: Tensor("BF16", tensor.shape)
+        for name, tensor in FUSED_FP8.structure.items()
+        if not name.endswith("weight_scale")
+    }
+    structure[f"{LAYER}.self_attn.q_proj.weight"] = Tensor("F8_E4M3", (HIDDEN, HIDDEN))
+    structure[f"{LAYER}.self_attn.q_proj.weight_scale"] = Tensor("BF16", (HIDDEN, 1))
+    assert not errors(FUSED_FP8, structure)
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
@@ -537,14 +613,23 @@ def test_a_lock_of_it_says_the_same_and_holds(method: Method, tmp_path: Path) ->
 
 
 def test_a_long_list_of_what_is_kept_is_matched() -> None:
-    listed = BLOCK_FP8 | {"modules_to_not_convert": [f"model.layers.{n}.mlp.gate" for n in range(5_000)]}
+    listed = BLOCK_FP8 | {"modules_to_not_convert": [f"model.layers.{n}.mlp.gate" for n in range(50_000)]}
     assert not errors(Method(listed, of_linears(fp8_blocks)))
 
 
 def test_a_list_longer_than_any_declarations_is_refused() -> None:
-    listed = BLOCK_FP8 | {"modules_to_not_convert": [f"model.layers.{n}.mlp.gate" for n in range(30_000)]}
-    with pytest.raises(StructureError, match="more than 20,000 patterns"):
-        Method(listed, of_linears(fp8_blocks)).opened()
+    listed = AWQ | {"modules_to_not_convert": [f"model.layers.{n}.mlp.gate" for n in range(5_000)]}
+    with pytest.raises(StructureError, match="more than 4,096 patterns"):
+        Method(listed, of_linears(awq)).opened()
+
+
+@pytest.mark.parametrize("entry", ["self_attn.o_proj", f"{LAYER}.self_attn.o_proj", "o_proj", f"{LAYER}.self_attn"])
+def test_what_is_kept_may_be_named_by_parts_of_a_name(entry: str) -> None:
+    structure = of_linears(fp8_blocks, {name: shape for name, shape in LLAMA.items() if "mlp" in name})
+    structure |= {f"{name}.weight": Tensor("BF16", shape) for name, shape in LLAMA.items() if "self_attn" in name}
+    found = named(errors(Method(BLOCK_FP8 | {"modules_to_not_convert": [entry]}, structure)))
+    kept = {name for name in LLAMA if "self_attn" in name and (entry.endswith("self_attn") or name.endswith("o_proj"))}
+    assert found == {name for name in LLAMA if "self_attn" in name} - kept
 
 
 def test_static_scales_of_another_name_are_surplus() -> None:

@@ -12,6 +12,7 @@ from weighbridge.report import Finding, Severity
 from weighbridge.structure.checkpoint import Checkpoint
 from weighbridge.structure.declared_twice import declared_twice
 from weighbridge.structure.foreign_names import foreign_names
+from weighbridge.structure.fused_check import fused_problems
 from weighbridge.structure.layout_check import layout_findings
 from weighbridge.structure.modules import (
     FUSED_WEIGHT,
@@ -83,7 +84,8 @@ def _module_problems(
     for module, tensors in modules.items():
         scheme = checkpoint.schemes.get(module)
         if FUSED_WEIGHT in tensors:
-            continue  # compressed-tensors has no storage for fused experts; servers read them by rules of their own
+            yield from fused_problems(form, module, scheme, tensors)
+            continue
         if scheme is None:
             if _is_quantized(tensors):
                 yield (

@@ -61,6 +61,12 @@ class PatternList:
             self._matched[name] = found
         return found
 
+    def has(self, name: str) -> bool:
+        """Whether any entry matches a module name; of many expressions none is tried by itself."""
+        if self._any is None:
+            return bool(self.matches(name))
+        return name in self._exact or self._any.match(name) is not None
+
     def first(self, name: str) -> int | None:
         """Index of the first entry that matches a module name."""
         found = self.matches(name)

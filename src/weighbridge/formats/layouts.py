@@ -51,6 +51,8 @@ class Layout:
         expected: the declaration's format, a scheme and what is stored of a module -> local name -> what must be there.
             Raises SchemeMismatch where the scheme cannot be applied to such a weight.
         asked: whether servers look for codes in a module that stores none and is on no list of what is kept.
+        in_parts: whether a plain entry of the list of what is kept may name what holds a module, or other parts of its
+            name, too (``mlp.gate``).
         by_kind: whether modules that differ only in their numbers are quantized all or none; otherwise servers go by
             what each stores, and only by what they merge it with.
     """
@@ -58,6 +60,7 @@ class Layout:
     expected: Callable[[str, Scheme, Stored], Expected]
     asked: Callable[[Declaration, str], bool]
     by_kind: bool = True
+    in_parts: bool = False
 
 
 def modelopt(_: str, scheme: Scheme, stored: Stored) -> Expected:
@@ -302,9 +305,9 @@ def _in_decoder(_: Declaration, module: str) -> bool:
 
 LAYOUTS: Mapping[str, Layout] = {
     "modelopt": Layout(modelopt, _always),
-    "fp8": Layout(fp8, _in_decoder),
-    "mxfp4": Layout(mxfp4, _in_decoder),
-    "gptq": Layout(gptq, _where_listed, by_kind=False),
+    "fp8": Layout(fp8, _in_decoder, in_parts=True),
+    "mxfp4": Layout(mxfp4, _in_decoder, in_parts=True),
+    "gptq": Layout(gptq, _where_listed, by_kind=False, in_parts=True),
     "awq": Layout(awq, _where_lists, by_kind=False),
     "quark": Layout(quark, _in_decoder),
 }

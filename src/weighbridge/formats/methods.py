@@ -15,7 +15,7 @@ from weighbridge.formats.declaration import LINEAR, Declaration, Group, read_str
 from weighbridge.formats.layouts import DEEPSEEK_V4
 from weighbridge.formats.schemes import KV_CACHES, PRESETS, QuantizationArgs, Scheme
 from weighbridge.formats.wildcards import is_wildcard, pattern_of
-from weighbridge.patterns import PatternError, pattern_list
+from weighbridge.patterns import REGEX_PREFIX, PatternError, pattern_list
 
 NOT_READ = "whose way of storing weights is not read here"
 
@@ -259,13 +259,13 @@ def _read_block(raw: Any, *, where: str) -> tuple[int, int]:
 
 
 def _parts_of_names(raw: Mapping[str, Any], *keys: str, where: str) -> tuple[str, ...]:
-    """A list of what is kept; an entry may name a module, what holds it, or the last parts of its name.
+    """A list of what is kept: modules, what holds them, or other parts of their names (`Layout.in_parts`).
 
-    vLLM and transformers differ in what else they take for a match (any part of the text, a regular expression).
+    vLLM takes whole names, transformers also regular expressions and ends of names; what both mean is meant here.
     """
     key = next((key for key in keys if raw.get(key)), keys[0])
     names = read_strings(raw.get(key), where=f"{where}.{key}")
-    return tuple(rf"re:(?:.*\.)?{re.escape(name)}(?:\..*)?$" for name in names if name)
+    return tuple(name for name in names if name and not name.startswith(REGEX_PREFIX))
 
 
 def _listed(raw: Mapping[str, Any], *, where: str) -> tuple[str, ...]:

@@ -43,6 +43,9 @@ _OBSCURE: Mapping[str, str] = {
     ),
 }
 
+_TOWERS = ("re:.*vision_tower", "re:.*vision_model", "re:.*vit_large_projector")
+"""What vLLM leaves as it is under one algorithm whether it is excluded or not: modelopt before 0.39 did not say so."""
+
 _SPELLED = {"config_groups", "ignore", "kv_cache_scheme", "producer", "quant_algo", "quant_method"}
 _DETAILS = {"group_size", "has_zero_point", "pre_quant_scale", "lora_rank", "quantized_layers"}
 _PLAINLY = {"quant_algo", "kv_cache_quant_algo", "exclude_modules", *_DETAILS}
@@ -117,6 +120,7 @@ def _declaration(
         raise StructureError(f"has quantized_layers beside the quant_algo {algorithm or 'none'}", where=where)
     if not algorithm:
         return declaration if kv_cache is not None else replace(declaration, unread="and declares no quant_algo")
+    declaration = replace(declaration, ignore=(*declaration.ignore, *_TOWERS))
     unread = _why_unread(algorithm)
     if unread:
         return replace(declaration, unread=unread)

@@ -13,6 +13,7 @@ from weighbridge.formats.tensors import Tensor
 from weighbridge.report import Finding, Severity
 from weighbridge.structure.checkpoint import CONFIG_FILE, Checkpoint
 from weighbridge.structure.foreign_names import is_quantizers
+from weighbridge.structure.modelopt_check import modelopt_findings
 from weighbridge.structure.modules import FUSED_WEIGHT, split_parameter, tensor_name
 from weighbridge.structure.names import compact
 from weighbridge.structure.quantized import declared_schemes, has_codes
@@ -35,7 +36,9 @@ def layout_findings(checkpoint: Checkpoint) -> list[Finding]:
     assert declaration is not None
     layout = LAYOUTS[declaration.quant_method]
     problems = [*_problems(layout, checkpoint), *_homeless(checkpoint)]
-    findings = [*_by_problem(problems), *_left(checkpoint), *_weights_alone(checkpoint), *_said(checkpoint)]
+    findings = [*_by_problem(problems), *_left(checkpoint), *_said(checkpoint)]
+    if declaration.quant_method == METHOD:
+        findings += modelopt_findings(checkpoint)
     if not checkpoint.schemes and (declaration.groups or declaration.kv_cache is None):
         what = f"declares {declaration.quant_method}, and no module here is quantized by it"
         findings.append(Finding("config/quantizes-nothing", Severity.ERROR, CONFIG_FILE, what))
@@ -145,29 +148,6 @@ def _left(checkpoint: Checkpoint) -> Iterator[Finding]:
         weight = next(iter(checkpoint.modules[next(iter(pattern))].values()))
         what = f"is kept as {weight.dtype} and on no list of what is kept: a server's own code decides"
         yield Finding("config/left-unquantized", Severity.NOTE, str(pattern), what, count=len(pattern))
-
-
-def _weights_alone(checkpoint: Checkpoint) -> Iterator[Finding]:
-    """modelopt's four-bit weights without activations: what servers make of them."""
-    declaration = checkpoint.declaration
-    assert declaration is not None
-    if declaration.quant_method != METHOD:
-        return
-    alone = [
-        module
-        for module, scheme in checkpoint.schemes.items()
-        if scheme.input_activations is None and scheme.weights.strategy == "tensor_group"
-    ]
-    if alone and declaration.format == "NVFP4":
-        what = (
-            "quant_algo is NVFP4 and input_activations is null: the weights alone are quantized; vLLM reads it as "
-            "W4A16_NVFP4 since its PR 54427, and multiplied every expert by 0 before"
-        )
-    elif alone:
-        what = "the weights alone are quantized (W4A16_NVFP4): servers compute with the activations as they are"
-    else:
-        return
-    yield Finding("config/weights-alone", Severity.NOTE, CONFIG_FILE, what, count=len(alone))
 
 
 def _said(checkpoint: Checkpoint) -> Iterator[Finding]:

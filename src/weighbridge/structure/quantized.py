@@ -21,8 +21,11 @@ from weighbridge.structure.names import split_name
 
 Modules = Mapping[str, Mapping[str, Tensor]]
 
-MAX_ENTRIES = 20_000
+MAX_ENTRIES = 4_096
 """More expressions than any declaration has; each is tried on each module."""
+
+MAX_PARTS = 32
+"""More parts than any module's name has; their runs are as many as the square of it."""
 
 _MERGED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
 _EXPERT = re.compile(r"(.*\.experts)\.[0-9]+\.")
@@ -76,17 +79,19 @@ def declared_schemes(declaration: Declaration, modules: Iterable[str], *, where:
                 named[target] = group.scheme
     lists = _pattern_lists([pattern for pattern, _ in patterns], where=where)
     schemes = dict(patterns)
-    ignored = _pattern_lists(declaration.ignore, where=where)
+    kept = frozenset(entry for entry in declaration.ignore if not entry.startswith(REGEX_PREFIX))
+    ignored = _pattern_lists([entry for entry in declaration.ignore if entry.startswith(REGEX_PREFIX)], where=where)
+    layout = LAYOUTS.get(declaration.quant_method)
+    names_of = _runs if layout is not None and layout.in_parts else _itself
     found = {}
     for module in modules:
-        if any(entries.first(module) is not None for entries in ignored):
+        if not kept.isdisjoint(names_of(module)) or any(entries.has(module) for entries in ignored):
             continue
         scheme = next((named[holder] for holder in _holders(module) if holder in named), None)
         if scheme is None:
-            matched = next(
-                (entries.entries[index] for entries in lists if (index := entries.first(module)) is not None), None
-            )
-            scheme = schemes[matched] if matched is not None else named.get(LINEAR)
+            hits = ((entries, entries.first(module)) for entries in lists if entries.has(module))
+            matched = next((entries.entries[index] for entries, index in hits if index is not None), None)
+            scheme = named.get(LINEAR) if matched is None else schemes[matched]
         if scheme is not None:
             found[module] = scheme
     return found
@@ -114,6 +119,17 @@ def _spellings(module: str) -> Iterator[str]:
             yield other + module.removeprefix(written)
 
 
+def _itself(module: str) -> tuple[str, ...]:
+    return (module,)
+
+
+def _runs(module: str) -> tuple[str, ...]:
+    """Every run of whole parts of a name: ``b.c`` of ``a.b.c.d``, and the name itself."""
+    parts = module.split(".")[:MAX_PARTS]
+    ends = range(1, len(parts) + 1)
+    return (module, *(".".join(parts[begin:end]) for end in ends for begin in range(end)))
+
+
 def _partners(module: str) -> Iterator[str]:
     """What servers merge a module with."""
     parent, _, own = module.rpartition(".")
@@ -123,14 +139,13 @@ def _partners(module: str) -> Iterator[str]:
 
 
 def _pattern_lists(entries: Iterable[str], *, where: str) -> list[PatternList]:
-    """Entries in lists that can be compiled."""
-    known = tuple(dict.fromkeys(entries))
-    expressions = [entry for entry in known if entry.startswith(REGEX_PREFIX)]
+    """Expressions in lists that can be compiled."""
+    expressions = tuple(dict.fromkeys(entries))
     if len(expressions) > MAX_ENTRIES:
         raise StructureError(f"has more than {MAX_ENTRIES:,} patterns of modules", where=where)
-    plain = tuple(entry for entry in known if not entry.startswith(REGEX_PREFIX))
-    chunks = [tuple(expressions[at : at + MAX_EXPRESSIONS]) for at in range(0, len(expressions), MAX_EXPRESSIONS)]
     try:
-        return [pattern_list(chunk) for chunk in ((plain, *chunks) if plain else chunks)]
+        return [
+            pattern_list(expressions[at : at + MAX_EXPRESSIONS]) for at in range(0, len(expressions), MAX_EXPRESSIONS)
+        ]
     except PatternError as error:
         raise StructureError(error.what, where=where, remedy=error.remedy) from None
