@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from weighbridge import miniature
+from weighbridge.account.files import harmless
 from weighbridge.catalogue import lock_path
 from weighbridge.miniature.text import exchanges
-from weighbridge.structure.checkpoint import FileFact, Origin, open_directory
+from weighbridge.structure.checkpoint import FileFact, Origin, carried_files, open_directory
 from weighbridge.structure.lock import write_lock
 
 W4 = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group"}
@@ -52,14 +53,16 @@ REDHATAI_IGNORE = ["lm_head", "re:.*embed.*", "re:.*router", "re:.*vision_tower.
 
 
 def source_lock(directory: Path) -> str:
-    """The lock of a miniature in `directory`: structure, config, and the digests of weights, index and config."""
+    """The lock of a miniature in `directory`: structure, config, and the digests of all files that are obeyed."""
     checkpoint = open_directory(directory)
-    pinned = [*checkpoint.shards, "config.json", "model.safetensors.index.json"]
+    weights = [*checkpoint.shards, "config.json", "model.safetensors.index.json"]
+    pinned = [*weights, *(name for name in carried_files(checkpoint) if harmless(name) is None)]
     files = {}
     for name in sorted(pinned):
         content = (directory / name).read_bytes()
         files[name] = FileFact(len(content), hashlib.sha256(content).hexdigest())
-    revision = hashlib.sha256("".join(f"{name} {fact.sha256}\n" for name, fact in files.items()).encode()).hexdigest()
+    of_weights = "".join(f"{name} {files[name].sha256}\n" for name in sorted(weights))
+    revision = hashlib.sha256(of_weights.encode()).hexdigest()
     origin = Origin(miniature.NAME, revision[:40], miniature.NAME, "exact", "made by weighbridge.miniature")
     return write_lock(replace(checkpoint, files=files, origin=origin))
 

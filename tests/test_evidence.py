@@ -32,6 +32,7 @@ PLAIN = {
         "README.md",
         "bom.cdx.json",
         "files.sha256",
+        "source.yaml",
         "log.jsonl",
         "recipe.yaml",
         "report.html",

@@ -10,7 +10,8 @@ import pytest
 
 from tests.checkpoints import copy_checkpoint
 from tests.evidence import EVIDENCE, lines_of
-from weighbridge.evidence import MAIN_REPORT, Account, write
+from weighbridge.account import Base
+from weighbridge.evidence import MAIN_REPORT, FinishedBuild, write
 from weighbridge.evidence.subject import hash_shards
 from weighbridge.evidence.verify import verify
 from weighbridge.identity import digest_files, identify
@@ -49,20 +50,20 @@ def unfinished(mini_build: Path, mini: Path, tmp_path: Path) -> Path:
     return copy
 
 
-def account_of(directory: Path) -> Account:
-    """The account of the build in a directory, with an audit beside its validation."""
+def finished_in(directory: Path) -> FinishedBuild:
+    """The finished of the build in a directory, with an audit beside its validation."""
     built = open_directory(directory)
     shards, tensors = hash_shards(directory, built.shards, progress=Progress())
     source = open_source("mini")
     loaded = load_recipe("fp8-dynamic")
     plan = make_plan(loaded, source)
     digests = digest_files(source, [*source.shards, *source.files], progress=Progress())
-    return Account(
+    return FinishedBuild(
         plan=plan,
         source=source,
         identity=identify(source, base_of_source(source, preferred=loaded.recipe.base.model), digests),
         references=(),
-        reports={MAIN_REPORT: validate(built, plan=plan), "audit": AUDIT},
+        reports={MAIN_REPORT: validate(built, plan=plan, base=Base(source, "mini", listed=True)), "audit": AUDIT},
         shard_digests=shards,
         tensor_digests=tensors,
         engine="streaming",
@@ -73,7 +74,7 @@ def account_of(directory: Path) -> Account:
 
 
 def test_audit_is_a_statement_of_its_own_and_stands_in_the_card(unfinished: Path) -> None:
-    write(unfinished, account_of(unfinished), progress=Progress())
+    write(unfinished, finished_in(unfinished), progress=Progress())
     audit = json.loads(lines_of(unfinished, "statements.jsonl")[1])["predicate"]
     assert (audit["result"], audit["passedTests"], audit["warnedTests"]) == (
         "WARNED",
@@ -86,23 +87,23 @@ def test_audit_is_a_statement_of_its_own_and_stands_in_the_card(unfinished: Path
 
 
 def test_audited_build_holds_and_the_audit_is_said_to_be_taken_at_its_word(unfinished: Path) -> None:
-    write(unfinished, account_of(unfinished), progress=Progress())
+    write(unfinished, finished_in(unfinished), progress=Progress())
     report = verify(unfinished, progress=Progress())
     assert report.holds
     assert "audit" in str(report.sections[-1].facts["the results"])
 
 
 def test_what_a_killed_run_left_of_its_evidence_is_written_anew(unfinished: Path, mini: Path) -> None:
-    write(unfinished, account_of(unfinished), progress=Progress())
+    write(unfinished, finished_in(unfinished), progress=Progress())
     (unfinished / EVIDENCE / "leftover.json").write_text("{}")
     (unfinished / "README.md").write_bytes((mini / "README.md").read_bytes())  # carried over again
-    write(unfinished, account_of(unfinished), progress=Progress())
+    write(unfinished, finished_in(unfinished), progress=Progress())
     assert verify(unfinished, progress=Progress()).holds
 
 
 def test_shards_are_not_hashed_again(unfinished: Path) -> None:
-    account = account_of(unfinished)
+    finished = finished_in(unfinished)
     progress = Progress()
-    write(unfinished, account, progress=progress)
+    write(unfinished, finished, progress=progress)
     weights = sum(path.stat().st_size for path in unfinished.glob("*.safetensors"))
     assert sum(stage.total_bytes for stage in progress.stages) < weights / 10

@@ -75,10 +75,17 @@ class DifferenceGroup:
 def diff(checkpoint: Checkpoint, reference: Checkpoint) -> list[Difference]:
     """All differences: tensors, quantization by effect, config.json, and files that change behaviour."""
     return [
-        *_tensor_differences(checkpoint.structure, reference.structure),
-        *_quantization_differences(checkpoint, reference),
+        *diff_structures(checkpoint, reference),
         *_config_differences(checkpoint, reference),
         *_file_differences(checkpoint, reference),
+    ]
+
+
+def diff_structures(checkpoint: Checkpoint, reference: Checkpoint) -> list[Difference]:
+    """The differences of tensors, and of quantization by effect."""
+    return [
+        *_tensor_differences(checkpoint.structure, reference.structure),
+        *_quantization_differences(checkpoint, reference),
     ]
 
 

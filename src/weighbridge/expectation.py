@@ -1,52 +1,79 @@
-"""What a finished checkpoint should be by its recipe: the plan of its base, and the recipe's references."""
+"""What a finished checkpoint should be by its recipe: its base, the plan of that, and the recipe's references."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from weighbridge.account import Base
 from weighbridge.conversion_base import locked_base
 from weighbridge.errors import StructureError
 from weighbridge.lint.merged import MERGED
 from weighbridge.plan import Plan, find_fused_groups, make_plan
 from weighbridge.recipe import LoadedRecipe
-from weighbridge.references import AgainstReference, base_of_build, find_references
+from weighbridge.references import AgainstReference, base_of_build, base_of_source, find_references
 from weighbridge.report import Section
 from weighbridge.scales import scales_sections
 from weighbridge.structure.checkpoint import Checkpoint
 
 
-def expected_of(
-    checkpoint: Checkpoint, loaded: LoadedRecipe, named: Sequence[str] = ()
-) -> tuple[Plan, tuple[AgainstReference, ...]]:
-    """The plan that a recipe makes for the base that a build was made from, and the references to hold it against.
+@dataclass(frozen=True)
+class Expected:
+    """What a checkpoint is held against.
 
-    The base is found by the tensors that the build shares with it; references/ has its lock.
+    Attributes:
+        base: the model that it was made from.
+        why: how that base was found, in a clause.
+    """
+
+    plan: Plan
+    references: tuple[AgainstReference, ...]
+    base: Base
+    why: str
+
+    @property
+    def section(self) -> Section:
+        """Which base it is, as a part of a report."""
+        return Section("the base", f"{self.base.name}: {self.why}", judges=False)
+
+
+def expected_of(
+    checkpoint: Checkpoint, loaded: LoadedRecipe, source: Checkpoint | None = None, named: Sequence[str] = ()
+) -> Expected:
+    """What a recipe makes of the base that a checkpoint was made from.
 
     Args:
+        source: the base, where it is at hand. Otherwise it is the one that references/ has a lock of; see
+            `base_of_build`.
         named: references to take in place of the recipe's own; see `find_references`.
 
     Raises:
-        StructureError: no base that is known here shares a tensor with it, or a reference cannot be opened.
+        StructureError: there is no such lock, or a reference cannot be opened.
         HubError: a reference cannot be opened.
     """
-    base = base_of_build(checkpoint, preferred=loaded.recipe.base.model)
-    if base is None:
-        raise StructureError(
-            "shares no tensor with any base model that references/ has a lock of, so no plan can be made for it",
-            where=checkpoint.label,
-            remedy="hold it against a reference with --reference instead",
-        )
-    references = find_references(loaded, base, named)
-    if loaded.recipe.method != "convert":
-        return make_plan(loaded, base), references
-    start = locked_base(loaded, base)
+    preferred = loaded.recipe.base.model
+    if source is not None:
+        lock = base_of_source(source, preferred=preferred)
+        base, why = Base(source, source.label, listed=True), "as it was named"
+    else:
+        lock, why = base_of_build(checkpoint, preferred=preferred)
+        base = Base(lock, f"the lock of {lock.origin.repository}", listed=False)
+    references = find_references(loaded, lock, named)
+    start = base.checkpoint
+    if loaded.recipe.method == "convert":
+        start = _conversion_start(loaded, lock)
+    return Expected(make_plan(loaded, start), references, base, why)
+
+
+def _conversion_start(loaded: LoadedRecipe, lock: Checkpoint | None) -> Checkpoint:
+    start = None if lock is None else locked_base(loaded, lock)
     if start is None:
         raise StructureError(
-            f"references/ has no lock of a build of {base.origin.base} that this recipe converts",
+            "references/ has no lock of the build of this base that the recipe converts",
             where=loaded.document.where,
             remedy="hold it against a reference with --reference instead",
         )
-    return make_plan(loaded, start), references
+    return start
 
 
 def values_of(checkpoint: Checkpoint, plan: Plan | None) -> list[Section]:

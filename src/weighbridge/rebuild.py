@@ -18,9 +18,9 @@ from weighbridge import __version__
 from weighbridge.build import BuildRequest, build, build_base
 from weighbridge.build.making import Engine
 from weighbridge.errors import EvidenceError
-from weighbridge.evidence.account import AUDIT_REPORT
 from weighbridge.evidence.case import Case, open_case, wrong
 from weighbridge.evidence.environment import installed, machine, repository
+from weighbridge.evidence.finished import AUDIT_REPORT
 from weighbridge.evidence.provenance import CALIBRATION, RECIPE, REFERENCE_FILE, REPOSITORY, SOURCE_FILE, stamp
 from weighbridge.evidence.results import Result, result_statement, results_of
 from weighbridge.evidence.statements import Resource, sha256_of, write_statement

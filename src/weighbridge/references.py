@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from weighbridge.catalogue import lock_path, reference_lock, source_locks
+from weighbridge.errors import StructureError
 from weighbridge.recipe import Explanation, LoadedRecipe, Reference
 from weighbridge.structure.checkpoint import Checkpoint
 from weighbridge.structure.lock import open_lock
@@ -59,8 +61,9 @@ def base_of(loaded: LoadedRecipe, source: Checkpoint) -> Checkpoint | None:
     build was made from.
     """
     preferred = loaded.recipe.base.model
-    lock = base_of_source(source, preferred=preferred)
-    return base_of_build(source, preferred=preferred) if lock is None and loaded.recipe.method == "convert" else lock
+    if loaded.recipe.method == "convert" and source.declaration is not None:
+        return base_of_build(source, preferred=preferred)[0]
+    return base_of_source(source, preferred=preferred)
 
 
 def base_of_source(source: Checkpoint, *, preferred: str) -> Checkpoint | None:
@@ -68,14 +71,45 @@ def base_of_source(source: Checkpoint, *, preferred: str) -> Checkpoint | None:
     return next((lock for lock in _locks(preferred) if lock.structure == source.structure), None)
 
 
-def base_of_build(build: Checkpoint, *, preferred: str) -> Checkpoint | None:
-    """The lock of the base model that shares most tensors (the kept ones) with a quantized build."""
+def base_of_build(build: Checkpoint, *, preferred: str) -> tuple[Checkpoint, str]:
+    """The lock of the base that a quantized build was made from, and how it was found.
 
-    def shared(lock: Checkpoint) -> int:
-        return sum(build.structure.get(name) == tensor for name, tensor in lock.structure.items())
+    A lock of a build names its base. Any other build is of the first base whose config.json has the same sizes,
+    `preferred` (a hub id) before all others; and if none has, it is held against `preferred` all the same.
 
-    best = max((lock for lock in _locks(preferred) if lock.declaration is None), key=shared, default=None)
-    return best if best is not None and shared(best) else None
+    Raises:
+        StructureError: there is no such lock.
+    """
+    locks = [lock for lock in _locks(build.origin.base or preferred) if lock.declaration is None]
+    if build.origin.base and locks and locks[0].origin.repository == build.origin.base:
+        return locks[0], "its own lock names it"
+    sizes = _sizes(build.config)
+    alike = next((lock for lock in locks if sizes and _sizes(lock.config) == sizes), None)
+    if alike is not None:
+        return alike, "the first lock here whose config.json has the same sizes"
+    if locks and locks[0].origin.repository == preferred:
+        return locks[0], "the recipe's own; no lock here has the sizes of this config.json"
+    raise StructureError(
+        "is of no base that references/ has a lock of, so no plan can be made for it",
+        where=build.label,
+        remedy="name the base that it was made from",
+    )
+
+
+SIZES = (
+    *("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "moe_intermediate_size", "num_experts", "num_local_experts"),
+    "n_routed_experts",
+)
+"""Keys of a config.json (or of its text_config) that tell one model's size from another's."""
+
+
+def _sizes(config: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The sizes that a config.json states; empty where it states none."""
+    text = config.get("text_config")
+    holder = {**config, **text} if isinstance(text, Mapping) else config
+    sizes = tuple(holder.get(key) for key in SIZES)
+    return sizes if any(value is not None for value in sizes[1:]) else ()
 
 
 def _locks(preferred: str) -> Iterator[Checkpoint]:

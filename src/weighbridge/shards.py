@@ -12,9 +12,10 @@ from typing import Any
 from weighbridge.cache import write_atomically
 from weighbridge.formats.tensors import Tensor, payload_bytes
 from weighbridge.plan import Plan
-from weighbridge.structure.checkpoint import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, Checkpoint, assemble, carried_files
+from weighbridge.structure.checkpoint import CONFIG_FILE, Checkpoint, assemble, carried_files
 from weighbridge.structure.header import read_header
 from weighbridge.structure.layout import Layout, lay_out
+from weighbridge.structure.weights import INDEX_FILE, SINGLE_FILE
 
 EVIDENCE_BYTES = 1024 * 1024
 """Room for the evidence of a build, beside a line for each tensor: packages, reports, the model card."""

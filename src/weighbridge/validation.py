@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from weighbridge.account import Account, Base, account_section, unjudged
+from weighbridge.account import judge as judge_account
 from weighbridge.consistency import inconsistencies
-from weighbridge.diff import Difference, DifferenceGroup, diff, explain, group
+from weighbridge.diff import Difference, DifferenceGroup, diff, diff_structures, explain, group
 from weighbridge.formats.tensors import payload_bytes
 from weighbridge.picture import bytes_by_role
 from weighbridge.plan import Plan
@@ -34,16 +36,27 @@ def validate(
     *,
     plan: Plan | None = None,
     references: Sequence[AgainstReference] = (),
+    base: Base | None = None,
     context: Sequence[Section] = (),
 ) -> Report:
-    """Judge a checkpoint by its headers and config: against itself, then the plan, then each reference.
+    """Judge a checkpoint by its headers and its files: against itself, its base, the plan, each reference.
 
     Args:
+        base: what its files and the keys of its config are held against.
         context: sections that are already known (the identity of the source, say) and stand first.
+
+    Raises:
+        StructureError, HubError: a file cannot be read.
     """
-    sections = [*context, _itself(checkpoint, plan)]
+    named = describe(references[0].reference) if references else ""
+    account = judge_account(checkpoint, base=base, plan=plan, reference=named)
+    sections = [*context, _itself(checkpoint, plan), _account(account, base, plan)]
     if plan is not None:
-        sections.append(_compare(checkpoint, plan.predicted, (), title="against the recipe's plan", other="the plan"))
+        differences = diff_structures(checkpoint, plan.predicted)  # its files and keys stand in the account
+        themselves = [against for against in references if _is(checkpoint, against)]
+        entries = [entry for against in themselves for entry in _stored_heads(plan, against)]
+        title = "against the recipe's plan"
+        sections.append(_compare(checkpoint, differences, entries, title=title, other="the plan"))
     sections += [compare(checkpoint, against) for against in references]
     return Report("validate", checkpoint.label, _verdict(checkpoint, sections), tuple(sections))
 
@@ -51,7 +64,25 @@ def validate(
 def compare(checkpoint: Checkpoint, against: AgainstReference) -> Section:
     """The section of one reference: each difference, and whether it is explained."""
     title = f"against {describe(against.reference)}"
-    return _compare(checkpoint, against.reference, against.explanations, title=title, other="the reference")
+    differences = diff(checkpoint, against.reference)
+    if _is(checkpoint, against):
+        return _compare(checkpoint, differences, (), title=title, other="the reference")
+    return _compare(checkpoint, differences, against.explanations, title=title, other="the reference")
+
+
+def _is(checkpoint: Checkpoint, against: AgainstReference) -> bool:
+    """Whether a checkpoint has the very structure of a reference, so that nothing is left to explain."""
+    return not diff_structures(checkpoint, against.reference)
+
+
+def _stored_heads(plan: Plan, against: AgainstReference) -> list[Explanation]:
+    """Why the reference itself has more than the plan: a copy of the tied output head, which servers pass over."""
+    heads = {f"{head}.weight" for head in plan.tied_modules}
+    return [
+        entry.model_copy(update={"difference": "only-in-checkpoint"})
+        for entry in against.explanations
+        if entry.difference == "only-in-reference" and entry.tensors in heads
+    ]
 
 
 def describe(checkpoint: Checkpoint) -> str:
@@ -80,10 +111,20 @@ def _itself(checkpoint: Checkpoint, plan: Plan | None) -> Section:
     )
 
 
+def _account(account: Account, base: Base | None, plan: Plan | None) -> Section:
+    """The account; closed where there is something that the whole checkpoint was to be held against."""
+    return account_section(account, () if base is None and plan is None else unjudged(account))
+
+
 def _compare(
-    checkpoint: Checkpoint, reference: Checkpoint, entries: Sequence[Explanation], *, title: str, other: str
+    checkpoint: Checkpoint,
+    differences: Sequence[Difference],
+    entries: Sequence[Explanation],
+    *,
+    title: str,
+    other: str,
 ) -> Section:
-    explained = explain(diff(checkpoint, reference), entries)
+    explained = explain(differences, entries)
     findings = [
         *(_finding(item, _severity(item.kind), other) for item in group(explained.unexplained)),
         *(

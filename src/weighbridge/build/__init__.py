@@ -82,7 +82,7 @@ def build(request: BuildRequest, *, progress: Progress) -> Report:
         reports = judge(built, work, made, references, identity, audited=request.audited, progress=progress)
         report = joined(reports)
         if report.holds:
-            account = evidence.Account(
+            finished = evidence.FinishedBuild(
                 plan=plan,
                 source=replace(work.source, origin=request.source.origin),
                 identity=identity,
@@ -98,7 +98,7 @@ def build(request: BuildRequest, *, progress: Progress) -> Report:
                 stages=progress.stages,
                 calibration=made.calibration,
             )
-            evidence.write(staging.checkpoint, account, signer=request.signer, progress=progress)
+            evidence.write(staging.checkpoint, finished, signer=request.signer, progress=progress)
             staging.commit()
     return report
 

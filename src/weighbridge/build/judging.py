@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from weighbridge import evidence
+from weighbridge.account import Base
 from weighbridge.build.making import Made, Work
 from weighbridge.identity import Identity
 from weighbridge.progress import Progress
@@ -72,7 +73,8 @@ def _structure(
         *scales_sections(built, work.plan.fused_groups),
         evidence.licence_section(work.source, work.plan.loaded.recipe),
     ]
-    report = validate(built, plan=work.plan, references=references, context=context)
+    base = Base(work.source, work.source.label, listed=True)
+    report = validate(built, plan=work.plan, references=references, base=base, context=context)
     if not report.holds:
         return replace(report, command="build", verdict=f"nothing was kept: {report.verdict}")
     held = "; ".join(

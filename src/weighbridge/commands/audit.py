@@ -13,7 +13,6 @@ from weighbridge.progress import Progress
 from weighbridge.references import base_of_source
 from weighbridge.report import Section
 from weighbridge.resources import DEFAULT_MEMORY, Resources
-from weighbridge.source import open_source
 from weighbridge.structure.checkpoint import Checkpoint
 from weighbridge.structure.hub import HubId, find_snapshot, read_bytes
 from weighbridge.structure.opening import open_checkpoint
@@ -41,7 +40,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def audit_sections(
-    checkpoint: Checkpoint, options: argparse.Namespace, loaded: LoadedRecipe | None, plan: Plan | None
+    checkpoint: Checkpoint,
+    base: Checkpoint,
+    options: argparse.Namespace,
+    loaded: LoadedRecipe | None,
+    plan: Plan | None,
 ) -> list[Section]:
     """Audit a checkpoint against the base that ``--source`` names.
 
@@ -55,7 +58,6 @@ def audit_sections(
 
     _check_weights(checkpoint, "audit")
     progress = Progress()
-    base = open_source(options.source)
     _check_weights(base, "audit against")
     groups = plan.fused_groups if plan is not None else find_fused_groups(checkpoint.schemes, list(MERGED.values()))
     sample: Sample | None = None

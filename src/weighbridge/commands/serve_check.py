@@ -12,7 +12,7 @@ from weighbridge.commands.complete import complete
 from weighbridge.commands.record import add_record_options, check_record, record
 from weighbridge.commands.run import Parser, add_report_options, check_writable, hand_over, parsed, positive, run
 from weighbridge.errors import WeighbridgeError
-from weighbridge.evidence.account import called
+from weighbridge.evidence.finished import called
 from weighbridge.progress import Progress
 from weighbridge.serving.check import ServingCheck, check, token_windows
 from weighbridge.serving.environment import find_python

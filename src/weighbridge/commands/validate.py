@@ -17,7 +17,7 @@ from weighbridge.commands.run import Parser, add_report_options, check_writable,
 from weighbridge.errors import EvidenceError, WeighbridgeError
 from weighbridge.progress import Progress
 from weighbridge.references import NO_REFERENCE, AgainstReference
-from weighbridge.source import MADE, fetch, open_model
+from weighbridge.source import MADE, fetch, open_model, open_source
 from weighbridge.structure.checkpoint import Checkpoint
 from weighbridge.structure.lock import write_lock
 from weighbridge.structure.opening import open_checkpoint
@@ -48,8 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _validate(options: argparse.Namespace) -> int:
+    from weighbridge.account import Base
     from weighbridge.capacity.report import capacity_section
-    from weighbridge.expectation import values_of
+    from weighbridge.expectation import expected_of, values_of
     from weighbridge.recipe import load_recipe
     from weighbridge.validation import validate
 
@@ -63,16 +64,28 @@ def _validate(options: argparse.Namespace) -> int:
     if not options.source:
         refuse(options, "sample", "seed", without="--source")
     checkpoint = open_checkpoint(options.checkpoint)
-    plan, references = _held_against(checkpoint, options.recipe, options.reference)
-    context = values_of(checkpoint, plan)
-    if options.source:
-        context += audit_sections(checkpoint, options, load_recipe(options.recipe) if options.recipe else None, plan)
+    source = open_source(options.source) if options.source else None
+    plan: Plan | None = None
+    base = None if source is None else Base(source, source.label, listed=True)
+    loaded = None
+    if options.recipe is None:
+        named = [name for name in options.reference if name != NO_REFERENCE]
+        references = tuple(AgainstReference(open_checkpoint(name)) for name in named)
+        context = []
+    else:
+        loaded = load_recipe(options.recipe)
+        expected = expected_of(checkpoint, loaded, source, options.reference)
+        plan, references, base = expected.plan, expected.references, expected.base
+        context = [expected.section]
+    context += values_of(checkpoint, plan)
+    if source is not None:
+        context += audit_sections(checkpoint, source, options, loaded, plan)
     demand = capacity.demand_of(options)
     if demand is not None:
         context.append(capacity_section(checkpoint, demand))
     if options.compare:
         context.append(compare_section(checkpoint, options))
-    report = validate(checkpoint, plan=plan, references=references, context=context)
+    report = validate(checkpoint, plan=plan, references=references, base=base, context=context)
     if options.write_lock is not None:
         _write_lock(checkpoint, options.write_lock, base=plan.predicted.origin.base if plan else "")
     return hand_over(report, options)
@@ -100,17 +113,6 @@ def _verifier(options: argparse.Namespace) -> Verifier | None:
     if options.identity is not None:
         return SigstoreVerifier(options.identity, options.issuer)
     return open_verifier(options.key) if options.key else None
-
-
-def _held_against(
-    checkpoint: Checkpoint, recipe: str | None, named: Sequence[str]
-) -> tuple[Plan | None, tuple[AgainstReference, ...]]:
-    from weighbridge.expectation import expected_of
-    from weighbridge.recipe import load_recipe
-
-    if recipe is None:
-        return None, tuple(AgainstReference(open_checkpoint(name)) for name in named if name != NO_REFERENCE)
-    return expected_of(checkpoint, load_recipe(recipe), named)
 
 
 def _write_lock(checkpoint: Checkpoint, path: Path, *, base: str) -> None:

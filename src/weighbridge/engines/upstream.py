@@ -9,7 +9,8 @@ from weighbridge.engines.quiet import quieted
 from weighbridge.errors import BuildError
 from weighbridge.plan import Plan
 from weighbridge.plan.declare import compressed_tensors_config, declaration_of
-from weighbridge.structure.checkpoint import CONFIG_FILE, INDEX_FILE, Checkpoint
+from weighbridge.structure.checkpoint import CONFIG_FILE, Checkpoint
+from weighbridge.structure.weights import INDEX_FILE
 
 
 def quantize(plan: Plan, source: Checkpoint, output: Path, *, device: str | None, workers: int) -> None:

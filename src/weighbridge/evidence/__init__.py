@@ -1,6 +1,6 @@
 """The evidence of a build: digests, statements, signatures, bill of materials, model card; written, and checked."""
 
-from weighbridge.evidence.account import AUDIT_REPORT, MAIN_REPORT, QUALITY_REPORT, Account
+from weighbridge.evidence.finished import AUDIT_REPORT, MAIN_REPORT, QUALITY_REPORT, FinishedBuild
 from weighbridge.evidence.licence import licence_section
 from weighbridge.evidence.signing import Signer, open_signer
 from weighbridge.evidence.write import write
@@ -9,7 +9,7 @@ __all__ = [
     "AUDIT_REPORT",
     "MAIN_REPORT",
     "QUALITY_REPORT",
-    "Account",
+    "FinishedBuild",
     "Signer",
     "licence_section",
     "open_signer",

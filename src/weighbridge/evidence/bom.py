@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from weighbridge import __version__
-from weighbridge.evidence.account import Account
 from weighbridge.evidence.card import BaseModel, model_name, tensor_rows
 from weighbridge.evidence.environment import UNKNOWN, Installed
+from weighbridge.evidence.finished import FinishedBuild
 from weighbridge.evidence.licence import spdx
 from weighbridge.formats.tensors import payload_bytes
 from weighbridge.recipe import Recipe
@@ -26,7 +26,7 @@ NAMESPACE = uuid.UUID("6d2c5c2b-6d0c-5c52-8b2f-2b0f6a1c6d11")
 
 
 def write_bom(
-    account: Account, *, root: str, files: Mapping[str, str], environment: Sequence[Installed], finished: str
+    build: FinishedBuild, *, root: str, files: Mapping[str, str], environment: Sequence[Installed], finished: str
 ) -> bytes:
     """The bill of materials of a build.
 
@@ -36,7 +36,7 @@ def write_bom(
         environment: what was installed where it was built.
         finished: when, RFC 3339 in UTC.
     """
-    recipe = account.plan.loaded.recipe
+    recipe = build.plan.loaded.recipe
     content = {
         "$schema": SCHEMA,
         "bomFormat": "CycloneDX",
@@ -46,11 +46,11 @@ def write_bom(
         "metadata": {
             "timestamp": finished,
             "tools": {"components": [{"type": "application", "name": "weighbridge", "version": __version__}]},
-            "component": model_component(recipe, account.base, account.plan.predicted, root=root, files=files),
+            "component": model_component(recipe, build.base, build.plan.predicted, root=root, files=files),
         },
         "components": [_distribution(found) for found in environment],
         "dependencies": [{"ref": MODEL, "dependsOn": [found.purl for found in environment]}],
-        "formulation": [_formula(account)],
+        "formulation": [_formula(build)],
     }
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
@@ -140,7 +140,7 @@ def _distribution(found: Installed) -> dict[str, Any]:
     return component if found.wheel == UNKNOWN else {**component, "hashes": [_hash(found.wheel)]}
 
 
-def _formula(account: Account) -> dict[str, Any]:
+def _formula(build: FinishedBuild) -> dict[str, Any]:
     """How it was made: one workflow from the base and the recipe to the model."""
     return {
         "bom-ref": "formula",
@@ -148,11 +148,11 @@ def _formula(account: Account) -> dict[str, Any]:
             {
                 "bom-ref": "build",
                 "uid": "build",
-                "name": f"{account.engine} build on {account.device}",
+                "name": f"{build.engine} build on {build.device}",
                 "taskTypes": ["build", "test"],
                 "inputs": [{"resource": {"ref": "base"}}],
                 "outputs": [{"type": "artifact", "resource": {"ref": MODEL}}],
-                "properties": [{"name": "weighbridge:recipe:sha256", "value": account.plan.loaded.sha256}],
+                "properties": [{"name": "weighbridge:recipe:sha256", "value": build.plan.loaded.sha256}],
             }
         ],
     }

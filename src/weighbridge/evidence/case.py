@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from weighbridge import __version__
+from weighbridge.account import Base
 from weighbridge.errors import StructureError
 from weighbridge.evidence.card import BaseModel
 from weighbridge.evidence.provenance import BASE, RECIPE, SOURCE_FILE
@@ -26,14 +27,15 @@ from weighbridge.evidence.statements import (
     write_statement,
 )
 from weighbridge.evidence.subject import Listing, hash_files, hash_shards, list_all, read_files, root_digest
-from weighbridge.evidence.write import ADDED, CLAIMS, FILES, PROVENANCE, SIGNATURE, STATEMENTS, TEST_RESULT
-from weighbridge.expectation import expected_of
-from weighbridge.plan import Plan, make_plan
+from weighbridge.evidence.write import ADDED, CLAIMS, FILES, PROVENANCE, SIGNATURE, START, STATEMENTS, TEST_RESULT
+from weighbridge.expectation import Expected
+from weighbridge.plan import make_plan
 from weighbridge.progress import Progress
 from weighbridge.recipe import LoadedRecipe, read_recipe
-from weighbridge.references import AgainstReference, base_of, find_references
+from weighbridge.references import base_of, find_references
 from weighbridge.report import Finding, Severity
 from weighbridge.structure.checkpoint import EVIDENCE, Checkpoint, open_directory, read_small
+from weighbridge.structure.lock import open_lock
 from weighbridge.structure.strict_json import parse_object
 
 HUB = "https://huggingface.co/"
@@ -192,16 +194,27 @@ class Case:
         return self.checkpoint
 
     @cached_property
-    def expected(self) -> tuple[Plan, tuple[AgainstReference, ...]]:
-        """The plan and the references: of the source, or of a lock of the base.
+    def start(self) -> Checkpoint:
+        """What the build started from, as its evidence has it: structure, config and digests of files.
+
+        Raises:
+            StructureError: it is not there, or malformed.
+        """
+        self.read(START)
+        lock = open_lock(self.directory / EVIDENCE / START)
+        return replace(lock, label="the source in the evidence")
+
+    @cached_property
+    def expected(self) -> Expected:
+        """What the recipe makes of the source that was handed over, or else of what the evidence says of it.
 
         Raises:
             WeighbridgeError: the recipe cannot be planned for it.
         """
-        if self.source is None:
-            return expected_of(self.opened(), self.loaded)
-        references = find_references(self.loaded, base_of(self.loaded, self.source))
-        return make_plan(self.loaded, self.source), references
+        start = self.start if self.source is None else self.source
+        why = "as the evidence has it" if self.source is None else "as it was named"
+        references = find_references(self.loaded, base_of(self.loaded, start))
+        return Expected(make_plan(self.loaded, start), references, Base(start, start.label, listed=True), why)
 
     @property
     def same_version(self) -> bool:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from weighbridge.catalogue import REFERENCES, lock_path, reference_lock
 from weighbridge.errors import StructureError, WeighbridgeError
-from weighbridge.evidence.account import MAIN_REPORT
 from weighbridge.evidence.bom import model_component
 from weighbridge.evidence.card import CARD, CardFacts, blocks, kept_card, model_name
 from weighbridge.evidence.case import Case, added_name, wrong
+from weighbridge.evidence.finished import MAIN_REPORT
 from weighbridge.evidence.licence import judge_licence
 from weighbridge.evidence.provenance import BASE, RECIPE, REFERENCE_FILE, REPOSITORY
 from weighbridge.evidence.results import result_statement
@@ -24,17 +24,20 @@ from weighbridge.evidence.write import (
     FILES,
     PROVENANCE,
     SIGNATURE,
+    START,
     STATEMENTS,
     TENSORS,
     TEST_RESULT,
     called,
 )
 from weighbridge.expectation import values_of
+from weighbridge.formats.quantization import without_quantization
 from weighbridge.identity import digest_files
 from weighbridge.model_card import declared_licence
 from weighbridge.report import Finding, Section, Severity
-from weighbridge.structure.checkpoint import CONFIG_FILE, EVIDENCE, INDEX_FILE
+from weighbridge.structure.checkpoint import CONFIG_FILE, EVIDENCE
 from weighbridge.structure.strict_json import parse_object
+from weighbridge.structure.weights import INDEX_FILE
 from weighbridge.validation import validate
 
 MADE_ANEW = frozenset({CONFIG_FILE, INDEX_FILE, CARD})
@@ -271,7 +274,7 @@ def _again(case: Case) -> list[Section]:
     try:
         kept = kept_card(case.files)
         sections.append(judge_licence(case.loaded.recipe, declared_licence(case.directory, kept or "no card")))
-        sections += values_of(case.opened(), case.expected[0])
+        sections += values_of(case.opened(), case.expected.plan)
     except WeighbridgeError:  # each is a finding of the check that needs it itself
         return sections
     return sections
@@ -320,7 +323,7 @@ def _check_bom(case: Case) -> Checked:
 def _check_source(case: Case) -> Checked:
     """What was read is the base that it is said to be, as far as that can be seen from here."""
     sources = case.sources
-    findings = list(_check_carried(case, sources))
+    findings = [*_check_carried(case, sources), *_check_start(case, sources)]
     base = case.base
     stated = case.dependencies[BASE]
     proven = (stated.annotations or {}).get("proven") is True
@@ -359,6 +362,27 @@ def _check_source(case: Case) -> Checked:
     )
 
 
+def _check_start(case: Case, sources: Mapping[str, str]) -> Iterator[Finding]:
+    """What the plan is made of again is what was read: by its digests, and by the structure that the source has."""
+    where = f"{EVIDENCE}/{START}"
+    start = case.start
+    stated = {name: fact.sha256 for name, fact in start.files.items() if fact.sha256}
+    for name in sorted(stated.keys() | sources.keys()):
+        if stated.get(name) != sources.get(name):
+            yield wrong("evidence/source", f"{where}: {name}", "has another digest than the provenance states")
+    known = case.source
+    if known is None:
+        path = lock_path(case.base.repository)
+        lock = reference_lock(case.base.repository) if path.is_file() else None
+        pinned = {name for name, fact in lock.files.items() if fact.sha256} if lock is not None else set()
+        shards = {name for name in pinned if lock is not None and lock.files[name].sha256 == sources.get(name)}
+        known = lock if shards and shards == pinned else None
+    if known is not None and known.structure != start.structure:
+        yield wrong("evidence/source", where, f"describes other tensors than {known.label} has")
+    if known is not None and without_quantization(known.config) != without_quantization(start.config):
+        yield wrong("evidence/source", where, f"has another config.json than {known.label}")
+
+
 def _check_carried(case: Case, sources: Mapping[str, str]) -> Iterator[Finding]:
     """Files that a build carries over are the source's own, byte for byte."""
     kept = kept_card(case.listed)
@@ -395,14 +419,21 @@ def validated(case: Case) -> list[Section]:
     if case.checkpoint is None:
         return []
     try:
-        plan, references = case.expected
+        expected = case.expected
     except WeighbridgeError as error:
-        finding = Finding("evidence/no-plan", Severity.WARNING, f"{EVIDENCE}/{RECIPE}", str(error))
+        finding = Finding("evidence/no-plan", Severity.ERROR, f"{EVIDENCE}/{RECIPE}", str(error))
         return [
             *validate(case.checkpoint).sections,
             Section("against its recipe", "no plan can be made", findings=(finding,)),
         ]
-    return list(validate(case.checkpoint, plan=plan, references=references).sections)
+    report = validate(
+        case.checkpoint,
+        plan=expected.plan,
+        references=expected.references,
+        base=expected.base,
+        context=[expected.section],
+    )
+    return list(report.sections)
 
 
 def _strictness(case: Case) -> Severity:

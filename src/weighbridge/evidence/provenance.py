@@ -11,8 +11,8 @@ from typing import Any
 
 from weighbridge import __version__
 from weighbridge.catalogue import lock_path
-from weighbridge.evidence.account import Account
 from weighbridge.evidence.environment import UNKNOWN, Installed, Repository, machine, repository
+from weighbridge.evidence.finished import FinishedBuild
 from weighbridge.evidence.statements import (
     BUILD_TYPE,
     BuildDefinition,
@@ -34,7 +34,7 @@ REPOSITORY = "weighbridge"
 
 
 def provenance_statement(
-    account: Account,
+    build: FinishedBuild,
     subject: Resource,
     *,
     source_digests: Mapping[str, str],
@@ -54,28 +54,28 @@ def provenance_statement(
             build_definition=BuildDefinition(
                 build_type=BUILD_TYPE,
                 external_parameters={
-                    "recipe": account.plan.loaded.recipe.name,
-                    "model": account.model,
-                    "revision": account.base.revision,
-                    "engine": account.engine,
-                    "device": account.device,
-                    "shardSize": account.shard_size,
-                    "references": list(account.named_references),
+                    "recipe": build.plan.loaded.recipe.name,
+                    "model": build.model,
+                    "revision": build.base.revision,
+                    "engine": build.engine,
+                    "device": build.device,
+                    "shardSize": build.shard_size,
+                    "references": list(build.named_references),
                 },
                 internal_parameters=dict(machine()),
                 resolved_dependencies=[
-                    _recipe(account),
-                    _base(account),
-                    *_files(account, source_digests),
-                    *_references(account),
-                    *_calibration(account.calibration),
+                    _recipe(build),
+                    _base(build),
+                    *_files(build, source_digests),
+                    *_references(build),
+                    *_calibration(build.calibration),
                     _repository(repository()),
                     *map(_distribution, environment),
                 ],
             ),
             run_details=RunDetails(
                 builder=Builder(id=BUILDER, version={"weighbridge": __version__}),
-                metadata=Times(started_on=stamp(account.started), finished_on=stamp(datetime.now(UTC))),
+                metadata=Times(started_on=stamp(build.started), finished_on=stamp(datetime.now(UTC))),
                 byproducts=list(byproducts),
             ),
         ),
@@ -87,13 +87,13 @@ def stamp(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _recipe(account: Account) -> Resource:
-    return Resource(name=RECIPE, digest={"sha256": account.plan.loaded.sha256})
+def _recipe(build: FinishedBuild) -> Resource:
+    return Resource(name=RECIPE, digest={"sha256": build.plan.loaded.sha256})
 
 
-def _base(account: Account) -> Resource:
-    base = account.base
-    proven = account.identity.proven
+def _base(build: FinishedBuild) -> Resource:
+    base = build.base
+    proven = build.identity.proven
     return Resource(
         name=BASE,
         uri=f"https://huggingface.co/{base.repository}",
@@ -102,16 +102,16 @@ def _base(account: Account) -> Resource:
     )
 
 
-def _files(account: Account, digests: Mapping[str, str]) -> Iterator[Resource]:
+def _files(build: FinishedBuild, digests: Mapping[str, str]) -> Iterator[Resource]:
     """Each file of the source, as a part of the base only where it is proven to be that."""
-    base = account.base
+    base = build.base
     for name in sorted(digests):
         uri = f"https://huggingface.co/{base.repository}/resolve/{base.revision}/{name}" if base.revision else None
         yield Resource(name=f"{SOURCE_FILE}{name}", uri=uri, digest={"sha256": digests[name]})
 
 
-def _references(account: Account) -> Iterator[Resource]:
-    for against in account.references:
+def _references(build: FinishedBuild) -> Iterator[Resource]:
+    for against in build.references:
         repository = against.reference.origin.repository
         path: Path | None = lock_path(repository) if repository else None
         if path is not None and path.is_file():

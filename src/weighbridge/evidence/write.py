@@ -9,10 +9,10 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from weighbridge.evidence.account import AUDIT_REPORT, MAIN_REPORT, Account
 from weighbridge.evidence.bom import write_bom
 from weighbridge.evidence.card import BASE_CARD, CARD, CardFacts, write_card
 from weighbridge.evidence.environment import installed
+from weighbridge.evidence.finished import AUDIT_REPORT, MAIN_REPORT, FinishedBuild
 from weighbridge.evidence.provenance import RECIPE, provenance_statement, stamp
 from weighbridge.evidence.results import Result, result_statement, results_of
 from weighbridge.evidence.signing import Signer
@@ -21,10 +21,14 @@ from weighbridge.evidence.subject import hash_files, list_all, root_digest, writ
 from weighbridge.identity import digest_files
 from weighbridge.progress import Progress
 from weighbridge.report import PRESENTERS, Chain, Finding, Link, Report, Section
-from weighbridge.structure.checkpoint import CONFIG_FILE, EVIDENCE, INDEX_FILE, Checkpoint, carried_files
+from weighbridge.structure.checkpoint import CONFIG_FILE, EVIDENCE, Checkpoint, carried_files
+from weighbridge.structure.lock import write_lock
+from weighbridge.structure.weights import INDEX_FILE
 
 GUIDE = "README.md"
 FILES, TENSORS = "files.sha256", "tensors.sha256"
+START = "source.yaml"
+"""The structure of what the build started from, with the digests of its files: what its plan was made of."""
 BOM = "bom.cdx.json"
 LOG = "log.jsonl"
 STATEMENTS, CLAIMS = "statements.jsonl", "claims.jsonl"
@@ -39,7 +43,7 @@ TEST_RESULT = "test-result/"
 _GUIDES = Path(__file__).parent
 
 
-def write(directory: Path, account: Account, *, signer: Signer | None = None, progress: Progress) -> None:
+def write(directory: Path, build: FinishedBuild, *, signer: Signer | None = None, progress: Progress) -> None:
     """Write the model card and evidence/ of a build that holds.
 
     The card is part of the checkpoint, so it holds no clock and no path; builder and times stand in evidence/ alone.
@@ -56,31 +60,33 @@ def write(directory: Path, account: Account, *, signer: Signer | None = None, pr
     beside = directory / EVIDENCE
     shutil.rmtree(beside, ignore_errors=True)  # of a run that was killed here
     beside.mkdir()
-    written = {name: _write_report(beside, name, account) for name in account.reports}
-    _write_card(directory, account, written)
-    (beside / RECIPE).write_bytes(account.plan.loaded.raw)
+    written = {name: _write_report(beside, name, build) for name in build.reports}
+    _write_card(directory, build, written)
+    (beside / RECIPE).write_bytes(build.plan.loaded.raw)
+    sources = source_digests(build.source, build.identity.digests, progress=progress)
+    (beside / START).write_text(_start(build, sources))
 
     listing = list_all(directory)
-    small = [name for name in listing.signed if name not in account.shard_digests]
-    files = {**account.shard_digests, **hash_files(directory, small, progress=progress)}
+    small = [name for name in listing.signed if name not in build.shard_digests]
+    files = {**build.shard_digests, **hash_files(directory, small, progress=progress)}
     root = root_digest(files)
     (beside / FILES).write_bytes(write_files(files))
-    (beside / TENSORS).write_bytes(write_tensors(account.plan.predicted.structure, account.tensor_digests))
+    (beside / TENSORS).write_bytes(write_tensors(build.plan.predicted.structure, build.tensor_digests))
     environment = installed()
-    bom = write_bom(account, root=root, files=files, environment=environment, finished=stamp(datetime.now(UTC)))
+    bom = write_bom(build, root=root, files=files, environment=environment, finished=stamp(datetime.now(UTC)))
     (beside / BOM).write_bytes(bom)
     (beside / GUIDE).write_bytes(guide(signed=signer is not None))
-    (beside / LOG).write_text("".join(json.dumps(asdict(stage)) + "\n" for stage in account.stages))
+    (beside / LOG).write_text("".join(json.dumps(asdict(stage)) + "\n" for stage in build.stages))
 
-    subject = subject_of(CardFacts(account.plan.loaded, account.plan.predicted, account.base, {}).name, root)
+    subject = subject_of(CardFacts(build.plan.loaded, build.plan.predicted, build.base, {}).name, root)
     if signer is not None:
         (beside / SIGNATURE).write_bytes(signer.sign_model(beside, files, name=str(subject.name)))
-    chain = _chain(account, root, beside)
-    for name, report in account.reports.items():
-        page = _without_paths(report, account)
+    chain = _chain(build, root, beside)
+    for name, report in build.reports.items():
+        page = _without_paths(report, build)
         page = replace(page, sections=(*page.sections, chain))
         (beside / f"{name}.html").write_text(PRESENTERS["html"](page))
-    recipe = Resource(name=RECIPE, digest=sha256_of(account.plan.loaded.raw))
+    recipe = Resource(name=RECIPE, digest=sha256_of(build.plan.loaded.raw))
     payloads = {
         name: write_statement(result_statement(results, subject, [recipe])) for name, results in written.items()
     }
@@ -88,10 +94,7 @@ def write(directory: Path, account: Account, *, signer: Signer | None = None, pr
         *(_file(beside, path.name) for path in sorted(beside.iterdir())),
         *(Resource(name=TEST_RESULT + name, digest=sha256_of(payload)) for name, payload in payloads.items()),
     ]
-    sources = source_digests(account.source, account.identity.digests, progress=progress)
-    made = provenance_statement(
-        account, subject, source_digests=sources, environment=environment, byproducts=byproducts
-    )
+    made = provenance_statement(build, subject, source_digests=sources, environment=environment, byproducts=byproducts)
     lines = [*payloads.values(), write_statement(made)]
     if signer is not None:
         lines = [signer.sign_statement(line) for line in lines]
@@ -105,34 +108,42 @@ def source_digests(source: Checkpoint, known: Mapping[str, str], *, progress: Pr
     return {**digests, **digest_files(source, sorted(read - digests.keys()), progress=progress)}
 
 
+def _start(build: FinishedBuild, digests: Mapping[str, str]) -> str:
+    """What the build started from, as a lock: under its own name, with the digest of each file that was read."""
+    source = build.plan.source
+    files = {name: replace(build.source.files[name], sha256=digests.get(name)) for name in build.source.files}
+    origin = replace(build.source.origin, repository=build.model, base=build.base.repository)
+    return write_lock(replace(source, files=files, origin=origin))
+
+
 def guide(*, signed: bool) -> bytes:
     """evidence/README.md: what each file is, and how to check it with the tools of others."""
     return (_GUIDES / f"guide-{'signed' if signed else 'unsigned'}.md").read_bytes()
 
 
-def _write_report(beside: Path, name: str, account: Account) -> tuple[Result, ...]:
+def _write_report(beside: Path, name: str, build: FinishedBuild) -> tuple[Result, ...]:
     """Write a report as JSON and Markdown; gives the results in it."""
-    report = _without_paths(account.reports[name], account)
+    report = _without_paths(build.reports[name], build)
     content = PRESENTERS["json"](report)
     (beside / f"{name}.json").write_text(content)
     (beside / f"{name}.md").write_text(PRESENTERS["markdown"](report))
     return results_of(json.loads(content), where=name)
 
 
-def _without_paths(report: Report, account: Account) -> Report:
-    return called_by_name(report, {account.source.label: account.model}, account.source.origin.repository)
+def _without_paths(report: Report, build: FinishedBuild) -> Report:
+    return called_by_name(report, {build.source.label: build.model}, build.source.origin.repository)
 
 
-def _chain(account: Account, root: str, beside: Path) -> Section:
+def _chain(build: FinishedBuild, root: str, beside: Path) -> Section:
     """From the base to the evidence, each by what it can be told from every other."""
-    base, loaded = account.base, account.plan.loaded
+    base, loaded = build.base, build.plan.loaded
     tensors, files, report = (_sha256(beside / name) for name in (TENSORS, FILES, f"{MAIN_REPORT}.json"))
     links = (
         Link("base", base.repository, {"commit": base.revision or "unknown", "whether it is that": base.sentence}),
         Link("recipe", loaded.recipe.name, {f"SHA-256 of {RECIPE}": loaded.sha256}),
         Link(
             "build",
-            account.reports[MAIN_REPORT].subject.rstrip("/").rpartition("/")[2],
+            build.reports[MAIN_REPORT].subject.rstrip("/").rpartition("/")[2],
             {"root digest (OpenSSF Model Signing v1.0)": root, "content digest of its tensors": tensors},
         ),
         Link(
@@ -177,12 +188,12 @@ def called_by_name(report: Report, names: Mapping[str, str], known: str = "") ->
     return replace(report, subject=renamed(report.subject), verdict=renamed(report.verdict), sections=sections)
 
 
-def _write_card(directory: Path, account: Account, results: Mapping[str, tuple[Result, ...]]) -> None:
-    source = account.source
+def _write_card(directory: Path, build: FinishedBuild, results: Mapping[str, tuple[Result, ...]]) -> None:
+    source = build.source
     kept = base_card(source.files) if CARD in source.files else ""
     if kept:
         (directory / CARD).replace(directory / kept)
-    facts = CardFacts(account.plan.loaded, account.plan.predicted, account.base, called(results), kept)
+    facts = CardFacts(build.plan.loaded, build.plan.predicted, build.base, called(results), kept)
     (directory / CARD).write_bytes(write_card(facts))
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from weighbridge.account.redirects import redirects
 from weighbridge.formats.tensors import Tensor
 from weighbridge.lint.rules import Raised
 from weighbridge.plan import Plan
+from weighbridge.structure.checkpoint import Checkpoint
+from weighbridge.structure.forgotten import forgotten
 from weighbridge.structure.modules import is_fused_experts
 from weighbridge.structure.names import compact
+from weighbridge.structure.weights import INDEX_FILE, other_weights, taken_by
 
 
 def check(plan: Plan) -> Iterator[Raised]:
@@ -21,7 +25,40 @@ def check(plan: Plan) -> Iterator[Raised]:
             f"names no revision of {base.model}: two builds of this recipe may start from different weights",
             "add revision: and the commit, 40 hex digits",
         )
+    yield from _other_weights(plan.source)
+    yield from _redirects(plan.source)
     yield from _experts_layout(plan)
+
+
+def _other_weights(source: Checkpoint) -> Iterator[Raised]:
+    """Weights beside the shards: left behind, unless they hold what the model lacks without them."""
+    if not source.shards:
+        return
+    lacking = dict(forgotten(source))
+    for file, names in lacking.items():
+        patterns = compact(names)
+        more = f", and {len(patterns) - 1} more" if len(patterns) > 1 else ""
+        yield Raised(
+            "source/index-forgets",
+            file,
+            f"holds {len(names):,} tensors of the model that no shard has: {patterns[0]}{more}",
+            "add them to the index, or take the source from its publisher again",
+        )
+    indexed = INDEX_FILE in source.files
+    for file in other_weights(source.files, source.shards):
+        if file not in lacking:
+            yield Raised(
+                "source/other-weights",
+                file,
+                f"is left behind: it holds weights, and {taken_by(file, indexed=indexed)}",
+                "nothing, if the shards are the model that you mean",
+            )
+
+
+def _redirects(source: Checkpoint) -> Iterator[Raised]:
+    """Keys that the build would carry over, and that make a server pass over its shards."""
+    for finding in redirects(source, None):
+        yield Raised("source/redirect", finding.where, finding.message, "take the key out of the source's config.json")
 
 
 def _experts_layout(plan: Plan) -> Iterator[Raised]:

@@ -5,6 +5,7 @@ Nothing of compressed-tensors, llm-compressor or a server takes part, so that ea
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -202,7 +203,7 @@ def _architecture(checkpoint: Checkpoint, dtype: Dtype) -> Any:
     bare = without_quantization(checkpoint.config)
     _check_layers(bare, checkpoint)
     try:
-        config = CONFIG_MAPPING[bare["model_type"]].from_dict(bare)
+        config = CONFIG_MAPPING[bare["model_type"]].from_dict(copy.deepcopy(bare))  # it writes into what it is given
         text = config.get_text_config(decoder=True)
         if "tie_word_embeddings" in bare:
             text.tie_word_embeddings = config.tie_word_embeddings

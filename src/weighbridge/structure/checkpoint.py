@@ -21,16 +21,10 @@ from weighbridge.structure.header import Header, check_name, read_header
 from weighbridge.structure.modules import check_experts, quantizable_modules
 from weighbridge.structure.quantized import quantized_modules
 from weighbridge.structure.strict_json import MAX_JSON_BYTES, parse_object
+from weighbridge.structure.weights import INDEX_FILE, SINGLE_FILE, is_pickle, is_weights
 
 CONFIG_FILE = "config.json"
-INDEX_FILE = "model.safetensors.index.json"
-SINGLE_FILE = "model.safetensors"
 
-PICKLE_SUFFIXES = (".bin", ".pth", ".pt", ".pkl", ".pickle", ".ckpt")
-OTHER_WEIGHT_SUFFIXES = (
-    *(".safetensors", ".safetensors.index.json", ".bin.index.json", ".gguf", ".h5", ".msgpack"),
-    *(".onnx", ".npz", ".npy", ".tflite", ".mlmodel"),
-)
 MAX_FOLDERS = 64
 UNCARRIED_DIRECTORIES = (".cache", ".git", ".huggingface")
 EVIDENCE = "evidence"
@@ -252,7 +246,7 @@ def choose_shards(names: Iterable[str], index: Mapping[str, str] | None, *, labe
         raise StructureError(
             f"holds {len(candidates)} safetensors files and no {INDEX_FILE} that says which belong to it", where=label
         )
-    pickles = sorted(name for name in names if name.endswith(PICKLE_SUFFIXES))
+    pickles = sorted(filter(is_pickle, names))
     if pickles:
         raise StructureError(
             f"holds only pickled weights ({pickles[0]}), which can run code and are never opened",
@@ -325,12 +319,11 @@ def _file_fact(path: Path, *, label: str) -> FileFact:
 
 def carried_files(checkpoint: Checkpoint) -> list[str]:
     """Names of the files that a build carries over: no weights, nothing that says how they are stored, no evidence."""
-    suffixes = PICKLE_SUFFIXES + OTHER_WEIGHT_SUFFIXES
     written = (CONFIG_FILE, modelopt.HF_QUANT_CONFIG)
     return sorted(
         name
         for name in checkpoint.files
-        if not name.endswith(suffixes) and name not in written and not name.startswith(f"{EVIDENCE}/")
+        if not is_weights(name) and name not in written and not name.startswith(f"{EVIDENCE}/")
     )
 
 

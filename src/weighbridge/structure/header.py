@@ -97,8 +97,8 @@ def parse_header(raw: bytes, *, file_size: int, where: str) -> Header:
         raise StructureError("its header is not a JSON object", where=where)
     data_offset = LENGTH_BYTES + len(raw)
     entries = parse_object(raw, where=where)
-    if not raw.startswith(b"{"):
-        raise StructureError("its header begins with white space", where=where)
+    if not raw.rstrip(b" ").endswith(b"}"):
+        raise StructureError("its header ends with white space other than spaces", where=where)
     metadata = _metadata(entries.pop("__metadata__", {}), where=where)
     stored = [(name, _stored_tensor(name, entry, where=where)) for name, entry in entries.items()]
     stored.sort(key=lambda item: (item[1].begin, item[1].end))

@@ -23,7 +23,6 @@ from weighbridge.formats.modelopt import HF_QUANT_CONFIG
 from weighbridge.progress import Progress
 from weighbridge.structure.checkpoint import (
     CONFIG_FILE,
-    INDEX_FILE,
     Checkpoint,
     FileFact,
     Origin,
@@ -37,6 +36,7 @@ from weighbridge.structure.checkpoint import (
 from weighbridge.structure.header import LENGTH_BYTES, Header, header_length, parse_header
 from weighbridge.structure.hub_client import advancing, explained, fetch_bytes, hushed, wary_client
 from weighbridge.structure.strict_json import MAX_JSON_BYTES, parse_object
+from weighbridge.structure.weights import INDEX_FILE
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +110,15 @@ def open_hub(hub_id: HubId) -> Checkpoint:
         origin=Origin(repository=hub_id.repository, revision=snapshot.commit),
         quant_config=quant_config,
     )
+
+
+def read_other_header(checkpoint: Checkpoint, name: str) -> Header:
+    """The header of a safetensors file of a checkpoint on the hub that is none of its shards.
+
+    Raises:
+        HubError, StructureError: as for `open_hub`.
+    """
+    return _read_header(find_snapshot(HubId(checkpoint.origin.repository, checkpoint.origin.revision)), name)
 
 
 def find_snapshot(hub_id: HubId) -> Snapshot:

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from weighbridge.errors import StructureError
 from weighbridge.formats.declaration import Declaration
-from weighbridge.formats.quantization import read_args, read_scheme
+from weighbridge.formats.quantization import read_args, read_scheme, without_quantization
 from weighbridge.formats.schemes import QuantizationArgs, Scheme, to_config
 from weighbridge.formats.tensors import DTYPE_BITS, Structure, Tensor
 from weighbridge.strict_yaml import Document, Strict, parse_yaml, validate
@@ -107,7 +107,10 @@ def open_lock(path: Path) -> Checkpoint:
 
 
 def write_lock(checkpoint: Checkpoint, *, comment: str = "") -> str:
-    """A checkpoint's structure lock as YAML text; `open_lock` reads it back to an equal structure and equal schemes."""
+    """A checkpoint's structure lock as YAML text; `open_lock` reads it back to an equal structure and equal schemes.
+
+    Its config.json stands there without the quantization config, which stands by effect, so that it can be planned.
+    """
     origin = checkpoint.origin
     content: dict[str, Any] = {
         "structure_lock": VERSION,
@@ -126,8 +129,9 @@ def write_lock(checkpoint: Checkpoint, *, comment: str = "") -> str:
             name: {key: value for key, value in (("size", fact.size), ("sha256", fact.sha256)) if value is not None}
             for name, fact in sorted(checkpoint.files.items())
         }
-    if checkpoint.declaration is None and checkpoint.config:
-        content["config"] = dict(checkpoint.config)
+    config = without_quantization(checkpoint.config)
+    if config:
+        content["config"] = config
     head = "".join(f"# {line}\n" for line in comment.splitlines())
     return head + yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=1000)
 

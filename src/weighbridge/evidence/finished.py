@@ -30,7 +30,7 @@ QUALITY_REPORT = "quality"
 
 
 @dataclass(frozen=True)
-class Account:
+class FinishedBuild:
     """A finished build, before its evidence is written.
 
     Attributes:

@@ -1,0 +1,70 @@
+"""What a checkpoint's files and keys are held against: its base, as far as it is at hand."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from weighbridge.hashing import hash_file
+from weighbridge.progress import Progress
+from weighbridge.structure.checkpoint import Checkpoint, read_small
+from weighbridge.structure.hub import HubId, find_snapshot, read_bytes
+from weighbridge.structure.strict_json import MAX_JSON_BYTES
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base model of a checkpoint.
+
+    Attributes:
+        checkpoint: its structure, its config, and its files: on disk or on the hub, or as a lock has them.
+        name: how reports call it.
+        listed: whether all files that it has are known, and not only those that somebody has seen.
+    """
+
+    checkpoint: Checkpoint
+    name: str
+    listed: bool
+
+    @property
+    def has_whole_config(self) -> bool:
+        """Whether its config.json has been seen, and not only the sizes in it."""
+        return self.checkpoint.origin.basis != "derived"
+
+    def digest(self, name: str) -> str | None:
+        """SHA-256 (hex) of one of its files; None where nobody here has seen it.
+
+        Raises:
+            StructureError, HubError: it cannot be read.
+        """
+        return digest(self.checkpoint, name)
+
+
+def digest(checkpoint: Checkpoint, name: str) -> str | None:
+    """SHA-256 (hex) of a checkpoint's file: as somebody recorded it, or read now; None where neither can be.
+
+    Raises:
+        StructureError, HubError: it cannot be read.
+    """
+    fact = checkpoint.files.get(name)
+    if fact is None or fact.sha256 is not None:
+        return None if fact is None else fact.sha256
+    if checkpoint.directory is not None:
+        return hash_file(checkpoint.directory / name, Progress())
+    content = read(checkpoint, name)
+    return None if content is None else hashlib.sha256(content).hexdigest()
+
+
+def read(checkpoint: Checkpoint, name: str) -> bytes | None:
+    """The content of a small file of a checkpoint; None where only a lock of it is at hand.
+
+    Raises:
+        StructureError: it cannot be read, or is no small file.
+        HubError: the hub did not give it.
+    """
+    if checkpoint.directory is not None:
+        return read_small(checkpoint.directory / name, label=checkpoint.label)
+    if not checkpoint.shards:
+        return None
+    snapshot = find_snapshot(HubId(checkpoint.origin.repository, checkpoint.origin.revision))
+    return read_bytes(snapshot, name, 0, MAX_JSON_BYTES + 1)

@@ -1,0 +1,144 @@
+"""Keys of config.json and its siblings, each held against the base's.
+
+What a build adds to config.json follows from the scheme. Any other difference is judged by what the key decides:
+config_keys.yaml says of each key whether it changes the function, or is harmless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from pathlib import Path as File
+from typing import Any
+
+from weighbridge.account.base import Base
+from weighbridge.account.leaves import Path, kind_of, leaves, shown
+from weighbridge.account.model import Kind, State, Verdict
+from weighbridge.errors import StructureError
+from weighbridge.formats.quantization import without_quantization
+from weighbridge.report import Finding, Severity
+from weighbridge.strict_yaml import Strict, parse_yaml, validate
+from weighbridge.structure.checkpoint import CONFIG_FILE
+
+NOTHING_TO_HOLD_AGAINST = "nothing was given to hold it against"
+UNKNOWN_KEY = "what the key decides is not known here, and it is not as in the base"
+UNSEEN_KEY = "nobody here has seen the whole config.json of the base, and the base is not at hand"
+RENAMED = {"torch_dtype": "dtype"}
+"""Keys that transformers 5 writes under another name than before, with one meaning."""
+
+_TABLE = File(__file__).with_name("config_keys.yaml")
+
+
+class Keys(Strict):
+    """Keys that are alike.
+
+    Attributes:
+        why: what they decide, or why nothing depends on them.
+    """
+
+    why: str
+    keys: list[str]
+
+
+class KeyTable(Strict):
+    """What is known of the keys of config.json."""
+
+    changes_the_function: list[Keys]
+    harmless: list[Keys]
+
+
+Meaning = tuple[State, str]
+"""`HELD` for what changes the function, `HARMLESS`, or `NOT_JUDGED`; and why."""
+
+
+@cache
+def config_keys() -> Mapping[str, Meaning]:
+    """Key -> what it means that it differs, from config_keys.yaml."""
+    document = parse_yaml(_TABLE.read_bytes(), where=_TABLE.name, error=StructureError)
+    table = validate(document, KeyTable, error=StructureError)
+    found = {key: (State.HELD, group.why) for group in table.changes_the_function for key in group.keys}
+    return found | {key: (State.HARMLESS, group.why) for group in table.harmless for key in group.keys}
+
+
+def meaning_in_config(path: Path) -> Meaning:
+    """What a key of config.json decides, by the innermost part of its path that is known (``rope_parameters.x``)."""
+    table = config_keys()
+    own = table.get(path[-1])
+    outer = (table[part] for part in reversed(path[:-1]) if part in table and not part.endswith("_config"))
+    return own or next(outer, (State.NOT_JUDGED, UNKNOWN_KEY))
+
+
+def meaning_beside(path: Path) -> Meaning:
+    """The same for a JSON file beside config.json: all decide how the model answers, but for records."""
+    if path[-1] in ("transformers_version", "name_or_path"):
+        return State.HARMLESS, "a record of what wrote the file; nothing is computed from it"
+    return State.HELD, "how text, pictures or sound go into the model, or how its answer is drawn"
+
+
+def judge_config(own: Mapping[str, Any], base: Base | None) -> Iterator[Verdict]:
+    """Every key of config.json but those of the quantization config, against the base's."""
+    bare = without_quantization(own)
+    if base is None or not base.checkpoint.config:
+        yield from judge_document(CONFIG_FILE, bare, None, meaning_in_config, against="")
+        return
+    theirs = without_quantization(base.checkpoint.config)
+    verdicts = judge_document(CONFIG_FILE, bare, theirs, meaning_in_config, against=base.name)
+    known = {_name(CONFIG_FILE, path) for path in _renamed(leaves(theirs))}
+    for verdict in verdicts:
+        if base.has_whole_config or verdict.name in known:
+            yield verdict
+        else:
+            yield Verdict(Kind.KEY, verdict.name, State.NOT_JUDGED, UNSEEN_KEY)
+
+
+def judge_document(
+    file: str,
+    own: Mapping[str, Any],
+    base: Mapping[str, Any] | None,
+    meaning: Callable[[Path], Meaning],
+    *,
+    against: str,
+) -> Iterator[Verdict]:
+    """Every leaf of a JSON document against the base's, those that it lacks too.
+
+    Args:
+        base: the base's document; None where nobody knows it.
+        meaning: what it means that a key is not as the base has it.
+        against: how the base is called.
+    """
+    if base is None:
+        for path in leaves(own):
+            yield Verdict(Kind.KEY, _name(file, path), State.NOT_JUDGED, NOTHING_TO_HOLD_AGAINST)
+        return
+    ours, theirs = _renamed(leaves(own)), _renamed(leaves(base))
+    for path in [*ours, *(path for path in theirs if path not in ours)]:
+        yield _judge_leaf(file, path, ours.get(path), theirs.get(path), meaning(path), against=against)
+
+
+def _renamed(found: dict[Path, str]) -> dict[Path, str]:
+    """Leaves under today's names; where both names stand there, each is a key of its own."""
+    today = {path: (*path[:-1], RENAMED.get(path[-1], path[-1])) for path in found}
+    return {path if today[path] in found else today[path]: text for path, text in found.items()}
+
+
+def _judge_leaf(file: str, path: Path, own: str | None, base: str | None, meaning: Meaning, *, against: str) -> Verdict:
+    name = _name(file, path)
+    if own == base:
+        return Verdict(Kind.KEY, name, State.SAME, against)
+    state, why = meaning
+    if state is State.HARMLESS and (own is None or base is None or kind_of(own) == kind_of(base)):
+        return Verdict(Kind.KEY, name, state, why)
+    if state is State.NOT_JUDGED:
+        return Verdict(Kind.KEY, name, state, why)
+    finding = Finding(
+        "account/key-changed",
+        Severity.ERROR,
+        name,
+        f"is {shown(own)}; {against} has {shown(base)}. It decides: {why}",
+        remedy=f"take {file} from the base again, or name the base that this was made from",
+    )
+    return Verdict(Kind.KEY, name, State.HELD, against, (finding,))
+
+
+def _name(file: str, path: Path) -> str:
+    return f"{file}:{'.'.join(path)}"

@@ -1,0 +1,57 @@
+"""Tensors that lie in safetensors files beside the shards, and that no index names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from weighbridge.structure.checkpoint import Checkpoint
+from weighbridge.structure.header import Header, read_header
+from weighbridge.structure.hub import read_other_header
+from weighbridge.structure.names import split_name
+from weighbridge.structure.weights import other_weights
+
+MTP_COUNTS = (
+    "mtp_num_hidden_layers",
+    "num_nextn_predict_layers",
+    "num_mtp_modules",
+    "num_mtp_layers",
+    "mtp_num_layers",
+)
+"""Keys of config.json that say how many layers predict further tokens."""
+_MTP_NAMES = ("mtp", "nextn", "shared_head", "eh_proj", "enorm", "hnorm")
+
+
+def forgotten(checkpoint: Checkpoint) -> Iterator[tuple[str, list[str]]]:
+    """Safetensors files that are no shards, each with the tensors of the model in it that no shard has.
+
+    A tensor is the model's if others of the shards are called so but for numbers (another layer, another expert), or
+    if it is one of the layers for speculative decoding that config.json speaks of.
+
+    Raises:
+        StructureError, HubError: a header cannot be read.
+    """
+    templates = {split_name(name)[0] for name in checkpoint.structure}
+    speculative = _speaks_of_mtp(checkpoint.config)
+    for file in other_weights(checkpoint.files, checkpoint.shards):
+        if file.endswith(".safetensors") and "/" not in file:
+            names = _header(checkpoint, file).tensors.keys() - checkpoint.structure.keys()
+            own = sorted(name for name in names if split_name(name)[0] in templates or (speculative and _is_mtp(name)))
+            if own:
+                yield file, own
+
+
+def _header(checkpoint: Checkpoint, file: str) -> Header:
+    if checkpoint.directory is not None:
+        return read_header(checkpoint.directory / file, where=f"{checkpoint.label}/{file}")
+    return read_other_header(checkpoint, file)
+
+
+def _speaks_of_mtp(config: Mapping[str, Any]) -> bool:
+    text = config.get("text_config")
+    holders = [config, text] if isinstance(text, Mapping) else [config]
+    return any(type(holder.get(key)) is int and holder[key] > 0 for holder in holders for key in MTP_COUNTS)
+
+
+def _is_mtp(name: str) -> bool:
+    return any(part.startswith(_MTP_NAMES) for part in name.split("."))

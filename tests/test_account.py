@@ -1,0 +1,455 @@
+"""The account is closed: nothing in a checkpoint that a server would obey is left unjudged."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.checkpoints import (
+    CONFIG,
+    INDEX,
+    RawTensor,
+    contents,
+    copy_checkpoint,
+    edit_config,
+    edit_json,
+    edit_tensors,
+    read_tensors,
+    rename_tensors,
+    rewrite,
+    shards_of,
+    write_shard,
+)
+from tests.conftest import Command, Once, Outcome, call_main
+from tests.tiny import BESIDE, CONFIG_OF, RECIPE, write_tiny
+from weighbridge.account.files import HARMLESS_FILES, harmless
+from weighbridge.account.keys import config_keys
+from weighbridge.commands import build, validate
+
+SEVERAL = ("--shard-size", "60kB")
+
+
+@dataclass(frozen=True)
+class Honest:
+    """An honest build of a base that no lock is of.
+
+    Attributes:
+        source: the base; recipe: what it was built by; build: the checkpoint.
+    """
+
+    source: Path
+    recipe: Path
+    build: Path
+
+    def judge(self, checkpoint: Path, *further: str) -> Outcome:
+        """What validate.py says of a copy, with everything at hand."""
+        arguments = ("--source", str(self.source), "--recipe", str(self.recipe), "--format", "json", *further)
+        return call_main(validate.main, (checkpoint, *arguments))
+
+
+@pytest.fixture(scope="module")
+def honest(once: Once) -> Honest:
+    def make(directory: Path) -> None:
+        source = write_tiny(directory / "source")
+        recipe = directory / "recipe.yaml"
+        recipe.write_text(RECIPE)
+        arguments = (recipe, "--model", source, "--output", directory / "build", "--audit", *SEVERAL)
+        outcome = call_main(build.main, arguments)
+        assert outcome.code == 0, outcome
+
+    root = once("account", make)
+    return Honest(root / "source", root / "recipe.yaml", root / "build")
+
+
+@pytest.fixture
+def copy(honest: Honest, tmp_path: Path) -> Path:
+    return copy_checkpoint(honest.build, tmp_path / "copy")
+
+
+def account_of(outcome: Outcome) -> dict[str, Any]:
+    (section,) = (section for section in outcome.report["sections"] if section["title"] == "the account")
+    return dict(section)
+
+
+def named(outcome: Outcome) -> str:
+    """Everything that a report says, and the one sentence of a refusal."""
+    return outcome.out + outcome.err
+
+
+def test_honest_build_of_a_base_without_a_lock_holds(honest: Honest) -> None:
+    outcome = honest.judge(honest.build)
+    assert outcome.code == 0
+    account = account_of(outcome)
+    assert account["summary"].endswith("each is held")
+    assert account["tables"] == []
+    assert "README.md" in account["facts"]["harmless"]
+
+
+def test_honest_build_of_a_base_without_a_lock_verifies_from_its_evidence_alone(
+    honest: Honest, call_validate: Command
+) -> None:
+    assert call_validate(honest.build, "--evidence").code == 0
+
+
+def test_alone_a_checkpoint_passes_and_what_was_not_judged_is_said(honest: Honest, call_validate: Command) -> None:
+    outcome = call_validate(honest.build, "--format", "json")
+    assert outcome.code == 0
+    account = account_of(outcome)
+    states = {(row[0], row[1]) for row in account["tables"][0]["rows"]}
+    assert {("file", "not judged"), ("key", "not judged"), ("tensor", "not judged")} < states
+    assert "not judged" in account["summary"]
+
+
+WEIGHTS = {
+    "consolidated.safetensors": "vLLM",
+    "consolidated-00001-of-00002.safetensors": "vLLM",
+    "zz_extra.safetensors": "index",
+    "model.safetensors": "transformers",
+    "model-00001-of-00009.safetensors": "index",
+    "adapter_model.safetensors": "index",
+    "pytorch_model.bin": "safetensors",
+    "pytorch_model-00001-of-00001.bin": "safetensors",
+    "model.pt": "safetensors",
+    "consolidated.00.pth": "pickle",
+    "model.ckpt": "pickle",
+    "weights.pkl": "pickle",
+    "tiny-Q4_K_M.gguf": "llama.cpp",
+    "weights.npz": "MLX",
+    "tf_model.h5": "TensorFlow",
+    "flax_model.msgpack": "Flax",
+    "model.onnx": "ONNX",
+    "original/consolidated.00.pth": "folder",
+    "onnx/model.onnx": "folder",
+    "deep/er/model.safetensors": "folder",
+    "consolidated.safetensors.index.json": "index",
+    "pytorch_model.bin.index.json": "index",
+    "model.fp16.safetensors.index.json": "index",
+}
+"""Files with weights that no server should find beside the shards -> a word of who would take them."""
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_other_weights_fail_and_who_would_take_them_is_said(honest: Honest, copy: Path, name: str) -> None:
+    (copy / name).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(shards_of(honest.source)[0], copy / name)
+    outcome = honest.judge(copy)
+    assert outcome.code == 1
+    findings = account_of(outcome)["findings"]
+    assert [(finding["rule"], finding["where"]) for finding in findings] == [("account/other-weights", name)]
+    assert WEIGHTS[name] in findings[0]["message"]
+
+
+@pytest.mark.parametrize("name", [name for name in WEIGHTS if "/" not in name])
+def test_other_weights_fail_alone_too(copy: Path, name: str, call_validate: Command) -> None:
+    (copy / name).write_bytes(b"\0" * 64)
+    outcome = call_validate(copy)
+    assert outcome.code == 1
+    assert name in outcome.out
+
+
+def test_weights_beside_a_single_shard_fail(honest: Honest, tmp_path: Path, call_validate: Command) -> None:
+    single = write_tiny(tmp_path / "single", shards=1)
+    write_shard(single / "zz_extra.safetensors", {"model.norm.weight": read_tensors(single)["model.norm.weight"]})
+    outcome = call_validate(single)
+    assert outcome.code == 1
+    assert "where there is no index" in " ".join(outcome.out.split())
+
+
+ADDED = (
+    *("adapter_config.json", "additional_chat_templates/tool_use.jinja", "modeling_llama.py", "foo.txt"),
+    *("tokenizer.model", "preprocessor_config.json", "processor_config.json", "params.json", "tekken.json"),
+    *("hf_quant_config.json", "modules.json", "sentence_bert_config.json", "1_Pooling/config.json", "vocab.txt"),
+    *("chat_template.json", "added_tokens.json", "config_sentence_transformers.json", "quantize_config.json"),
+    *("tokenizer.json.bak", "inference.yaml", "x", ".env", "recipe.yaml"),
+)
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_file_that_the_base_lacks_fails(honest: Honest, copy: Path, name: str) -> None:
+    (copy / name).parent.mkdir(parents=True, exist_ok=True)
+    (copy / name).write_text("{}")
+    outcome = honest.judge(copy)
+    assert outcome.code in (1, 2)
+    assert name in named(outcome)
+
+
+@pytest.mark.parametrize("name", [*BESIDE, "chat_template.jinja"])
+def test_file_of_the_base_that_is_altered_or_gone_fails(honest: Honest, copy: Path, name: str) -> None:
+    rewrite(copy / name, (copy / name).read_bytes().replace(b"s", b"z"))
+    altered = honest.judge(copy)
+    (copy / name).unlink()
+    gone = honest.judge(copy)
+    for outcome in (altered, gone):
+        assert outcome.code == 1
+        assert name in json.dumps(account_of(outcome)["findings"])
+
+
+KEYS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "rope_parameters.rope_theta": lambda config: config["rope_parameters"].update(rope_theta=1e6),
+    "rope_parameters.factor": lambda config: config["rope_parameters"].update(factor=8.0),
+    "rms_norm_eps": lambda config: config.update(rms_norm_eps=1e-6),
+    "final_logit_softcapping": lambda config: config.update(final_logit_softcapping=30.0),
+    "sliding_window": lambda config: config.update(sliding_window=16),
+    "layer_types": lambda config: config.update(layer_types=["sliding_attention"] * 2),
+    "num_attention_heads": lambda config: config.update(num_attention_heads=2),
+    "num_experts_per_tok": lambda config: config.update(num_experts_per_tok=1),
+    "tie_word_embeddings": lambda config: config.update(tie_word_embeddings=True),
+    "eos_token_id": lambda config: config.update(eos_token_id=[2]),
+    "hidden_act": lambda config: config.update(hidden_act="gelu"),
+    "architectures": lambda config: config.update(architectures=["MistralForCausalLM"]),
+    "auto_map.AutoModelForCausalLM": lambda config: config.update(auto_map={"AutoModelForCausalLM": "modeling.X"}),
+    "dtype": lambda config: config.update(dtype="float16"),
+    "torch_dtype": lambda config: config.update(torch_dtype="float16"),
+    "attention_bias": lambda config: config.update(attention_bias=True),
+    "max_position_embeddings": lambda config: config.pop("max_position_embeddings"),
+    "nobody_knows_this": lambda config: config.update(nobody_knows_this={}),
+    "rope_parameters.nobody_knows_this": lambda config: config["rope_parameters"].update(nobody_knows_this=None),
+    "transformers_weights": lambda config: config.update(transformers_weights="other.safetensors"),
+    "speculators_config.verifier.name_or_path": lambda config: config.update(
+        speculators_config={"verifier": {"name_or_path": "org/other"}}
+    ),
+    "attention_dropout": lambda config: config.update(attention_dropout="none"),  # harmless, but for its kind
+}
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_key_of_the_config_that_is_not_the_bases_fails(honest: Honest, copy: Path, key: str) -> None:
+    edit_config(copy, KEYS[key])
+    outcome = honest.judge(copy)
+    assert outcome.code == 1
+    assert f"config.json:{key}" in json.dumps(account_of(outcome)["findings"])
+
+
+REDIRECTS: dict[str, Callable[[Path], object]] = {
+    "transformers_weights": lambda copy: edit_config(copy, lambda c: c.update(transformers_weights="x.safetensors")),
+    "name_or_path": lambda copy: edit_config(
+        copy, lambda c: c.update(speculators_config={"verifier": {"name_or_path": "org/other"}})
+    ),
+    "auto_map": lambda copy: edit_config(copy, lambda c: c.update(auto_map={"AutoConfig": "org/other--code.X"})),
+    "base_model_name_or_path": lambda copy: edit_config(copy, lambda c: c.update(base_model_name_or_path="org/other")),
+    "adapter_config.json": lambda copy: (copy / "adapter_config.json").write_text("{}"),
+}
+
+
+@pytest.mark.parametrize("what", REDIRECTS)
+def test_what_makes_a_server_load_something_else_fails_alone(copy: Path, what: str, call_validate: Command) -> None:
+    REDIRECTS[what](copy)
+    outcome = call_validate(copy)
+    assert outcome.code == 1
+    assert what in outcome.out
+    assert "account/redirect" in outcome.out
+
+
+HARMLESS_KEYS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "transformers_version": lambda config: config.update(transformers_version="4.57.1"),
+    "_name_or_path": lambda config: config.update(_name_or_path="somewhere/else"),
+    "attention_dropout": lambda config: config.update(attention_dropout=0.1),
+    "quantization_config.version": lambda config: config["quantization_config"].update(version="0.9.4"),
+    "quantization_config.ignore": lambda config: config["quantization_config"]["ignore"].append("re:.*nowhere.*"),
+}
+
+
+@pytest.mark.parametrize("key", HARMLESS_KEYS)
+def test_key_that_nothing_depends_on_passes_and_is_named(honest: Honest, copy: Path, key: str) -> None:
+    edit_config(copy, HARMLESS_KEYS[key])
+    outcome = honest.judge(copy)
+    assert outcome.code == 0
+    assert f"config.json:{key}" in account_of(outcome)["facts"]["harmless"]
+
+
+QUANTIZATION_KEYS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "quantization_status": lambda config: config.update(quantization_status="frozen"),
+    "quantization_status left out": lambda config: config.pop("quantization_status"),
+    "ignore": lambda config: config["ignore"].append("re:.*mlp.*"),
+    "targets": lambda config: config["config_groups"]["group_0"].update(targets=["re:.*mlp.*"]),
+    "num_bits": lambda config: config["config_groups"]["group_0"]["weights"].update(num_bits=4),
+    "kv_cache_scheme": lambda config: config.update(
+        kv_cache_scheme={"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False, "symmetric": True}
+    ),
+    "quant_method": lambda config: config.update(quant_method="fp8"),
+    "unknown": lambda config: config.update(unknown=1),
+}
+
+
+@pytest.mark.parametrize("key", QUANTIZATION_KEYS)
+def test_key_of_the_quantization_config_that_changes_what_is_served_fails(honest: Honest, copy: Path, key: str) -> None:
+    edit_config(copy, lambda config: QUANTIZATION_KEYS[key](config["quantization_config"]))
+    assert honest.judge(copy).code in (1, 2)
+
+
+def test_metadata_of_an_index_or_a_shard_that_nobody_knows_fails(honest: Honest, copy: Path) -> None:
+    edit_json(copy / INDEX, lambda index: index["metadata"].update(dtype="float16"))
+    outcome = honest.judge(copy)
+    assert outcome.code == 1
+    assert f"{INDEX}:metadata.dtype" in json.dumps(account_of(outcome)["findings"])
+
+
+def test_white_space_of_a_config_passes_and_is_named(honest: Honest, copy: Path) -> None:
+    rewrite(copy / CONFIG, (copy / CONFIG).read_bytes() + b"\n\n")
+    outcome = honest.judge(copy)
+    assert outcome.code == 0
+    assert CONFIG in account_of(outcome)["facts"]["harmless"]
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/usage.md", "LICENSE", "LICENSE.txt", "NOTICE", "figures/a.png", ".gitattributes"]
+)
+def test_harmless_file_has_its_reason(name: str) -> None:
+    assert harmless(name) in {why for _, why in HARMLESS_FILES}
+
+
+@pytest.mark.parametrize(
+    "name", ["LICENSE.py", "readme", "merges.txt", "vocab.txt", "md", "tokenizer.md.json", "x.jinja"]
+)
+def test_file_that_may_be_obeyed_is_not_harmless(name: str) -> None:
+    assert harmless(name) is None
+
+
+# The law: from an honest, audited build, any one change fails, or is harmless by the closed list and named.
+
+Change = Callable[[Path], str]
+"""Changes a copy of the build, and gives the name that a report must show if it lets it pass."""
+
+PLAIN_NAMES = st.from_regex(
+    r"[a-z][a-z0-9_]{0,8}(\.(json|txt|py|jinja|model|yaml|md|png|bin|pt|gguf))?", fullmatch=True
+)
+
+
+@st.composite
+def byte_changes(draw: st.DrawFn) -> Change:
+    place, mask = draw(st.floats(0, 1, exclude_max=True)), draw(st.integers(1, 255))
+    pick = draw(st.integers(0, 1 << 16))
+
+    def change(copy: Path) -> str:
+        names = [name for name in contents(copy) if not name.startswith("evidence/")]
+        name = names[pick % len(names)]
+        raw = bytearray((copy / name).read_bytes())
+        raw[int(place * len(raw))] ^= mask
+        rewrite(copy / name, bytes(raw))
+        return name
+
+    return change
+
+
+@st.composite
+def key_changes(draw: st.DrawFn) -> Change:
+    file = draw(st.sampled_from([CONFIG, "generation_config.json", "tokenizer_config.json", "tokenizer.json", INDEX]))
+    pick = draw(st.integers(0, 1 << 16))
+    kind = draw(st.sampled_from(["add", "remove", "alter"]))
+    name = draw(st.one_of(st.sampled_from(sorted(config_keys())), st.from_regex(r"[a-z_]{1,12}", fullmatch=True)))
+    value = draw(st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=5), st.just({}), st.just([])))
+
+    def change(copy: Path) -> str:
+        document = json.loads((copy / file).read_bytes())
+        holders = [document]
+        for holder in holders:
+            holders += [item for item in holder.values() if isinstance(item, dict) and item]
+        holder = holders[pick % len(holders)]
+        key = list(holder)[pick % len(holder)] if kind != "add" else name
+        before = json.dumps(document)
+        if kind == "remove":
+            holder.pop(key)
+        else:
+            holder[key] = value
+        if json.dumps(document) == before:
+            holder["changed_all_the_same"] = 1
+        rewrite(copy / file, json.dumps(document, indent=2).encode())
+        return key
+
+    return change
+
+
+@st.composite
+def file_changes(draw: st.DrawFn) -> Change:
+    kind = draw(st.sampled_from(["add", "remove", "rename"]))
+    pick, name = draw(st.integers(0, 1 << 16)), draw(PLAIN_NAMES)
+    folder = draw(st.sampled_from(["", "", "sub/", "original/", "additional_chat_templates/"]))
+
+    def change(copy: Path) -> str:
+        names = [path.name for path in sorted(copy.iterdir()) if path.is_file() and not harmless(path.name)]
+        target = copy / (folder + name)
+        target.parent.mkdir(exist_ok=True)
+        if kind == "add":
+            target.write_text("{}")
+        elif kind == "rename":
+            (copy / names[pick % len(names)]).rename(target)
+        else:
+            (copy / names[pick % len(names)]).unlink()
+        return target.name
+
+    return change
+
+
+@st.composite
+def tensor_changes(draw: st.DrawFn) -> Change:
+    kind = draw(st.sampled_from(["add", "remove", "rename", "dtype", "value"]))
+    pick, name = draw(st.integers(0, 1 << 16)), draw(st.from_regex(r"[a-z_]{1,9}(\.weight(_scale)?)?", fullmatch=True))
+
+    def change(copy: Path) -> str:
+        shards = len(shards_of(copy))
+
+        def edit(tensors: dict[str, RawTensor]) -> None:
+            own = list(tensors)[pick % len(tensors)]
+            tensor = tensors[own]
+            if kind == "add":
+                tensors[name] = RawTensor("BF16", (2, 2), b"\0" * 8)
+            elif kind == "remove":
+                tensors.pop(own)
+            elif kind == "rename":
+                rename_tensors(tensors, {own: f"{own}.{name}"})
+            elif kind == "dtype":
+                dtype = {"BF16": "F16", "F8_E4M3": "I8"}[tensor.dtype]
+                tensors[own] = RawTensor(dtype, tensor.shape, tensor.data)
+            else:
+                raw = bytearray(tensor.data)
+                raw[pick % len(raw)] ^= 0x41
+                tensors[own] = RawTensor(tensor.dtype, tensor.shape, bytes(raw))
+
+        edit_tensors(copy, edit, shards=shards)
+        return name
+
+    return change
+
+
+CHANGES = st.one_of(byte_changes(), key_changes(), file_changes(), tensor_changes())
+
+
+def check_one_change(honest: Honest, place: Path, change: Change) -> None:
+    copy = place / "changed"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(honest.build, copy)
+    name = change(copy)
+    outcome = honest.judge(copy)
+    if outcome.code == 0:
+        assert name in account_of(outcome)["facts"]["harmless"]
+    assert outcome.code in (0, 1, 2)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("changed")
+
+
+@given(change=CHANGES)
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_one_change_fails_or_is_named_as_harmless(honest: Honest, place: Path, change: Change) -> None:
+    check_one_change(honest, place, change)
+
+
+@pytest.mark.campaign
+@given(change=CHANGES)
+@settings(max_examples=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_one_of_many_changes_fails_or_is_named_as_harmless(honest: Honest, place: Path, change: Change) -> None:
+    check_one_change(honest, place, change)
+
+
+def test_tiny_config_has_keys_of_the_table_alone() -> None:
+    assert set(CONFIG_OF) <= set(config_keys())
