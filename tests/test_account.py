@@ -28,7 +28,7 @@ from tests.checkpoints import (
     shards_of,
     write_shard,
 )
-from tests.conftest import Command, Once, Outcome, call_main
+from tests.conftest import ROOT, Command, Once, Outcome, call_main
 from tests.tiny import BESIDE, CONFIG_OF, RECIPE, write_tiny
 from weighbridge.account.files import HARMLESS_FILES, harmless
 from weighbridge.account.keys import config_keys
@@ -453,3 +453,8 @@ def test_any_one_of_many_changes_fails_or_is_named_as_harmless(honest: Honest, p
 
 def test_tiny_config_has_keys_of_the_table_alone() -> None:
     assert set(CONFIG_OF) <= set(config_keys())
+
+
+def test_docs_name_every_reason_for_what_is_harmless() -> None:
+    page = (ROOT / "docs/explanation/account.md").read_text()
+    assert [why for _, why in HARMLESS_FILES if why not in page] == []

@@ -483,7 +483,7 @@ def test_members_as_targets_beside_linear_are_a_warning() -> None:
     [
         (recipe(), REAL, "sizes 1, 2, 4, 8 fit"),
         (recipe(), MINI, "sizes 1, 2, 4 fit; 8 does not: 4 attention heads"),
-        (recipe(scheme="NVFP4A16"), REAL, "sizes 1, 2, 4 fit; 8 does not: width 704 of"),
+        (recipe(scheme="NVFP4A16"), REAL, "sizes 1 fit; 2 does not: width 704 of"),
         (
             recipe(scheme=None, config_groups=groups(all=(["Linear"], integers(64)))),
             REAL,

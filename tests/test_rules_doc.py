@@ -9,11 +9,13 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.planning import ROOT, source
+from tests.planning import ROOT
+from tests.tiny import MADE, write_tiny
 from weighbridge.commands import build
 from weighbridge.lint import RULES, lint
 from weighbridge.plan import make_plan
 from weighbridge.recipe import load_recipe
+from weighbridge.structure.opening import open_checkpoint
 
 DOCUMENT = (ROOT / "docs/reference/rules.md").read_text()
 INTRODUCTION = "Allowing what a rule forbids"
@@ -24,7 +26,7 @@ class Section(NamedTuple):
 
     Attributes:
         severity, allowable: what its first line says.
-        model: the lock that the example is planned against.
+        model: the lock that the example is planned against, or what is made on the spot for it (`MADE`).
         also: further errors and warnings that the example cannot avoid.
         example: the recipe.
     """
@@ -63,6 +65,17 @@ def example(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def model(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """What the example is planned for: a lock of the repository, or a directory."""
+    name = SECTIONS[request.getfixturevalue("rule")].model
+    if name not in MADE:
+        return str(ROOT / name)
+    directory = write_tiny(tmp_path / "model")
+    MADE[name](directory)
+    return str(directory)
+
+
 def test_every_rule_has_a_section_and_every_section_a_rule_in_their_order() -> None:
     assert list(SECTIONS) == list(RULES)
 
@@ -74,9 +87,11 @@ def test_section_says_how_the_rule_weighs_and_whether_it_can_be_allowed(rule: st
 
 
 @pytest.mark.parametrize("rule", SECTIONS)
-def test_example_raises_its_rule_with_that_severity_and_no_other_unannounced(rule: str, example: Path) -> None:
+def test_example_raises_its_rule_with_that_severity_and_no_other_unannounced(
+    rule: str, example: Path, model: str
+) -> None:
     section = SECTIONS[rule]
-    found = lint(make_plan(load_recipe(str(example)), source(section.model)))
+    found = lint(make_plan(load_recipe(str(example)), open_checkpoint(model)))
     assert {finding.severity for finding in found if finding.rule == rule} == {section.severity}
     others = {finding.rule for finding in found if finding.severity != "note"} - {rule}
     assert others == section.also
@@ -84,10 +99,9 @@ def test_example_raises_its_rule_with_that_severity_and_no_other_unannounced(rul
 
 @pytest.mark.parametrize("rule", SECTIONS)
 def test_example_fails_exactly_if_its_findings_include_an_error(
-    rule: str, example: Path, capsys: pytest.CaptureFixture[str]
+    rule: str, example: Path, model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lock = str(ROOT / SECTIONS[rule].model)
-    code = build.main([str(example), "--plan", "--model", lock, "--reference", "none", "--format", "json"])
+    code = build.main([str(example), "--plan", "--model", model, "--reference", "none", "--format", "json"])
     report = json.loads(capsys.readouterr().out)
     (section,) = report["sections"]
     severities = {finding["rule"]: finding["severity"] for finding in section["findings"]}
@@ -97,16 +111,16 @@ def test_example_fails_exactly_if_its_findings_include_an_error(
 
 
 @pytest.mark.parametrize("rule", [rule for rule in SECTIONS if RULES[rule].severity != "note"])
-def test_finding_of_an_example_says_where_it_is_and_what_to_do(rule: str, example: Path) -> None:
-    found = lint(make_plan(load_recipe(str(example)), source(SECTIONS[rule].model)))
+def test_finding_of_an_example_says_where_it_is_and_what_to_do(rule: str, example: Path, model: str) -> None:
+    found = lint(make_plan(load_recipe(str(example)), open_checkpoint(model)))
     assert all(finding.where and finding.message and finding.remedy for finding in found if finding.rule == rule)
 
 
 @pytest.mark.parametrize("rule", [rule for rule in SECTIONS if RULES[rule].allowable and not rule.startswith("allow/")])
-def test_what_can_be_allowed_is_allowed_by_a_line_of_the_recipe(rule: str, example: Path) -> None:
+def test_what_can_be_allowed_is_allowed_by_a_line_of_the_recipe(rule: str, example: Path, model: str) -> None:
     content = example.read_text()
     reason = "a test wants to see it"
     example.write_text(f"{content}allow:\n  - {rule} because {reason}\n")
-    found = lint(make_plan(load_recipe(str(example)), source(SECTIONS[rule].model)))
+    found = lint(make_plan(load_recipe(str(example)), open_checkpoint(model)))
     allowed = [finding for finding in found if finding.rule == rule]
     assert {(finding.severity, finding.explained) for finding in allowed} == {("note", f"allowed because {reason}")}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tests.checkpoints import CONFIG, RawTensor, Tensors, write_tensors
+from tests.checkpoints import CONFIG, RawTensor, Tensors, edit_config, write_shard, write_tensors
 
 HIDDEN, INNER, HEADS, KV, LAYERS, VOCAB = 64, 128, 4, 32, 2, 256
 
@@ -59,6 +60,27 @@ ignore:
   - re:.*embed.*
   - re:.*norm.*
 """
+
+
+def _left_behind(directory: Path) -> None:
+    write_shard(directory / "consolidated.safetensors", {"norm.weight": tiny_tensors()["model.norm.weight"]})
+
+
+def _forgotten(directory: Path) -> None:
+    norm = tiny_tensors()["model.norm.weight"]
+    write_shard(directory / "model-00003-of-00003.safetensors", {"model.layers.2.input_layernorm.weight": norm})
+
+
+def _redirected(directory: Path) -> None:
+    edit_config(directory, lambda config: config.update(transformers_weights="other.safetensors"))
+
+
+MADE: dict[str, Callable[[Path], None]] = {
+    "made/left-behind": _left_behind,
+    "made/forgotten": _forgotten,
+    "made/redirected": _redirected,
+}
+"""Sources that examples of docs/reference/rules.md are planned for -> how each is made of the tiny Llama."""
 
 
 def tiny_tensors() -> Tensors:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from weighbridge.formats.schemes import Scheme
 from weighbridge.formats.tensors import Structure
 from weighbridge.recipe.schema import DIFFERENCE_KINDS, Explanation
 from weighbridge.structure.checkpoint import BEHAVIOUR_FILES, Checkpoint
-from weighbridge.structure.modules import is_fused_experts, split_experts
+from weighbridge.structure.modules import is_fused_experts, split_experts, split_parameter
 from weighbridge.structure.names import NamePattern, compact, parse_pattern
+from weighbridge.structure.renaming import find_renamings
 
 UNCOMPARED_KEYS = frozenset({"quantization_config", "compression_config", "transformers_version", "_name_or_path"})
 """Keys of config.json that say how it was made, or that are compared by effect."""
@@ -28,8 +29,8 @@ class Difference:
     Attributes:
         kind: what kind of difference.
         name: the tensor, the module (kind ``scheme``), or `CONFIG`.
-        checkpoint: what it is in the checkpoint; empty where it has no such thing.
-        reference: what it is in the reference.
+        checkpoint: what it is in the checkpoint; empty where it has no such thing; for what is renamed the rule.
+        reference: what it is in the reference; for what is renamed what it is called there.
     """
 
     kind: DIFFERENCE_KINDS
@@ -61,15 +62,18 @@ class Explained:
 
 @dataclass(frozen=True)
 class DifferenceGroup:
-    """Differences of one kind that one pattern of names stands for."""
+    """Differences of one kind that one pattern of names stands for, or one rule.
+
+    Attributes:
+        pattern: of their names; for what is renamed the first of them.
+        count: how many there are.
+    """
 
     kind: DIFFERENCE_KINDS
     pattern: NamePattern
     checkpoint: str
     reference: str
-
-    def __len__(self) -> int:
-        return len(self.pattern)
+    count: int
 
 
 def diff(checkpoint: Checkpoint, reference: Checkpoint) -> list[Difference]:
@@ -82,11 +86,37 @@ def diff(checkpoint: Checkpoint, reference: Checkpoint) -> list[Difference]:
 
 
 def diff_structures(checkpoint: Checkpoint, reference: Checkpoint) -> list[Difference]:
-    """The differences of tensors, and of quantization by effect."""
+    """The differences of tensors, and of quantization by effect. What is renamed is compared under the other's name."""
+    renamings = find_renamings(*_strangers(checkpoint, reference))
+    names = {own: other for renaming in renamings for own, other in renaming.names.items()}
+    ours = {names.get(name, name): tensor for name, tensor in checkpoint.structure.items()}
+    renamed = replace(checkpoint, structure=ours, schemes=_renamed_schemes(checkpoint.schemes, names))
     return [
-        *_tensor_differences(checkpoint.structure, reference.structure),
-        *_quantization_differences(checkpoint, reference),
+        *(
+            Difference("renamed", own, renaming.rule, other)
+            for renaming in renamings
+            for own, other in renaming.names.items()
+        ),
+        *_tensor_differences(ours, reference.structure),
+        *_quantization_differences(renamed, reference),
     ]
+
+
+def _strangers(checkpoint: Checkpoint, reference: Checkpoint) -> tuple[list[str], list[str]]:
+    """Names that either side alone has, but for fused experts that the other has one by one."""
+    ours, theirs = checkpoint.structure, reference.structure
+    fused = [_fused_against(ours, theirs), _fused_against(theirs, ours)]
+    same = {part for side in fused for name, parts in side.items() for part in (name, *parts)}
+    return (
+        [name for name in ours if name not in theirs and name not in same],
+        [name for name in theirs if name not in ours and name not in same],
+    )
+
+
+def _renamed_schemes(schemes: Mapping[str, Scheme], names: Mapping[str, str]) -> Mapping[str, Scheme]:
+    """Schemes by module, under the names that the modules have in the other structure."""
+    modules = {split_parameter(own)[0]: split_parameter(other)[0] for own, other in names.items()}
+    return {modules.get(module, module): scheme for module, scheme in schemes.items()} if modules else schemes
 
 
 def explain(differences: Sequence[Difference], entries: Sequence[Explanation]) -> Explained:
@@ -122,10 +152,18 @@ def explain(differences: Sequence[Difference], entries: Sequence[Explanation]) -
 def group(differences: Iterable[Difference]) -> list[DifferenceGroup]:
     """Differences that are alike but for the numbers in their names, as few patterns as they need."""
     alike: dict[tuple[DIFFERENCE_KINDS, str, str], list[str]] = {}
+    renamed: dict[str, list[Difference]] = {}
     for difference in differences:
-        alike.setdefault((difference.kind, difference.checkpoint, difference.reference), []).append(difference.name)
-    return [
-        DifferenceGroup(kind, pattern, checkpoint, reference)
+        if difference.kind == "renamed":
+            renamed.setdefault(difference.checkpoint, []).append(difference)
+        else:
+            alike.setdefault((difference.kind, difference.checkpoint, difference.reference), []).append(difference.name)
+    by_rule = [
+        DifferenceGroup("renamed", NamePattern(found[0].name, ()), rule, found[0].reference, len(found))
+        for rule, found in renamed.items()
+    ]
+    return by_rule + [
+        DifferenceGroup(kind, pattern, checkpoint, reference, len(pattern))
         for (kind, checkpoint, reference), names in alike.items()
         for pattern in compact(names)
     ]

@@ -15,6 +15,7 @@ from weighbridge.references import AgainstReference, base_of_build, base_of_sour
 from weighbridge.report import Section
 from weighbridge.scales import scales_sections
 from weighbridge.structure.checkpoint import Checkpoint
+from weighbridge.structure.renaming import usual_name
 
 
 @dataclass(frozen=True)
@@ -84,5 +85,6 @@ def values_of(checkpoint: Checkpoint, plan: Plan | None) -> list[Section]:
     """
     if checkpoint.directory is None or not checkpoint.schemes:
         return []
-    groups = plan.fused_groups if plan is not None else find_fused_groups(checkpoint.schemes, list(MERGED.values()))
+    modules = map(usual_name, checkpoint.schemes)
+    groups = plan.fused_groups if plan is not None else find_fused_groups(modules, list(MERGED.values()))
     return scales_sections(checkpoint, groups)

@@ -39,9 +39,10 @@ class Identity:
 
     def section(self, source: Checkpoint) -> Section:
         """The identity as part of a report."""
-        pinned = self.lock.files.keys() if self.lock is not None else frozenset()
+        files = {} if self.lock is None else self.lock.files
+        pinned = {name for name, fact in files.items() if fact.sha256}
         others = sorted(source.files.keys() - source.shards.keys() - pinned)
-        facts: dict[str, str | int] = {"carried over, held against nothing": ", ".join(others)} if others else {}
+        facts: dict[str, str | int] = {"of no known digest": ", ".join(others)} if others else {}
         return Section(f"the source {source.label}", self.sentence, facts=facts, judges=self.proven)
 
 
@@ -55,8 +56,8 @@ def identify(source: Checkpoint, lock: Checkpoint | None, digests: Mapping[str, 
     if lock is None:
         return Identity(None, "no base model that is known here has these tensors", digests)
     pinned = {name: fact.sha256 for name, fact in lock.files.items() if fact.sha256}
-    if not pinned:
-        return Identity(lock, f"the lock of {_named(lock)} has no digests", digests)
+    if not set(source.shards) & set(pinned):
+        return Identity(lock, f"the lock of {_named(lock)} has no digests of its weights", digests)
     wrong = [*(name for name in pinned if digests.get(name) != pinned[name]), *(set(source.shards) - set(pinned))]
     if not wrong:
         return Identity(lock, "", digests)

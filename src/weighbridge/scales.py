@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from weighbridge.report import Finding, Section, Severity
 from weighbridge.structure.checkpoint import Checkpoint
 from weighbridge.structure.modules import split_parameter
 from weighbridge.structure.names import compact
+from weighbridge.structure.renaming import usual_name
+
+T = TypeVar("T")
 
 SCALES = frozenset(
     {
@@ -52,7 +56,7 @@ def scales_sections(checkpoint: Checkpoint, groups: Sequence[FusedGroup]) -> lis
     findings = (
         *_missing(checkpoint),
         *_bad(values),
-        *_unequal(values, checkpoint.schemes, groups),
+        *_unequal(_under_usual_names(values), _under_usual_names(checkpoint.schemes), groups),
     )
     if not values and not findings:
         return []
@@ -130,6 +134,11 @@ def _problem(value: float) -> str:
     if np.isinf(value):
         return "infinite"
     return "" if value > 0 else "zero" if value == 0 else "negative"
+
+
+def _under_usual_names(by_name: Mapping[str, T]) -> Mapping[str, T]:
+    """Experts that are named the other way round are merged all the same."""
+    return {usual_name(name): value for name, value in by_name.items()}
 
 
 def _unequal(

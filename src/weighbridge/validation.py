@@ -9,6 +9,7 @@ from weighbridge.account import judge as judge_account
 from weighbridge.consistency import inconsistencies
 from weighbridge.diff import Difference, DifferenceGroup, diff, diff_structures, explain, group
 from weighbridge.formats.tensors import payload_bytes
+from weighbridge.lint import lint_served
 from weighbridge.picture import bytes_by_role
 from weighbridge.plan import Plan
 from weighbridge.plan.reasons import reasons, rules_by_tensor
@@ -24,6 +25,7 @@ _MESSAGES = {
     "shape": "is {ours}; {other} has {theirs}",
     "scheme": "gets: {ours}. In {other}: {theirs}",
     "quantization-config": "declares {ours}; {other} declares {theirs}",
+    "renamed": "{ours}: there it is {theirs}",
     "layout": "is {ours}; {other} has {theirs}",
     "config": "is {ours}; {other} has {theirs}",
     "file": "is {ours}; {other} has {theirs}",
@@ -50,7 +52,7 @@ def validate(
     """
     named = describe(references[0].reference) if references else ""
     account = judge_account(checkpoint, base=base, plan=plan, reference=named)
-    sections = [*context, _itself(checkpoint, plan), _account(account, base, plan)]
+    sections = [*context, _itself(checkpoint, plan), *_served(checkpoint, plan), _account(account, base, plan)]
     if plan is not None:
         differences = diff_structures(checkpoint, plan.predicted)  # its files and keys stand in the account
         themselves = [against for against in references if _is(checkpoint, against)]
@@ -111,6 +113,16 @@ def _itself(checkpoint: Checkpoint, plan: Plan | None) -> Section:
     )
 
 
+def _served(checkpoint: Checkpoint, plan: Plan | None) -> list[Section]:
+    """What the rules of serving say; nothing of a checkpoint that is not quantized."""
+    if not checkpoint.schemes:
+        return []
+    findings = lint_served(checkpoint, plan)
+    broken = sum(finding.severity is not Severity.NOTE for finding in findings)
+    summary = f"{broken} rules of serving are broken" if broken else "no rule of serving is broken"
+    return [Section("what servers make of it", summary, findings=tuple(findings))]
+
+
 def _account(account: Account, base: Base | None, plan: Plan | None) -> Section:
     """The account; closed where there is something that the whole checkpoint was to be held against."""
     return account_section(account, () if base is None and plan is None else unjudged(account))
@@ -133,7 +145,7 @@ def _compare(
                 Severity.ERROR,
                 str(item.pattern),
                 f"two entries explain {item.kind} here; which of them is the reason?",
-                count=len(item),
+                count=item.count,
                 remedy="take one of the two out of the recipe",
             )
             for item in group(explained.contested)
@@ -181,7 +193,7 @@ def _severity(kind: str) -> Severity:
 
 def _finding(item: DifferenceGroup, severity: Severity, other: str, *, explained: str = "") -> Finding:
     message = _MESSAGES[item.kind].format(ours=item.checkpoint, theirs=item.reference, other=other)
-    return Finding(f"diff/{item.kind}", severity, str(item.pattern), message, count=len(item), explained=explained)
+    return Finding(f"diff/{item.kind}", severity, str(item.pattern), message, count=item.count, explained=explained)
 
 
 def _verdict(checkpoint: Checkpoint, sections: Sequence[Section]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+from weighbridge.errors import StructureError
 from weighbridge.hashing import hash_file
 from weighbridge.progress import Progress
 from weighbridge.structure.checkpoint import Checkpoint, read_small
@@ -41,18 +42,19 @@ class Base:
 
 
 def digest(checkpoint: Checkpoint, name: str) -> str | None:
-    """SHA-256 (hex) of a checkpoint's file: as somebody recorded it, or read now; None where neither can be.
+    """SHA-256 (hex) of a checkpoint's file, or of a lock's as the lock has it; None where nobody knows.
+
+    What the hub says of a file's digest is its word; the file itself is read.
 
     Raises:
         StructureError, HubError: it cannot be read.
     """
-    fact = checkpoint.files.get(name)
-    if fact is None or fact.sha256 is not None:
-        return None if fact is None else fact.sha256
+    if name not in checkpoint.files:
+        return None
     if checkpoint.directory is not None:
         return hash_file(checkpoint.directory / name, Progress())
     content = read(checkpoint, name)
-    return None if content is None else hashlib.sha256(content).hexdigest()
+    return checkpoint.files[name].sha256 if content is None else hashlib.sha256(content).hexdigest()
 
 
 def read(checkpoint: Checkpoint, name: str) -> bytes | None:
@@ -67,4 +69,7 @@ def read(checkpoint: Checkpoint, name: str) -> bytes | None:
     if not checkpoint.shards:
         return None
     snapshot = find_snapshot(HubId(checkpoint.origin.repository, checkpoint.origin.revision))
-    return read_bytes(snapshot, name, 0, MAX_JSON_BYTES + 1)
+    content = read_bytes(snapshot, name, 0, MAX_JSON_BYTES + 1)
+    if len(content) > MAX_JSON_BYTES:
+        raise StructureError(f"is larger than {MAX_JSON_BYTES:,} bytes", where=f"{checkpoint.label}/{name}")
+    return content

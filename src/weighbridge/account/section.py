@@ -11,7 +11,7 @@ from weighbridge.structure.names import compact
 
 TITLE = "the account"
 COLUMNS = ("what", "state", "by", "count", "which")
-MOST_NAMED = 6
+MOST_NAMED = 3
 """Names that a row shows; of more than so many the rest is counted."""
 
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 from typing import TYPE_CHECKING
 
+from weighbridge.account.base import digest
 from weighbridge.commands.run import positive, size
 from weighbridge.errors import StructureError
-from weighbridge.identity import Identity, digest_files, identify, pinned_files
+from weighbridge.identity import Identity, identify, pinned_files
 from weighbridge.progress import Progress
 from weighbridge.references import base_of_source
 from weighbridge.report import Section
 from weighbridge.resources import DEFAULT_MEMORY, Resources
 from weighbridge.structure.checkpoint import Checkpoint
-from weighbridge.structure.hub import HubId, find_snapshot, read_bytes
 from weighbridge.structure.opening import open_checkpoint
-from weighbridge.structure.strict_json import MAX_JSON_BYTES
 
 if TYPE_CHECKING:
     from weighbridge.audit import Sample
@@ -77,7 +75,7 @@ def audit_sections(
     )
     lock = base_of_source(base, preferred=loaded.recipe.base.model if loaded is not None else "")
     if found.digests:
-        identity = identify(base, lock, {**found.digests, **_beside(base, lock, progress)})
+        identity = identify(base, lock, {**found.digests, **_beside(base, lock)})
     else:
         identity = Identity(lock, "only a sample of it was read", {})
     return [identity.section(base), *audit.sections(found)]
@@ -104,13 +102,10 @@ def compare_section(checkpoint: Checkpoint, options: argparse.Namespace) -> Sect
     return audit.compare(checkpoint, other, resources=resources, progress=Progress())
 
 
-def _beside(base: Checkpoint, lock: Checkpoint | None, progress: Progress) -> dict[str, str]:
-    """SHA-256 of the small files beside the shards that the base's lock pins."""
-    names = pinned_files(base, lock)
-    if base.directory is not None:
-        return digest_files(base, names, progress=progress)
-    snapshot = find_snapshot(HubId(base.origin.repository, base.origin.revision))
-    return {name: hashlib.sha256(read_bytes(snapshot, name, 0, MAX_JSON_BYTES)).hexdigest() for name in names}
+def _beside(base: Checkpoint, lock: Checkpoint | None) -> dict[str, str]:
+    """SHA-256 of the files beside the shards that the base's lock pins."""
+    found = ((name, digest(base, name)) for name in pinned_files(base, lock))
+    return {name: sha256 for name, sha256 in found if sha256 is not None}
 
 
 def _share(text: str) -> float:

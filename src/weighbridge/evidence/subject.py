@@ -19,10 +19,10 @@ from weighbridge.errors import StructureError
 from weighbridge.formats.tensors import Structure
 from weighbridge.hashing import hash_file, hash_shard
 from weighbridge.progress import Progress
-from weighbridge.structure.checkpoint import EVIDENCE, MAX_FOLDERS
+from weighbridge.structure.checkpoint import EVIDENCE, GITS_OWN, MAX_FOLDERS
 from weighbridge.structure.header import Header
 
-UNSIGNED = (".git", ".gitattributes", ".github", ".gitignore")
+UNSIGNED = (".git", *GITS_OWN)
 """What Model Signing leaves out at the top of a model; the hub adds a ``.gitattributes`` of its own."""
 
 HUB_CLIENT = ".cache/huggingface"

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 
 from weighbridge.lint import conversion, fused, ignored, quantized, serving, source, targets
 from weighbridge.lint.rules import RULES, Raised
+from weighbridge.lint.served import served_from
 from weighbridge.plan import Plan
 from weighbridge.recipe import Allowance
 from weighbridge.report import Finding, Severity
+from weighbridge.structure.checkpoint import Checkpoint
 
-__all__ = ["RULES", "lint"]
+__all__ = ["RULES", "lint", "lint_served"]
 
 _CHECKS = (
     source.check,
@@ -28,6 +30,24 @@ def lint(plan: Plan) -> list[Finding]:
     allowances = _Allowances(plan)
     findings = [_finding(item, allowances.of(item)) for check in _CHECKS for item in check(plan)]
     findings += [_finding(item, None) for item in allowances.wrong_or_unused()]
+    return _by_severity(findings)
+
+
+def lint_served(checkpoint: Checkpoint, plan: Plan | None = None) -> list[Finding]:
+    """What the rules of serving have to say of a checkpoint that lies there, in the same order.
+
+    Args:
+        plan: of the recipe that it is held against, whose allowances hold here too.
+    """
+    served = served_from(checkpoint)
+    if served is None:
+        return []
+    allowances = None if plan is None else _Allowances(plan)
+    found = [*fused.check_served(served), *serving.check_served(served)]
+    return _by_severity([_finding(item, None if allowances is None else allowances.of(item)) for item in found])
+
+
+def _by_severity(findings: list[Finding]) -> list[Finding]:
     order = list(Severity)
     return sorted(findings, key=lambda finding: order.index(finding.severity))
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from weighbridge.formats.schemes import Scheme
 from weighbridge.lint.merged import MERGED, expert_of
 from weighbridge.lint.rules import Raised
+from weighbridge.lint.served import Served, served_by_plan
 from weighbridge.patterns import pattern_list
 from weighbridge.plan import FusedGroup, Plan
 from weighbridge.structure.names import compact
@@ -25,28 +26,53 @@ class _Problem(NamedTuple):
 
 def check(plan: Plan) -> Iterator[Raised]:
     """Groups and experts that are partly kept or quantized by different schemes, and groups that lack a member."""
-    # What a scheme cannot be applied to is reported as such; here it counts as what it was meant to be.
-    schemes = {**plan.schemes, **{obstacle.module: obstacle.scheme for obstacle in plan.obstacles}}
-    rules = {part.module: part.rule for part in plan.parts if f"{part.module}.weight" in part.outputs or part.scheme}
-    places: dict[_Problem, list[str]] = {}
-    uneven: set[str] = set()
+    served = served_by_plan(plan)
+    if served is None:
+        return
     unlisted = tuple(_unlisted(plan))
-    for group in (*plan.fused_groups, *unlisted):
-        problem = _uneven(group, schemes, rules) or _absent_member(group, schemes, rules, plan)
+    uneven = tuple(_uneven_groups(served, unlisted))
+    yield from _raised(uneven)
+    parents = {parent for _, parent in uneven}
+    yield from _raised(
+        (_not_listed(group), group.parent)
+        for group in unlisted
+        if group.parent not in parents and _shares_scale(group, served.schemes)
+    )
+    yield from _experts(served, parents)
+    yield from _lacking(served)
+
+
+def check_served(served: Served) -> Iterator[Raised]:
+    """The same of a checkpoint that lies there."""
+    uneven = tuple(_uneven_groups(served, ()))
+    yield from _raised(uneven)
+    yield from _experts(served, {parent for _, parent in uneven})
+    yield from _lacking(served)
+
+
+def _uneven_groups(served: Served, further: Sequence[FusedGroup]) -> Iterator[tuple[_Problem, str]]:
+    """Groups whose members a server cannot load as one matrix, by their parents."""
+    kept = {linear.module: linear.why for linear in served.linears if linear.scheme is None}
+    for group in (*served.fused_groups, *further):
+        problem = _uneven(group, served.schemes, kept) or _absent_member(group, kept, served)
         if problem is not None:
-            places.setdefault(problem, []).append(group.parent)
-            uneven.add(group.parent)
-    for group in unlisted:
-        if group.parent not in uneven and _shares_scale(group, schemes):
-            named = ", ".join(group.members)
-            message = f"servers merge {named} under one global scale, and fused_groups does not name them together"
-            problem = _Problem("fused/unlisted", message, f"add [{named}] to fused_groups")
-            places.setdefault(problem, []).append(group.parent)
+            yield problem, group.parent
+
+
+def _raised(found: Iterable[tuple[_Problem, str]]) -> Iterator[Raised]:
+    """Places with the same problem together."""
+    places: dict[_Problem, list[str]] = {}
+    for problem, parent in found:
+        places.setdefault(problem, []).append(parent)
     for problem, parents in places.items():
         for pattern in compact(parents):
             yield Raised(problem.rule, str(pattern), problem.message, problem.remedy, len(pattern))
-    yield from _experts(plan, schemes, uneven)
-    yield from _lacking(plan, schemes)
+
+
+def _not_listed(group: FusedGroup) -> _Problem:
+    named = ", ".join(group.members)
+    message = f"servers merge {named} under one global scale, and fused_groups does not name them together"
+    return _Problem("fused/unlisted", message, f"add [{named}] to fused_groups")
 
 
 def _unlisted(plan: Plan) -> Iterator[FusedGroup]:
@@ -85,21 +111,18 @@ def _uneven(group: FusedGroup, schemes: Mapping[str, Scheme], rules: Mapping[str
     return None
 
 
-def _absent_member(
-    group: FusedGroup, schemes: Mapping[str, Scheme], rules: Mapping[str, str], plan: Plan
-) -> _Problem | None:
+def _absent_member(group: FusedGroup, kept: Mapping[str, str], served: Served) -> _Problem | None:
     """vLLM asks the ignore list for every member of a merged linear, also for one that is not stored."""
     if not group.absent:
         return None
     first = f"{group.parent}.{group.members[0]}"
-    decided = rules.get(first, "")
-    patterns = pattern_list(plan.loaded.recipe.ignored)
+    patterns = pattern_list(served.ignored)
     matched = [patterns.first(f"{group.parent}.{member}") is not None for member in group.absent]
     named, missing = ", ".join(group.members), ", ".join(group.absent)
-    if first in schemes and any(matched):
+    if first in served.schemes and any(matched):
         message = f"{named} quantized, but ignore keeps {missing}"
-    elif decided.startswith("ignore ") and not all(matched):
-        message = f"{named} kept ({decided}), but no entry matches {missing}"
+    elif first in kept and patterns.first(first) is not None and not all(matched):
+        message = f"{named} kept ({kept[first]}), but no entry matches {missing}"
     else:
         return None
     return _Problem(
@@ -114,11 +137,12 @@ def _shares_scale(group: FusedGroup, schemes: Mapping[str, Scheme]) -> bool:
     return scheme is not None and scheme.weights.strategy == "tensor_group"
 
 
-def _experts(plan: Plan, schemes: Mapping[str, Scheme], uneven: set[str]) -> Iterator[Raised]:
+def _experts(served: Served, uneven: Collection[str]) -> Iterator[Raised]:
     """vLLM takes the scheme of a layer's experts from the three matrices of expert 0, and stops where they differ."""
     layers: dict[str, list[str]] = {}
     reported = {expert[0] for parent in uneven if (expert := expert_of(f"{parent}.any")) is not None}
-    for module in plan.modules:
+    schemes = served.schemes
+    for module in served.modules:
         expert = expert_of(module)
         if expert is not None and expert[0] not in reported:
             layers.setdefault(expert[0], []).append(module)
@@ -146,10 +170,10 @@ def _members(modules: list[str]) -> str:
     return f"{', '.join(names)} ({len(modules):,})"
 
 
-def _lacking(plan: Plan, schemes: Mapping[str, Scheme]) -> Iterator[Raised]:
+def _lacking(served: Served) -> Iterator[Raised]:
     alike: dict[str, list[str]] = {}
-    for parent, members, absent in plan.fused_groups:
-        if absent and f"{parent}.{members[0]}" in schemes:
+    for parent, members, absent in served.fused_groups:
+        if absent and f"{parent}.{members[0]}" in served.schemes:
             known = ": servers use the keys as values" if absent == _VALUES else "; the others are treated as a group"
             alike.setdefault(f"has {', '.join(members)} and no {', '.join(absent)}{known}", []).append(parent)
     for message, parents in alike.items():

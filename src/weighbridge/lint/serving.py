@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import lcm
 from typing import Any
 
 from weighbridge.formats.declaration import LINEAR, Declaration
@@ -11,12 +12,15 @@ from weighbridge.formats.schemes import Scheme
 from weighbridge.lint.merged import MERGED, expert_of
 from weighbridge.lint.quantized import BULK, INTEGER_GROUP_SIZES
 from weighbridge.lint.rules import Raised
+from weighbridge.lint.served import Linear, Served, served_by_plan
 from weighbridge.patterns import REGEX_PREFIX, pattern_list
 from weighbridge.plan import Part, Plan
 from weighbridge.roles import Role, role_of
 from weighbridge.structure.names import compact, split_name
 
 TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
+FP4_EXPERT_TILE = 64
+"""What vLLM's FP4 kernels for experts take whole of the inner width on a GPU (#39595: the 26B's 704 / 2 fails)."""
 _ROW_PARALLEL = frozenset({"o_proj", "down_proj", "w2", "out_proj", "dense"})
 _KEYS_VALUES = frozenset({"k_proj", "v_proj"})
 _MERGED_LAST = frozenset(members[-1] for members in MERGED.values())
@@ -26,21 +30,53 @@ _RENAMED_PREFIXES = ("model.", "language_model.", r"model\.", r"language_model\.
 
 def check(plan: Plan) -> Iterator[Raised]:
     """Modules that are declared otherwise than stored, names that servers change, and what to expect where."""
-    declaration = plan.declaration
-    if declaration is None:
+    served = served_by_plan(plan)
+    if served is None:
         return
-    yield from _undeclared(plan, declaration)
-    yield from _tied_head(plan, declaration)
+    yield from _undeclared(plan, served.declaration)
+    yield from _tied_head(served)
     yield from _prefixes(plan)
-    yield from _merged_targets(plan, declaration)
-    schemes = sorted(set(plan.schemes.values()), key=str)
+    yield from _merged_targets(served)
+    yield from _expectations(served)
+
+
+def check_served(served: Served) -> Iterator[Raised]:
+    """The same of a checkpoint that lies there, whose declaration was held against its tensors already."""
+    yield from _unnamed(served)
+    yield from _tied_head(served)
+    yield from _merged_targets(served)
+    yield from _expectations(served)
+
+
+def _expectations(served: Served) -> Iterator[Raised]:
+    schemes = sorted(set(served.schemes.values()), key=str)
     for scheme in schemes:
         yield from _group_size(scheme)
     if schemes:
-        yield from _tensor_parallel(plan)
+        yield from _tensor_parallel(served)
         yield from (Raised("serve/gpu", str(scheme), _gpus(scheme)) for scheme in schemes)
-        yield from _kv_cache(plan, declaration)
-        yield from _gemma4(plan)
+        yield from _kv_cache(served)
+        yield from _gemma4(served)
+
+
+def _unnamed(served: Served) -> Iterator[Raised]:
+    """Kept linears of which config.json says nothing. A lock does not say how its declaration was spelled."""
+    if not served.declaration.groups:
+        return
+    targeted = resolve(served.declaration, [linear.module for linear in served.linears], where=served.ignored_at)
+    ignored = pattern_list(served.ignored)
+    unnamed = [
+        linear.module
+        for linear in served.linears
+        if linear.scheme is None
+        and len(linear.weight.shape) == 2
+        and role_of(linear.module) not in (Role.EMBEDDINGS, Role.NORMS)
+        and linear.module not in targeted
+        and not ignored.matches(linear.module)
+    ]
+    for pattern in compact(unnamed):
+        message = "is neither targeted nor ignored, and vLLM stops at a linear of which the config says nothing"
+        yield Raised("serve/undeclared", str(pattern), message, "add it to ignore", len(pattern))
 
 
 def _undeclared(plan: Plan, declaration: Declaration) -> Iterator[Raised]:
@@ -75,12 +111,12 @@ def _is_linear(part: Part) -> bool:
     return is_matrix and role_of(part.module) not in (*BULK, Role.EMBEDDINGS, Role.NORMS)
 
 
-def _tied_head(plan: Plan, declaration: Declaration) -> Iterator[Raised]:
-    for head in sorted(resolve(declaration, plan.tied_modules, where="the plan")):
+def _tied_head(served: Served) -> Iterator[Raised]:
+    for head in sorted(resolve(served.declaration, served.tied, where=served.ignored_at)):
         yield Raised(
             "serve/tied-head",
-            plan.loaded.location("ignore"),
-            f"{head} is tied to the embedding and not stored, but config.json will declare it quantized: transformers "
+            served.ignored_at,
+            f"{head} is tied to the embedding and not stored, but config.json declares it quantized: transformers "
             "then makes up scales for it, and its logits are NaN",
             f"add {head} to ignore",
         )
@@ -109,19 +145,19 @@ def _prefixes(plan: Plan) -> Iterator[Raised]:
             )
 
 
-def _merged_targets(plan: Plan, declaration: Declaration) -> Iterator[Raised]:
+def _merged_targets(served: Served) -> Iterator[Raised]:
     """vLLM looks for a merged linear by its own name; until July 2026 it took Linear before its members' names."""
-    targets = [(target, group.scheme) for group in declaration.groups for target in group.targets]
+    targets = [(target, group.scheme) for group in served.declaration.groups for target in group.targets]
     patterns = pattern_list(tuple(target for target, _ in targets))
     linear = next((scheme for target, scheme in targets if target == LINEAR), None)
     if all(target == LINEAR for target, _ in targets):
         return
     alike: dict[str, list[str]] = {}
     merged_of = {members: merged for merged, members in MERGED.items()}
-    for parent, present, absent in plan.fused_groups:
+    for parent, present, absent in served.fused_groups:
         members = (*present, *absent)
         merged = next((name for group, name in merged_of.items() if set(group) == set(members)), None)
-        schemes = {plan.schemes.get(f"{parent}.{member}") for member in present}
+        schemes = {served.schemes.get(f"{parent}.{member}") for member in present}
         if merged is None or len(schemes) != 1 or None in schemes or expert_of(f"{parent}.{merged}") is not None:
             continue
         own = patterns.first(f"{parent}.{merged}")
@@ -151,17 +187,17 @@ def _group_size(scheme: Scheme) -> Iterator[Raised]:
         )
 
 
-def _tensor_parallel(plan: Plan) -> Iterator[Raised]:
+def _tensor_parallel(served: Served) -> Iterator[Raised]:
     fitting = []
     obstacle = ""
-    heads = _head_counts(plan.source.config)
-    alike: dict[tuple[object, ...], Part] = {}  # experts and layers are many and alike
-    for part in plan.parts:
-        if part.scheme is not None and len(part.weight.shape) == 2 and role_of(part.module) in BULK:
-            alike.setdefault((split_name(part.module)[0], part.weight.shape, id(part.scheme)), part)
+    heads = _head_counts(served.config)
+    alike: dict[tuple[object, ...], Linear] = {}  # experts and layers are many and alike
+    for linear in served.linears:
+        if linear.scheme is not None and len(linear.weight.shape) == 2 and role_of(linear.module) in BULK:
+            alike.setdefault((split_name(linear.module)[0], linear.weight.shape, id(linear.scheme)), linear)
     for size in TENSOR_PARALLEL_SIZES:
         reason = f"{heads[0]} attention heads" if heads and heads[0] % size else ""
-        reason = reason or next(filter(None, (_undivided(part, size, heads) for part in alike.values())), "")
+        reason = reason or next(filter(None, (_undivided(linear, size, heads) for linear in alike.values())), "")
         if reason:
             obstacle = obstacle or f"; {size} does not: {reason}"
         else:
@@ -180,27 +216,28 @@ def _head_counts(config: Any) -> list[int]:
     return known if type(counts[0]) is int else []
 
 
-def _undivided(part: Part, size: int, heads: list[int]) -> str:
+def _undivided(linear: Linear, size: int, heads: list[int]) -> str:
     """Why a quantized matrix cannot be split over `size` GPUs, or merged with its siblings; empty where it can."""
-    assert part.scheme is not None
-    rows, columns = part.weight.shape
-    member = part.module.rpartition(".")[2]
-    args = part.scheme.weights
+    assert linear.scheme is not None
+    rows, columns = linear.weight.shape
+    member = linear.module.rpartition(".")[2]
+    args = linear.scheme.weights
+    tile = FP4_EXPERT_TILE if expert_of(linear.module) and (args.type, args.num_bits) == ("float", 4) else 1
     if member in _ROW_PARALLEL:
-        unit = args.block_structure[1] if args.block_structure and size > 1 else args.group_size or 1
+        unit = args.block_structure[1] if args.block_structure and size > 1 else lcm(args.group_size or 1, tile)
         fits, side = columns % (size * unit) == 0, f"width {columns}"
     else:
         # A block may end ragged only where nothing follows it: not in experts, and in no merged member but the last.
-        whole = size > 1 or expert_of(part.module) is not None or member in _MERGED - _MERGED_LAST
-        unit = args.block_structure[0] if args.block_structure and whole else 1
+        whole = size > 1 or expert_of(linear.module) is not None or member in _MERGED - _MERGED_LAST
+        unit = args.block_structure[0] if args.block_structure and whole else tile
         # Key and value heads that are fewer than the GPUs are held by several of them.
         replicated = member in _KEYS_VALUES and any(count < size and size % count == 0 for count in heads[1:])
         fits, side = rows % (unit if replicated else size * unit) == 0, f"rows {rows}"
     if fits:
         return ""
     action = f"split over {size} GPUs" if size > 1 else "merged with its sibling"
-    unit_name = "blocks" if args.block_structure else "groups"
-    return f"{side} of {part.module} cannot be {action}{f' in whole {unit_name} of {unit}' if unit > 1 else ''}"
+    unit_name = "blocks" if args.block_structure else "tiles of the MoE kernels" if unit == tile > 1 else "groups"
+    return f"{side} of {linear.module} cannot be {action}{f' in whole {unit_name} of {unit}' if unit > 1 else ''}"
 
 
 def _gpus(scheme: Scheme) -> str:
@@ -217,32 +254,32 @@ def _gpus(scheme: Scheme) -> str:
     return "INT8 runs natively from SM 7.5 (Turing) to 9.0 (Hopper); vLLM has no kernels for it on Blackwell"
 
 
-def _kv_cache(plan: Plan, declaration: Declaration) -> Iterator[Raised]:
-    if declaration.kv_cache is None:
+def _kv_cache(served: Served) -> Iterator[Raised]:
+    cache = served.declaration.kv_cache
+    if cache is None:
         return
-    scales = sum(name.endswith(".k_scale") for name in plan.predicted.structure)
+    scales = sum(name.endswith(".k_scale") for name in served.structure)
     text = f"one scale for keys and one for values of {scales} layers" if scales else "without scales: 1.0 is taken"
     yield Raised(
         "serve/kv-cache",
-        f"KV cache {declaration.kv_cache}",
+        f"KV cache {cache}",
         f"is declared {text}; vLLM keeps keys and values in FP8 then unless --kv-cache-dtype says otherwise",
         "compare quality on long prompts with --kv-cache-dtype auto of an undeclared build",
     )
 
 
-def _gemma4(plan: Plan) -> Iterator[Raised]:
-    if plan.source.config.get("model_type") != "gemma4":
+def _gemma4(served: Served) -> Iterator[Raised]:
+    if served.config.get("model_type") != "gemma4":
         return
-    if not any(expert_of(part.module) for part in plan.parts if part.scheme is not None):
+    if not any(map(expert_of, served.schemes)):
         return
-    where = plan.loaded.recipe.base.model
     text = "experts stored one by one load from vLLM 0.19/0.20 on, and beside transformers 5.15 or newer from 0.28.0"
-    if any(scheme.weights.strategy == "tensor_group" for scheme in plan.schemes.values()):
+    if any(scheme.weights.strategy == "tensor_group" for scheme in served.schemes.values()):
         text += "; NVFP4 experts refuse the triton backend"
-    yield Raised("serve/vllm", where, text)
+    yield Raised("serve/vllm", served.name, text)
     yield Raised(
         "serve/transformers",
-        where,
+        served.name,
         "plain transformers (5.17) finds none of these experts, goes on with random ones and says so only in a printed "
         "report",
         "judge quality on vLLM, or load with llm-compressor's load_quantizable_moe",

@@ -14,7 +14,7 @@ from weighbridge.formats.schemes import Scheme, SchemeMismatch
 from weighbridge.formats.tensors import Tensor
 from weighbridge.patterns import PatternList, pattern_list
 from weighbridge.plan.declare import declaration_in, declare, linears
-from weighbridge.plan.model import Obstacle, Part, Place, Plan, Stored, tied_heads
+from weighbridge.plan.model import Obstacle, Part, Place, Plan, Stored, find_fused_groups, tied_heads
 from weighbridge.plan.quantize import KV_CACHE_SCALES, check_names
 from weighbridge.recipe import Conversion, LoadedRecipe
 from weighbridge.report import Severity
@@ -82,7 +82,8 @@ def plan_rewrite(loaded: LoadedRecipe, source: Checkpoint, changes: Conversion) 
             )
             parts.append(_part(unit, None, rule, {}, layers, changes))
     check_names(parts, where=source.label)
-    quantization, documents = declare(_declaration(parts, source), parts, source, format=target)
+    declaration = _declaration(parts, source, loaded.recipe.fused_groups)
+    quantization, documents = declare(declaration, parts, source, format=target)
     return Plan(loaded, source, tuple(parts), tuple(obstacles), quantization, documents=documents)
 
 
@@ -260,8 +261,12 @@ class _Layers:
         return self.counts[layer, fused], FUSED_EXPERTS[fused]
 
 
-def _declaration(parts: Sequence[Part], source: Checkpoint) -> Declaration:
-    """What the output declares, by effect: every linear that is not quantized is named."""
+def _declaration(parts: Sequence[Part], source: Checkpoint, merged: Sequence[Sequence[str]]) -> Declaration:
+    """What the output declares, by effect: every linear that is not quantized is named.
+
+    Beside a kept member of a merged linear stands the member that is not stored (the values that are the keys), too:
+    servers ask for each.
+    """
     quantized = {part.module: part.scheme for part in parts if part.scheme is not None}
     schemes = sorted(set(quantized.values()), key=str)
     kept = set(linears(parts)).difference(quantized)
@@ -271,5 +276,6 @@ def _declaration(parts: Sequence[Part], source: Checkpoint) -> Declaration:
     else:
         members = {scheme: [module for module in quantized if quantized[module] == scheme] for scheme in schemes}
         groups = tuple(Group(tuple(sorted(members[scheme])), scheme) for scheme in schemes)
-    ignore = sorted(kept | tied_heads(source.config, [part.module for part in parts]))
+    absent = {f"{group.parent}.{member}" for group in find_fused_groups(kept, merged) for member in group.absent}
+    ignore = sorted(kept | absent | tied_heads(source.config, [part.module for part in parts]))
     return declaration_in(groups, ignore, source.declaration.kv_cache if source.declaration else None)

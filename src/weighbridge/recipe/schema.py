@@ -27,6 +27,7 @@ DIFFERENCE_KINDS = Literal[
     "dtype",
     "shape",
     "layout",
+    "renamed",
     "scheme",
     "quantization-config",
     "kv-cache",

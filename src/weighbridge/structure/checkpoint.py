@@ -27,6 +27,8 @@ CONFIG_FILE = "config.json"
 
 MAX_FOLDERS = 64
 UNCARRIED_DIRECTORIES = (".cache", ".git", ".huggingface")
+GITS_OWN = (".gitattributes", ".github", ".gitignore")
+"""What git and its hosts keep at the top of a repository: no part of a model, and no signature covers it."""
 EVIDENCE = "evidence"
 """The folder of a build that says how it was made; see `weighbridge.evidence`."""
 
@@ -318,12 +320,13 @@ def _file_fact(path: Path, *, label: str) -> FileFact:
 
 
 def carried_files(checkpoint: Checkpoint) -> list[str]:
-    """Names of the files that a build carries over: no weights, nothing that says how they are stored, no evidence."""
+    """Names of the files that a build carries over: no weights, nothing that says how they are stored, no evidence of
+    another build, nothing of git's."""
     written = (CONFIG_FILE, modelopt.HF_QUANT_CONFIG)
     return sorted(
         name
         for name in checkpoint.files
-        if not is_weights(name) and name not in written and not name.startswith(f"{EVIDENCE}/")
+        if not is_weights(name) and name not in written and name.partition("/")[0] not in (EVIDENCE, *GITS_OWN)
     )
 
 
