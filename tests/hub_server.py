@@ -1,8 +1,8 @@
 """A hub on this machine: the protocol that huggingface_hub 1.33 speaks, served from directories, with faults to order.
 
 It answers on two ports under two host names, as the real hub does: small files come from the hub itself, large ones
-(git LFS) from a content delivery network that a redirect leads to. The real client talks to it once ``HF_ENDPOINT`` is
-`Hub.endpoint`, ``NO_PROXY`` names both hosts and, for uploads, ``HF_HUB_DISABLE_XET`` is 1.
+(git LFS) from a content delivery network that a redirect leads to, or by Xet from the storage that is there as well.
+The real client talks to it once ``HF_ENDPOINT`` is `Hub.endpoint` and ``NO_PROXY`` names both hosts.
 
     with serve({"org/model": directory}) as hub:
         hub.alter(r"safetensors$", truncated(after=100))
@@ -29,6 +29,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
+from tests import xet_storage
+
 LFS_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".gguf", ".h5")
 LFS_BYTES = 10 * 1024 * 1024
 CHUNK_BYTES = 64 * 1024
@@ -46,6 +48,10 @@ class Blob:
     @property
     def etag(self) -> str:
         return f'"{self.sha256 or self.git_id}"'
+
+    @property
+    def xet_hash(self) -> str | None:
+        return xet_storage.xet_hash(self.sha256) if self.sha256 else None
 
     @property
     def lfs(self) -> dict[str, object] | None:
@@ -76,6 +82,7 @@ class Answer:
     Attributes:
         silence: seconds before anything comes.
         stop_after: bytes of the body after which the connection is closed.
+        held: it is not closed there, but nothing more comes.
         seconds_per_byte: how long each byte of the body takes.
         chunked: the length is not said beforehand.
     """
@@ -85,6 +92,7 @@ class Answer:
     body: bytes | Part = b""
     silence: float = 0.0
     stop_after: int | None = None
+    held: bool = False
     seconds_per_byte: float = 0.0
     chunked: bool = False
 
@@ -99,6 +107,11 @@ Alteration = Callable[[Answer], Answer]
 def truncated(*, after: int) -> Alteration:
     """The connection breaks after so many bytes of the body."""
     return lambda answer: replace(answer, stop_after=after)
+
+
+def stalled(*, after: int) -> Alteration:
+    """Nothing more comes after so many bytes of the body, and the connection stays."""
+    return lambda answer: replace(answer, stop_after=after, held=True)
 
 
 def silent(*, seconds: float) -> Alteration:
@@ -197,8 +210,9 @@ class Hub:
 
     Attributes:
         endpoint: what ``HF_ENDPOINT`` must be.
-        cdn: where redirects for large files lead; another host and port.
+        cdn: where redirects for large files lead, and Xet's storage; another host and port.
         log: every request, in the order in which they came.
+        prefix: the path below which all of it lies, as with a mirror; empty for the hub itself.
         ranges: whether ``Range`` is honoured; otherwise the whole file comes with status 200.
     """
 
@@ -207,6 +221,7 @@ class Hub:
         self.cdn = ""
         self.log: list[Exchange] = []
         self.ranges = True
+        self.prefix = ""
         self.stopping = threading.Event()
         self._scratch = scratch
         self._token = token
@@ -214,6 +229,8 @@ class Hub:
         self._gated = gated
         self._repositories: dict[str, Repository] = {}
         self._objects: dict[str, Path] = {}
+        self._xet: dict[str, Path] = {}
+        self._xorbs: dict[str, bytes] = {}
         self._alterations: list[tuple[re.Pattern[str], Alteration]] = []
 
     def publish(self, repository: str, directory: Path, *, ref: str = "main") -> str:
@@ -258,15 +275,22 @@ class Hub:
 
     def answer_as_hub(self, request: Request) -> Answer:
         """What the hub itself answers."""
+        if not request.path.startswith(f"{self.prefix}/"):
+            return _error(404)
+        path = request.path.removeprefix(self.prefix)
         for methods, pattern, route in _ROUTES:
-            match = re.fullmatch(pattern, request.path)
+            match = re.fullmatch(pattern, path)
             if match and request.method in methods.split():
                 return route(self, request, *(unquote(group or "") for group in match.groups()))
         return _error(404)
 
     def answer_as_cdn(self, request: Request) -> Answer:
-        """What the content delivery network answers; it knows no tokens."""
-        digest = request.path.split("/")[2]
+        """What the content delivery network answers, which knows no tokens; or Xet's storage, which has its own."""
+        kind, digest, *rest = request.path.removeprefix("/").split("/")
+        if kind == "v1":
+            return self._store_by_xet(request, digest, *rest)
+        if kind == "xorbs" and digest in self._xet:
+            return _sliced(request, xet_storage.xorb_of(self._xet[digest], int(rest[-1])))
         if request.method == "PUT":
             if hashlib.sha256(request.body).hexdigest() != digest:
                 return _error(400)
@@ -314,12 +338,23 @@ class Hub:
         commit, blob = self._open(request, name, revision, path)
         headers = {"ETag": blob.etag, "X-Repo-Commit": commit}
         if blob.sha256 is None:
-            where = f"/api/resolve-cache/models/{name}/{commit}/{quote(path)}"
+            where = f"{self.prefix}/api/resolve-cache/models/{name}/{commit}/{quote(path)}"
             return Answer(status=307, headers={**headers, "Location": where})
         self._objects[blob.sha256] = blob.path
         where = f"{self.cdn}/objects/{blob.sha256}/{quote(path)}"
         linked = {"X-Linked-Size": str(blob.size), "X-Linked-ETag": blob.etag}
+        refresh = f"{self.endpoint}/api/models/{name}/xet-read-token/{commit}"
+        linked |= {"X-Xet-Hash": str(blob.xet_hash), "Link": f'<{refresh}>; rel="xet-auth"'}
         return Answer(status=302, headers={**headers, **linked, "Location": where})
+
+    def xet_token(self, request: Request, name: str, kind: str, revision: str) -> Answer:
+        """Where Xet's storage is, and a token for it."""
+        _resolve(self._find(name, request), revision)
+        if kind == "write":
+            self._check_writer(request)
+        access = {"casUrl": self.cdn, "accessToken": xet_storage.TOKEN, "exp": 9999999999}
+        named = ("X-Xet-Cas-Url", "X-Xet-Access-Token", "X-Xet-Token-Expiration")
+        return replace(_json(access), headers=dict(zip(named, map(str, access.values()), strict=True)))
 
     def resolved(self, request: Request, name: str, revision: str, path: str) -> Answer:
         """A file that git holds."""
@@ -407,6 +442,7 @@ class Hub:
         described = json.dumps([repository.refs.get(ref), [(path, blob.etag) for path, blob in files.items()]])
         commit = hashlib.sha1(described.encode()).hexdigest()
         repository.commits[commit] = files
+        self._xet |= {blob.xet_hash: blob.path for blob in files.values() if blob.xet_hash}
         repository.refs[ref] = commit
         return commit
 
@@ -442,6 +478,33 @@ class Hub:
         headers["Content-Range"] = f"bytes {begin}-{end - 1}/{size}"
         return Answer(status=206, headers=headers, body=Part(path, begin, end))
 
+    def _store_by_xet(self, request: Request, kind: str, *rest: str) -> Answer:
+        if request.token != xet_storage.TOKEN:
+            return _error(401)
+        match kind, request.method:
+            case "reconstructions", "GET":
+                return self._reconstruction(request, *rest)
+            case "xorbs", "POST":
+                self._xorbs[rest[-1]] = request.body
+                return _json({"was_inserted": True})
+            case "shards", "POST":
+                for content in xet_storage.files_of(request.body, self._xorbs):
+                    self._store(content)
+                return _json({"result": 1})
+        return _error(404)
+
+    def _reconstruction(self, request: Request, digest: str) -> Answer:
+        if digest not in self._xet:
+            return _error(404)
+        path = self._xet[digest]
+        size = path.stat().st_size
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", request.header("Range"))
+        begin, end = (int(asked[1]), int(asked[2]) + 1) if asked else (0, size)
+        if begin >= size:
+            return _error(416)
+        place = f"{self.cdn}/xorbs/{digest}/{quote(path.name)}"
+        return _json(xet_storage.reconstruction(size, begin, end, place=place))
+
     def _store(self, content: bytes) -> Path:
         digest = hashlib.sha256(content).hexdigest()
         self._objects[digest] = self._scratch / digest
@@ -458,6 +521,7 @@ _ROUTES: list[tuple[str, str, Callable[..., Answer]]] = [
     ("POST", _DATASET + r"/paths-info/([^/]+)", Hub.paths_info),
     ("GET", _MODEL + r"(?:/revision/([^/]+))?", Hub.model_info),
     ("GET", _MODEL + r"/tree/([^/]+)", Hub.tree),
+    ("GET", _MODEL + r"/xet-(read|write)-token/([^/]+)", Hub.xet_token),
     ("GET HEAD", rf"/api/resolve-cache/models/{_REPOSITORY}/([^/]+)/(.+)", Hub.resolved),
     ("GET HEAD", rf"/{_REPOSITORY}/resolve/([^/]+)/(.+)", Hub.resolve),
     ("GET", r"/api/whoami-v2", Hub.who_am_i),
@@ -476,6 +540,7 @@ def serve(
     token: str = "",
     private: Collection[str] = (),
     gated: Collection[str] = (),
+    prefix: str = "",
 ) -> Iterator[Hub]:
     """Serve directories as the main branches of repositories until the block ends.
 
@@ -484,11 +549,13 @@ def serve(
         token: the one token that is accepted; without one, nothing private or gated can be read and nothing written.
         private: repositories that do not exist for whoever has no token.
         gated: repositories whose files are refused, but not their listing, to whoever has no token.
+        prefix: see `Hub`.
     """
     with tempfile.TemporaryDirectory() as scratch:
         hub = Hub(Path(scratch), token=token, private=private, gated=gated)
         with _listening(hub, "hub") as port, _listening(hub, "cdn") as cdn_port:
-            hub.endpoint, hub.cdn = f"http://127.0.0.1:{port}", f"http://localhost:{cdn_port}"
+            hub.prefix = prefix
+            hub.endpoint, hub.cdn = f"http://127.0.0.1:{port}{prefix}", f"http://localhost:{cdn_port}"
             for name, directory in repositories.items():
                 hub.publish(name, directory)
             yield hub
@@ -581,6 +648,8 @@ class _Handler(BaseHTTPRequestHandler):
                 break
             exchange.sent += len(chunk)
             self.wfile.write(b"%x\r\n%b\r\n" % (len(chunk), chunk) if answer.chunked else chunk)
+        if answer.held and exchange.sent < answer.length:
+            self.stopping.wait()
         if answer.chunked and exchange.sent == answer.length:
             self.wfile.write(b"0\r\n\r\n")
         self.close_connection = self.close_connection or exchange.sent < answer.length
@@ -597,6 +666,14 @@ def _chunks(answer: Answer) -> Iterator[bytes]:
         while left and (chunk := file.read(min(step, left))):
             left -= len(chunk)
             yield chunk
+
+
+def _sliced(request: Request, content: bytes) -> Answer:
+    """Of bytes in memory what is asked for."""
+    asked = re.fullmatch(r"bytes=(\d+)-(\d+)", request.header("Range"))
+    begin, end = (int(asked[1]), int(asked[2]) + 1) if asked else (0, len(content))
+    headers = {"Content-Range": f"bytes {begin}-{end - 1}/{len(content)}"}
+    return Answer(status=206, headers=headers, body=content[begin:end])
 
 
 def _json(content: object) -> Answer:
@@ -620,6 +697,7 @@ def _tree_entry(path: str, blob: Blob) -> dict[str, object]:
     entry: dict[str, object] = {"type": "file", "path": path, "size": blob.size, "oid": blob.git_id}
     if blob.lfs is not None:
         entry["lfs"] = {"oid": blob.sha256, "size": blob.size, "pointerSize": 134}
+        entry["xetHash"] = blob.xet_hash
     return entry
 
 

@@ -14,11 +14,12 @@ from socket import socket
 from typing import Any
 
 import pytest
-from huggingface_hub import HfApi, constants, set_client_factory, snapshot_download
+from huggingface_hub import HfApi, constants, hf_hub_download, set_client_factory, snapshot_download
 from huggingface_hub.utils._http import default_client_factory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests import xet_storage
 from tests.checkpoints import (
     CONFIG,
     INDEX,
@@ -44,6 +45,7 @@ from tests.hub_server import (
     rewritten,
     serve,
     silent,
+    stalled,
     truncated,
     with_headers,
 )
@@ -94,7 +96,6 @@ def visit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
     set_client_factory(default_client_factory)
 
@@ -275,7 +276,7 @@ def test_token_goes_to_the_hub_and_to_no_other_host(hub: Hub, monkeypatch: pytes
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     download(open_hub(HubId("org/private")))
     sent = {(exchange.server, exchange.authorization) for exchange in hub.log}
-    assert sent == {("hub", f"Bearer {TOKEN}"), ("cdn", "")}
+    assert sent == {("hub", f"Bearer {TOKEN}"), ("cdn", ""), ("cdn", f"Bearer {xet_storage.TOKEN}")}
 
 
 @pytest.mark.parametrize(
@@ -628,7 +629,7 @@ def test_build_from_the_hub_is_the_build_from_the_directory(
     for name in STRAYS:
         (published / name).write_bytes(b"no safetensors file")
     with serve({"org/mini": published}) as hub:
-        environ = variables(hub.endpoint, HF_HUB_DISABLE_XET="1")
+        environ = variables(hub.endpoint)
         outcome = run_build("fp8-dynamic", "--model", "org/mini", "--output", tmp_path / "build", env=environ)
         commit = hub.commit_of("org/mini")
     assert outcome.code == 0, outcome.err + outcome.out
@@ -653,6 +654,260 @@ def test_recipe_is_drafted_from_headers_and_card(
     assert outcome.code == 0, outcome.err
     base = load_recipe(str(path)).recipe.base
     assert (base.model, base.revision, base.licence) == ("org/mini", commit, "apache-2.0")
+
+
+# What was downloaded, offline
+
+WHOLE = ["*.json", "model-*.safetensors"]
+"""What belongs to the tiny checkpoint."""
+REVISIONS = [None, "main", "v1", "release/2", "refs/pr/1", "commit"]
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], None]:
+    """From when it is called, this process is as ``HF_HUB_OFFLINE=1`` makes it, and nothing of its own is kept."""
+
+    def cut() -> None:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        monkeypatch.setenv("WEIGHBRIDGE_CACHE", str(tmp_path / "another cache"))
+
+    return cut
+
+
+@pytest.mark.parametrize("revision", REVISIONS)
+def test_what_the_client_downloaded_is_found_by_its_id(
+    revision: str | None, hub: Hub, tiny: Path, offline: Callable[[], None], call_validate: Command
+) -> None:
+    commit = hub.commit_of(TINY)
+    if revision == "commit":
+        revision = commit
+    elif revision not in (None, "main"):
+        commit = hub.publish(TINY, tiny, ref=str(revision))
+    snapshot_download(TINY, revision=revision, allow_patterns=WHOLE)
+    online = open_hub(HubId(TINY, revision))
+    hub.log.clear()
+    offline()
+    found = open_hub(HubId(TINY, revision))
+    assert (found.origin, found.label) == (online.origin, online.label)
+    assert found.origin.revision == commit
+    assert found.structure == online.structure
+    outcome = call_validate(TINY if revision is None else f"{TINY}@{revision}")
+    assert outcome.code == 0, outcome.err + outcome.out
+    assert not hub.log
+
+
+@pytest.mark.parametrize("revision", [revision for revision in REVISIONS if revision != "commit"])
+def test_what_was_downloaded_here_is_found_by_the_name_that_it_was_asked_for_by(
+    revision: str | None, hub: Hub, tiny: Path, offline: Callable[[], None]
+) -> None:
+    if revision not in (None, "main"):
+        hub.publish(TINY, tiny, ref=str(revision))
+    downloaded = fetch(open_hub(HubId(TINY, revision)))
+    offline()
+    assert open_hub(HubId(TINY, revision)) == downloaded
+    assert Path(snapshot_download(TINY, revision=revision, local_files_only=True)) == downloaded.directory
+
+
+def test_branch_in_the_cache_stays_where_it_was_until_a_download_is_whole(
+    hub: Hub, tiny: Path, tmp_path: Path, offline: Callable[[], None]
+) -> None:
+    before = fetch(open_hub(HubId(TINY)))
+    changed = copy_checkpoint(tiny, tmp_path / "changed")
+    (changed / "tokenizer.json").write_text('{"changed": true}')
+    hub.publish(TINY, changed)
+    hub.alter("tokenizer.json", failing(403))
+    with pytest.raises(HubError, match="403"):
+        fetch(open_hub(HubId(TINY)))
+    offline()
+    assert open_hub(HubId(TINY)) == before
+
+
+@pytest.mark.parametrize("missing", [CONFIG, FIRST, INDEX])
+def test_part_of_a_checkpoint_in_the_cache_is_said_to_be_one(
+    missing: str, hub: Hub, offline: Callable[[], None], call_validate: Command
+) -> None:
+    snapshot = Path(snapshot_download(TINY, allow_patterns=WHOLE))
+    (snapshot / missing).unlink()
+    offline()
+    phrases = {CONFIG: "not in the cache", FIRST: f"has it without {FIRST}", INDEX: "no model.safetensors.index.json"}
+    refused(call_validate(TINY), TINY, phrases[missing])
+
+
+def test_config_alone_in_the_cache_does_not_hide_headers_that_are_known(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    online = open_hub(HubId(TINY))
+    hf_hub_download(TINY, CONFIG)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert open_hub(HubId(TINY)).structure == online.structure
+
+
+@pytest.mark.parametrize("trouble", ["no network", "trouble of its own"])
+def test_cache_that_would_do_is_named_when_the_hub_cannot_be_reached(
+    trouble: str, hub: Hub, visit: Callable[[str], None], call_validate: Command
+) -> None:
+    snapshot_download(TINY, allow_patterns=WHOLE)
+    hub.alter("", failing(503))
+    if trouble == "no network":
+        with closing(socket()) as unused:
+            unused.bind(("127.0.0.1", 0))
+            visit(f"http://127.0.0.1:{unused.getsockname()[1]}")
+            outcome = call_validate(TINY)
+    else:
+        outcome = call_validate(TINY)
+    refused(outcome, TINY, "cache has it whole", hub.commit_of(TINY)[:7], "set HF_HUB_OFFLINE=1")
+
+
+def test_cache_is_not_taken_for_what_the_hub_refuses(hub: Hub, call_validate: Command) -> None:
+    snapshot_download(TINY, allow_patterns=WHOLE)
+    hub.alter("", failing(403, code="GatedRepo"))
+    outcome = call_validate(TINY)
+    refused(outcome, "accept its terms")
+    assert "OFFLINE" not in outcome.err
+
+
+def test_cache_behind_links_is_found(
+    hub: Hub, tmp_path: Path, offline: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "link").symlink_to("disk")
+    (tmp_path / "disk").mkdir()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "link" / "hub"))
+    downloaded = fetch(open_hub(HubId(TINY)))
+    offline()
+    assert open_hub(HubId(TINY)) == downloaded
+
+
+@pytest.mark.parametrize(
+    "setting", ["", "HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_SHARED_BLOBS", "HF_HUB_DISABLE_SYMLINKS"]
+)
+def test_build_from_the_hub_is_made_again_offline(
+    setting: str, mini: Path, tmp_path: Path, variables: Callable[..., dict[str, str]], run_build: Command
+) -> None:
+    added = {setting: "1"} if setting else {}
+    with serve({"org/mini": mini}) as hub:
+        environ = variables(hub.endpoint, **added)
+        online = run_build("fp8-dynamic", "--model", "org/mini", "--output", tmp_path / "online", env=environ)
+        assert online.code == 0, online.err + online.out
+        by_xet = bool(hub.requests("^/xorbs/"))
+        commit = hub.commit_of("org/mini")
+    assert by_xet == (setting != "HF_HUB_DISABLE_XET")
+    stored = list((tmp_path / "home" / "hub" / "blobs").glob("??/*"))
+    assert bool(stored) == (setting == "")
+    environ |= {"HF_HUB_OFFLINE": "1", "WEIGHBRIDGE_CACHE": str(tmp_path / "another cache")}
+    offline = run_build("fp8-dynamic", "--model", "org/mini", "--output", tmp_path / "offline", env=environ)
+    assert offline.code == 0, offline.err + offline.out
+    assert offline.out.replace("/offline", "/online") == online.out
+    assert without_evidence(tmp_path / "offline") == without_evidence(tmp_path / "online")
+    for build in ("online", "offline"):
+        bom = json.loads((tmp_path / build / "evidence" / "bom.cdx.json").read_bytes())
+        (ancestor,) = bom["metadata"]["component"]["pedigree"]["ancestors"]
+        assert ancestor["purl"] == f"pkg:huggingface/org/mini@{commit}"
+
+
+def test_plan_draft_and_audit_are_made_of_the_cache(
+    mini: Path,
+    mini_build: Path,
+    tmp_path: Path,
+    variables: Callable[..., dict[str, str]],
+    run_build: Command,
+    run_validate: Command,
+) -> None:
+    with serve({"org/mini": mini}) as hub:
+        environ = variables(hub.endpoint)
+        filled = run_program("import huggingface_hub as h; h.snapshot_download('org/mini')", environ)
+        assert filled.code == 0, filled.err
+        commit = hub.commit_of("org/mini")
+    environ |= {"HF_HUB_OFFLINE": "1"}
+    assert run_build("fp8-dynamic", "--plan", "--model", f"org/mini@{commit}", env=environ).code == 0
+    draft = tmp_path / "recipe.yaml"
+    outcome = run_build("--new-recipe", "org/mini", "--output", draft, env=environ)
+    assert outcome.code == 0, outcome.err
+    assert load_recipe(str(draft)).recipe.base.revision == commit
+    outcome = run_validate(mini_build, "--source", "org/mini", "--recipe", "fp8-dynamic", env=environ)
+    assert outcome.code == 0, outcome.err + outcome.out
+
+
+# Mirrors, closed repositories, and downloads that stall
+
+
+def test_mirror_below_a_path_is_a_hub(tiny: Path, visit: Callable[[str], None], call_validate: Command) -> None:
+    with serve({TINY: tiny}, prefix="/mirrors/hub") as hub:
+        visit(hub.endpoint)
+        assert call_validate(f"{TINY}@main").code == 0
+        local = download(open_hub(HubId(TINY)))
+        assert all(exchange.path.startswith("/mirrors/hub/") for exchange in hub.log if exchange.server == "hub")
+    assert (local / FIRST).read_bytes() == (tiny / FIRST).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "phrases"),
+    [
+        (401, "GatedRepo", ("access to it must be asked for", "accept its terms")),
+        (403, "GatedRepo", ("access to it must be asked for", "accept its terms")),
+        (401, "RepoNotFound", ("no such repository, or not for this token", "HF_TOKEN")),
+        (404, "RepoNotFound", ("no such repository, or not for this token", "HF_TOKEN")),
+        (401, "", ("status 401", "check HF_TOKEN")),
+        (403, "", ("status 403", "check HF_TOKEN")),
+    ],
+)
+@pytest.mark.parametrize("path", [LISTING, f"/resolve/.*{FIRST}", f"/resolve/.*{CONFIG}"])
+@pytest.mark.parametrize("known", [False, True], ids=["opening", "downloading"])
+def test_closed_door_is_one_sentence_with_a_token_too(
+    known: bool, path: str, status: int, code: str, phrases: tuple[str, ...], hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    checkpoint = open_hub(HubId(TINY)) if known else None
+    hub.alter(path, failing(status, code=code))
+    with pytest.raises(HubError) as raised:
+        download(checkpoint or open_hub(HubId(TINY)))
+    assert all(phrase in str(raised.value) for phrase in phrases), str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert {exchange.authorization for exchange in hub.requests(path) if exchange.server == "hub"} == {
+        f"Bearer {TOKEN}"
+    }
+
+
+@pytest.mark.parametrize("path", ["^/xorbs/", "^/v1/reconstructions"])
+def test_download_by_xet_of_which_no_byte_comes_ends(path: str, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = open_hub(HubId(TINY))
+    monkeypatch.setattr(hub_client, "STALL_SECONDS", 0.5)
+    hub.alter(path, silent(seconds=3600))
+    with pytest.raises(HubError, match=r"the download has stalled: no byte came for 0\.5 seconds; try again"):
+        download(checkpoint)
+    assert not list(Path(constants.HF_HUB_CACHE).rglob("*.incomplete")), "nothing half-made is left"
+
+
+def test_download_by_http_of_which_no_byte_comes_ends(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = open_hub(HubId(TINY))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
+    hub.alter(f"^/objects/.*{FIRST}", stalled(after=0))
+    with pytest.raises(HubError, match="gave no whole answer"):
+        download(checkpoint)
+
+
+@pytest.mark.parametrize("by_xet", [True, False], ids=["xet", "http"])
+def test_download_that_was_stopped_goes_on_with_the_files_that_lack(
+    by_xet: bool, hub: Hub, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = open_hub(HubId(TINY))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", not by_xet)
+    hub.alter(f"/resolve/.*{SECOND}", failing(403))
+    with pytest.raises(HubError, match="403"):
+        download(checkpoint)
+    hub.restore()
+    hub.log.clear()
+    local = download(checkpoint)
+    assert not hub.requests(FIRST)
+    assert (local / SECOND).read_bytes() == (tiny / SECOND).read_bytes()
+
+
+def test_directory_that_the_client_downloaded_into_is_opened(hub: Hub, tmp_path: Path, call_validate: Command) -> None:
+    local = Path(snapshot_download(TINY, local_dir=tmp_path / "local", allow_patterns=WHOLE))
+    assert (local / ".cache" / "huggingface").is_dir()
+    outcome = call_validate(local)
+    assert outcome.code == 0, outcome.err + outcome.out
+    assert not any(name.startswith(".cache/") for name in open_directory(local).files)
 
 
 # The hub of these tests itself

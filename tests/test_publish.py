@@ -30,7 +30,6 @@ def run_publish(hub: Hub, scratch: Path, *arguments: str | Path, token: str = TO
         "HF_TOKEN": token,
         "HF_HOME": str(scratch / "home"),
         "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
         "NO_PROXY": "127.0.0.1,localhost",
     }
     command = [sys.executable, "-m", "weighbridge.commands.publish", *map(str, arguments)]
@@ -43,7 +42,7 @@ def download(hub: Hub, scratch: Path, target: Path | None) -> Path:
     where = f", local_dir={str(target)!r}" if target else ""
     program = f"from huggingface_hub import snapshot_download\nprint(snapshot_download({REPOSITORY!r}{where}))"
     variables = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(scratch / "reader"), "HF_HUB_OFFLINE": "0"}
-    added = {**variables, "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1,localhost"}
+    added = {**variables, "NO_PROXY": "127.0.0.1,localhost"}
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, env=environment(added), capture_output=True, text=True, check=True)
     return Path(done.stdout.strip())

@@ -191,7 +191,7 @@ def test_source_is_found_on_the_hub_at_its_commit_or_by_its_digests_in_a_directo
     (source / ".gitattributes").write_text("*.safetensors filter=lfs\n")  # as the hub has it in every repository
     with serve({"org/gemma-4-mini": source}) as hub:
         variables = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
-        added = {**variables, "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1,localhost"}
+        added = {**variables, "NO_PROXY": "127.0.0.1,localhost"}
         commit = hub.commit_of("org/gemma-4-mini")
         build = tmp_path / "build"
         arguments = ["build.py", "fp8-dynamic", "--model", "org/gemma-4-mini", "--output", str(build)]

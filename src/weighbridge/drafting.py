@@ -150,7 +150,9 @@ def _opening(source: Checkpoint, model: str, licence: str, scheme: str, path: Pa
         "  kept.",
         "base:",
         f"  model: {_quoted(model)}",
-        f"  revision: {revision}" if revision else "  # No revision: its commit is not known, and lint warns of that.",
+        f"  revision: {_commit(revision)}"
+        if revision
+        else "  # No revision: its commit is not known, and lint warns of that.",
         f"  licence: {_quoted(licence)}",
         "method: model_free_ptq",
     ]
@@ -196,6 +198,11 @@ def _merged(groups: Sequence[tuple[str, ...]]) -> list[str]:
         return []
     why = "# Servers merge these, so that they must have one scheme and, where there is one, one global scale."
     return [why, "fused_groups:", *(f"  - [{', '.join(group)}]" for group in groups)]
+
+
+def _commit(revision: str) -> str:
+    """A commit of digits alone, or of digits and one e, would be read back as a number."""
+    return json.dumps(revision) if re.fullmatch(r"[0-9]+(e[0-9]+)?", revision) else revision
 
 
 def _quoted(text: str) -> str:

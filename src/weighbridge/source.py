@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from weighbridge import miniature
@@ -24,8 +24,11 @@ SMOLLM2 = "smollm2"
 TRAINED_MINIATURE = "trained-mini"
 
 
-def open_model(model: str) -> Checkpoint:
+def open_model(model: str, *, follow: Sequence[Path] = ()) -> Checkpoint:
     """Open what ``--model`` names, by its headers, quantized or not.
+
+    Args:
+        follow: as for `open_checkpoint`.
 
     Raises:
         StructureError, HubError: as `open_checkpoint`.
@@ -35,17 +38,22 @@ def open_model(model: str) -> Checkpoint:
         raise BuildError(
             "names no model", where="--model", remedy=f"name a directory, a hub id, or one of {', '.join(MADE)}"
         )
-    return open_directory(MADE[model](), label=model) if model in MADE else open_checkpoint(model)
+    if model in MADE:
+        return open_directory(MADE[model](), label=model)
+    return open_checkpoint(model, follow=follow)
 
 
-def open_source(model: str) -> Checkpoint:
+def open_source(model: str, *, follow: Sequence[Path] = ()) -> Checkpoint:
     """Open what ``--model`` names as a model that can be quantized.
+
+    Args:
+        follow: as for `open_checkpoint`.
 
     Raises:
         StructureError, HubError: as `open_checkpoint`.
         BuildError: it names nothing, or what is quantized already.
     """
-    source = open_model(model)
+    source = open_model(model, follow=follow)
     if source.declaration is not None:
         raise BuildError(
             f"is already quantized ({source.declaration.quant_method})",
@@ -77,7 +85,7 @@ def fetch(source: Checkpoint, progress: Progress | None = None) -> Checkpoint:
             where=source.label,
             remedy="name a directory or a hub id",
         )
-    local = open_directory(download(source, progress), label=source.label)
+    local = open_directory(download(source, progress), label=source.label, origin=source.origin)
     if local.structure != source.structure:
         raise StructureError("what was downloaded has other tensors than the hub's headers said", where=source.label)
     return local

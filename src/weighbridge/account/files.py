@@ -15,7 +15,8 @@ from weighbridge.errors import StructureError
 from weighbridge.formats import modelopt
 from weighbridge.plan import Plan
 from weighbridge.report import Finding, Severity
-from weighbridge.structure.checkpoint import CONFIG_FILE, EVIDENCE, UNCARRIED_DIRECTORIES, Checkpoint
+from weighbridge.structure.checkpoint import CONFIG_FILE, EVIDENCE, Checkpoint
+from weighbridge.structure.listing import UNCARRIED_DIRECTORIES
 from weighbridge.structure.strict_json import parse_object
 from weighbridge.structure.weights import INDEX_FILE, PUBLISHERS_FOLDERS, is_weights, taken_by
 

@@ -95,7 +95,7 @@ def compare_section(checkpoint: Checkpoint, options: argparse.Namespace) -> Sect
     """
     from weighbridge import audit
 
-    other = open_checkpoint(options.compare)
+    other = open_checkpoint(options.compare, follow=options.follow_links)
     for side in (checkpoint, other):
         _check_weights(side, "compare")
     resources = Resources(devices=("cpu",), workers=options.workers, memory=options.memory)

@@ -17,6 +17,7 @@ from weighbridge.commands.log import check_outside
 from weighbridge.commands.run import (
     HOLDS,
     Parser,
+    add_follow_option,
     add_report_options,
     check_writable,
     hand_over,
@@ -109,13 +110,14 @@ def _plan(options: argparse.Namespace, loaded: LoadedRecipe) -> int:
 
     model = _model(options, loaded)
     of_miniature = model == MINIATURE and loaded.recipe.method == "convert"
-    source = predict_base(loaded) if of_miniature else _source(model, loaded)
+    source = predict_base(loaded) if of_miniature else _source(options, model, loaded)
     base = base_of(loaded, source)
     plan = make_plan(loaded, source)
     report = report_plan(plan, find_references(loaded, base, _named(options)), capacity.demand_of(options))
     code = hand_over(report, options, text=write_lock(plan.predicted) if options.format == LOCK else None)
     if report.holds:
         where = "--model PATH" if source.directory is None and not source.shards else f"--model {shlex.quote(model)}"
+        where += "".join(f" --follow-links {shlex.quote(str(place))}" for place in options.follow_links)
         suggest(options, f"{program('build')} {shlex.quote(options.recipe)} {where}")
     return code
 
@@ -135,7 +137,7 @@ def _build(options: argparse.Namespace, loaded: LoadedRecipe) -> int:
     check_outside(output, log_file=options.log_file, report=options.report)
     request = BuildRequest(
         loaded=loaded,
-        source=_source(model, loaded),
+        source=_source(options, model, loaded),
         output=output,
         references=_named(options),
         engine=options.engine,
@@ -184,13 +186,15 @@ def _check_audit(options: argparse.Namespace, loaded: LoadedRecipe) -> None:
         )
 
 
-def _source(model: str, loaded: LoadedRecipe) -> Checkpoint:
+def _source(options: argparse.Namespace, model: str, loaded: LoadedRecipe) -> Checkpoint:
     """What a recipe starts from; for a conversion the miniature is a build of the miniature."""
     if loaded.recipe.method != "convert":
-        return open_source(model)
+        return open_source(model, follow=options.follow_links)
     from weighbridge.build import build_base
 
-    return build_base(loaded, progress=Progress()) if model == MINIATURE else open_model(model)
+    if model == MINIATURE:
+        return build_base(loaded, progress=Progress())
+    return open_model(model, follow=options.follow_links)
 
 
 def _model(options: argparse.Namespace, loaded: LoadedRecipe) -> str:
@@ -222,6 +226,7 @@ def _parser() -> Parser:
         f"in a quarter of an hour the first time; {SMOLLM2}: SmolLM2-135M-Instruct from PyPI",
     )
     complete(model, lambda: MADE, locks)
+    add_follow_option(parser)
     parser.add_argument("--plan", action="store_true", help="say what would be built, from headers alone, and stop")
     parser.add_argument("--resolved", action="store_true", help="print the recipe with what it extends, and stop")
     parser.add_argument("--output", type=Path, metavar="DIR", help="where to build (default: builds/<model>-<recipe>)")

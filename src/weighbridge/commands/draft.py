@@ -57,7 +57,7 @@ def draft(options: argparse.Namespace) -> int:
     path = options.output or Path("recipes") / hub_id.repository / f"{options.scheme.lower().replace('_', '-')}.yaml"
     if path.exists():
         raise RecipeError("is there already", where=str(path), remedy="name another file with --output")
-    source = open_source(options.model or options.new_recipe)
+    source = open_source(options.model or options.new_recipe, follow=options.follow_links)
     licence = options.licence or _licence(hub_id, source)
     drafted = draft_recipe(source, model=hub_id.repository, licence=licence, path=path, scheme=options.scheme)
     try:

@@ -172,6 +172,19 @@ def add_report_options(parser: argparse.ArgumentParser, *further: str) -> None:
     parser.add_argument("--report", type=Path, metavar="FILE", help="also write the report to this file")
 
 
+def add_follow_option(parser: argparse.ArgumentParser) -> None:
+    """Into which directories the links of a checkpoint's directory may lead."""
+    parser.add_argument(
+        "--follow-links",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="follow links out of a checkpoint's directory where they lead into DIR: shards on another disk, say (can "
+        "be given again)",
+    )
+
+
 def check_writable(path: Path | None) -> None:
     """Refuse a file that could not be written, before the work that would go into it is done.
 

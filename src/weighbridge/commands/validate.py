@@ -13,7 +13,16 @@ from weighbridge.commands import capacity
 from weighbridge.commands.audit import add_options, audit_sections, compare_section
 from weighbridge.commands.complete import complete, locks, recipes
 from weighbridge.commands.log import check_outside
-from weighbridge.commands.run import Parser, add_report_options, check_writable, hand_over, parsed, refuse, run
+from weighbridge.commands.run import (
+    Parser,
+    add_follow_option,
+    add_report_options,
+    check_writable,
+    hand_over,
+    parsed,
+    refuse,
+    run,
+)
 from weighbridge.errors import EvidenceError, WeighbridgeError
 from weighbridge.progress import Progress
 from weighbridge.references import NO_REFERENCE, AgainstReference
@@ -63,8 +72,8 @@ def _validate(options: argparse.Namespace) -> int:
         raise EvidenceError("are about evidence", where="--key, --identity and --issuer", remedy="add --evidence")
     if not options.source:
         refuse(options, "sample", "seed", without="--source")
-    checkpoint = open_checkpoint(options.checkpoint)
-    source = open_source(options.source) if options.source else None
+    checkpoint = open_checkpoint(options.checkpoint, follow=options.follow_links)
+    source = open_source(options.source, follow=options.follow_links) if options.source else None
     plan: Plan | None = None
     base = None if source is None else Base(source, source.label, listed=True)
     loaded = None
@@ -99,7 +108,7 @@ def _verify(options: argparse.Namespace) -> int:
         raise EvidenceError(what, where="--evidence", remedy="give --recipe, --reference and --write-lock without it")
     refuse(options, "compare", "sample", "seed", "gpu", beside="--evidence")
     verifier, progress = _verifier(options), Progress()
-    source = fetch(open_model(options.source), progress) if options.source else None
+    source = fetch(open_model(options.source, follow=options.follow_links), progress) if options.source else None
     report = verify(Path(options.checkpoint), verifier=verifier, source=source, progress=progress)
     return hand_over(report, options)
 
@@ -164,6 +173,7 @@ def _parser() -> Parser:
         "compared with what was read by digest",
     )
     complete(source, lambda: MADE)
+    add_follow_option(parser)
     add_report_options(parser)
     parser.add_argument("--write-lock", type=Path, metavar="FILE", help="write the checkpoint's structure lock")
     add_options(parser)

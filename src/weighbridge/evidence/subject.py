@@ -19,8 +19,9 @@ from weighbridge.errors import StructureError
 from weighbridge.formats.tensors import Structure
 from weighbridge.hashing import hash_file, hash_shard
 from weighbridge.progress import Progress
-from weighbridge.structure.checkpoint import EVIDENCE, GITS_OWN, MAX_FOLDERS
+from weighbridge.structure.checkpoint import EVIDENCE, GITS_OWN
 from weighbridge.structure.header import Header
+from weighbridge.structure.listing import MAX_FOLDERS, of_hub, places_of
 
 UNSIGNED = (".git", *GITS_OWN)
 """What Model Signing leaves out at the top of a model; the hub adds a ``.gitattributes`` of its own."""
@@ -51,19 +52,17 @@ class Listing:
 
 
 def list_all(directory: Path) -> Listing:
-    """List everything in a directory; links are named, and followed only into the blobs of the hub's own cache.
+    """List everything in a directory; links are named as odd, but for those of the hub client's own making.
 
     Raises:
         StructureError: it cannot be read, or holds more or deeper than any checkpoint does.
     """
-    root = directory.resolve()
-    blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else None
+    places = places_of(directory)
     signed, evidence, uncovered, odd = [], [], [], {}
     for name in _walk(directory):
         path = directory / name
         mode = path.lstat().st_mode
-        of_hub = stat.S_ISLNK(mode) and blobs is not None and path.resolve().is_relative_to(blobs) and path.is_file()
-        if not (stat.S_ISREG(mode) or of_hub):
+        if not (stat.S_ISREG(mode) or (stat.S_ISLNK(mode) and of_hub(path, places))):
             odd[name] = "is a link" if stat.S_ISLNK(mode) else "is no regular file"
         elif name.partition("/")[0] in UNSIGNED or name.startswith(f"{HUB_CLIENT}/"):
             uncovered.append(name)

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from weighbridge.formats import FORMATS
-from weighbridge.formats.quantization import Declaration
+from weighbridge.formats.declaration import Declaration
 from weighbridge.formats.schemes import Scheme
 from weighbridge.formats.tensors import Structure, Tensor
 from weighbridge.lint.merged import MERGED

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -18,6 +16,7 @@ from weighbridge.formats.quantization import read_declaration
 from weighbridge.formats.schemes import Scheme
 from weighbridge.formats.tensors import Structure, Tensor
 from weighbridge.structure.header import Header, check_name, read_header
+from weighbridge.structure.listing import list_files
 from weighbridge.structure.modules import check_experts, quantizable_modules
 from weighbridge.structure.quantized import quantized_modules
 from weighbridge.structure.strict_json import MAX_JSON_BYTES, parse_object
@@ -25,8 +24,6 @@ from weighbridge.structure.weights import INDEX_FILE, SINGLE_FILE, is_pickle, is
 
 CONFIG_FILE = "config.json"
 
-MAX_FOLDERS = 64
-UNCARRIED_DIRECTORIES = (".cache", ".git", ".huggingface")
 GITS_OWN = (".gitattributes", ".github", ".gitignore")
 """What git and its hosts keep at the top of a repository: no part of a model, and no signature covers it."""
 EVIDENCE = "evidence"
@@ -58,6 +55,7 @@ class Origin:
     Attributes:
         repository: hub id ``org/name``; empty for a directory.
         revision: the commit, or empty where it is not known.
+        branch: the branch or tag that it was asked for by; empty for a commit. It says nothing about what came.
         base: hub id of the base model that it is (its own id) or derives from.
         basis: ``read`` (its own headers, now), or what a lock says: ``exact``, ``seen`` or ``derived``.
         note: for a lock, where the fact comes from.
@@ -68,6 +66,7 @@ class Origin:
     base: str = ""
     basis: str = "read"
     note: str = ""
+    branch: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -159,8 +158,14 @@ def assemble(
     )
 
 
-def open_directory(directory: Path, *, label: str = "") -> Checkpoint:
+def open_directory(
+    directory: Path, *, label: str = "", follow: Sequence[Path] = (), origin: Origin = Origin()
+) -> Checkpoint:
     """Read the headers of a checkpoint on disk.
+
+    Args:
+        follow: directories into which its links may lead; see `weighbridge.structure.listing`.
+        origin: where it comes from, if that is known.
 
     Raises:
         StructureError: no checkpoint there, only pickled weights, or anything malformed.
@@ -168,7 +173,7 @@ def open_directory(directory: Path, *, label: str = "") -> Checkpoint:
     label = label or str(directory)
     if not directory.is_dir():
         raise StructureError("no such directory" if not directory.exists() else "is no directory", where=label)
-    names = list_files(directory, label=label)
+    names = list_files(directory, label=label, follow=follow)
     index = None
     if INDEX_FILE in names:
         index = read_index(read_small(directory / INDEX_FILE, label=label), where=f"{label}/{INDEX_FILE}")
@@ -190,6 +195,7 @@ def open_directory(directory: Path, *, label: str = "") -> Checkpoint:
         config=config,
         files={name: _file_fact(directory / name, label=label) for name in names},
         directory=directory,
+        origin=origin,
         quant_config=quant_config,
     )
 
@@ -269,46 +275,6 @@ def check_config_is_there(names: Iterable[str], *, label: str) -> None:
     if CONFIG_FILE not in names:
         what = f"holds no {CONFIG_FILE}, which says what model it is and how its weights are stored"
         raise StructureError(what, where=label, remedy="take it from where the weights come from")
-
-
-def list_files(directory: Path, *, label: str) -> list[str]:
-    """Relative names of all regular files of a checkpoint, sorted; the hub's and git's own folders left out.
-
-    Raises:
-        StructureError: a symbolic link that leaves the directory (except into the blobs of the hub's own cache), or
-            something that is no regular file.
-    """
-    root = directory.resolve()
-    blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
-    names = []
-    for path in _walk(directory, label=label):
-        relative = path.relative_to(directory)
-        try:
-            resolved = path.resolve(strict=True)
-            mode = resolved.stat().st_mode
-        except (OSError, RuntimeError) as error:
-            reason = getattr(error, "strerror", None) or "it links to itself"
-            raise StructureError(f"{relative} cannot be read ({reason})", where=label) from error
-        if not (resolved.is_relative_to(root) or resolved.is_relative_to(blobs)):
-            raise StructureError(f"{relative} is a link that leaves the directory", where=label)
-        if stat.S_ISREG(mode):
-            names.append(relative.as_posix())
-        elif not stat.S_ISDIR(mode):
-            raise StructureError(f"{relative} is no regular file", where=label)
-    return names
-
-
-def _walk(directory: Path, *, label: str) -> list[Path]:
-    """Everything below a directory, sorted; folders are not followed through links, nor too deep."""
-    found = []
-    for folder, folders, files in os.walk(directory):
-        here = Path(folder)
-        if here == directory:
-            folders[:] = [name for name in folders if name not in UNCARRIED_DIRECTORIES]
-        if len(here.relative_to(directory).parts) > MAX_FOLDERS:
-            raise StructureError(f"holds folders more than {MAX_FOLDERS} deep", where=label)
-        found += [here / name for name in (*folders, *files)]
-    return sorted(found)
 
 
 def _file_fact(path: Path, *, label: str) -> FileFact:

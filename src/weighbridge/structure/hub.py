@@ -3,6 +3,9 @@
 All traffic goes through huggingface_hub's own client, so ``HF_ENDPOINT``, ``HF_TOKEN``, ``HF_HUB_OFFLINE`` and proxies
 mean what they mean everywhere else. What comes back is a stranger's word: bounded in size and time, and checked before
 it is kept.
+
+Offline, a checkpoint is what the hub client's cache has of it, found by its id as transformers and vLLM find it; or
+what was kept of its headers, if nothing was downloaded.
 """
 
 from __future__ import annotations
@@ -31,10 +34,24 @@ from weighbridge.structure.checkpoint import (
     check_config_is_there,
     check_shard_name,
     choose_shards,
+    open_directory,
     read_index,
+    read_small,
 )
 from weighbridge.structure.header import LENGTH_BYTES, Header, header_length, parse_header
-from weighbridge.structure.hub_client import advancing, explained, fetch_bytes, hushed, wary_client
+from weighbridge.structure.hub_client import (
+    HubUnreachable,
+    cached_commit,
+    cached_file,
+    downloads,
+    explained,
+    fetch_bytes,
+    hushed,
+    is_offline,
+    remember_revision,
+    wary_client,
+)
+from weighbridge.structure.listing import list_files
 from weighbridge.structure.strict_json import MAX_JSON_BYTES, parse_object
 from weighbridge.structure.weights import INDEX_FILE
 
@@ -42,6 +59,7 @@ log = logging.getLogger(__name__)
 
 FIRST_READ = 256 * 1024
 MAX_FILE_NAME = 1024
+DEFAULT_BRANCH = "main"
 
 _ID = re.compile(r"(?P<repository>[\w][\w.-]{0,95}/[\w][\w.-]{0,95})(?:@(?P<revision>[\w][\w./-]{0,127}))?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -71,7 +89,16 @@ class Snapshot:
 
     @property
     def label(self) -> str:
-        return f"{self.hub_id.repository}@{self.commit[:7]}"
+        return _label(self.hub_id, self.commit)
+
+
+def _label(hub_id: HubId, commit: str) -> str:
+    return f"{hub_id.repository}@{commit[:7]}"
+
+
+def _origin(hub_id: HubId, commit: str) -> Origin:
+    named = hub_id.revision or DEFAULT_BRANCH
+    return Origin(repository=hub_id.repository, revision=commit, branch="" if named == commit else named)
 
 
 def parse_hub_id(text: str) -> HubId | None:
@@ -80,13 +107,72 @@ def parse_hub_id(text: str) -> HubId | None:
     return HubId(match["repository"], match["revision"]) if match and ".." not in text else None
 
 
+@dataclass(frozen=True)
+class Cached:
+    """A commit of a repository in the hub client's cache.
+
+    Attributes:
+        lacking: the first file of its weights that is not there; empty where all are.
+    """
+
+    commit: str
+    directory: Path
+    label: str
+    lacking: str
+
+
 def open_hub(hub_id: HubId) -> Checkpoint:
-    """Read the headers of a checkpoint on the hub, without its weights.
+    """Read the headers of a checkpoint on the hub, without its weights; offline, of what was downloaded of it.
 
     Raises:
         HubError: no network, no access, no such repository, revision or file, or an answer that stops short.
         StructureError: what came back is malformed.
     """
+    if not is_offline():
+        try:
+            return _open_by_headers(hub_id)
+        except HubUnreachable as error:
+            cached = find_cached(hub_id)
+            if cached is None or cached.lacking:
+                raise
+            what = f"{error.what}, but the hub client's cache has it whole, as commit {cached.commit[:7]}"
+            raise HubError(what, where=error.where, remedy="set HF_HUB_OFFLINE=1 to take it from there") from error
+    cached = find_cached(hub_id)
+    if cached is None:
+        return _open_by_headers(hub_id)
+    if not cached.lacking:
+        origin = _origin(hub_id, cached.commit)
+        return open_directory(cached.directory, label=cached.label, origin=origin)
+    try:
+        return _open_by_headers(HubId(hub_id.repository, cached.commit))
+    except HubError as error:
+        what = f"HF_HUB_OFFLINE is set and the hub client's cache has it without {cached.lacking}"
+        raise HubError(what, where=cached.label, remedy="unset it to download what is missing") from error
+
+
+def find_cached(hub_id: HubId) -> Cached | None:
+    """What the hub client's cache has of a checkpoint; None where it knows no such revision, or no config.json of it.
+
+    Raises:
+        HubError: the cache cannot be read.
+        StructureError: it holds what is no checkpoint's, such as links that lead elsewhere.
+    """
+    commit = cached_commit(hub_id.repository, hub_id.revision)
+    if commit is None or not _COMMIT.fullmatch(commit):
+        return None
+    config = cached_file(hub_id.repository, CONFIG_FILE, commit=commit)
+    if config is None:
+        return None
+    label = _label(hub_id, commit)
+    names = list_files(config.parent, label=label)
+    lacking = "" if any(name.endswith(".safetensors") for name in names) else "its weights"
+    if INDEX_FILE in names:
+        index = read_index(read_small(config.parent / INDEX_FILE, label=label), where=f"{label}/{INDEX_FILE}")
+        lacking = next(iter(sorted(set(index.values()) - set(names))), "")
+    return Cached(commit, config.parent, label, lacking)
+
+
+def _open_by_headers(hub_id: HubId) -> Checkpoint:
     snapshot = find_snapshot(hub_id)
     index = None
     if INDEX_FILE in snapshot.files:
@@ -107,7 +193,7 @@ def open_hub(hub_id: HubId) -> Checkpoint:
         index=index,
         config=config,
         files=snapshot.files,
-        origin=Origin(repository=hub_id.repository, revision=snapshot.commit),
+        origin=_origin(hub_id, snapshot.commit),
         quant_config=quant_config,
     )
 
@@ -151,29 +237,34 @@ def download(checkpoint: Checkpoint, progress: Progress | None = None) -> Path:
     Raises:
         HubError, StructureError: as for `open_hub`.
     """
-    from huggingface_hub import constants, hf_hub_download, set_client_factory
-    from huggingface_hub.file_download import repo_folder_name
+    from huggingface_hub import hf_hub_download, set_client_factory
 
     origin = checkpoint.origin
-    folder = repo_folder_name(repo_id=origin.repository, repo_type="model")
-    snapshot = Path(constants.HF_HUB_CACHE, folder, "snapshots", origin.revision)
+    names = [*checkpoint.shards, *carried_files(checkpoint), CONFIG_FILE, INDEX_FILE, HF_QUANT_CONFIG]
+
+    def cached(name: str) -> Path | None:
+        return cached_file(origin.repository, name, commit=origin.revision)
 
     def missing() -> list[str]:
-        names = [*checkpoint.shards, *carried_files(checkpoint), CONFIG_FILE, INDEX_FILE, HF_QUANT_CONFIG]
-        return [name for name in names if name in checkpoint.files and not (snapshot / name).is_file()]
+        return [name for name in names if name in checkpoint.files and cached(name) is None]
 
     if missing():
         # The client would try for half a minute before it says that there is no network or no access.
         _ask(HubId(origin.repository, origin.revision))
         set_client_factory(wary_client)
         progress = progress or Progress()
-        with explained(checkpoint.label), hushed(), progress.stage("downloading", _size(checkpoint, missing())):
+        where = checkpoint.label
+        with explained(where), hushed(), progress.stage("downloading", _size(checkpoint, missing())):
             for name in missing():
-                log.info("downloading %s/%s", checkpoint.label, name)
-                hf_hub_download(origin.repository, name, revision=origin.revision, tqdm_class=advancing(progress))
-    if missing():
+                log.info("downloading %s/%s", where, name)
+                with downloads(progress, where=f"{where}/{name}") as bar:
+                    hf_hub_download(origin.repository, name, revision=origin.revision, tqdm_class=bar)
+    config = cached(CONFIG_FILE)
+    if config is None or missing():
         raise HubError("the hub served another commit than it was asked for", where=checkpoint.label)
-    return snapshot
+    if origin.branch:
+        remember_revision(origin.repository, origin.branch, commit=origin.revision)
+    return config.parent
 
 
 def _size(checkpoint: Checkpoint, names: Iterable[str]) -> int:

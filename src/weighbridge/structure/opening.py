@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -11,10 +12,13 @@ from weighbridge.structure.hub import open_hub, parse_hub_id
 from weighbridge.structure.lock import open_lock
 
 
-def open_checkpoint(reference: str) -> Checkpoint:
+def open_checkpoint(reference: str, *, follow: Sequence[Path] = ()) -> Checkpoint:
     """Open a directory, a structure lock (known by its content) or a hub id ``org/name[@revision]``.
 
     What exists on disk goes before the hub.
+
+    Args:
+        follow: directories into which the links of a directory may lead; see `weighbridge.structure.listing`.
 
     Raises:
         StructureError: none of the three, or malformed.
@@ -22,7 +26,7 @@ def open_checkpoint(reference: str) -> Checkpoint:
     """
     path = Path(reference)
     if path.is_dir():
-        return open_directory(path, label=reference)
+        return open_directory(path, label=reference, follow=follow)
     if path.exists():
         return open_lock(path)
     hub_id = parse_hub_id(reference)
