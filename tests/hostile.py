@@ -515,12 +515,10 @@ EVIL_PATTERNS: Mapping[str, str] = {
     "repetition of 30 digits": "re:a{" + "9" * 30 + "}",
     "repetitions of repetitions": "re:((a{100}){100}){100}",
     "nested stars of repetitions": "re:(((a{0,999}){0,999}){0,999}){0,999}",
-    "lookahead": "re:.*(?=proj)",
-    "negative lookahead": "re:(?!.*vision).*",
-    "lookbehind": "re:.*(?<=q)_proj",
-    "negative lookbehind": "re:.*(?<!q)_proj",
-    "evil lookahead": "re:(?=(a+)+$)a",
     "back reference": "re:(a+)\\1",
+    "lookahead and a back reference": "re:(?=(a))\\1",
+    "lookahead and an atomic group": "re:(?!a)(?>b+)",
+    "lookbehind of any width": "re:(?<=a*)b",
     "back reference by name": "re:(?P<x>a)(?P=x)",
     "back reference that warns": "re:([[a])\\1",
     "conditional": "re:(a)?(?(1)b|c)",
@@ -879,6 +877,13 @@ def quantization_configs(chance: Random) -> Iterator[tuple[str, Files]]:
             yield f"kv_cache_scheme is {name}", changed("kv_cache_scheme", to=_bad(other))
         yield f"weights is {name}", changed("config_groups", "group_0", "weights", to=_bad(other))
     yield "targets is an object", changed("config_groups", "group_0", "targets", to={"Linear": 1})
+    yield "format that is not known", changed("format", to="float-quantised")
+    yield "quant_method that is not known", changed("quant_method", to="nonsense")
+    yield "key that is not known", changed("config_groop", to={})
+    yield "key of a megabyte", changed("k" * 1_000_000, to={})
+    yield "key of a group that is not known", changed("config_groups", "group_0", "weight", to={})
+    yield "key of terminal escapes in weights", changed("config_groups", "group_0", "weights", "\x1b[2J", to=4)
+    yield "rotations", changed("transform_config", to={"config_groups": {"u": {"type": "hadamard"}}})
     yield "ignore is an object", changed("ignore", to={"lm_head": 1})
     yield "ignore holds null", changed("ignore", to=["lm_head", None])
     yield "preset unknown", changed("config_groups", to={"FP9": ["Linear"]})
@@ -1251,6 +1256,10 @@ def good() -> list[HostileCase]:
 ODD_PATTERNS: Mapping[str, str] = {
     "nested stars": "re:(a+)+$", "stars of alternatives": "re:(a|a)*$", "stars of stars": "re:(.*)*(.*)*(.*)*x",
     "optional characters": "re:" + "a?" * 150 + "a" * 150, "many states": "re:(?:.*a.{300}){2}",
+    "lookahead": "re:.*(?=proj)", "negative lookahead": "re:(?!.*vision).*", "lookbehind": "re:.*(?<=q)_proj",
+    "negative lookbehind": "re:.*(?<!q)_proj", "evil lookahead": "re:(?=(a+)+$)a",
+    "evil after a lookahead": "re:(?!x)(((.+)+)+)+y", "lookaheads within": "re:(?=(?=(?=(.*)*x)*.*)*z)*.*",
+    "lookahead of repetitions": "re:(?!x)((((a{99}){99}){99}){99}){99}",
     "empty expression": "re:", "line break": "re:a\nb", "empty name": "",
     "name like a path": "../../etc/passwd", "name of format braces": "{0.__class__}",
     "name of terminal escapes": "\x1b[2J",
@@ -1284,7 +1293,6 @@ def _legal(chance: Random) -> Iterator[tuple[str, Files]]:
         yield f"target {name}", configured(config_groups={"group_0": {**CONFIG_GROUP, "targets": ["Linear", pattern]}})
     yield "ignore nested stars 250 times", configured(ignore=[f"re:(a+)+{n}$" for n in range(250)])
     yield "ignore 50,000 names", configured(ignore=[f"model.layers.{n}.proj" for n in range(50_000)])
-    yield "format that is not known", configured(format="float-quantised")
     yield (
         "quant_method whose modules are stored otherwise",
         configured(quant_method="gptq", bits=4, group_size=128, sym=True),

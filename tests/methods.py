@@ -5,6 +5,7 @@ Nothing here is computed by the code under test: names, dtypes and shapes are th
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,7 +65,7 @@ class Method:
     def opened(self, structure: Structure | None = None, quant_config: Mapping[str, Any] | None = None) -> Checkpoint:
         """The checkpoint as headers, with another structure if one is given."""
         config = {"model_type": "llama", **self.config}
-        if quant_config is None or self.quantization:
+        if self.quantization:
             config["quantization_config"] = dict(self.quantization)
         return assemble(
             label="checkpoint",
@@ -85,10 +86,20 @@ def header_of(structure: Structure) -> Header:
     return Header(stored, {}, 8)
 
 
+_ONES = {"F32": struct.pack("<f", 1), "BF16": struct.pack("<f", 1)[2:], "F16": struct.pack("<e", 1)}
+
+
 def write(directory: Path, structure: Structure) -> None:
-    """Write one shard of zeros with this structure."""
+    """Write one shard with this structure: floats are 1, as no scale may be 0, and codes 0."""
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {name: RawTensor(tensor.dtype, tensor.shape, bytes(tensor.nbytes)) for name, tensor in structure.items()}
+    tensors = {
+        name: RawTensor(
+            tensor.dtype,
+            tensor.shape,
+            _ONES[tensor.dtype] * tensor.parameters if tensor.dtype in _ONES else bytes(tensor.nbytes),
+        )
+        for name, tensor in structure.items()
+    }
     write_tensors(directory, tensors)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -79,6 +80,11 @@ def account_of(outcome: Outcome) -> dict[str, Any]:
     return dict(section)
 
 
+def harmless_in(outcome: Outcome) -> str:
+    """What an account names as harmless."""
+    return " ".join(text for label, text in account_of(outcome)["facts"].items() if label.startswith("harmless"))
+
+
 def named(outcome: Outcome) -> str:
     """Everything that a report says, and the one sentence of a refusal."""
     return outcome.out + outcome.err
@@ -89,8 +95,8 @@ def test_honest_build_of_a_base_without_a_lock_holds(honest: Honest) -> None:
     assert outcome.code == 0
     account = account_of(outcome)
     assert account["summary"].endswith("each is held")
-    assert account["tables"] == []
-    assert "README.md" in account["facts"]["harmless"]
+    assert "README.md" in harmless_in(outcome)
+    assert all(label.startswith("harmless") for label in account["facts"])
 
 
 def test_honest_build_of_a_base_without_a_lock_verifies_from_its_evidence_alone(
@@ -103,8 +109,8 @@ def test_alone_a_checkpoint_passes_and_what_was_not_judged_is_said(honest: Hones
     outcome = call_validate(honest.build, "--format", "json")
     assert outcome.code == 0
     account = account_of(outcome)
-    states = {(row[0], row[1]) for row in account["tables"][0]["rows"]}
-    assert {("file", "not judged"), ("key", "not judged"), ("tensor", "not judged")} < states
+    labels = " ".join(account["facts"])
+    assert all(re.search(rf"not judged: [0-9]+ {kind}", labels) for kind in ("file", "key", "tensor")), labels
     assert "not judged" in account["summary"]
 
 
@@ -262,7 +268,7 @@ def test_key_that_nothing_depends_on_passes_and_is_named(honest: Honest, copy: P
     edit_config(copy, HARMLESS_KEYS[key])
     outcome = honest.judge(copy)
     assert outcome.code == 0
-    assert f"config.json:{key}" in account_of(outcome)["facts"]["harmless"]
+    assert f"config.json:{key}" in harmless_in(outcome)
 
 
 QUANTIZATION_KEYS: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -296,7 +302,7 @@ def test_white_space_of_a_config_passes_and_is_named(honest: Honest, copy: Path)
     rewrite(copy / CONFIG, (copy / CONFIG).read_bytes() + b"\n\n")
     outcome = honest.judge(copy)
     assert outcome.code == 0
-    assert CONFIG in account_of(outcome)["facts"]["harmless"]
+    assert CONFIG in harmless_in(outcome)
 
 
 @pytest.mark.parametrize(
@@ -429,7 +435,7 @@ def check_one_change(honest: Honest, place: Path, change: Change) -> None:
     name = change(copy)
     outcome = honest.judge(copy)
     if outcome.code == 0:
-        assert name in account_of(outcome)["facts"]["harmless"]
+        assert name in harmless_in(outcome)
     assert outcome.code in (0, 1, 2)
 
 

@@ -19,7 +19,7 @@ from weighbridge.lint import lint
 from weighbridge.plan import Plan, make_plan
 from weighbridge.recipe import load_recipe, read_recipe
 from weighbridge.report import Severity
-from weighbridge.structure.checkpoint import Checkpoint
+from weighbridge.structure.checkpoint import Checkpoint, Origin
 
 GEMMA = "google/gemma-4-26B-A4B-it"
 WRITTEN = sorted(families.FAMILIES)
@@ -204,3 +204,34 @@ def test_resolved_recipe_is_printed(call_build: Command) -> None:
     outcome = call_build("w4a16-g64", "--resolved")
     assert outcome.code == 0
     assert read_recipe(outcome.out.encode(), where="").recipe.name == "w4a16-g64"
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("model.layers.0.linear_attn.conv1d.weight", (64, 1, 4)),
+        ("model.layers.0.mamba.conv1d.weight", (64, 1, 4)),
+        ("model.layers.0.block_sparse_moe.input_linear.weight", (8, 256, 64)),
+        ("model.layers.0.mlp.conv.weight", (8, 4, 3, 3)),
+    ],
+)
+def test_what_is_no_matrix_is_kept_and_said_to_be_none(name: str, shape: tuple[int, ...]) -> None:
+    source = source_with(name, shape=shape)
+    draft = draft_recipe(source, model="org/model", licence="apache-2.0", path=PATH)
+    assert "No matrix" in draft.text
+    plan = drafted(source, "org/model")
+    assert name.removesuffix(".weight") not in plan.schemes
+    assert [finding for finding in lint(plan) if finding.severity is Severity.ERROR] == []
+
+
+@pytest.mark.parametrize("name", ["resampler.ln_kv.weight", "encoder.LayerNorm.weight", "h.0.ln_1.weight"])
+def test_a_norm_of_any_name_is_kept_and_the_draft_ends(name: str) -> None:
+    plan = drafted(source_with(name), "org/model")
+    assert name.removesuffix(".weight") not in plan.schemes
+
+
+@pytest.mark.parametrize("commit", ["1" * 40, "0" * 40, "12e" + "3" * 37, "4d7ae4984b7db7de8f8457170b3f1a419ee76d52"])
+def test_commit_is_read_back_as_the_text_that_it_is(commit: str) -> None:
+    source = replace(source_with(), origin=Origin(repository=GEMMA, revision=commit))
+    text = draft_recipe(source, model=GEMMA, licence="apache-2.0", path=PATH, scheme="FP8_DYNAMIC").text
+    assert read_recipe(text.encode(), where=str(PATH)).recipe.base.revision == commit

@@ -24,6 +24,7 @@ from tests.methods import (
     LLAMA,
     METHODS,
     MIXED,
+    MIXED_STRUCTURE,
     MOE,
     MXFP4_OF_QUARK,
     Method,
@@ -59,6 +60,21 @@ def errors(method: Method, structure: Structure | None = None) -> list[Finding]:
 def named(findings: list[Finding]) -> set[str]:
     """Every name that findings stand for."""
     return {name for finding in findings for name in parse_pattern(finding.where, where="")}
+
+
+FUSED_FP8 = Method(
+    {
+        "quant_method": "compressed-tensors",
+        "format": "float-quantized",
+        "config_groups": {"FP8_DYNAMIC": ["Linear"]},
+        "ignore": ["lm_head", "re:.*gate$"],
+    },
+    KEPT
+    | {f"{LAYER}.mlp.experts.gate_up_proj": Tensor("F8_E4M3", (EXPERTS, 2 * INNER, HIDDEN))}
+    | {f"{LAYER}.mlp.experts.gate_up_proj.weight_scale": Tensor("BF16", (EXPERTS, 2 * INNER, 1))}
+    | {f"{LAYER}.mlp.experts.down_proj": Tensor("F8_E4M3", (EXPERTS, HIDDEN, INNER))}
+    | {f"{LAYER}.mlp.experts.down_proj.weight_scale": Tensor("BF16", (EXPERTS, HIDDEN, 1))},
+)
 
 
 # --- whole ------------------------------------------------------------------------------------------------------------
@@ -164,6 +180,23 @@ def test_a_scale_without_its_module_is_named(name: str) -> None:
     assert any(name.startswith(f"{LAYER}.self_attn.z_proj") for name in named(found))
 
 
+STRAYS = {
+    tensor.rpartition(".")[2]: method.structure[tensor]
+    for method in METHODS.values()
+    for tensor in method.stored
+    if not tensor.endswith("_bias")
+}
+"""What each method stores, by local name."""
+
+
+@pytest.mark.parametrize(("local", "tensor"), STRAYS.items(), ids=STRAYS)
+@pytest.mark.parametrize("method", [Method({}, KEPT), FUSED_FP8, *METHODS.values()], ids=["none", "fp8 rows", *METHODS])
+def test_what_a_method_stores_is_named_where_it_belongs_to_nothing(method: Method, local: str, tensor: Tensor) -> None:
+    stray = f"model.memory.experts.z_proj.{local}" if "_proj" not in local else f"model.memory.experts.{local}"
+    found = named(errors(method, {**method.structure, stray: tensor}))
+    assert any(name.startswith("model.memory.experts") for name in found)
+
+
 @pytest.mark.parametrize(
     "name", [name for name in METHODS if "fused" not in name and "V4" not in name and "oss" not in name]
 )
@@ -259,7 +292,7 @@ def test_fused_experts_of_transformers_fp8_are_judged() -> None:
 
 def test_what_is_listed_as_kept_and_stored_quantized_is_named() -> None:
     kept = BLOCK_FP8 | {"modules_to_not_convert": ["self_attn.o_proj"]}
-    assert named(errors(Method(kept, of_linears(fp8_blocks)))) == {f"{LAYER}.self_attn.o_proj.weight"}
+    assert named(errors(Method(kept, of_linears(fp8_blocks)))) == {f"{LAYER}.self_attn.o_proj"}
 
 
 def test_a_parameter_that_happens_to_be_called_scale_is_none() -> None:
@@ -274,10 +307,10 @@ UNREAD: Mapping[str, Mapping[str, Any]] = {
         name: {"quant_method": name}
         for name in (
             *("bitsandbytes", "auto-round", "intel/auto-round", "hqq", "exl2", "torchao", "fbgemm_fp8", "ptpc_fp8"),
-            *("experts_int8", "bitnet", "unheard_of"),
+            *("experts_int8", "bitnet", "unheard_of", "modelopt_of_tomorrow", "org/method-1.5+a"),
         )
-        if "/" not in name
     },
+    "no method at all": {"bits": 4},
     "gptq with dynamic rules": GPTQ | {"dynamic": {"+:.*0.*": {"bits": 8}}},
     "gptq of five bits": GPTQ | {"bits": 5},
     "gptq for marlin": GPTQ | {"checkpoint_format": "marlin"},
@@ -304,13 +337,14 @@ def test_what_is_not_read_is_never_judged_to_hold(quantization: Mapping[str, Any
         validate(Method(quantization, of_linears(nvfp4)).opened())
 
 
-def test_what_is_not_read_is_exit_2_and_one_sentence(tmp_path: Path, call_validate: Command) -> None:
+@pytest.mark.parametrize("method", ["hqq", "intel/auto-round"])
+def test_what_is_not_read_is_exit_2_and_one_sentence(method: str, tmp_path: Path, call_validate: Command) -> None:
     write(tmp_path, of_linears(nvfp4))
-    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "hqq"}}))
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": method}}))
     outcome = call_validate(tmp_path)
     assert outcome.code == 2
     assert outcome.err.startswith("error: ")
-    assert "quantized by hqq, whose way of storing weights is not read here" in outcome.err
+    assert f"quantized by {method}, whose way of storing weights is not read here" in outcome.err
 
 
 MALFORMED: Mapping[str, tuple[Mapping[str, Any], str]] = {
@@ -361,6 +395,16 @@ def test_whatever_stands_under_a_key_is_read_or_refused(method: Method, data: st
         assert str(refusal).startswith("config.json")
 
 
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_a_part_of_a_composite_model_may_have_the_declaration(method: Method) -> None:
+    part = {**method.config, "quantization_config": method.quantization}
+    whole = read_declaration(part, where="config.json")
+    nested = read_declaration({"model_type": "composite", "thinker_config": {"text_config": part}}, where="config.json")
+    assert nested == whole
+    assert nested is not None
+    assert nested.place == "thinker_config.text_config.quantization_config"
+
+
 # --- modelopt's declarations ------------------------------------------------------------------------------------------
 
 STEPS = [
@@ -381,7 +425,7 @@ def test_a_key_that_modelopt_does_not_write_is_refused_by_name(steps: tuple[str,
     for step in steps:
         holder = holder[step]
     holder["rotation"] = True
-    with pytest.raises(StructureError, match="has the key 'rotation', which modelopt does not write"):
+    with pytest.raises(StructureError, match="unknown key 'rotation'"):
         read_declaration({"quantization_config": raw}, where="config.json")
 
 
@@ -400,7 +444,7 @@ def test_modelopts_own_file_alone_is_the_declaration() -> None:
 def test_a_key_that_modelopt_does_not_write_is_refused_in_its_own_file(level: str) -> None:
     raw = document()
     (raw if level == "document" else raw["quantization"])["rotation"] = True
-    with pytest.raises(StructureError, match="has the key 'rotation'"):
+    with pytest.raises(StructureError, match="unknown key 'rotation'"):
         Method({}, of_linears(nvfp4)).opened(quant_config=raw)
 
 
@@ -447,6 +491,14 @@ def test_two_declarations_that_say_one_thing_in_other_words_agree() -> None:
 def test_a_layer_that_is_called_linear_is_not_every_linear() -> None:
     raw = modelopt("MIXED_PRECISION", quantized_layers={"Linear": {"quant_algo": "FP8"}})
     assert not Method(raw, of_linears(fp8_tensor)).opened().schemes
+
+
+def test_what_quantized_layers_does_not_name_is_kept_as_it_is() -> None:
+    kept = f"{LAYER}.mlp.down_proj"
+    layers = {name: layer for name, layer in MIXED["quantized_layers"].items() if name != kept}
+    structure = {name: tensor for name, tensor in MIXED_STRUCTURE.items() if not name.startswith(f"{kept}.")}
+    structure[f"{kept}.weight"] = Tensor("BF16", LLAMA[kept])
+    assert validate(Method(MIXED | {"quantized_layers": layers}, structure).opened()).holds
 
 
 def test_quantized_layers_may_name_what_holds_modules_or_a_pattern() -> None:
@@ -502,19 +554,6 @@ def test_a_kv_cache_alone_may_be_declared() -> None:
 
 # --- fused experts in compressed-tensors' schemes ---
 
-FUSED_FP8 = Method(
-    {
-        "quant_method": "compressed-tensors",
-        "format": "float-quantized",
-        "config_groups": {"FP8_DYNAMIC": ["Linear"]},
-        "ignore": ["lm_head", "re:.*gate$"],
-    },
-    KEPT
-    | {f"{LAYER}.mlp.experts.gate_up_proj": Tensor("F8_E4M3", (EXPERTS, 2 * INNER, HIDDEN))}
-    | {f"{LAYER}.mlp.experts.gate_up_proj.weight_scale": Tensor("BF16", (EXPERTS, 2 * INNER, 1))}
-    | {f"{LAYER}.mlp.experts.down_proj": Tensor("F8_E4M3", (EXPERTS, HIDDEN, INNER))}
-    | {f"{LAYER}.mlp.experts.down_proj.weight_scale": Tensor("BF16", (EXPERTS, HIDDEN, 1))},
-)
 SCALE = f"{LAYER}.mlp.experts.down_proj.weight_scale"
 FUSED_FAULTS: Mapping[str, tuple[str, Tensor | None]] = {
     "scale missing": (SCALE, None),
@@ -607,6 +646,13 @@ def test_a_lock_of_it_says_the_same_and_holds(method: Method, tmp_path: Path) ->
     locked = open_lock(path)
     assert (locked.structure, locked.schemes) == (checkpoint.structure, checkpoint.schemes)
     assert validate(locked).holds
+
+
+def test_a_lock_of_a_method_that_is_not_read_is_not_judged(tmp_path: Path) -> None:
+    path = tmp_path / "lock.yaml"
+    path.write_text(write_lock(METHODS["gptq"].opened()).replace("quant_method: gptq", "quant_method: tomorrow"))
+    with pytest.raises(StructureError, match="cannot be judged: quantized by tomorrow"):
+        validate(open_lock(path))
 
 
 # --- many -------------------------------------------------------------------------------------------------------------

@@ -1,11 +1,14 @@
-"""Patterns match as compressed-tensors matches them, in linear time; what cannot be so matched is refused by name."""
+"""Patterns match as compressed-tensors matches them, in bounded time; what cannot be so matched is refused by name."""
 
 from __future__ import annotations
 
+import re
+
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from weighbridge.lookarounds import Expression, NotCovered, Steps
 from weighbridge.patterns import MAX_PATTERN_LENGTH, PatternError, PatternList, check_pattern
 
 Q_PROJ = "model.language_model.layers.0.self_attn.q_proj"
@@ -101,6 +104,80 @@ def test_any_expression_matches_as_in_compressed_tensors(expression: str, name: 
     assert (PatternList([entry]).first(name) == 0) == match_name(name, entry)
 
 
+PIECES = st.one_of(
+    LITERALS, st.sampled_from([r"\b", r"\B", r"\Z", r"\A", "(?i:B)", "[^ab]", "(?s:.)", r"\W", "(?m:^)", "(?m:$)"])
+)
+
+
+def looking() -> st.SearchStrategy[str]:
+    """Expressions with lookarounds anywhere, also within each other and under repetitions."""
+    return st.recursive(
+        PIECES,
+        lambda inner: st.one_of(
+            st.lists(inner, min_size=1, max_size=3).map("".join),
+            st.lists(inner, min_size=1, max_size=3).map(lambda parts: f"({'|'.join(parts)})"),
+            st.builds("(?:{}){}".format, inner, st.sampled_from(["*", "+", "?", "*?", "{2}", "{1,2}", "{0,3}?"])),
+            st.builds("({}{})".format, st.sampled_from(["?=", "?!", "?<=", "?<!"]), inner),
+        ),
+        max_leaves=8,
+    )
+
+
+@given(looking(), st.lists(st.text(alphabet="abB01._\n", max_size=9), min_size=1, max_size=6))
+@settings(deadline=None, max_examples=1500)
+def test_any_expression_with_lookarounds_matches_as_python_matches_it(expression: str, names: list[str]) -> None:
+    try:
+        compiled = re.compile(expression)
+    except re.error:
+        assume(False)
+    ours = Expression(expression)
+    assert [ours.matches(name, Steps()) for name in names] == [compiled.match(name) is not None for name in names]
+
+
+# As published checkpoints and vLLM's own tests write them.
+PUBLISHED = {
+    "not in a drafting head": r"^(?!mtp\.).*layers\.\d+\.mlp\.experts\.\d+\.(gate_proj|up_proj|down_proj)$",
+    "not the shared experts": r"^(?!.*shared_experts).*$",
+    "not the last layer": r"model\.layers\.(?!61\.).*proj$",
+    "before a projection": r".*mlp\.(?=gate_proj|up_proj)",
+    "behind attention": r".*(?<=self_attn\.)[qkv]_proj",
+    "not behind a vision tower": r"(?!.*vision)(?=.*(attn|mlp)).*(?<!norm)$",
+}
+MODULE_NAMES = [
+    f"{prefix}{layer}.{rest}"
+    for prefix in ("model.layers.", "mtp.layers.", "model.language_model.layers.", "model.vision_tower.layers.")
+    for layer in (0, 6, 61)
+    for rest in (
+        *("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.experts.17.down_proj", "input_layernorm"),
+        "mlp.shared_experts.up_proj",
+    )
+]
+
+
+@pytest.mark.parametrize("expression", PUBLISHED.values(), ids=PUBLISHED)
+def test_published_lookarounds_match_as_in_compressed_tensors(expression: str) -> None:
+    from compressed_tensors.utils.match import match_name
+
+    entries = PatternList([f"re:{expression}"])
+    matched = [name for name in MODULE_NAMES if entries.first(name) == 0]
+    assert matched == [name for name in MODULE_NAMES if match_name(name, f"re:{expression}")]
+    assert 0 < len(matched) < len(MODULE_NAMES)
+
+
+def test_lookarounds_and_plain_expressions_of_one_list_are_told_in_their_order() -> None:
+    entries = PatternList(["re:.*proj$", "re:(?!mtp).*q_proj", Q_PROJ, "re:(?=mtp)"])
+    assert entries.matches(Q_PROJ) == [0, 1, 2]
+
+
+def test_an_expression_takes_no_more_steps_than_are_left() -> None:
+    steps = Steps()
+    steps.left = 100
+    nested = Expression("(?!x)(?:(?:(?:ab)+c?)+d?)+e$")
+    with pytest.raises(NotCovered, match="takes more steps than any honest one"):
+        nested.matches("ab" * 100, steps)
+    assert nested.matches("ababe", Steps())
+
+
 @given(st.lists(st.one_of(expressions().map("re:{}".format), NAMES), max_size=5), NAMES)
 @settings(deadline=None)
 def test_list_matches_exactly_the_entries_that_match_alone(entries: list[str], name: str) -> None:
@@ -110,10 +187,10 @@ def test_list_matches_exactly_the_entries_that_match_alone(entries: list[str], n
 
 # entry, what the sentence says
 REFUSED: dict[str, tuple[str, str]] = {
-    "lookahead": ("re:.*(?=proj)", "uses a lookaround, which cannot be matched in linear time"),
-    "negative lookahead": ("re:(?!lm_head).*", "uses a lookaround"),
-    "lookbehind": ("re:.*(?<=proj)", "uses a lookaround"),
-    "negative lookbehind": ("re:.*(?<!norm)$", "list what is meant instead of excluding what is not"),
+    "lookahead and a back-reference": (r"re:(?=(a))\1", "cannot be matched in a bounded time (it uses groupref)"),
+    "lookahead and an atomic group": ("re:(?!a)(?>b+)", "cannot be matched in a bounded time (it uses atomic group)"),
+    "lookahead and a possessive repetition": ("re:(?!a)b++", "cannot be matched in a bounded time"),
+    "lookbehind of any width": ("re:(?<=a*)b", "does not compile (look-behind requires fixed-width pattern)"),
     "back-reference": (r"re:(a)\1", "cannot be matched in linear time"),
     "named back-reference": ("re:(?P<x>a)(?P=x)", "cannot be matched in linear time"),
     "a thousand and one": ("re:a{1001}", "cannot be matched in linear time"),
@@ -196,6 +273,9 @@ EVIL = {
     "overlapping alternatives": (r"re:(a|aa)+$", "a" * 5000 + "!"),
     "many optionals": ("re:" + "a?" * 30 + "a" * 30 + "$", "a" * 29),
     "many stars": ("re:" + ".*" * 30 + "x", "a" * 5000),
+    "nested plus behind a lookahead": (r"re:(?!x)((a+)+)+$", "a" * 1000 + "!"),
+    "a lookahead of nested stars": (r"re:(?=((a*)*)*x)", "a" * 1000),
+    "lookaheads under stars": (r"re:((?=(.*)*)a)*x", "a" * 300),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -11,8 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weighbridge.errors import StructureError
+from weighbridge.formats.compressed_tensors import read_args, read_scheme
 from weighbridge.formats.declaration import Declaration
-from weighbridge.formats.quantization import read_args, read_declaration, read_scheme, resolve
+from weighbridge.formats.quantization import (
+    read_declaration,
+    resolve,
+    resolve_as_compressed_tensors,
+    without_quantization,
+)
 from weighbridge.formats.schemes import PRESETS, QuantizationArgs, Scheme, to_config
 from weighbridge.formats.tensors import Tensor
 from weighbridge.structure.modules import quantizable_modules
@@ -86,10 +93,32 @@ def config_of(
     }
 
 
-def resolved(config: dict[str, Any]) -> dict[str, Scheme]:
+def resolved(config: dict[str, Any], resolve: Callable[..., dict[str, Scheme]] = resolve) -> dict[str, Scheme]:
     declaration = read_declaration({"quantization_config": config}, where="config.json")
     assert declaration is not None
     return resolve(declaration, quantizable_modules(STRUCTURE), where="config.json")
+
+
+def as_vllm(config: dict[str, Any]) -> dict[str, Scheme]:
+    """What vLLM 0.32 finds for each Linear: ``should_ignore_layer``, then ``find_matched_target``, line by line."""
+    scheme_of = {
+        target: read_scheme({key: value for key, value in group.items() if key != "targets"}, where="group")
+        for group in config["config_groups"].values()
+        for target in group["targets"]
+    }
+
+    def equal_or_match(name: str, target: str) -> bool:
+        return re.match(target[3:], name) is not None if target.startswith("re:") else name == target
+
+    found = {}
+    for name in LINEARS:
+        if any(equal_or_match(name, entry) for entry in config["ignore"]):
+            continue
+        target = next((target for target in scheme_of if equal_or_match(name, target)), None)
+        target = target or next((target for target in scheme_of if target.lower() in "columnparallellinear"), None)
+        if target is not None:
+            found[name] = scheme_of[target]
+    return found
 
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -121,7 +150,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_each_module_gets_the_scheme_that_compressed_tensors_applies(config: dict[str, Any], applied: Applied) -> None:
-    assert resolved(config) == applied(config)
+    assert resolved(config, resolve_as_compressed_tensors) == applied(config)
+
+
+LONG = {name: config for name, config in CONFIGS.items() if not name.startswith("presets")}
+
+
+@pytest.mark.parametrize("config", LONG.values(), ids=LONG)
+def test_each_module_gets_the_scheme_that_vllm_finds(config: dict[str, Any]) -> None:
+    assert resolved(config) == as_vllm(config)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -162,7 +199,8 @@ def test_any_groups_resolve_as_compressed_tensors_resolves_them(
     groups: list[tuple[str, list[str]]], ignore: list[str], applied: Applied
 ) -> None:
     config = config_of(*groups, ignore=ignore)
-    assert resolved(config) == applied(config)
+    assert resolved(config, resolve_as_compressed_tensors) == applied(config)
+    assert resolved(config) == as_vllm(config)
 
 
 def test_spelling_does_not_count() -> None:
@@ -214,10 +252,16 @@ PLACES: dict[str, tuple[dict[str, Any], str | None]] = {
     "older key": ({"compression_config": FOUND}, "compressed-tensors"),
     "text_config": ({"text_config": {"quantization_config": FOUND}}, "compressed-tensors"),
     "older key in text_config": ({"text_config": {"compression_config": FOUND}}, "compressed-tensors"),
-    "top before text_config": (
-        {"text_config": {"quantization_config": FOUND}, "quantization_config": OTHER},
-        "modelopt",
+    "top and text_config, the same": (
+        {"text_config": {"quantization_config": FOUND}, "quantization_config": FOUND},
+        "compressed-tensors",
     ),
+    "thinker_config": ({"thinker_config": {"quantization_config": FOUND}}, "compressed-tensors"),
+    "text_config of thinker_config": (
+        {"thinker_config": {"text_config": {"quantization_config": FOUND}}},
+        "compressed-tensors",
+    ),
+    "any part": ({"llm_config": {"decoder": {"quantization_config": FOUND}}}, "compressed-tensors"),
     "null at the top": (
         {"quantization_config": None, "text_config": {"quantization_config": FOUND}},
         "compressed-tensors",
@@ -238,6 +282,27 @@ PLACES: dict[str, tuple[dict[str, Any], str | None]] = {
 def test_config_is_found_where_servers_look_for_it(config: Mapping[str, Any], method: str | None) -> None:
     declaration = read_declaration(config, where="config.json")
     assert (declaration and declaration.quant_method) == method
+
+
+DIFFERING = {
+    "top and text_config": {"text_config": {"quantization_config": FOUND}, "quantization_config": OTHER},
+    "two parts": {"a_config": {"quantization_config": FOUND}, "b_config": {"quantization_config": OTHER}},
+    "two keys": {"quantization_config": FOUND, "compression_config": OTHER},
+    "one in the other's part": {
+        "thinker_config": {"quantization_config": FOUND, "text_config": {"quantization_config": OTHER}}
+    },
+}
+
+
+@pytest.mark.parametrize("config", DIFFERING.values(), ids=DIFFERING)
+def test_two_configs_that_differ_are_refused(config: Mapping[str, Any]) -> None:
+    with pytest.raises(StructureError, match="say different things"):
+        read_declaration(config, where="config.json")
+
+
+@pytest.mark.parametrize(("config", "method"), PLACES.values(), ids=PLACES)
+def test_no_config_is_found_once_all_are_taken_out(config: Mapping[str, Any], method: str | None) -> None:
+    assert read_declaration(without_quantization(config), where="config.json") is None
 
 
 @pytest.mark.parametrize("config", [[], [1], "fp8", 7], ids=str)
@@ -266,6 +331,12 @@ def test_kv_cache_is_read() -> None:
 def with_weights(**change: Any) -> dict[str, Any]:
     config = config_of(("FP8_DYNAMIC", ["Linear"]))
     config["config_groups"]["group_0"]["weights"] |= change
+    return config
+
+
+def with_group(**change: Any) -> dict[str, Any]:
+    config = config_of(("FP8_DYNAMIC", ["Linear"]))
+    config["config_groups"]["group_0"] |= change
     return config
 
 
@@ -308,13 +379,52 @@ MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
     "symmetry is text": (with_weights(symmetric="yes"), "symmetric true or false"),
     "group without a size": (with_weights(strategy="group"), "strategy group cannot have group_size 'None'"),
     "group of nothing": (with_weights(strategy="group", group_size=0), "strategy group cannot have group_size '0'"),
-    "absurd group": (with_weights(strategy="group", group_size=2**40), "strategy group cannot have group_size"),
-    "group is text": (with_weights(strategy=None, group_size="all"), "strategy group cannot have group_size 'all'"),
+    "absurd group": (with_weights(strategy="group", group_size=2**40), "group_size cannot be '1099511627776'"),
+    "group is text": (with_weights(strategy=None, group_size="all"), "group_size cannot be 'all'"),
     "block without a structure": (with_weights(strategy="block"), "strategy block cannot have block_structure 'None'"),
     "block of one side": (with_weights(strategy="block", block_structure=[128]), "cannot have block_structure '[128]'"),
     "block of nothing": (with_weights(strategy="block", block_structure=[0, 128]), "cannot have block_structure"),
     "pattern that does not compile": (FOUND | {"ignore": ["re:("]}, "the pattern 're:(' does not compile"),
-    "pattern with a lookahead": (FOUND | {"ignore": ["re:(?!a)b"]}, "uses a lookaround"),
+    "pattern with a back-reference": (FOUND | {"ignore": [r"re:(?!x)(a)\1"]}, "cannot be matched in a bounded time"),
+    "key at the top": (
+        FOUND | {"kv_cache_schema": None},
+        "unknown key 'kv_cache_schema'; did you mean 'kv_cache_scheme'?",
+    ),
+    "key of a group": (with_group(weight=None), f"{GROUP}: unknown key 'weight'; did you mean 'weights'?"),
+    "key of arguments": (with_weights(numbits=4), f"{GROUP}.weights: unknown key 'numbits'; did you mean 'num_bits'?"),
+    "symmetry misspelt": (with_weights(symetric=False), "unknown key 'symetric'; did you mean 'symmetric'?"),
+    "format misspelt": (FOUND | {"format": "float_quantized"}, "did you mean 'float-quantized'?"),
+    "format of a group misspelt": (with_group(format="float-quantised"), "did you mean 'float-quantized'?"),
+    "mixed group": (with_group(format="mixed-precision"), "one group cannot have the format mixed-precision"),
+    "unknown status": (FOUND | {"quantization_status": "done"}, "quantization_status cannot be 'done'"),
+    "version is a number": (FOUND | {"version": 0.19}, "version cannot be '0.19'"),
+    "ratio is text": (FOUND | {"global_compression_ratio": "1.5"}, "global_compression_ratio cannot be '1.5'"),
+    "transforms are a list": (FOUND | {"transform_config": [1]}, "transform_config is no mapping"),
+    "unknown order": (with_weights(actorder="columns"), "actorder cannot be 'columns'"),
+    "order of activations": (
+        with_group(input_activations={"num_bits": 8, "type": "float", "actorder": "weight"}),
+        "actorder is of weights alone",
+    ),
+    "unknown dtype of scales": (with_weights(scale_dtype="torch.bf16"), "scale_dtype cannot be 'torch.bf16'"),
+    "zero points of another dtype": (
+        with_weights(symmetric=False, zp_dtype="torch.int32"),
+        "zero points of float8 are torch.float8_e4m3fn, not torch.int32",
+    ),
+    "observer is a number": (with_weights(observer=7), "observer cannot be '7'"),
+    "arguments of an observer are text": (with_weights(observer_kwargs="maxshrink=1"), "observer_kwargs is no mapping"),
+    "attention without activations": (
+        with_group(targets=["LlamaAttention"], weights=None, input_activations=None),
+        "has input_activations",
+    ),
+    "attention per channel": (
+        with_group(
+            targets=["LlamaAttention"],
+            weights=None,
+            input_activations={"num_bits": 8, "type": "float", "strategy": "group", "group_size": 8},
+        ),
+        "attention is quantized per tensor or attn_head, not per group",
+    ),
+    "activations alone of linears": (with_group(weights=None), "a scheme without weights is not known here"),
     "target that does not compile": (config_of(("W8A8", ["re:*"])), "the pattern 're:*' does not compile"),
     "pattern that is no text": (FOUND | {"ignore": ["re:\ud800"]}, "config.json"),
 }

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weighbridge.errors import StructureError
-from weighbridge.formats.quantization import read_scheme
+from weighbridge.formats.compressed_tensors import read_scheme
 from weighbridge.formats.schemes import (
     PRESETS,
     QuantizationArgs,

@@ -273,9 +273,9 @@ DAMAGES: dict[str, Damage] = {
         with_scheme(targets=["re:("], weights={"num_bits": 8}),
         (CONFIG, "re:("),
     ),
-    "quantization config with a target that is a lookahead": (
-        with_scheme(targets=["re:(?!router)"], weights={"num_bits": 8}),
-        (CONFIG, "re:(?!router)", "lookaround"),
+    "quantization config with a target that refers back": (
+        with_scheme(targets=[r"re:(router)\1"], weights={"num_bits": 8}),
+        (CONFIG, r"re:(router)\\1", "linear time"),
     ),
     "quantization config whose ignore list is text": (
         lambda model: edit_config(
@@ -385,11 +385,6 @@ RECIPES: dict[str, tuple[Callable[[str], str], str, tuple[str, ...]]] = {
         ("re:*.router", "re:.*.router"),
     ),
     "pattern with an open bracket": (in_place_of(ROUTER, "- re:(router\n"), "(router", ("re:(router", "compile")),
-    "pattern that is a lookahead": (
-        in_place_of(ROUTER, "- re:(?!router)\n"),
-        "(?!router)",
-        ("(?!router)", "lookaround"),
-    ),
     "pattern that refers back": (in_place_of(ROUTER, "- re:(a)\\1\n"), "(a)", ("linear time",)),
     "pattern twice": (in_place_of(ROUTER, f"{ROUTER}  {ROUTER}"), "ignore:", ("re:.*router", "twice")),
     "explained pattern with empty braces": (

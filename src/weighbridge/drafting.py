@@ -13,7 +13,6 @@ from weighbridge.catalogue import RECIPES
 from weighbridge.errors import RecipeError
 from weighbridge.formats.schemes import PRESETS
 from weighbridge.lint import lint
-from weighbridge.lint.merged import MERGED
 from weighbridge.lint.quantized import INTEGER_GROUP_SIZES
 from weighbridge.patterns import REGEX_PREFIX, pattern_list
 from weighbridge.plan import Plan, make_plan, tied_heads
@@ -21,6 +20,7 @@ from weighbridge.recipe import read_recipe
 from weighbridge.report import Finding, Severity
 from weighbridge.roles import Role, role_of
 from weighbridge.structure.checkpoint import Checkpoint
+from weighbridge.structure.merged import MERGED
 
 QUANTIZED = (Role.ATTENTION, Role.MLP, Role.EXPERTS)
 """Roles that are the bulk of a model's weights and bear few bits; everything else is kept."""
@@ -34,6 +34,7 @@ _REASONS: Mapping[Role, str] = {
     Role.AUDIO: "What hears is small, sensitive, and served as it is.",
     Role.OTHER: "Its role is not known here. Kept, which is safe: take the entry out once you know better.",
 }
+_NO_MATRIX = "No matrix: no scheme can be applied to it, and it stays as it is (with experts in it, most of the model)."
 _TIED = "Tied to the embedding and not stored in the source; listed so that a server does not expect it quantized."
 
 
@@ -70,13 +71,15 @@ def draft_recipe(source: Checkpoint, *, model: str, licence: str, path: Path, sc
     opening = _opening(source, model, licence, scheme, path)
     everything = _planned([*opening, f"scheme: {scheme}", "ignore: []"], source, path)
     modules = {*everything.schemes, *(obstacle.module for obstacle in everything.obstacles)}
-    wanted = sorted(module for module in modules if role_of(module) in QUANTIZED)
+    weights = {part.module: part.weight for part in everything.parts}
+    weights |= {obstacle.module: obstacle.weight for obstacle in everything.obstacles}
+    matrices = {module for module in modules if len(weights[module].shape) == 2}
+    wanted = sorted(module for module in matrices if role_of(module) in QUANTIZED)
     if not wanted:
         what = "none of its modules is known as attention, mlp or experts, so no recipe can be drafted"
         raise RecipeError(what, where=source.label, remedy="write one after the pattern of recipes/")
-    entries = [*_heads(source, modules), *_entries(sorted(modules - set(wanted)), wanted)]
-    weights = {part.module: part.weight for part in everything.parts}
-    weights |= {obstacle.module: obstacle.weight for obstacle in everything.obstacles}
+    kept = {module: _REASONS[role_of(module)] if module in matrices else _NO_MATRIX for module in modules - set(wanted)}
+    entries = [*_heads(source, modules), *_entries(kept, wanted)]
     widths = {weights[module].shape[-1] for module in wanted}
     lines = [*opening, *_scheme(scheme, widths), *_ignore(entries), *_merged(_fused_groups(wanted))]
     plan = _planned(lines, source, path)
@@ -102,14 +105,19 @@ def _heads(source: Checkpoint, modules: Iterable[str]) -> Iterator[_Entry]:
         yield _Entry(head, _TIED, 0)
 
 
-def _entries(unwanted: Sequence[str], wanted: Sequence[str]) -> Iterator[_Entry]:
-    """Few entries that match every unwanted module and no wanted one, in the order of roles."""
+def _entries(unwanted: Mapping[str, str], wanted: Sequence[str]) -> Iterator[_Entry]:
+    """Few entries that match every unwanted module and no wanted one, in the order of roles.
+
+    Args:
+        unwanted: module -> why it is kept.
+    """
     left = sorted(unwanted, key=lambda module: (list(Role).index(role_of(module)), module))
     while left:
-        pattern = next(pattern for pattern in _patterns(left[0]) if not _matched(pattern, wanted))
-        role = role_of(left[0])
-        same = [module for module in _matched(pattern, left) if role_of(module) is role]
-        yield _Entry(pattern, _REASONS[role], len(same))
+        first = left[0]  # which each pattern must match: a norm that is called ln_1 has no norm in its name
+        fitting = (pattern for pattern in _patterns(first) if _matched(pattern, [first]))
+        pattern = next(pattern for pattern in fitting if not _matched(pattern, wanted))
+        same = [module for module in _matched(pattern, left) if unwanted[module] == unwanted[first]]
+        yield _Entry(pattern, unwanted[first], len(same))
         covered = set(_matched(pattern, left))
         left = [module for module in left if module not in covered]
 

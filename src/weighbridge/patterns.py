@@ -2,8 +2,9 @@
 
 An entry is a plain name that must be equal, or ``re:`` and a regular expression that must match from the start of the
 name (not to its end): compressed-tensors' ``match_name``. Python's own ``re`` can be made to run for years by a
-stranger's pattern, so matching is done by RE2, in time linear in the name; what RE2 cannot express (lookarounds,
-back-references) is refused by name rather than guessed.
+stranger's pattern, so matching is done by RE2, in time linear in the name. Lookarounds, which RE2 lacks, are matched by
+`weighbridge.lookarounds` in a bounded number of steps; what neither can express (back-references, say) is refused by
+name rather than guessed.
 """
 
 from __future__ import annotations
@@ -16,18 +17,20 @@ from typing import Any
 
 import re2
 
+from weighbridge import lookarounds
 from weighbridge.errors import WeighbridgeError
 
 REGEX_PREFIX = "re:"
 MAX_PATTERN_LENGTH = 512
 MAX_EXPRESSIONS = 1024
+LOOKAROUNDS = ("(?=", "(?!", "(?<=", "(?<!")
 
 _NO_LOWER_BOUND = re.compile(r"(?<!\\)\{,\d+\}")
 _POSIX_CLASS = re.compile(r"\[:\^?\w+:\]")
 
 
 class PatternError(WeighbridgeError):
-    """A pattern that does not compile, or that cannot be matched in linear time."""
+    """A pattern that does not compile, or that cannot be matched in a bounded time."""
 
 
 class PatternList:
@@ -40,30 +43,46 @@ class PatternList:
         self.entries = tuple(entries)
         self._exact: dict[str, list[int]] = {}
         self._regexes: list[tuple[int, Any]] = []
+        self._looking: list[tuple[int, lookarounds.Expression]] = []
+        self._steps = lookarounds.Steps()
         for index, entry in enumerate(self.entries):
-            if entry.startswith(REGEX_PREFIX):
-                self._regexes.append((index, compile_pattern(entry)))
-            else:
+            if not entry.startswith(REGEX_PREFIX):
                 self._exact.setdefault(entry, []).append(index)
-            if len(self._regexes) > MAX_EXPRESSIONS:
+                continue
+            compiled = compile_pattern(entry)
+            if isinstance(compiled, lookarounds.Expression):
+                self._looking.append((index, compiled))
+            else:
+                self._regexes.append((index, compiled))
+            if len(self._regexes) + len(self._looking) > MAX_EXPRESSIONS:
                 raise PatternError(f"more than {MAX_EXPRESSIONS} expressions stand in one list")
-        expressions = (entry.removeprefix(REGEX_PREFIX) for entry in self.entries if entry.startswith(REGEX_PREFIX))
-        self._any = _compile_any(expressions)
+        self._any = _compile_any(self.entries[index].removeprefix(REGEX_PREFIX) for index, _ in self._regexes)
         self._matched: dict[str, list[int]] = {}
 
     def matches(self, name: str) -> list[int]:
-        """Indices of all entries that match a module name, ascending."""
+        """Indices of all entries that match a module name, ascending.
+
+        Raises:
+            PatternError: expressions with lookarounds take more steps than any honest ones would.
+        """
         found = self._matched.get(name)
         if found is None:
             found = self._exact.get(name, [])
             if self._any is None or self._any.match(name) is not None:
-                found = sorted(found + [index for index, regex in self._regexes if regex.match(name) is not None])
-            self._matched[name] = found
+                found = found + [index for index, regex in self._regexes if regex.match(name) is not None]
+            if self._looking:
+                self._steps.left += lookarounds.ALLOWANCE_PER_NAME
+                found = found + [index for index, looking in self._looking if self._looks(index, looking, name)]
+            self._matched[name] = found = sorted(found)
         return found
 
     def has(self, name: str) -> bool:
-        """Whether any entry matches a module name; of many expressions none is tried by itself."""
-        if self._any is None:
+        """Whether any entry matches a module name; of many expressions none is tried by itself.
+
+        Raises:
+            PatternError: as `matches`.
+        """
+        if self._any is None or self._looking:
             return bool(self.matches(name))
         return name in self._exact or self._any.match(name) is not None
 
@@ -72,22 +91,29 @@ class PatternList:
         found = self.matches(name)
         return found[0] if found else None
 
+    def _looks(self, index: int, expression: lookarounds.Expression, name: str) -> bool:
+        try:
+            return expression.matches(name, self._steps)
+        except lookarounds.NotCovered as reason:
+            what = f"the pattern {self.entries[index][:80]!r} cannot be matched in a bounded time ({reason})"
+            raise PatternError(what, remedy="nest fewer repetitions in it") from None
+
 
 @lru_cache(maxsize=64)
 def pattern_list(entries: tuple[str, ...]) -> PatternList:
     """The compiled list of these entries, which remembers what it has matched.
 
     Raises:
-        PatternError: an expression does not compile, or RE2 cannot express it.
+        PatternError: an expression does not compile, or cannot be matched in a bounded time.
     """
     return PatternList(entries)
 
 
 def compile_pattern(entry: str) -> Any:
-    """Compile the expression of a ``re:`` entry.
+    """Compile the expression of a ``re:`` entry: for RE2, or where it has lookarounds as a `lookarounds.Expression`.
 
     Raises:
-        PatternError: it does not compile, or RE2 cannot express it.
+        PatternError: it does not compile, or cannot be matched in a bounded time.
     """
     expression = entry.removeprefix(REGEX_PREFIX)
     if len(expression) > MAX_PATTERN_LENGTH:
@@ -101,18 +127,28 @@ def compile_pattern(entry: str) -> Any:
     try:
         compiled = re2.compile(expression, _options())
     except re2.error as problem:
-        raise _explain(entry, problem) from None
+        if not any(construct in expression for construct in LOOKAROUNDS) or _python_problem(expression):
+            raise _explain(entry, problem) from None
+        return _with_lookarounds(entry)
     refusal = _python_problem(expression)  # llm-compressor and vLLM match with Python's own, which must take it too
     if refusal:
         raise PatternError(f"the pattern {entry[:80]!r} does not compile in Python ({refusal})")
     return compiled
 
 
+def _with_lookarounds(entry: str) -> lookarounds.Expression:
+    try:
+        return lookarounds.expression(entry.removeprefix(REGEX_PREFIX))
+    except (lookarounds.NotCovered, RecursionError) as problem:
+        reason = str(problem) if isinstance(problem, lookarounds.NotCovered) else "it is nested too deeply"
+        raise PatternError(f"the pattern {entry[:80]!r} cannot be matched in a bounded time ({reason})") from None
+
+
 def check_pattern(entry: str) -> None:
     """Check that an entry can be matched; a plain name always can.
 
     Raises:
-        PatternError: its expression does not compile, or RE2 cannot express it.
+        PatternError: its expression does not compile, or cannot be matched in a bounded time.
     """
     if entry.startswith(REGEX_PREFIX):
         compile_pattern(entry)
@@ -137,11 +173,6 @@ def _explain(entry: str, problem: Exception) -> PatternError:
     expression = entry.removeprefix(REGEX_PREFIX)
     detail = problem.args[0] if problem.args else problem
     detail = detail.decode("utf-8", "replace") if isinstance(detail, bytes) else detail
-    if any(construct in expression for construct in ("(?=", "(?!", "(?<=", "(?<!")):
-        return PatternError(
-            f"the pattern {entry!r} uses a lookaround, which cannot be matched in linear time",
-            remedy="list what is meant instead of excluding what is not",
-        )
     python_problem = _python_problem(expression)
     if python_problem:
         return PatternError(f"the pattern {entry!r} does not compile ({python_problem})", remedy=_remedy(expression))

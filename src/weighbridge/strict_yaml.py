@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, TypeVar
@@ -89,8 +90,10 @@ def parse_yaml(raw: bytes, *, where: str, error: type[WeighbridgeError]) -> Docu
     """
     if len(raw) > MAX_YAML_BYTES:
         raise error(f"is {len(raw):,} bytes, more than the {MAX_YAML_BYTES:,} allowed", where=where)
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise error("is UTF-16 text", where=where, remedy="save it in the encoding UTF-8")
     try:
-        text = raw.decode("utf-8")
+        text = raw.decode("utf-8-sig")
         _check_tokens(text, where=where, error=error)
         node = yaml.compose(text, Loader=_Loader)
     except UnicodeDecodeError as problem:
@@ -99,6 +102,8 @@ def parse_yaml(raw: bytes, *, where: str, error: type[WeighbridgeError]) -> Docu
     except yaml.YAMLError as problem:
         mark = getattr(problem, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
+        if mark is not None and _is_tab(text, mark.line):
+            raise error("is indented with a tab", where=f"{where}{line}", remedy="YAML indents with spaces") from None
         raise error(f"is not YAML ({getattr(problem, 'problem', None) or problem})", where=f"{where}{line}") from None
     lines: dict[Path, int] = {}
     value = _construct(node, (), lines, where=where, error=error)
@@ -119,6 +124,8 @@ def validate(document: Document, model: type[Model], *, error: type[WeighbridgeE
         # A misspelt key is also a missing one; the misspelling is what helps.
         first = min(problem.errors(), key=lambda found: found["type"] != "extra_forbidden")
         path = tuple(first["loc"])
+        if first["type"] == "unknown_argument":  # of a mapping that a validator reads by itself
+            path = (*path, first["ctx"]["key"])
         where = document.place(path)
         raise error(_sentence(first, path), where=where, remedy=_suggestion(first, path, model)) from None
 
@@ -127,6 +134,8 @@ def _sentence(problem: Any, path: Path) -> str:
     name = ".".join(str(part) for part in path if not str(part).startswith("function-"))
     if problem["type"] == "extra_forbidden":
         return f"unknown key {name!r}"
+    if problem["type"] == "unknown_argument":
+        return f"{name.rpartition('.')[0]}: {problem['msg']}"
     if problem["type"] == "missing":
         return f"the key {name!r} is missing"
     message = _PLAIN_WORDS.get(problem["type"], str(problem["msg"]).removeprefix("Value error, "))
@@ -171,7 +180,18 @@ def _check_tokens(text: str, *, where: str, error: type[WeighbridgeError]) -> No
         elif isinstance(token, ends):
             depth -= 1
         elif isinstance(token, (yaml.AnchorToken, yaml.AliasToken, yaml.TagToken)):
-            raise error("anchors, aliases and tags are not read", where=f"{where}:{token.start_mark.line + 1}")
+            raise error(
+                "anchors, aliases and tags are not read",
+                where=f"{where}:{token.start_mark.line + 1}",
+                remedy="write out what they stand for, or let one recipe extend another",
+            )
+
+
+def _is_tab(text: str, line: int) -> bool:
+    """Whether a line (from 0) has a tab before its first word."""
+    lines = text.splitlines()
+    indented = lines[line] if line < len(lines) else ""
+    return "\t" in indented[: len(indented) - len(indented.lstrip())]
 
 
 def _construct(node: Any, path: Path, lines: dict[Path, int], *, where: str, error: type[WeighbridgeError]) -> Any:

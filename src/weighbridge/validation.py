@@ -48,7 +48,7 @@ def validate(
         context: sections that are already known (the identity of the source, say) and stand first.
 
     Raises:
-        StructureError, HubError: a file cannot be read.
+        StructureError, HubError: a file cannot be read, or its declaration is not wholly read here.
     """
     named = describe(references[0].reference) if references else ""
     account = judge_account(checkpoint, base=base, plan=plan, reference=named)
@@ -101,6 +101,8 @@ def _itself(checkpoint: Checkpoint, plan: Plan | None) -> Section:
     findings = inconsistencies(checkpoint)
     declaration = checkpoint.declaration
     declared = "nothing quantized" if declaration is None else f"{len(checkpoint.schemes):,} modules quantized"
+    if declaration is not None and not checkpoint.schemes and declaration.kv_cache is not None:
+        declared = f"only the KV cache quantized ({declaration.kv_cache})"
     size = f"{len(checkpoint.structure):,} tensors, {payload_bytes(checkpoint.structure):,} bytes"
     wrong = any(finding.severity is Severity.ERROR for finding in findings)
     agree = "headers and config disagree" if wrong else "headers, index and config agree"

@@ -36,10 +36,8 @@ def judge_quantization(checkpoint: Checkpoint, plan: Plan | None) -> Iterator[Ve
     found = find_config(checkpoint.config, where=checkpoint.label)
     if found is None:
         return
-    planned = None if plan is None else plan.quantization or {}
-    yield from _judged(
-        f"{CONFIG_FILE}:quantization_config.", leaves(found), None if planned is None else leaves(planned)
-    )
+    planned = None if plan is None else leaves(plan.quantization or {})
+    yield from _judged(f"{CONFIG_FILE}:{found.place}.", leaves(found.raw), planned)
 
 
 def judge_hf_quant_config(raw: bytes, plan: Plan | None) -> Iterator[Verdict]:

@@ -6,26 +6,35 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from weighbridge.account.model import Account, Judged, Kind, State
-from weighbridge.report import Finding, Section, Severity, Table
+from weighbridge.report import Finding, Section, Severity
 from weighbridge.structure.names import compact
 
 TITLE = "the account"
-COLUMNS = ("what", "state", "by", "count", "which")
 MOST_NAMED = 3
-"""Names that a row shows; of more than so many the rest is counted."""
+"""Names that are shown of what is alike; of more than so many the rest is counted."""
 
 
 def account_section(account: Account, further: Iterable[Finding] = ()) -> Section:
-    """The account in a report.
+    """The account in a report: one line and what is harmless, or where something is not judged all of it.
 
     Args:
         further: findings beside the account's own: those of `unjudged`, where it is to be closed.
     """
-    harmless = [f"{_names(item)} ({item.by})" for item in account.of(State.HARMLESS)]
-    facts: dict[str, str | int] = {"harmless": "; ".join(harmless)} if harmless else {}
-    open_rows = list(account.of(State.NOT_JUDGED))
-    tables = (Table(COLUMNS, tuple(map(_row, account.judged))),) if open_rows else ()
-    return Section(TITLE, _summary(account), findings=(*account.findings, *further), facts=facts, tables=tables)
+    open_to_doubt = any(True for _ in account.of(State.NOT_JUDGED))
+    shown = account.judged if open_to_doubt else tuple(account.of(State.HARMLESS))
+    findings = (*account.findings, *further)
+    return Section(TITLE, _summary(account), findings=findings, facts=_facts(shown))
+
+
+def _facts(items: Iterable[Judged]) -> dict[str, str | int]:
+    """By state and kind: how many, by what, and which."""
+    said: dict[tuple[State, Kind], list[Judged]] = {}
+    for item in items:
+        said.setdefault((item.state, item.kind), []).append(item)
+    return {
+        f"{state}: {_counted(alike)}": "; ".join(f"{_names(item)} ({item.by})" for item in alike)
+        for (state, _), alike in sorted(said.items(), key=lambda row: list(State).index(row[0][0]))
+    }
 
 
 def unjudged(account: Account) -> list[Finding]:
@@ -62,18 +71,15 @@ def _not_judged(item: Judged) -> Finding:
     )
 
 
-def _row(item: Judged) -> tuple[str | int | float, ...]:
-    return str(item.kind), str(item.state), item.by, len(item.names), _names(item)
-
-
 def _names(item: Judged) -> str:
     names: Sequence[str] = item.names
     if item.kind is Kind.TENSOR:
         names = [str(pattern) for pattern in compact(item.names)]
     elif item.kind is Kind.FILE:
         names = _by_folder(item.names)
-    more = f", and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return ", ".join(names[:MOST_NAMED]) + more
+    most = len(names) if item.state is State.HARMLESS else MOST_NAMED  # what passes for no more than its name is named
+    more = f", and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _by_folder(names: Sequence[str]) -> list[str]:

@@ -133,7 +133,8 @@ def audit(
     """Hold every tensor of `checkpoint` against the rows of `base` that it must come from.
 
     Raises:
-        StructureError, HubError: a side cannot be read, or changed while it was.
+        StructureError, HubError: a side cannot be read, or changed while it was; or is quantized in a way that is not
+            decoded here.
         WeighbridgeError: too little memory for one worker.
     """
     pairing = pair(checkpoint, base, groups)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from weighbridge.formats.quantization import find_config
 from weighbridge.formats.schemes import QuantizationArgs
 from weighbridge.recipe import LoadedRecipe, load_recipe
 from weighbridge.structure.checkpoint import Checkpoint
@@ -73,14 +72,8 @@ def method_of(checkpoint: Checkpoint, loaded: LoadedRecipe | None) -> Method:
 
 def _by_config(checkpoint: Checkpoint) -> Method:
     """A config says ``actorder`` of weights that GPTQ has ordered; no other trace of a method is written there."""
-    raw: Mapping[str, Any] = find_config(checkpoint.config, where=checkpoint.label) or {}
-    groups = raw.get("config_groups")
-    weights = (
-        [group.get("weights") for group in groups.values() if isinstance(group, dict)]
-        if isinstance(groups, dict)
-        else []
-    )
-    ordered = any(isinstance(args, dict) and args.get("actorder") is not None for args in weights)
+    groups = checkpoint.declaration.groups if checkpoint.declaration is not None else ()
+    ordered = any(group.scheme.weights.actorder is not None for group in groups)
     return Method(f"{checkpoint.label}/config.json", dampening=DAMPENING) if ordered else Method()
 
 

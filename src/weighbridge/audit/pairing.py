@@ -116,6 +116,7 @@ def pair(checkpoint: Checkpoint, base: Checkpoint, groups: Sequence[FusedGroup] 
         StructureError: experts that cannot be split, two tensors of one name once they are, or codes that are not
             decoded here.
     """
+    check_decoded(base)
     source, stored = regions(base), regions(checkpoint)
     schemes = schemes_of(checkpoint)
     modules = modules_of(stored, schemes)

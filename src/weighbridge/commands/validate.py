@@ -26,6 +26,7 @@ from weighbridge.commands.run import (
 from weighbridge.errors import EvidenceError, WeighbridgeError
 from weighbridge.progress import Progress
 from weighbridge.references import NO_REFERENCE, AgainstReference
+from weighbridge.report import Section
 from weighbridge.source import MADE, fetch, open_model, open_source
 from weighbridge.structure.checkpoint import Checkpoint
 from weighbridge.structure.lock import write_lock
@@ -80,7 +81,7 @@ def _validate(options: argparse.Namespace) -> int:
     if options.recipe is None:
         named = [name for name in options.reference if name != NO_REFERENCE]
         references = tuple(AgainstReference(open_checkpoint(name)) for name in named)
-        context = []
+        context = [_base_section(source)]
     else:
         loaded = load_recipe(options.recipe)
         expected = expected_of(checkpoint, loaded, source, options.reference)
@@ -98,6 +99,12 @@ def _validate(options: argparse.Namespace) -> int:
     if options.write_lock is not None:
         _write_lock(checkpoint, options.write_lock, base=plan.predicted.origin.base if plan else "")
     return hand_over(report, options)
+
+
+def _base_section(source: Checkpoint | None) -> Section:
+    """Which base a checkpoint is held against where no recipe says so."""
+    named = "none was named" if source is None else f"{source.label}: as it was named"
+    return Section("the base", named, judges=False)
 
 
 def _verify(options: argparse.Namespace) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 from weighbridge.errors import StructureError
@@ -14,10 +15,28 @@ LINEAR = "Linear"
 
 @dataclass(frozen=True)
 class Group:
-    """A config group: the targets that get a scheme."""
+    """A config group: the targets that get a scheme.
+
+    Attributes:
+        format: how the group itself says that it is stored; empty where it does not.
+    """
 
     targets: tuple[str, ...]
     scheme: Scheme
+    format: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True)
+class AttentionGroup:
+    """A config group without weights: the queries, keys and values of a class of attention are quantized.
+
+    Attributes:
+        targets: the class, e.g. ``LlamaAttention``.
+        args: how they are quantized.
+    """
+
+    targets: tuple[str, ...]
+    args: QuantizationArgs
 
 
 @dataclass(frozen=True)
@@ -27,7 +46,12 @@ class Declaration:
     Attributes:
         quant_method: who reads it, e.g. ``compressed-tensors``, ``modelopt``, ``fp8``.
         format: how tensors are stored, e.g. ``float-quantized``; empty where the method has no such key.
-        unread: why a checkpoint that declares this cannot be judged, as a clause; empty where all of it is read.
+        attention: groups that quantize attention itself, which servers read together with the KV cache.
+        status: compressed-tensors' ``quantization_status``; empty where the method has no such key.
+        place: where in config.json it stands, e.g. ``thinker_config.quantization_config``, or the name of a file of its
+            own; empty for a lock.
+        unread: why a checkpoint that declares this cannot be judged, as a clause that follows the method's name; empty
+            where all of it is read.
     """
 
     quant_method: str
@@ -35,6 +59,9 @@ class Declaration:
     groups: tuple[Group, ...] = ()
     ignore: tuple[str, ...] = ()
     kv_cache: QuantizationArgs | None = None
+    attention: tuple[AttentionGroup, ...] = ()
+    status: str = field(default="", compare=False)
+    place: str = field(default="", compare=False)
     unread: str = ""
 
 
@@ -61,3 +88,17 @@ def read_strings(raw: Any, *, where: str) -> tuple[str, ...]:
     if not isinstance(raw, list) or not all(isinstance(item, str) for item in raw):
         raise StructureError("is no list of names and patterns", where=where)
     return tuple(raw)
+
+
+def check_keys(raw: Mapping[str, Any], known: Iterable[str], *, where: str) -> None:
+    """Refuse a key that is not read: servers may obey it, or it is another one misspelt.
+
+    Raises:
+        StructureError: with the first such key, and the known one that it resembles.
+    """
+    known = sorted(known)
+    for key in raw:
+        if key not in known:
+            close = get_close_matches(str(key)[:64], known, n=1)
+            remedy = f"did you mean {close[0]!r}?" if close else f"known here are {', '.join(known)}"
+            raise StructureError(f"unknown key {str(key)[:40]!r}", where=where, remedy=remedy)

@@ -205,7 +205,6 @@ def quark(_: str, scheme: Scheme, stored: Stored) -> Expected:
     found = {"weight": Wanted(_codes(args, shape)), "weight_scale": Wanted(scales)}
     if scheme.input_activations is not None and scheme.input_activations.dynamic is False:
         found["input_scale"] = Wanted(_whole([]))
-    found["output_scale"] = Wanted(_whole([]), "anywhere")  # of the KV cache, where one is declared
     return found
 
 

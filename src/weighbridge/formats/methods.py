@@ -17,27 +17,9 @@ from weighbridge.formats.schemes import KV_CACHES, PRESETS, QuantizationArgs, Sc
 from weighbridge.formats.wildcards import is_wildcard, pattern_of
 from weighbridge.patterns import REGEX_PREFIX, PatternError, pattern_list
 
-NOT_READ = "whose way of storing weights is not read here"
-
 _FP8_TENSOR = QuantizationArgs(8, "float", "tensor")
 _FP8_TENSOR_DYNAMIC = QuantizationArgs(8, "float", "tensor", dynamic=True)
 _MXFP4 = PRESETS["MXFP4A16"]
-
-
-def read(method: str, raw: Mapping[str, Any], config: Mapping[str, Any], *, where: str) -> Declaration:
-    """Read a quantization config of a method that is neither compressed-tensors nor modelopt.
-
-    Args:
-        raw: the quantization config.
-        config: the config.json that it stands in.
-
-    Raises:
-        StructureError: malformed.
-    """
-    reader = _READERS.get(method)
-    if reader is None:
-        return Declaration(method, unread=NOT_READ)
-    return reader(raw, config, where=where)
 
 
 def _read_fp8(raw: Mapping[str, Any], config: Mapping[str, Any], *, where: str) -> Declaration:
@@ -87,8 +69,7 @@ def _read_mxfp4(raw: Mapping[str, Any], config: Mapping[str, Any], *, where: str
     )
 
 
-def _read_gptq(raw: Mapping[str, Any], config: Mapping[str, Any], *, where: str) -> Declaration:
-    del config
+def _read_gptq(raw: Mapping[str, Any], _: Mapping[str, Any], *, where: str) -> Declaration:
     bits, size, symmetric = raw.get("bits"), raw.get("group_size"), raw.get("sym")
     form = raw.get("checkpoint_format", "gptq")
     unread = _first(
@@ -106,8 +87,7 @@ def _read_gptq(raw: Mapping[str, Any], config: Mapping[str, Any], *, where: str)
     )
 
 
-def _read_awq(raw: Mapping[str, Any], config: Mapping[str, Any], *, where: str) -> Declaration:
-    del config
+def _read_awq(raw: Mapping[str, Any], _: Mapping[str, Any], *, where: str) -> Declaration:
     bits = raw.get("bits", raw.get("w_bit"))
     size = raw.get("group_size", raw.get("q_group_size"))
     zeros, version = raw.get("zero_point"), raw.get("version", "gemm")
@@ -128,8 +108,7 @@ def _read_awq(raw: Mapping[str, Any], config: Mapping[str, Any], *, where: str) 
     )
 
 
-def _read_quark(raw: Mapping[str, Any], config: Mapping[str, Any], *, where: str) -> Declaration:
-    del config
+def _read_quark(raw: Mapping[str, Any], _: Mapping[str, Any], *, where: str) -> Declaration:
     everywhere, layers = raw.get("global_quant_config"), raw.get("layer_quant_config") or {}
     export = raw.get("export")
     if not isinstance(export, dict) or not isinstance(everywhere, dict) or not isinstance(layers, dict):
@@ -168,13 +147,14 @@ def _read_quark(raw: Mapping[str, Any], config: Mapping[str, Any], *, where: str
     )
 
 
-_READERS: Mapping[str, Callable[..., Declaration]] = {
+READERS: Mapping[str, Callable[..., Declaration]] = {
     "fp8": _read_fp8,
     "mxfp4": _read_mxfp4,
     "gptq": _read_gptq,
     "awq": _read_awq,
     "quark": _read_quark,
 }
+"""By ``quant_method``: what reads such a quantization config, given the config that it stands in, too."""
 
 
 def _quark_scheme(raw: Mapping[str, Any], *, outputs: bool = False) -> Scheme | None:
@@ -218,10 +198,11 @@ def _quark_fp8(weights: Mapping[str, Any], inputs: Mapping[str, Any]) -> Scheme 
 def _matching(wildcards: tuple[str, ...], names: Iterable[str], *, where: str) -> set[str]:
     """Those of `names` that are one of `wildcards`, or that one of them matches."""
     try:
-        patterns = [pattern_list((pattern_of(wildcard),)) for wildcard in wildcards]
+        patterns = pattern_list(tuple(map(pattern_of, wildcards)))
     except PatternError as error:
-        raise StructureError(error.what, where=where) from None
-    return {name for name in names if name in wildcards or any(one.first(name) is not None for one in patterns)}
+        raise StructureError(error.what, where=where, remedy=error.remedy) from None
+    plainly = frozenset(wildcards)
+    return {name for name in names if name in plainly or patterns.has(name)}
 
 
 def _is_static_fp8(raw: Any) -> bool:

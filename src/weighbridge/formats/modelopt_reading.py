@@ -13,10 +13,13 @@ from dataclasses import replace
 from typing import Any
 
 from weighbridge.errors import StructureError
-from weighbridge.formats.declaration import LINEAR, Declaration, Group, read_strings
-from weighbridge.formats.modelopt import METHOD, declared_kv_cache, expression_of
+from weighbridge.formats.declaration import LINEAR, Declaration, Group, check_keys, read_strings
+from weighbridge.formats.modelopt import HF_QUANT_CONFIG, METHOD, declared_kv_cache, expression_of
 from weighbridge.formats.schemes import KV_CACHES, PRESETS, QuantizationArgs, Scheme
 from weighbridge.formats.wildcards import is_wildcard, pattern_of
+
+METHODS = (METHOD, "modelopt_fp4", "modelopt_mxfp8", "modelopt_mixed")
+"""vLLM's names of it, of which a config.json may have any."""
 
 MIXED = "MIXED_PRECISION"
 MAX_LAYERS = 500_000
@@ -62,15 +65,15 @@ _LAYER = {
 }
 
 
-def read(raw: Mapping[str, Any], *, where: str) -> Declaration:
+def read_declaration(raw: Mapping[str, Any], _: Mapping[str, Any], *, where: str) -> Declaration:
     """Read the ``quantization_config`` of a config.json.
 
     Raises:
-        StructureError: malformed, contradictory, or with a key that modelopt does not write.
+        StructureError: malformed, contradictory, or with a key that is not known.
     """
     if "quantization" in raw:  # the older spelling, moved into config.json as it was
         return read_document(raw, where=where)
-    _check_keys(raw, _SPELLED | _PLAINLY, where=where)
+    check_keys(raw, _SPELLED | _PLAINLY, where=where)
     groups = _read_groups(raw.get("config_groups"), where=f"{where}.config_groups")
     exclude = read_strings(raw.get("ignore", raw.get("exclude_modules")), where=f"{where}.ignore")
     size = raw.get("group_size")
@@ -87,16 +90,18 @@ def read_document(raw: Mapping[str, Any], *, where: str) -> Declaration:
     """Read an ``hf_quant_config.json``.
 
     Raises:
-        StructureError: as `read`.
+        StructureError: as `read_declaration`.
     """
-    _check_keys(raw, {"producer", "quantization", "quant_method"}, where=where)
+    check_keys(raw, {"producer", "quantization", "quant_method"}, where=where)
     quantization = raw.get("quantization")
     if not isinstance(quantization, dict):
         raise StructureError("quantization is no mapping", where=where)
     where = f"{where}: quantization"
-    _check_keys(quantization, _PLAINLY, where=where)
+    check_keys(quantization, _PLAINLY, where=where)
     exclude = read_strings(quantization.get("exclude_modules"), where=f"{where}.exclude_modules")
-    return _declaration(quantization, exclude, quantization.get("group_size"), where=where)
+    return replace(
+        _declaration(quantization, exclude, quantization.get("group_size"), where=where), place=HF_QUANT_CONFIG
+    )
 
 
 def _declaration(
@@ -141,7 +146,7 @@ def _read_layers(raw: Any, *, where: str) -> tuple[tuple[Group, ...], str]:
         here = f"{where}.{name}"
         if not isinstance(layer, dict):
             raise StructureError("is no mapping", where=here)
-        _check_keys(layer, _LAYER, where=here)
+        check_keys(layer, _LAYER, where=here)
         algorithm = _read_algorithm(layer, where=here)
         unread = _why_unread(algorithm)
         if unread:
@@ -195,12 +200,12 @@ def _read_groups(raw: Any, *, where: str) -> list[Mapping[str, Any]]:
         here = f"{where}.{name}"
         if not isinstance(group, dict):
             raise StructureError("is no config group", where=here)
-        _check_keys(group, _GROUP, where=here)
+        check_keys(group, _GROUP, where=here)
         for part in ("weights", "input_activations"):
             arguments = group.get(part)
             if arguments is not None and not isinstance(arguments, dict):
                 raise StructureError("is no mapping of quantization arguments", where=f"{here}.{part}")
-            _check_keys(arguments or {}, _ARGUMENTS, where=f"{here}.{part}")
+            check_keys(arguments or {}, _ARGUMENTS, where=f"{here}.{part}")
     return list(raw.values())
 
 
@@ -223,12 +228,3 @@ def _bits(groups: list[Mapping[str, Any]]) -> Iterator[Any]:
 def _has_size(group: Mapping[str, Any]) -> bool:
     weights = group.get("weights")
     return isinstance(weights, dict) and weights.get("group_size") is not None
-
-
-def _check_keys(raw: Mapping[str, Any], known: set[str], *, where: str) -> None:
-    surplus = sorted(raw.keys() - known)
-    if surplus:
-        raise StructureError(
-            f"has the key {surplus[0][:80]!r}, which modelopt does not write: what a server makes of it is not known",
-            where=where,
-        )

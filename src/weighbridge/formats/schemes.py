@@ -21,8 +21,8 @@ STRATEGIES = ("tensor", "channel", "group", "block", "token", "tensor_group", "a
 class QuantizationArgs:
     """How one kind of value (weights, input activations, KV cache) is quantized.
 
-    Two are equal when they have the same effect on a served model; how the scales were chosen (`observer`) and in
-    which dtype compressed-tensors keeps them in memory (`scale_dtype`) do not count.
+    Two are equal when they have the same effect on a served model; how codes and scales were chosen (`observer`,
+    `actorder`) and in which dtype compressed-tensors keeps scales in memory (`scale_dtype`) do not count.
 
     Attributes:
         num_bits: bits of one code.
@@ -30,6 +30,8 @@ class QuantizationArgs:
         strategy: what shares a scale: tensor, channel (an output row), group (`group_size` along a row), block
             (`block_structure`), token, tensor_group (groups under one global scale), attn_head.
         dynamic: scales are computed as values arrive; ``local`` keeps a calibrated global scale.
+        actorder: in which order GPTQ took the columns: ``weight`` leaves no trace, ``group`` also groups them in it.
+        reordered: a ``weight_g_idx`` says which group each column is in (``actorder: group``).
     """
 
     num_bits: int
@@ -41,6 +43,12 @@ class QuantizationArgs:
     block_structure: tuple[int, int] | None = None
     scale_dtype: str | None = field(default=None, compare=False)
     observer: str | None = field(default=None, compare=False)
+    observer_kwargs: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    actorder: Literal["weight", "group"] | None = field(default=None, compare=False)
+    reordered: bool = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reordered", self.actorder == "group")
 
     def __str__(self) -> str:
         detail = {
@@ -50,7 +58,8 @@ class QuantizationArgs:
         }.get(self.strategy, self.strategy)
         moment = {True: ", dynamic", False: "", "local": ", locally dynamic"}[self.dynamic]
         sign = "" if self.symmetric else " asymmetric"
-        return f"{self.type}{self.num_bits}{sign} per {detail}{moment}"
+        order = ", columns grouped by activation" if self.reordered else ""
+        return f"{self.type}{self.num_bits}{sign} per {detail}{moment}{order}"
 
 
 @dataclass(frozen=True)
@@ -187,7 +196,10 @@ def stored_tensors(scheme: Scheme, weight: Tensor) -> dict[str, Tensor]:
             stored["weight_zero_point"] = replace(scale, dtype="F8_E4M3" if args.type == "float" else "I8")
     if args.strategy == "tensor_group":
         stored["weight_global_scale"] = Tensor("F32", (1,))
-    return stored | _activation_tensors(scheme.input_activations, "input", weight)
+    if args.reordered:
+        stored["weight_g_idx"] = Tensor("I32", (columns,))
+    inputs = _activation_tensors(scheme.input_activations, "input", weight, columns)
+    return stored | inputs | _activation_tensors(scheme.output_activations, "output", weight, rows)
 
 
 def scale_shape(args: QuantizationArgs, rows: int, columns: int) -> tuple[int, ...]:
@@ -252,22 +264,32 @@ def args_to_config(args: QuantizationArgs) -> dict[str, Any]:
         "strategy": args.strategy,
         "block_structure": list(args.block_structure) if args.block_structure else None,
         "dynamic": args.dynamic,
-        "actorder": None,
+        "actorder": args.actorder,
         "scale_dtype": args.scale_dtype,
         "zp_dtype": None if args.symmetric else "torch.float8_e4m3fn" if args.type == "float" else "torch.int8",
         "observer": args.observer,
-        "observer_kwargs": {},
+        "observer_kwargs": dict(args.observer_kwargs),
     }
 
 
-def _activation_tensors(args: QuantizationArgs | None, prefix: str, weight: Tensor) -> dict[str, Tensor]:
+def _activation_tensors(args: QuantizationArgs | None, prefix: str, weight: Tensor, width: int) -> dict[str, Tensor]:
+    """What static activations of a width store. Source: ``initialize_qparams`` of compressed-tensors 0.19.0."""
     if args is None or args.dynamic is True:
         return {}
+    stored = {f"{prefix}_global_scale": Tensor("F32", (1,))} if args.strategy == "tensor_group" else {}
     if args.dynamic == "local":
-        return {f"{prefix}_global_scale": Tensor("F32", (1,))}
-    stored = {f"{prefix}_scale": Tensor(weight.dtype, (1,))}
+        return stored
+    if args.strategy == "tensor":
+        shape: tuple[int, ...] = (1,)
+    elif args.group_size is not None:
+        shape = (-(-width // args.group_size),)
+    else:
+        raise SchemeMismatch(
+            "scheme/strategy", f"activations of a linear cannot have static scales per {args.strategy}"
+        )
+    stored[f"{prefix}_scale"] = Tensor(weight.dtype, shape)
     if not args.symmetric:
-        stored[f"{prefix}_zero_point"] = Tensor("F8_E4M3" if args.type == "float" else "I8", (1,))
+        stored[f"{prefix}_zero_point"] = Tensor("F8_E4M3" if args.type == "float" else "I8", shape)
     return stored
 
 

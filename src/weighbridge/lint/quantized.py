@@ -42,15 +42,22 @@ INTEGER_GROUP_SIZES = (32, 64, 128)
 
 def check(plan: Plan) -> Iterator[Raised]:
     """What is quantized against better judgement or beyond what the scheme can, and what is not quantized at all."""
-    if all(part.action == "keep" for part in plan.parts) and not plan.obstacles and plan.loaded.recipe.convert is None:
+    kept = all(part.action == "keep" for part in plan.parts) and not plan.obstacles
+    if kept and plan.loaded.recipe.convert is None and not _cache_alone(plan):
         where, remedy = plan.loaded.document.where, "check what ignore keeps and what targets leave out"
         yield Raised("quantize/nothing", where, "nothing is quantized: the build would be a copy of its source", remedy)
     yield from _sensitive(plan)
     yield from _obstacles(plan)
     yield from _ragged(plan)
     yield from _needing_calibration(plan)
-    if plan.loaded.recipe.method != "convert":  # which keeps what its base keeps
+    yield from _observed(plan)
+    if plan.loaded.recipe.method != "convert" and not _cache_alone(plan):  # a conversion keeps what its base keeps
         yield from _coverage(plan)
+
+
+def _cache_alone(plan: Plan) -> bool:
+    """Whether a recipe says nothing of weights, and quantizes the KV cache."""
+    return plan.loaded.recipe.kv_cache is not None and not plan.loaded.recipe.groups
 
 
 def _sensitive(plan: Plan) -> Iterator[Raised]:
@@ -143,6 +150,31 @@ def _needing_calibration(plan: Plan) -> Iterator[Raised]:
                 f"activations are static here: their scales come from data, {unseen}",
                 f"{remedy} a scheme with dynamic or unquantized activations",
             )
+
+
+MIN_MAX = frozenset({None, "minmax", "static_minmax", "memoryless_minmax"})
+"""Observers that come to the same for weights: the largest values of each piece."""
+
+
+def _observed(plan: Plan) -> Iterator[Raised]:
+    """What a data-free recipe says of how scales and codes are chosen, beyond the largest values and rounding."""
+    recipe, loaded = plan.loaded.recipe, plan.loaded
+    if recipe.method != "model_free_ptq":
+        return
+    for name, group in (recipe.config_groups or {}).items():
+        for kind, args in group.observed().items():
+            said = [f"observer: {args.observer}"] if args.observer not in MIN_MAX else []
+            said += ["observer_kwargs"] if args.observer_kwargs else []
+            said += [f"actorder: {args.actorder}"] if args.actorder is not None else []
+            if said:
+                yield Raised(
+                    "scheme/observer",
+                    loaded.location("config_groups", name, kind),
+                    f"says {' and '.join(said)}, which this engine does not do: its scales are those of the largest "
+                    "values, its codes rounded to nearest",
+                    "leave it out, take method: oneshot, or build with --engine upstream and allow: scheme/observer "
+                    "because ...",
+                )
 
 
 def _coverage(plan: Plan) -> Iterator[Raised]:

@@ -82,6 +82,7 @@ _ALL = (
     _error("scheme/strategy", "A strategy cannot be applied to weights.", allowable=False),
     _warning("scheme/ragged-block", "Blocks do not divide a weight; compressed-tensors pads them."),
     _error("scheme/needs-calibration", "Activations are static, and no calibration data are named.", allowable=False),
+    _error("scheme/observer", "Arguments say how scales or codes are chosen, and the data-free engine cannot do it."),
     _error("scheme/format", "The recipe's format has no form for a scheme.", allowable=False),
     _error("scheme/fused-experts", "Fused experts have no place for what a scheme stores.", allowable=False),
     _error("fused/partly-ignored", "Some members of a group that servers merge are kept, some quantized."),

@@ -6,16 +6,17 @@ from collections.abc import Iterator
 from math import lcm
 from typing import Any
 
+from weighbridge.formats.compressed_tensors import METHOD as COMPRESSED_TENSORS
 from weighbridge.formats.declaration import LINEAR, Declaration
-from weighbridge.formats.quantization import resolve
+from weighbridge.formats.quantization import resolve, resolve_as_compressed_tensors
 from weighbridge.formats.schemes import Scheme
-from weighbridge.lint.merged import MERGED, expert_of
 from weighbridge.lint.quantized import BULK, INTEGER_GROUP_SIZES
 from weighbridge.lint.rules import Raised
 from weighbridge.lint.served import Linear, Served, served_by_plan
 from weighbridge.patterns import REGEX_PREFIX, pattern_list
 from weighbridge.plan import Part, Plan
 from weighbridge.roles import Role, role_of
+from weighbridge.structure.merged import MERGED, expert_of
 from weighbridge.structure.names import compact, split_name
 
 TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
@@ -33,7 +34,8 @@ def check(plan: Plan) -> Iterator[Raised]:
     served = served_by_plan(plan)
     if served is None:
         return
-    yield from _undeclared(plan, served.declaration)
+    if served.declaration.groups:
+        yield from _undeclared(plan, served.declaration)
     yield from _tied_head(served)
     yield from _prefixes(plan)
     yield from _merged_targets(served)
@@ -55,13 +57,16 @@ def _expectations(served: Served) -> Iterator[Raised]:
     if schemes:
         yield from _tensor_parallel(served)
         yield from (Raised("serve/gpu", str(scheme), _gpus(scheme)) for scheme in schemes)
-        yield from _kv_cache(served)
         yield from _gemma4(served)
+    yield from _kv_cache(served)
 
 
 def _unnamed(served: Served) -> Iterator[Raised]:
-    """Kept linears of which config.json says nothing. A lock does not say how its declaration was spelled."""
-    if not served.declaration.groups:
+    """Kept linears of which config.json says nothing; to other methods than compressed-tensors that says: as it is.
+
+    A lock does not say how its declaration was spelled.
+    """
+    if not served.declaration.groups or served.declaration.quant_method != COMPRESSED_TENSORS:
         return
     targeted = resolve(served.declaration, [linear.module for linear in served.linears], where=served.ignored_at)
     ignored = pattern_list(served.ignored)
@@ -79,17 +84,27 @@ def _unnamed(served: Served) -> Iterator[Raised]:
         yield Raised("serve/undeclared", str(pattern), message, "add it to ignore", len(pattern))
 
 
+_ONE_GROUP = "put the group that is to decide first, and Linear last; better, let no two groups target one module"
+
+
 def _undeclared(plan: Plan, declaration: Declaration) -> Iterator[Raised]:
     """Modules of which config.json says something else than is stored, and linears of which it says nothing."""
     refused = {obstacle.module for obstacle in plan.obstacles}
     declared = resolve(declaration, plan.predicted.modules, where="the plan")
     wrong: dict[tuple[str, str], list[str]] = {}
-    for module in plan.predicted.modules:
-        ours, theirs = plan.schemes.get(module), declared.get(module)
-        if ours != theirs and module not in refused:
-            remedy = "add it to ignore" if ours is None else "put the group that is to decide first, and Linear last"
-            message = f"is {ours or 'kept'}, but config.json will declare it {theirs or 'unquantized'}"
-            wrong.setdefault((message, remedy), []).append(module)
+    for read, reader in (
+        (declared, ""),
+        (
+            resolve_as_compressed_tensors(declaration, plan.predicted.modules, where="the plan"),
+            "to compressed-tensors ",
+        ),
+    ):
+        for module in plan.predicted.modules:
+            ours, theirs = plan.schemes.get(module), read.get(module)
+            if ours != theirs and module not in refused and (not reader or theirs != declared.get(module)):
+                remedy = "add it to ignore" if ours is None else _ONE_GROUP
+                message = f"is {ours or 'kept'}, but config.json will declare it {reader}{theirs or 'unquantized'}"
+                wrong.setdefault((message, remedy), []).append(module)
     ignored = pattern_list(declaration.ignore)
     for part in plan.parts:
         if (

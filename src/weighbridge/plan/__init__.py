@@ -9,6 +9,7 @@ from weighbridge.plan.model import FusedGroup, Obstacle, Part, Place, Plan, Stor
 from weighbridge.plan.quantize import plan_quantization
 from weighbridge.recipe import LoadedRecipe
 from weighbridge.structure.checkpoint import Checkpoint
+from weighbridge.structure.readable import check_judged
 
 __all__ = [
     "FusedGroup",
@@ -28,7 +29,8 @@ def make_plan(loaded: LoadedRecipe, source: Checkpoint) -> Plan:
     """Decide what becomes of every tensor of `source`.
 
     Raises:
-        StructureError: two tensors of the source would be written under one name, or a conversion's source is not what
-            it can convert.
+        StructureError: two tensors of the source would be written under one name, a conversion's source is not what it
+            can convert, or what the source declares is not wholly read here.
     """
+    check_judged(source)
     return (plan_conversion if loaded.recipe.method == "convert" else plan_quantization)(loaded, source)

@@ -61,6 +61,8 @@ def plan_rewrite(loaded: LoadedRecipe, source: Checkpoint, changes: Conversion) 
     wrong = next((finding for finding in inconsistencies(source) if finding.severity is Severity.ERROR), None)
     if wrong is not None:
         raise StructureError(f"contradicts itself: {wrong.where} {wrong.message}", where=source.label)
+    if source.declaration is not None and source.declaration.attention:
+        raise StructureError("a config group of attention is not converted", where=source.label)
     target = loaded.recipe.format
     chooser = _Chooser(loaded, changes)
     units = list(_units(source))

@@ -30,7 +30,7 @@ def declaration_in(groups: Sequence[Group], ignore: Sequence[str], kv_cache: Qua
     formats = {group.scheme.format for group in groups}
     return Declaration(
         quant_method="compressed-tensors",
-        format=formats.pop() if len(formats) == 1 else "mixed-precision",
+        format=formats.pop() if len(formats) == 1 else "mixed-precision" if formats else "dense",
         groups=tuple(groups),
         ignore=tuple(ignore),
         kv_cache=kv_cache,
@@ -44,10 +44,10 @@ def declare(
 
     Args:
         declaration: what is meant, in compressed-tensors' words.
-        parts: what is written; where none is quantized there is no config.
+        parts: what is written; where none is quantized, nor the KV cache, there is no config.
         format: in whose words it is to be declared: ``compressed-tensors`` or ``modelopt``.
     """
-    if all(part.scheme is None for part in parts):
+    if all(part.scheme is None for part in parts) and (declaration.groups or declaration.kv_cache is None):
         return None, {}
     if format == modelopt.METHOD:
         return _modelopt(declaration, parts, source)

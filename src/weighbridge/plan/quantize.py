@@ -124,7 +124,7 @@ class _Chooser:
         self.ignore_rules = [
             f"ignore {entry} ({loaded.location('ignore', index)})" for index, entry in enumerate(self.recipe.ignored)
         ]
-        names = list(self.recipe.config_groups or ["scheme"])
+        names = ["scheme"] if self.recipe.scheme is not None else list(self.recipe.config_groups or ())
         path: tuple[str, ...] = ("config_groups",) if self.recipe.config_groups else ()
         self.groups: list[tuple[Group, PatternList, str]] = [
             (group, pattern_list(group.targets), f"{name} ({loaded.location(*path, name)})")

@@ -81,7 +81,7 @@ def _blocks(raw: bytes, document: Document) -> dict[str, _Block]:
     Raises:
         RecipeError: its keys do not stand each on a line of its own.
     """
-    lines = raw.decode().splitlines(keepends=True)
+    lines = raw.decode("utf-8-sig").splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         lines[-1] += "\n"
     starts = {key: document.line((key,)) for key in document.value}

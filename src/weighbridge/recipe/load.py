@@ -48,6 +48,7 @@ def load_recipe(name: str) -> LoadedRecipe:
     except OSError as error:
         raise RecipeError(f"cannot be read ({error.strerror})", where=str(path)) from error
     document, resolved = resolve(path, raw, where=shown(path))
+    _check_whose(document)
     return LoadedRecipe(validate(document, Recipe, error=RecipeError), document, resolved)
 
 
@@ -61,5 +62,22 @@ def read_recipe(raw: bytes, *, where: str) -> LoadedRecipe:
         RecipeError: not YAML, or not a recipe; with the line.
     """
     document = parse_yaml(raw, where=where, error=RecipeError)
+    _check_whose(document)
     recipe = validate(document, Recipe, error=RecipeError)
     return LoadedRecipe(recipe=recipe, document=document, raw=raw)
+
+
+def _check_whose(document: Document) -> None:
+    """Refuse a recipe of llm-compressor itself, which says how to quantize and not what.
+
+    Raises:
+        RecipeError: its keys are stages, lists of modifiers, or modifiers.
+    """
+    theirs = next((key for key in document.value if key.endswith(("_stage", "_modifiers", "Modifier"))), None)
+    if theirs is not None:
+        raise RecipeError(
+            f"is a recipe of llm-compressor itself ({theirs})",
+            where=document.place((theirs,)),
+            remedy="draft one with build.py --new-recipe MODEL, then write its scheme and ignore at the top, and other "
+            "modifiers under modifiers",
+        )

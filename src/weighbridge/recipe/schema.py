@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from weighbridge.errors import WeighbridgeError
+from weighbridge.formats.compressed_tensors import read_scheme
 from weighbridge.formats.declaration import LINEAR, Group
-from weighbridge.formats.quantization import read_scheme
 from weighbridge.formats.schemes import KV_CACHES, PRESETS, QuantizationArgs, Scheme
 from weighbridge.patterns import MAX_EXPRESSIONS, REGEX_PREFIX, check_pattern
+from weighbridge.recipe.arguments import check_arguments, check_order
 from weighbridge.recipe.calibration import Calibration
 from weighbridge.recipe.names import HUB_ID, REVISION
 from weighbridge.recipe.quality import Quality
@@ -62,6 +64,13 @@ class ConfigGroup(Strict):
     input_activations: dict[str, Any] | None = None
     output_activations: dict[str, Any] | None = None
 
+    @field_validator("weights", "input_activations", "output_activations")
+    @classmethod
+    def _arguments_are_known(cls, raw: dict[str, Any] | None) -> dict[str, Any] | None:
+        if raw is not None:
+            check_arguments(raw)
+        return raw
+
     @field_validator("targets")
     @classmethod
     def _targets_compile(cls, targets: list[str]) -> list[str]:
@@ -87,6 +96,15 @@ class ConfigGroup(Strict):
             return read_scheme(self.model_dump(exclude={"targets", "scheme"}), where="")
         except WeighbridgeError as error:
             raise ValueError(str(error).removeprefix(".")) from None
+
+    def observed(self) -> Mapping[str, QuantizationArgs]:
+        """The arguments by their keys, of those kinds of values that are quantized."""
+        scheme = self.resolved()
+        said = (scheme.weights, scheme.input_activations, scheme.output_activations)
+        return {key: args for key, args in zip(_KINDS, said, strict=True) if args is not None}
+
+
+_KINDS = ("weights", "input_activations", "output_activations")
 
 
 class Explanation(Strict):
@@ -219,6 +237,17 @@ class Recipe(Strict):
     def _scheme_is_known(cls, name: str | None) -> str | None:
         return name if name is None else _known_preset(name)
 
+    @field_validator("modifiers")
+    @classmethod
+    def _orders_are_known(cls, entries: list[dict[str, dict[str, Any]]]) -> list[dict[str, dict[str, Any]]]:
+        for entry in entries:
+            for name, options in entry.items():
+                try:
+                    check_order(options.get("actorder"))
+                except ValueError as error:
+                    raise ValueError(f"{name}: {error}") from None
+        return entries
+
     @field_validator("ignore")
     @classmethod
     def _no_entry_twice(cls, entries: list[IgnoreEntry]) -> list[IgnoreEntry]:
@@ -232,8 +261,9 @@ class Recipe(Strict):
             if self.convert is None:
                 raise ValueError("method: convert says under convert what is changed")
             return self
-        if (self.scheme is None) == (self.config_groups is None):
-            raise ValueError("a recipe has either a scheme or config_groups")
+        alone = self.kv_cache is not None and self.format == "compressed-tensors"
+        if (self.scheme is None) == (self.config_groups is None) and (self.scheme is not None or not alone):
+            raise ValueError("a recipe has either a scheme or config_groups; a kv_cache may stand alone")
         self._refuse(f"method: {self.method}", "convert")
         if self.method == "model_free_ptq":
             self._refuse("method: model_free_ptq", "modifiers", "calibration")

@@ -97,6 +97,12 @@ class Checkpoint:
     origin: Origin = Origin()
     quant_config: Mapping[str, Any] | None = None
 
+    @property
+    def declared_in(self) -> str:
+        """The file that says how it is quantized: config.json, or modelopt's own where that is the only one."""
+        alone = self.declaration is not None and self.declaration.place == modelopt.HF_QUANT_CONFIG
+        return modelopt.HF_QUANT_CONFIG if alone else CONFIG_FILE
+
     @cached_property
     def modules(self) -> Mapping[str, Mapping[str, Tensor]]:
         """Every module that a scheme could apply to, with its tensors by local name; see `quantizable_modules`."""

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from weighbridge.formats.declaration import Declaration
 from weighbridge.formats.modelopt import HF_QUANT_CONFIG, METHOD
 from weighbridge.formats.modelopt_reading import read_document
-from weighbridge.formats.quantization import read_declaration
 from weighbridge.report import Finding, Severity
 from weighbridge.structure.checkpoint import CONFIG_FILE, Checkpoint
 from weighbridge.structure.names import compact
@@ -20,12 +19,10 @@ def declared_twice(checkpoint: Checkpoint) -> list[Finding]:
     """Where the two files disagree by effect; empty where only one of them declares anything.
 
     Raises:
-        StructureError: either is malformed.
+        StructureError: modelopt's own is malformed.
     """
-    if checkpoint.quant_config is None:
-        return []
-    ours = read_declaration(checkpoint.config, where=f"{checkpoint.label}/{CONFIG_FILE}")
-    if ours is None:
+    ours = checkpoint.declaration
+    if checkpoint.quant_config is None or ours is None or checkpoint.declared_in != CONFIG_FILE:
         return []
     theirs = read_document(checkpoint.quant_config, where=f"{checkpoint.label}/{HF_QUANT_CONFIG}")
     if ours.quant_method != METHOD:

@@ -15,8 +15,9 @@ import yaml
 from pydantic import Field
 
 from weighbridge.errors import StructureError
+from weighbridge.formats.compressed_tensors import read_args, read_scheme
 from weighbridge.formats.declaration import Declaration
-from weighbridge.formats.quantization import read_args, read_scheme, without_quantization
+from weighbridge.formats.quantization import without_quantization
 from weighbridge.formats.schemes import QuantizationArgs, Scheme, to_config
 from weighbridge.formats.tensors import DTYPE_BITS, Structure, Tensor
 from weighbridge.strict_yaml import Document, Strict, parse_yaml, validate
@@ -224,6 +225,9 @@ def _read_quantization(
 
 
 def _write_quantization(declaration: Declaration, schemes: Mapping[str, Scheme]) -> dict[str, Any]:
+    if declaration.unread:
+        what = f"cannot be locked: quantized by {declaration.quant_method}, {declaration.unread}"
+        raise StructureError(what, where=declaration.place)
     by_scheme: dict[Scheme, list[str]] = {}
     for module, scheme in schemes.items():
         by_scheme.setdefault(scheme, []).append(module)
@@ -246,7 +250,7 @@ def _lean_scheme(scheme: Scheme) -> dict[str, Any]:
 def _lean(args: QuantizationArgs) -> dict[str, Any]:
     """Arguments without what has no effect or says nothing: a lock records effects."""
     full: dict[str, Any] = to_config(Scheme(weights=args))["weights"]
-    omitted = {"observer", "observer_kwargs", "actorder", "zp_dtype"}
+    omitted = {"observer", "observer_kwargs", "zp_dtype"} | (set() if args.reordered else {"actorder"})
     return {key: value for key, value in full.items() if key not in omitted and value is not None}
 
 

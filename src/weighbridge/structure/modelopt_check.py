@@ -10,14 +10,9 @@ from weighbridge.formats.modelopt import expression_of
 from weighbridge.formats.modelopt_reading import MIXED
 from weighbridge.report import Finding, Severity
 from weighbridge.structure.checkpoint import CONFIG_FILE, Checkpoint
+from weighbridge.structure.merged import MERGED, MERGED_INTO
 from weighbridge.structure.names import compact
-from weighbridge.structure.quantized import declared_schemes, has_codes
-
-MERGED_NAMES = {
-    **dict.fromkeys(("q_proj", "k_proj", "v_proj"), "qkv_proj"),
-    **dict.fromkeys(("gate_proj", "up_proj"), "gate_up_proj"),
-}
-"""What vLLM merges, and what it calls it then."""
+from weighbridge.structure.quantized import declared_schemes, is_quantized
 
 
 def modelopt_findings(checkpoint: Checkpoint) -> list[Finding]:
@@ -60,10 +55,10 @@ def _kept_unmerged(checkpoint: Checkpoint) -> Iterator[Finding]:
     asked: dict[str, list[str]] = defaultdict(list)
     for module, tensors in checkpoint.modules.items():
         parent, _, own = module.rpartition(".")
-        merged = MERGED_NAMES.get(own)
-        if merged is None or module in checkpoint.schemes or has_codes(tensors) or not is_decoder_linear(module):
+        merged = MERGED_INTO.get(own)
+        if merged is None or module in checkpoint.schemes or is_quantized(tensors) or not is_decoder_linear(module):
             continue
-        members = [f"{parent}.{name}" for name, other in MERGED_NAMES.items() if other == merged]
+        members = [f"{parent}.{name}" for name in MERGED[merged]]
         if not all(expression_of(member) in listed for member in members if member in checkpoint.modules):
             asked[f"{parent}.{merged}"].append(module)
     sought = declared_schemes(declaration, asked, where=checkpoint.label)

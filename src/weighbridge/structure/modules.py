@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from weighbridge.errors import StructureError
+from weighbridge.formats.layouts import FUSED
 from weighbridge.formats.tensors import FLOATING_SOURCES, Structure, Tensor
 from weighbridge.structure.names import MAX_NAMES
 
@@ -29,12 +30,14 @@ QUANTIZATION_PARAMETERS = frozenset(
         "output_scale",
         "output_zero_point",
         "pre_quant_scale",
+        "qweight",
+        "qzeros",
+        "scales",
+        "g_idx",
     }
 )
-"""Local names under which quantization stores things beside a weight: compressed-tensors', modelopt's, DeepSeek's."""
-
-PACKED_PARAMETERS = frozenset({"qweight", "qzeros", "g_idx"})
-"""Local names under which GPTQ and AWQ store a weight, which has no ``.weight`` then; their ``scales`` lie beside."""
+"""Local names under which quantization stores things beside a weight, or for it: compressed-tensors', modelopt's,
+DeepSeek's, AutoGPTQ's and AutoAWQ's."""
 
 FUSED_SUFFIXES = ("_weight_scale_2", "_weight_scale", "_input_scale", "_scale_inv", "_blocks", "_scales")
 """What the tensors that belong to a fused expert tensor are called after it: modelopt's, transformers', gpt-oss'."""
@@ -65,7 +68,7 @@ splits it into. Source: ``split_fused_moe_experts`` in llm-compressor 0.14.0.1."
 MAX_EXPERTS = 65_536
 """More than any model has; a hostile header claims as many as it likes, of no bytes."""
 
-FUSED_WEIGHT = ""
+FUSED_WEIGHT = FUSED
 """The local name of a fused expert tensor, which has no ``.weight``."""
 
 
@@ -142,7 +145,7 @@ def quantizable_modules(structure: Structure) -> Mapping[str, Mapping[str, Tenso
         fused = _fused_of(name, structure)
         if fused is not None:
             modules.setdefault(fused, {})[name.removeprefix(fused)] = tensor
-        elif parameter in QUANTIZATION_PARAMETERS | PACKED_PARAMETERS or _is_scale(module, parameter, structure):
+        elif parameter in QUANTIZATION_PARAMETERS or (parameter == "scale" and _is_scaled(module, structure)):
             modules.setdefault(module, {})[parameter] = tensor
         elif parameter == "weight":
             if len(tensor.shape) == 2 and not is_embedding(module):
@@ -171,12 +174,8 @@ def _fused_of(name: str, structure: Structure) -> str | None:
     return None
 
 
-def _is_scale(module: str, parameter: str, structure: Structure) -> bool:
-    """Whether ``scale`` (DeepSeek V4) or ``scales`` (GPTQ, AWQ) is one: others have parameters of these names, too."""
-    if parameter == "scales":
-        return any(f"{module}.{packed}" in structure for packed in PACKED_PARAMETERS)
-    if parameter != "scale":
-        return False
+def _is_scaled(module: str, structure: Structure) -> bool:
+    """Whether a module's ``scale`` is that of codes, as in DeepSeek V4: others have a parameter of this name, too."""
     weight = structure.get(f"{module}.weight")
     coded = weight is not None and len(weight.shape) == 2 and weight.dtype not in FLOATING_SOURCES
-    return coded or structure[f"{module}.{parameter}"].dtype == "F8_E8M0"
+    return coded or structure[f"{module}.scale"].dtype == "F8_E8M0"

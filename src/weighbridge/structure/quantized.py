@@ -6,7 +6,6 @@ a head or a projection beside the layers may stay a float without standing on an
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 
 from weighbridge.errors import StructureError
@@ -14,10 +13,12 @@ from weighbridge.formats.declaration import LINEAR, Declaration
 from weighbridge.formats.layouts import LAYOUTS
 from weighbridge.formats.quantization import resolve
 from weighbridge.formats.schemes import Scheme
-from weighbridge.formats.tensors import FLOATING_SOURCES, Tensor
+from weighbridge.formats.tensors import Tensor
 from weighbridge.patterns import MAX_EXPRESSIONS, REGEX_PREFIX, PatternError, PatternList, pattern_list
+from weighbridge.structure.merged import MERGED, MERGED_INTO, expert_of
 from weighbridge.structure.modules import FUSED_WEIGHT
 from weighbridge.structure.names import split_name
+from weighbridge.structure.strays import is_code
 
 Modules = Mapping[str, Mapping[str, Tensor]]
 
@@ -27,8 +28,8 @@ MAX_ENTRIES = 4_096
 MAX_PARTS = 32
 """More parts than any module's name has; their runs are as many as the square of it."""
 
-_MERGED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
-_EXPERT = re.compile(r"(.*\.experts)\.[0-9]+\.")
+WEIGHTS = frozenset({"weight", FUSED_WEIGHT})
+"""Local names of weights as models have them; whatever else is part of a module, quantization put there."""
 
 
 def quantized_modules(declaration: Declaration, modules: Modules, *, where: str) -> dict[str, Scheme]:
@@ -44,18 +45,18 @@ def quantized_modules(declaration: Declaration, modules: Modules, *, where: str)
     if layout is None:
         return resolve(declaration, modules, where=where)
     declared = declared_schemes(declaration, modules, where=where)
-    coded = {module for module in declared if has_codes(modules[module])}
+    coded = {module for module in declared if is_quantized(modules[module])}
     kinds = {split_name(module)[0] for module in coded} if layout.by_kind else set()
-    experts = {match[1] for module in coded if (match := _EXPERT.match(module))}
+    experts = {expert[0] for module in coded if (expert := expert_of(module)) is not None}
 
     def is_asked(module: str) -> bool:
-        match = _EXPERT.match(module)
+        expert = expert_of(module)
         return (
             module in coded
             or layout.asked(declaration, module)
             or split_name(module)[0] in kinds
             or any(partner in coded for partner in _partners(module))
-            or (match is not None and match[1] in experts)
+            or (expert is not None and expert[0] in experts)
         )
 
     return {module: scheme for module, scheme in declared.items() if is_asked(module)}
@@ -69,38 +70,43 @@ def declared_schemes(declaration: Declaration, modules: Iterable[str], *, where:
     Raises:
         StructureError: as `quantized_modules`.
     """
-    named: dict[str, Scheme] = {}
-    patterns: list[tuple[str, Scheme]] = []
-    for group in declaration.groups:
-        for target in group.targets:
-            if target.startswith(REGEX_PREFIX):
-                patterns.append((target, group.scheme))
-            else:
-                named[target] = group.scheme
-    lists = _pattern_lists([pattern for pattern, _ in patterns], where=where)
-    schemes = dict(patterns)
-    kept = frozenset(entry for entry in declaration.ignore if not entry.startswith(REGEX_PREFIX))
-    ignored = _pattern_lists([entry for entry in declaration.ignore if entry.startswith(REGEX_PREFIX)], where=where)
-    layout = LAYOUTS.get(declaration.quant_method)
-    names_of = _runs if layout is not None and layout.in_parts else _itself
-    found = {}
-    for module in modules:
-        if not kept.isdisjoint(names_of(module)) or any(entries.has(module) for entries in ignored):
-            continue
-        scheme = next((named[holder] for holder in _holders(module) if holder in named), None)
-        if scheme is None:
-            hits = ((entries, entries.first(module)) for entries in lists if entries.has(module))
-            matched = next((entries.entries[index] for entries, index in hits if index is not None), None)
-            scheme = named.get(LINEAR) if matched is None else schemes[matched]
-        if scheme is not None:
-            found[module] = scheme
-    return found
+    try:
+        choose = _Chooser(declaration)
+        found = ((module, choose(module)) for module in modules)
+        return {module: scheme for module, scheme in found if scheme is not None}
+    except PatternError as error:
+        raise StructureError(error.what, where=where, remedy=error.remedy) from None
 
 
-def has_codes(tensors: Mapping[str, Tensor]) -> bool:
+class _Chooser:
+    """A declaration's targets and the list of what is kept, compiled: a module's name -> its scheme, or None."""
+
+    def __init__(self, declaration: Declaration) -> None:
+        targets = [(target, group.scheme) for group in declaration.groups for target in group.targets]
+        self.named = {target: scheme for target, scheme in targets if not target.startswith(REGEX_PREFIX)}
+        self.by_pattern = {target: scheme for target, scheme in targets if target.startswith(REGEX_PREFIX)}
+        self.lists = _pattern_lists(self.by_pattern)
+        self.kept = frozenset(entry for entry in declaration.ignore if not entry.startswith(REGEX_PREFIX))
+        self.ignored = _pattern_lists(entry for entry in declaration.ignore if entry.startswith(REGEX_PREFIX))
+        layout = LAYOUTS.get(declaration.quant_method)
+        self.names_of = _runs if layout is not None and layout.in_parts else _itself
+
+    def __call__(self, module: str) -> Scheme | None:
+        if not self.kept.isdisjoint(self.names_of(module)) or any(entries.has(module) for entries in self.ignored):
+            return None
+        holder = next((holder for holder in _holders(module) if holder in self.named), None)
+        if holder is not None:
+            return self.named[holder]
+        for entries in self.lists:
+            first = entries.first(module) if entries.has(module) else None
+            if first is not None:
+                return self.by_pattern[entries.entries[first]]
+        return self.named.get(LINEAR)
+
+
+def is_quantized(tensors: Mapping[str, Tensor]) -> bool:
     """Whether anything of a module is stored as quantization stores it."""
-    floats = {"weight", FUSED_WEIGHT}
-    return any(local not in floats or tensor.dtype not in FLOATING_SOURCES for local, tensor in tensors.items())
+    return any(local not in WEIGHTS or is_code("weight", tensor) for local, tensor in tensors.items())
 
 
 def _holders(module: str) -> Iterator[str]:
@@ -133,19 +139,17 @@ def _runs(module: str) -> tuple[str, ...]:
 def _partners(module: str) -> Iterator[str]:
     """What servers merge a module with."""
     parent, _, own = module.rpartition(".")
-    for members in _MERGED:
-        if own in members:
-            yield from (f"{parent}.{member}" for member in members if member != own)
+    if own in MERGED_INTO:
+        yield from (f"{parent}.{member}" for member in MERGED[MERGED_INTO[own]] if member != own)
 
 
-def _pattern_lists(entries: Iterable[str], *, where: str) -> list[PatternList]:
-    """Expressions in lists that can be compiled."""
+def _pattern_lists(entries: Iterable[str]) -> list[PatternList]:
+    """Expressions in lists that can be compiled.
+
+    Raises:
+        PatternError: one does not compile, or there are more than can be matched.
+    """
     expressions = tuple(dict.fromkeys(entries))
     if len(expressions) > MAX_ENTRIES:
-        raise StructureError(f"has more than {MAX_ENTRIES:,} patterns of modules", where=where)
-    try:
-        return [
-            pattern_list(expressions[at : at + MAX_EXPRESSIONS]) for at in range(0, len(expressions), MAX_EXPRESSIONS)
-        ]
-    except PatternError as error:
-        raise StructureError(error.what, where=where, remedy=error.remedy) from None
+        raise PatternError(f"has more than {MAX_ENTRIES:,} patterns of modules")
+    return [pattern_list(expressions[at : at + MAX_EXPRESSIONS]) for at in range(0, len(expressions), MAX_EXPRESSIONS)]

@@ -6,6 +6,7 @@ from weighbridge.errors import StructureError
 from weighbridge.formats import FORMATS
 from weighbridge.formats.layouts import LAYOUTS
 from weighbridge.formats.modelopt import ALGORITHMS, METHOD
+from weighbridge.formats.quantization import NOT_READ
 from weighbridge.structure.checkpoint import Checkpoint
 from weighbridge.structure.modules import FUSED_WEIGHT
 
@@ -19,13 +20,13 @@ def check_judged(checkpoint: Checkpoint) -> None:
     declaration = checkpoint.declaration
     if declaration is None:
         return
-    known = declaration.quant_method in FORMATS or declaration.quant_method in LAYOUTS
-    unread = declaration.unread or ("" if known else "whose way of storing weights is not read here")
+    known = declaration.quant_method in FORMATS or declaration.quant_method in LAYOUTS  # a lock may say anything
+    unread = declaration.unread or ("" if known else NOT_READ)
     if unread:
         raise StructureError(
             f"cannot be judged: quantized by {declaration.quant_method}, {unread}",
-            where=checkpoint.label,
-            remedy="compare its digests with those that its maker published",
+            where=f"{checkpoint.label}/{checkpoint.declared_in}",
+            remedy="hold it against what its producer publishes, or judge a build in a form that is read here",
         )
 
 
@@ -42,6 +43,10 @@ def check_decoded(checkpoint: Checkpoint) -> None:
     method = declaration.quant_method
     if method not in FORMATS:
         raise _not_decoded(checkpoint, f"quant_method is {method}; only {' and '.join(FORMATS)} are decoded here")
+    if any(scheme.weights.reordered for scheme in checkpoint.schemes.values()):
+        raise _not_decoded(
+            checkpoint, "its columns are grouped by activation (weight_g_idx), which is not decoded here"
+        )
     if method != METHOD:
         return
     for module, scheme in checkpoint.schemes.items():

@@ -109,6 +109,10 @@ def encoding_of(scheme: Scheme) -> Encoding:
         raise SchemeNotCovered("weights with zero points are not covered")
     if args.observer not in _WEIGHT_OBSERVERS:
         raise SchemeNotCovered(f"scales by observer {args.observer} are not covered")
+    if args.observer_kwargs:
+        raise SchemeNotCovered("arguments of observers are not covered")
+    if args.reordered:
+        raise SchemeNotCovered("columns grouped by activation are not covered")
     element = _element(args)
     height, width = _tile(args)
     packed = scheme.format in ("pack-quantized", "nvfp4-pack-quantized", "mxfp4-pack-quantized")
