@@ -103,7 +103,7 @@ def test_links_are_named_and_not_followed(tmp_path: Path) -> None:
 
 
 def test_links_into_the_blobs_of_the_hub_client_s_own_cache_are_files(tmp_path: Path) -> None:
-    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "0"
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / ("0" * 40)
     blobs.mkdir()
     snapshot.mkdir(parents=True)
     (blobs / "1").write_text("{}")

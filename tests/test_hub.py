@@ -61,11 +61,13 @@ TINY = "org/tiny"
 TOKEN = "hf_good"
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 WEIGHTS, LISTING = r"safetensors$", r"^/api/models/"
-STRAYS = ("original/consolidated.00.pth", "consolidated.safetensors", "pytorch_model.bin", "model.gguf")
+PUBLISHERS = ("original/consolidated.00.pth", "onnx/model.onnx")
+"""What publishers keep for other programs, where no server looks."""
+STRAYS = (*PUBLISHERS, "consolidated.safetensors", "pytorch_model.bin", "model.gguf")
 
 
 def write_tiny(directory: Path, *, names: int = 4) -> Path:
-    """A checkpoint of two BF16 shards of 4 MB each, an index, a config, a tokenizer and weights that do not belong."""
+    """A checkpoint of two BF16 shards of 4 MB each, an index, a config, a tokenizer and other weights in folders."""
     rows = 4 * 1024 * 1024 // names // 1024
     write_tensors(
         directory,
@@ -74,8 +76,8 @@ def write_tiny(directory: Path, *, names: int = 4) -> Path:
     )
     (directory / CONFIG).write_text(json.dumps({"architectures": ["TinyForCausalLM"], "model_type": "tiny"}))
     (directory / "tokenizer.json").write_text("{}")
-    (directory / "original").mkdir()
-    for name in STRAYS:
+    for name in PUBLISHERS:
+        (directory / name).parent.mkdir()
         (directory / name).write_bytes(b"no safetensors file")
     return directory
 
@@ -625,8 +627,8 @@ def test_build_from_the_hub_is_the_build_from_the_directory(
     run_build: Command,
 ) -> None:
     published = copy_checkpoint(mini, tmp_path / "published")
-    (published / "original").mkdir()
     for name in STRAYS:
+        (published / name).parent.mkdir(exist_ok=True)
         (published / name).write_bytes(b"no safetensors file")
     with serve({"org/mini": published}) as hub:
         environ = variables(hub.endpoint)

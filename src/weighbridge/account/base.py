@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from weighbridge.errors import StructureError
 from weighbridge.hashing import hash_file
 from weighbridge.progress import Progress
 from weighbridge.structure.checkpoint import Checkpoint, read_small
-from weighbridge.structure.hub import HubId, find_snapshot, read_bytes
-from weighbridge.structure.strict_json import MAX_JSON_BYTES
+from weighbridge.structure.hub import read_whole
 
 
 @dataclass(frozen=True)
@@ -68,8 +66,4 @@ def read(checkpoint: Checkpoint, name: str) -> bytes | None:
         return read_small(checkpoint.directory / name, label=checkpoint.label)
     if not checkpoint.shards:
         return None
-    snapshot = find_snapshot(HubId(checkpoint.origin.repository, checkpoint.origin.revision))
-    content = read_bytes(snapshot, name, 0, MAX_JSON_BYTES + 1)
-    if len(content) > MAX_JSON_BYTES:
-        raise StructureError(f"is larger than {MAX_JSON_BYTES:,} bytes", where=f"{checkpoint.label}/{name}")
-    return content
+    return read_whole(checkpoint, name)

@@ -32,7 +32,10 @@ def judge_index(raw: bytes) -> Iterator[Verdict]:
         StructureError: it is not JSON.
     """
     document = parse_object(raw, where=INDEX_FILE)
-    for path, text in leaves({key: value for key, value in document.items() if key != "weight_map"}).items():
+    metadata = {key: value for key, value in document.items() if key != "weight_map"}
+    if not leaves(metadata):
+        yield Verdict(Kind.KEY, f"{INDEX_FILE}:metadata", State.HARMLESS, f"absent: {RECORD}")
+    for path, text in leaves(metadata).items():
         record = path in (("metadata", "total_size"), ("metadata", "total_parameters")) and kind_of(text) == "number"
         state, by = (State.HARMLESS, RECORD) if record else (State.NOT_JUDGED, UNKNOWN)
         yield Verdict(Kind.KEY, f"{INDEX_FILE}:{'.'.join(path)}", state, by)

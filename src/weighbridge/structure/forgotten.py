@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
+from weighbridge.errors import StructureError
 from weighbridge.structure.checkpoint import Checkpoint
-from weighbridge.structure.header import Header, read_header
+from weighbridge.structure.header import read_header
 from weighbridge.structure.hub import read_other_header
 from weighbridge.structure.names import split_name
 from weighbridge.structure.weights import other_weights
@@ -26,25 +27,29 @@ def forgotten(checkpoint: Checkpoint) -> Iterator[tuple[str, list[str]]]:
     """Safetensors files that are no shards, each with the tensors of the model in it that no shard has.
 
     A tensor is the model's if others of the shards are called so but for numbers (another layer, another expert), or
-    if it is one of the layers for speculative decoding that config.json speaks of.
+    if it is one of the layers for speculative decoding that config.json speaks of. Mistral's own form
+    (``consolidated*.safetensors``) calls everything otherwise, and a file that is no safetensors file holds nothing.
 
     Raises:
-        StructureError, HubError: a header cannot be read.
+        HubError: the hub did not give a header.
     """
     templates = {split_name(name)[0] for name in checkpoint.structure}
     speculative = _speaks_of_mtp(checkpoint.config)
     for file in other_weights(checkpoint.files, checkpoint.shards):
-        if file.endswith(".safetensors") and "/" not in file:
-            names = _header(checkpoint, file).tensors.keys() - checkpoint.structure.keys()
+        if file.endswith(".safetensors") and "/" not in file and not file.startswith("consolidated"):
+            names = _tensors(checkpoint, file) - checkpoint.structure.keys()
             own = sorted(name for name in names if split_name(name)[0] in templates or (speculative and _is_mtp(name)))
             if own:
                 yield file, own
 
 
-def _header(checkpoint: Checkpoint, file: str) -> Header:
-    if checkpoint.directory is not None:
-        return read_header(checkpoint.directory / file, where=f"{checkpoint.label}/{file}")
-    return read_other_header(checkpoint, file)
+def _tensors(checkpoint: Checkpoint, file: str) -> Set[str]:
+    try:
+        if checkpoint.directory is not None:
+            return read_header(checkpoint.directory / file, where=file).tensors.keys()
+        return read_other_header(checkpoint, file).tensors.keys()
+    except StructureError:
+        return frozenset()
 
 
 def _speaks_of_mtp(config: Mapping[str, Any]) -> bool:

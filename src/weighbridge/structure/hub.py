@@ -280,6 +280,23 @@ def read_bytes(snapshot: Snapshot, name: str, begin: int, end: int) -> bytes:
     return _read_range(snapshot, name, begin, end)[0]
 
 
+def read_whole(checkpoint: Checkpoint, name: str) -> bytes:
+    """A small file of a checkpoint on the hub; kept by commit, as headers are.
+
+    Raises:
+        HubError: as for `open_hub`.
+        StructureError: it is no small file.
+    """
+    snapshot = find_snapshot(HubId(checkpoint.origin.repository, checkpoint.origin.revision))
+
+    def checked(raw: bytes) -> bytes:
+        if len(raw) > MAX_JSON_BYTES:
+            raise StructureError(f"is larger than {MAX_JSON_BYTES:,} bytes", where=f"{snapshot.label}/{name}")
+        return raw
+
+    return _read(snapshot, name, checked)
+
+
 def _ask(hub_id: HubId) -> bytes:
     """What the hub says of a revision, its commit and files, as JSON: the request of ``HfApi.model_info``."""
     from huggingface_hub import constants
