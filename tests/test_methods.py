@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -41,10 +42,13 @@ from tests.methods import (
     quark,
     write,
 )
+from tests.planning import recipe
 from weighbridge.consistency import inconsistencies
 from weighbridge.errors import StructureError
 from weighbridge.formats.quantization import read_declaration
 from weighbridge.formats.tensors import Structure, Tensor
+from weighbridge.plan import make_plan
+from weighbridge.recipe import load_recipe
 from weighbridge.report import Finding, Severity
 from weighbridge.structure.lock import open_lock, write_lock
 from weighbridge.structure.names import parse_pattern
@@ -622,6 +626,14 @@ def test_what_is_not_decoded_is_refused_before_its_numbers_are_asked_for(name: s
     else:
         with pytest.raises(StructureError, match="decoded"):
             check_decoded(checkpoint)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - DECODED))
+def test_what_is_not_decoded_is_no_source_of_a_build(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe(["lm_head", "re:.*embed.*", "re:.*norm.*"])))
+    with pytest.raises(StructureError, match="decoded"):
+        make_plan(load_recipe(str(path)), METHODS[name].opened())
 
 
 def test_the_structure_of_what_is_not_decoded_is_compared(tmp_path: Path, call_validate: Command) -> None:

@@ -26,7 +26,6 @@ from weighbridge.structure.modules import (
     split_experts,
     split_parameter,
 )
-from weighbridge.structure.readable import check_decoded
 
 DEQUANTIZED = "BF16"
 KEPT = "kept as the source stores it"
@@ -57,7 +56,6 @@ def plan_rewrite(loaded: LoadedRecipe, source: Checkpoint, changes: Conversion) 
     Raises:
         StructureError: as `plan_conversion`.
     """
-    check_decoded(source)
     wrong = next((finding for finding in inconsistencies(source) if finding.severity is Severity.ERROR), None)
     if wrong is not None:
         raise StructureError(f"contradicts itself: {wrong.where} {wrong.message}", where=source.label)

@@ -58,5 +58,7 @@ def check_decoded(checkpoint: Checkpoint) -> None:
 
 def _not_decoded(checkpoint: Checkpoint, what: str) -> StructureError:
     return StructureError(
-        what, where=checkpoint.label, remedy="validate.py without --source judges its names, dtypes and shapes"
+        what,
+        where=checkpoint.label,
+        remedy="validate.py without --source judges its names, dtypes and shapes; for more, name what it was made from",
     )
