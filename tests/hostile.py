@@ -850,6 +850,8 @@ def quantization_configs(chance: Random) -> Iterator[tuple[str, Files]]:
     for name, other in _others("list", "number", "null", "true", "empty object").items():
         yield f"quant_method is {name}", changed("quant_method", to=other)
         yield f"format is {name}", changed("format", to=other)
+    for method in ("hqq", "gptq", "bitsandbytes"):
+        yield f"quant_method {method} is not read", changed("quant_method", to=method)
     for name, text in {
         "terminal escapes": "\x1b[2J\x1b]0;owned\x07", "a line break": "a\nPASS  b",
         "right-to-left override": "\u202etpircs", "a megabyte": "f" * 1_000_000, "Markdown": "a|b`c<script>",
@@ -1291,6 +1293,10 @@ def _legal(chance: Random) -> Iterator[tuple[str, Files]]:
         yield f"target {name}", configured(config_groups={"group_0": {**CONFIG_GROUP, "targets": ["Linear", pattern]}})
     yield "ignore nested stars 250 times", configured(ignore=[f"re:(a+)+{n}$" for n in range(250)])
     yield "ignore 50,000 names", configured(ignore=[f"model.layers.{n}.proj" for n in range(50_000)])
+    yield (
+        "quant_method whose modules are stored otherwise",
+        configured(quant_method="gptq", bits=4, group_size=128, sym=True),
+    )
     yield "config with numbers out of range", single_file(config={**CONFIG_JSON, "rope_theta": 10**400})
     raw = json.dumps(CONFIG_JSON)
     nested = "[" * 30 + "]" * 30

@@ -29,12 +29,12 @@ from tests.checkpoints import (
 from tests.conftest import FP8_DYNAMIC, Command, Once, run_script
 from weighbridge.audit import Audit, Sample, audit, conclusion, method_of, sections
 from weighbridge.audit.judge import Verdict
-from weighbridge.lint.merged import MERGED
 from weighbridge.plan import find_fused_groups
 from weighbridge.progress import Progress
 from weighbridge.recipe import LoadedRecipe, load_recipe
 from weighbridge.resources import Resources
 from weighbridge.structure.checkpoint import open_directory
+from weighbridge.structure.merged import MERGED
 
 DATA_FREE = ("fp8-dynamic", "fp8-block", "w4a16", "nvfp4a16", "mxfp4")
 CAMPAIGN_SEED = 20261121

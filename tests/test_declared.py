@@ -19,10 +19,10 @@ from weighbridge.lint import lint
 from weighbridge.plan import make_plan
 from weighbridge.recipe import load_recipe
 from weighbridge.report import Finding, Severity
-from weighbridge.strays import is_code, is_scale
 from weighbridge.structure.checkpoint import Checkpoint
 from weighbridge.structure.lock import write_lock
 from weighbridge.structure.modules import quantizable_modules
+from weighbridge.structure.strays import is_code, is_scale
 
 LAYERS, HIDDEN, INNER = 3, 64, 128
 PROJECTIONS = {

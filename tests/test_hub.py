@@ -174,6 +174,24 @@ def test_header_longer_than_the_first_read_is_read_to_its_end(
     assert asked == [f"bytes=0-{FIRST_READ - 1}", f"bytes={FIRST_READ}-{header - 1}"]
 
 
+def test_modelopts_own_file_is_read_remembered_and_downloaded(
+    visit: Callable[[str], None], tiny: Path, tmp_path: Path
+) -> None:
+    directory = copy_checkpoint(tiny, tmp_path / "published")
+    document = {"producer": {"name": "modelopt", "version": "0.29.0"}, "quantization": {"quant_algo": "FP8"}}
+    (directory / "hf_quant_config.json").write_text(json.dumps(document))
+    with serve({TINY: directory}) as hub:
+        visit(hub.endpoint)
+        named = open_hub(HubId(TINY, hub.commit_of(TINY)))
+        asked = len(hub.requests("hf_quant_config.json"))
+        again = open_hub(HubId(TINY, hub.commit_of(TINY)))
+        assert len(hub.requests("hf_quant_config.json")) == asked
+        assert named.quant_config == again.quant_config == document
+        assert named.declaration is not None
+        assert (named.declaration.quant_method, named.declaration.format) == ("modelopt", "FP8")
+        assert json.loads((download(named) / "hf_quant_config.json").read_bytes()) == document
+
+
 def test_weights_that_do_not_belong_are_not_touched(hub: Hub) -> None:
     open_hub(HubId(TINY))
     assert not hub.requests("|".join(STRAYS))

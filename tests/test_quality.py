@@ -372,7 +372,7 @@ def test_stored_head_that_the_config_ties_is_noted(mini_build: Path, tmp_path: P
         (lambda config: config["text_config"].update(num_hidden_layers=10**9), "says 1000000000 layers"),
         (lambda config: config["text_config"].update(num_hidden_layers=7), "transformers makes no text model"),
         (lambda config: config["text_config"].update(hidden_size=512), "its config asks for"),
-        (lambda config: config["quantization_config"].update(quant_method="gptq"), "quant_method is gptq"),
+        (lambda config: config["quantization_config"].update(quant_method="hqq"), "quantized by hqq"),
     ],
     ids=["architecture", "a billion layers", "a layer too many", "another width", "another method"],
 )

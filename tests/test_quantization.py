@@ -311,9 +311,10 @@ def test_config_that_is_no_mapping_is_refused(config: object) -> None:
         read_declaration({"quantization_config": config}, where="config.json")
 
 
-def test_config_of_another_method_gives_no_module_a_scheme() -> None:
-    declaration = read_declaration({"quantization_config": OTHER | {"config_groups": {"a": 7}}}, where="config.json")
-    assert declaration == Declaration("modelopt")
+def test_config_of_a_method_that_is_not_read_gives_no_module_a_scheme_and_says_so() -> None:
+    config = {"quant_method": "hqq", "config_groups": {"a": 7}}
+    declaration = read_declaration({"quantization_config": config}, where="config.json")
+    assert declaration == Declaration("hqq", unread="whose way of storing weights is not read here")
     assert resolve(declaration, LINEARS, where="config.json") == {}
 
 

@@ -15,6 +15,7 @@ from weighbridge.formats.schemes import QuantizationArgs
 from weighbridge.formats.tensors import FLOATING_SOURCES, Structure, Tensor
 from weighbridge.roles import Role, layer_of, role_of
 from weighbridge.structure.modules import split_parameter
+from weighbridge.structure.problems import Problem
 
 PROJECTIONS = frozenset(
     {
@@ -32,9 +33,6 @@ _SPELLINGS = (
     re.compile(r"(?P<attention>.+)\.(?P<kind>[qkv]|kv|prob)_(?P<what>scale|zero_point)"),
 )
 _INNER = re.compile(r"(.+)\.(?:attn|mla_attn)")
-
-Problem = tuple[str, str, str, str]
-"""Rule, tensor, message, remedy."""
 
 
 class AttentionScale(NamedTuple):

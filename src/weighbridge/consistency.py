@@ -6,33 +6,33 @@ nothing, and then it is an error by name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator
 
-from weighbridge.attention_scales import AttentionScale, attention_problems, attention_scales
-from weighbridge.errors import StructureError
-from weighbridge.formats import FORMATS, Format
+from weighbridge.attention_scales import attention_problems, attention_scales
 from weighbridge.formats.compressed_tensors import METHOD as COMPRESSED_TENSORS
 from weighbridge.formats.declaration import Declaration
+from weighbridge.formats.layouts import LAYOUTS
+from weighbridge.formats.modelopt import HF_QUANT_CONFIG
+from weighbridge.formats.modelopt import METHOD as MODELOPT
 from weighbridge.formats.quantization import find_config, overlaps, resolve_as_compressed_tensors
 from weighbridge.formats.schemes import Scheme
 from weighbridge.formats.tensors import Structure
 from weighbridge.report import Finding, Severity
-from weighbridge.stored_schemes import (
-    Modules,
-    Problem,
-    accepted,
-    agrees,
-    fused_problems,
-    is_quantized,
-    scheme_problems,
-)
-from weighbridge.strays import is_code, is_scale
 from weighbridge.structure.checkpoint import CONFIG_FILE, Checkpoint
-from weighbridge.structure.modules import FUSED_WEIGHT, QUANTIZATION_PARAMETERS, split_parameter
+from weighbridge.structure.declared_twice import declared_twice
+from weighbridge.structure.foreign_names import foreign_names, is_quantizers
+from weighbridge.structure.modelopt_check import modelopt_findings
+from weighbridge.structure.modules import FUSED_WEIGHT, QUANTIZATION_PARAMETERS, split_parameter, tensor_name
 from weighbridge.structure.names import compact, split_name
+from weighbridge.structure.problems import Problem, findings_of
+from weighbridge.structure.quantized import WEIGHTS, Modules, is_quantized
+from weighbridge.structure.readable import check_judged
+from weighbridge.structure.stored_layouts import layout_notes, layout_problems
+from weighbridge.structure.stored_schemes import accepted, agrees, scheme_problems
+from weighbridge.structure.strays import is_code, is_scale
 
-_SERVED_PLACES = ("quantization_config", "compression_config", "text_config.quantization_config")
-"""Where vLLM 0.32 looks for the quantization config of a config.json."""
+_SERVED_PLACES = ("quantization_config", "compression_config", "text_config.quantization_config", HF_QUANT_CONFIG)
+"""Where vLLM 0.32 looks for the quantization config: in a config.json, and beside it."""
 
 _RESTORE = "a server would load the codes as if they were weights; restore quantization_config"
 _UNKNOWN = "restore the declaration that says what it is, or take the weight from a source that has it in BF16"
@@ -42,73 +42,58 @@ _LOST = (
 )
 
 
-def check_judged(checkpoint: Checkpoint) -> None:
-    """Refuse a checkpoint whose declaration is not wholly read: it may be right, and it may be anything.
-
-    Raises:
-        StructureError: with what is not read.
-    """
-    declaration = checkpoint.declaration
-    if declaration is None:
-        return
-    why = declaration.unread
-    if not why and declaration.quant_method not in FORMATS:
-        why = f"the quant_method {declaration.quant_method} is not read here, only {', '.join(FORMATS)}"
-    if why:
-        raise StructureError(
-            f"cannot be judged: {why}",
-            where=f"{checkpoint.label}/{CONFIG_FILE}",
-            remedy="hold it against what its producer publishes, or judge a build in a form that is read here",
-        )
-
-
 def inconsistencies(checkpoint: Checkpoint) -> list[Finding]:
     """Everywhere that config.json and tensors disagree; empty for an unquantized checkpoint that declares nothing.
 
     Raises:
-        StructureError: its declaration is not wholly read here (`check_judged`).
+        StructureError: its declaration is not wholly read here, so nothing more can be said of it (`check_judged`).
     """
-    check_judged(checkpoint)
     declaration, structure = checkpoint.declaration, checkpoint.structure
+    foreign = foreign_names(structure)
+    if foreign and declaration is not None and declaration.unread:
+        return foreign  # wrong whatever is declared
+    check_judged(checkpoint)
     scales = attention_scales(structure, declaration)
-    modules = _without(checkpoint.modules, scales)
+    taken = {scale.name for scale in scales}
+    others = {name: tensor for name, tensor in structure.items() if name not in taken}
+    modules = _without(checkpoint.modules, taken)
     problems = list(attention_problems(scales, structure, declaration, checkpoint.config))
     findings: list[Finding] = []
     if declaration is None:
-        problems += _undeclared(modules, structure)
+        problems += _undeclared(modules)
     else:
-        form = FORMATS[declaration.quant_method]
-        findings, mistaken = _order(form, checkpoint, declaration, modules)
+        findings, mistaken = _order(checkpoint, declaration, modules)
         judged = {module: tensors for module, tensors in modules.items() if module not in mistaken}
-        problems += _module_problems(form, checkpoint.schemes, judged)
+        problems += _module_problems(checkpoint, declaration, judged, others)
         findings += [*_declared(checkpoint, declaration), *_notes(checkpoint, declaration, modules)]
-    problems += _strays(checkpoint, modules, scales)
-    return [*_by_problem(problems), *_bare_weights(checkpoint, modules), *findings]
+        findings += declared_twice(checkpoint)
+    problems += _strays(others, modules, named={name for _, name, _, _ in problems})
+    problems += _bare_weights(structure, modules)
+    return [*foreign, *findings_of(problems), *findings]
 
 
-def _without(modules: Modules, scales: Iterable[AttentionScale]) -> Modules:
+def _without(modules: Modules, taken: Collection[str]) -> Modules:
     """The modules without the scales of attention, which are judged with it."""
-    taken = {scale.name for scale in scales}
     kept = {
-        module: {local: tensor for local, tensor in tensors.items() if f"{module}.{local}" not in taken}
+        module: {local: tensor for local, tensor in tensors.items() if tensor_name(module, local) not in taken}
         for module, tensors in modules.items()
     }
     return {module: tensors for module, tensors in kept.items() if tensors}
 
 
-def _undeclared(modules: Modules, structure: Structure) -> Iterator[Problem]:
+def _undeclared(modules: Modules) -> Iterator[Problem]:
     for module, tensors in modules.items():
         if is_quantized(tensors):
-            scaled = tensors.keys() & QUANTIZATION_PARAMETERS or f"{module}.scale" in structure
-            remedy = _RESTORE if scaled else _LOST
+            remedy = _RESTORE if tensors.keys() - WEIGHTS else _LOST
             yield "config/missing", module, "stored quantized, but config.json has no quantization config", remedy
 
 
 def _declared(checkpoint: Checkpoint, declaration: Declaration) -> Iterator[Finding]:
     """What is wrong with the declaration as a whole."""
-    if not checkpoint.schemes and declaration.kv_cache is None and not declaration.attention:
+    beside_weights = declaration.kv_cache is not None or declaration.attention
+    if not checkpoint.schemes and (declaration.groups or not beside_weights):
         message = "its quantization config targets no module"
-        yield Finding("config/quantizes-nothing", Severity.ERROR, CONFIG_FILE, message)
+        yield Finding("config/quantizes-nothing", Severity.ERROR, checkpoint.declared_in, message)
     if declaration.quant_method != COMPRESSED_TENSORS:
         return
     formats = {scheme.format for scheme in checkpoint.schemes.values()}
@@ -141,8 +126,12 @@ def _notes(checkpoint: Checkpoint, declaration: Declaration, modules: Modules) -
             "group is no longer supported); older releases read it, with weight_g_idx"
         )
         yield Finding("config/actorder", Severity.WARNING, CONFIG_FILE, message, remedy="build with actorder: weight")
-    odd = [name for name, own, wanted in accepted(FORMATS[declaration.quant_method], checkpoint.schemes, modules)]
-    for pattern in compact(odd):
+    if declaration.quant_method in LAYOUTS:
+        yield from layout_notes(checkpoint)
+        if declaration.quant_method == MODELOPT:
+            yield from modelopt_findings(checkpoint)
+        return
+    for pattern in compact(accepted(checkpoint.schemes, modules)):
         message = "is a scalar [] where the format stores [1]; vLLM's loaders take both, others were not tried"
         yield Finding("config/scalar-scale", Severity.NOTE, str(pattern), message, count=len(pattern))
 
@@ -153,7 +142,7 @@ def _cache(checkpoint: Checkpoint, declaration: Declaration) -> Iterator[Finding
     if cache is None or not declaration.place or declaration.quant_method != COMPRESSED_TENSORS:
         return
     found = find_config(checkpoint.config, where=checkpoint.label)
-    said = found[1].get("kv_cache_scheme") if found is not None else None
+    said = found.raw.get("kv_cache_scheme") if found is not None else None
     unsaid = [
         key for key in ("num_bits", "type", "strategy", "symmetric") if isinstance(said, dict) and key not in said
     ]
@@ -166,9 +155,7 @@ def _cache(checkpoint: Checkpoint, declaration: Declaration) -> Iterator[Finding
         yield Finding("config/kv-cache", Severity.WARNING, CONFIG_FILE, message)
 
 
-def _order(
-    form: Format, checkpoint: Checkpoint, declaration: Declaration, modules: Modules
-) -> tuple[list[Finding], set[str]]:
+def _order(checkpoint: Checkpoint, declaration: Declaration, modules: Modules) -> tuple[list[Finding], set[str]]:
     """Modules of which vLLM and compressed-tensors read the groups differently, and which the tensors agree with.
 
     Returns:
@@ -184,7 +171,7 @@ def _order(
         ours, theirs = checkpoint.schemes.get(module), others.get(module)
         if ours == theirs:
             continue
-        served, other = (agrees(form, scheme, modules[module]) for scheme in (ours, theirs))
+        served, other = (agrees(scheme, modules[module]) for scheme in (ours, theirs))
         if other and not served:
             mistaken.add(module)
         fits = "the first" if served else "the second, which vLLM does not read" if other else "neither"
@@ -213,76 +200,66 @@ def _said(scheme: Scheme | None) -> str:
     return "unquantized" if scheme is None else str(scheme)
 
 
-def _module_problems(form: Format, schemes: Mapping[str, Scheme], modules: Modules) -> Iterator[Problem]:
+def _module_problems(
+    checkpoint: Checkpoint, declaration: Declaration, modules: Modules, structure: Structure
+) -> Iterator[Problem]:
+    """Modules that are quantized and not declared so, or the other way round, and those that are not what they must be.
+
+    Args:
+        structure: every tensor but the scales of attention.
+    """
+    said = checkpoint.declared_in
+    judged = {}
     for module, tensors in modules.items():
-        scheme = schemes.get(module)
+        scheme = checkpoint.schemes.get(module)
         if scheme is None:
             if is_quantized(tensors):
-                kept = "config.json declares it unquantized, but it is stored quantized"
-                if tensors.keys() & QUANTIZATION_PARAMETERS:
+                kept = f"{said} declares it unquantized, but it is stored quantized"
+                if tensors.keys() - WEIGHTS:
                     remedy = "a server would load the codes as if they were weights; take it off the ignore list"
                 else:
                     kept, remedy = f"{kept}, without scales", _LOST
                 yield "config/ignored-but-quantized", module, kept, remedy
-        elif not is_quantized(tensors):
-            if FUSED_WEIGHT in tensors:
-                continue  # compressed-tensors quantizes linears; fused experts of floats are no linear to it
-            yield (
-                "config/declared-but-unquantized",
-                module,
-                f"config.json declares {scheme}, but the weight is stored as {tensors.get('weight', 'nothing')}",
-                "add it to the ignore list, or quantize it",
-            )
-        elif FUSED_WEIGHT in tensors:
-            yield from fused_problems(form, module, scheme, tensors)
-        else:
-            yield from scheme_problems(form, module, scheme, tensors)
+        elif is_quantized(tensors):
+            judged[module] = tensors
+        elif FUSED_WEIGHT not in tensors or declaration.quant_method in LAYOUTS:  # no linear to compressed-tensors
+            stored = next((tensors[local] for local in ("weight", FUSED_WEIGHT) if local in tensors), "nothing")
+            message = f"{said} declares {scheme}, but the weight is stored as {stored}"
+            yield "config/declared-but-unquantized", module, message, "add it to the ignore list, or quantize it"
+    if declaration.quant_method in LAYOUTS:
+        yield from layout_problems(declaration, checkpoint.schemes, judged, structure)
+        return
+    for module, tensors in judged.items():
+        yield from scheme_problems(module, checkpoint.schemes[module], tensors)
 
 
-def _strays(checkpoint: Checkpoint, modules: Modules, scales: Iterable[AttentionScale]) -> Iterator[Problem]:
-    """Codes and scales that belong to no module and to no attention."""
-    taken = {scale.name for scale in scales}
-    for name, tensor in checkpoint.structure.items():
-        module, local = split_parameter(name)
-        if name in taken or name in modules or local in modules.get(module, {}):
+def _strays(structure: Structure, modules: Modules, *, named: Collection[str]) -> Iterator[Problem]:
+    """Codes and scales that belong to no module.
+
+    Args:
+        structure: every tensor but the scales of attention.
+        named: what is wrong by another rule already.
+    """
+    owned = {tensor_name(module, local) for module, tensors in modules.items() for local in tensors}
+    for name, tensor in structure.items():
+        if name in owned or name in named or is_quantizers(name):
             continue
         if is_code(name, tensor):
             yield "config/stray-codes", name, f"is {tensor}: codes that config.json declares nothing of", _UNKNOWN
-        elif is_scale(name, checkpoint.structure):
+        elif is_scale(name, structure):
             why = f"is {tensor}, by its name a scale, and belongs to nothing that config.json declares quantized"
             yield "config/stray-scale", name, why, "take it out, or restore what it belongs to"
 
 
-def _bare_weights(checkpoint: Checkpoint, modules: Modules) -> list[Finding]:
+def _bare_weights(structure: Structure, modules: Modules) -> Iterator[Problem]:
     """Weights without ``.weight`` beside siblings that have it: what llm-compressor 0.11 and 0.12 left of experts."""
     templates = {split_name(module)[0] for module in modules}
-    bare = [
-        name
-        for name, tensor in checkpoint.structure.items()
-        if len(tensor.shape) == 2
-        and split_parameter(name)[1] not in QUANTIZATION_PARAMETERS | {"weight"}
-        and split_name(name)[0] in templates
-    ]
-    return _grouped(
-        ((name, "a weight without .weight beside quantized siblings: no server loads it") for name in bare),
-        "config/bare-weight",
-        "build with llm-compressor 0.13 or newer (0.11 and 0.12 left experts so)",
-    )
-
-
-def _by_problem(problems: Iterable[Problem]) -> list[Finding]:
-    alike: dict[tuple[str, str], list[tuple[str, str]]] = {}
-    for rule, name, message, remedy in problems:
-        alike.setdefault((rule, remedy), []).append((name, message))
-    return [finding for (rule, remedy), items in alike.items() for finding in _grouped(items, rule, remedy)]
-
-
-def _grouped(items: Iterable[tuple[str, str]], rule: str, remedy: str) -> list[Finding]:
-    by_message: dict[str, list[str]] = {}
-    for name, message in items:
-        by_message.setdefault(message, []).append(name)
-    return [
-        Finding(rule, Severity.ERROR, str(pattern), message, count=len(pattern), remedy=remedy)
-        for message, names in by_message.items()
-        for pattern in compact(names)
-    ]
+    for name, tensor in structure.items():
+        if (
+            len(tensor.shape) == 2
+            and split_parameter(name)[1] not in QUANTIZATION_PARAMETERS | {"weight"}
+            and split_name(name)[0] in templates
+        ):
+            why = "a weight without .weight beside quantized siblings: no server loads it"
+            remedy = "build with llm-compressor 0.13 or newer (0.11 and 0.12 left experts so)"
+            yield "config/bare-weight", name, why, remedy

@@ -13,7 +13,6 @@ from weighbridge.catalogue import RECIPES
 from weighbridge.errors import RecipeError
 from weighbridge.formats.schemes import PRESETS
 from weighbridge.lint import lint
-from weighbridge.lint.merged import MERGED
 from weighbridge.lint.quantized import INTEGER_GROUP_SIZES
 from weighbridge.patterns import REGEX_PREFIX, pattern_list
 from weighbridge.plan import Plan, make_plan, tied_heads
@@ -21,6 +20,7 @@ from weighbridge.recipe import read_recipe
 from weighbridge.report import Finding, Severity
 from weighbridge.roles import Role, role_of
 from weighbridge.structure.checkpoint import Checkpoint
+from weighbridge.structure.merged import MERGED
 
 QUANTIZED = (Role.ATTENTION, Role.MLP, Role.EXPERTS)
 """Roles that are the bulk of a model's weights and bear few bits; everything else is kept."""

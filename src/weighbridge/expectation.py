@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from weighbridge.account import Base
 from weighbridge.conversion_base import locked_base
 from weighbridge.errors import StructureError
-from weighbridge.lint.merged import MERGED
 from weighbridge.plan import Plan, find_fused_groups, make_plan
 from weighbridge.recipe import LoadedRecipe
 from weighbridge.references import AgainstReference, base_of_build, base_of_source, find_references
 from weighbridge.report import Section
 from weighbridge.scales import scales_sections
 from weighbridge.structure.checkpoint import Checkpoint
+from weighbridge.structure.merged import MERGED
 from weighbridge.structure.renaming import usual_name
 
 

@@ -74,17 +74,27 @@ class PatternList:
             self._matched[name] = found = sorted(found)
         return found
 
+    def has(self, name: str) -> bool:
+        """Whether any entry matches a module name; of many expressions none is tried by itself.
+
+        Raises:
+            PatternError: as `matches`.
+        """
+        if self._any is None or self._looking:
+            return bool(self.matches(name))
+        return name in self._exact or self._any.match(name) is not None
+
+    def first(self, name: str) -> int | None:
+        """Index of the first entry that matches a module name."""
+        found = self.matches(name)
+        return found[0] if found else None
+
     def _looks(self, index: int, expression: lookarounds.Expression, name: str) -> bool:
         try:
             return expression.matches(name, self._steps)
         except lookarounds.NotCovered as reason:
             what = f"the pattern {self.entries[index][:80]!r} cannot be matched in a bounded time ({reason})"
             raise PatternError(what, remedy="nest fewer repetitions in it") from None
-
-    def first(self, name: str) -> int | None:
-        """Index of the first entry that matches a module name."""
-        found = self.matches(name)
-        return found[0] if found else None
 
 
 @lru_cache(maxsize=64)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from weighbridge.report import Area, Areas
 from weighbridge.roles import Role, layer_of, role_of
 from weighbridge.structure.checkpoint import Checkpoint
-from weighbridge.structure.modules import split_parameter
+from weighbridge.structure.modules import split_parameter, tensor_name
 
 
 def bytes_by_role(checkpoint: Checkpoint, decided: Mapping[str, str], reasons: Mapping[str, str]) -> Areas:
@@ -19,9 +19,14 @@ def bytes_by_role(checkpoint: Checkpoint, decided: Mapping[str, str], reasons: M
         reasons: why, by what decided it.
     """
     sizes: Counter[tuple[Role, int | None, str, bool, str]] = Counter()
+    schemes = {
+        tensor_name(module, local): scheme
+        for module, scheme in checkpoint.schemes.items()
+        for local in checkpoint.modules.get(module, ())
+    }
     for name, tensor in checkpoint.structure.items():
         module = split_parameter(name)[0]
-        scheme = checkpoint.schemes.get(module) or checkpoint.schemes.get(name)
+        scheme = checkpoint.schemes.get(module) or schemes.get(name)
         kind = str(scheme.weights) if scheme is not None else f"kept {tensor.dtype}"
         by = decided.get(name, "")
         sizes[role_of(module or name), layer_of(name), kind, scheme is None, by] += tensor.nbytes

@@ -36,9 +36,8 @@ def judge_quantization(checkpoint: Checkpoint, plan: Plan | None) -> Iterator[Ve
     found = find_config(checkpoint.config, where=checkpoint.label)
     if found is None:
         return
-    place, raw = found
     planned = None if plan is None else leaves(plan.quantization or {})
-    yield from _judged(f"{CONFIG_FILE}:{place}.", leaves(raw), planned)
+    yield from _judged(f"{CONFIG_FILE}:{found.place}.", leaves(found.raw), planned)
 
 
 def judge_hf_quant_config(raw: bytes, plan: Plan | None) -> Iterator[Verdict]:

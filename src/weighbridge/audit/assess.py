@@ -32,7 +32,6 @@ from weighbridge.audit.run import WORKER_PIECES, Figures, run
 from weighbridge.audit.smoothing import Smoothed, recover
 from weighbridge.audit.work import STRICT, Allowance, Job, look, stored_shape, whole_scale
 from weighbridge.cache import cache_directory
-from weighbridge.consistency import check_judged
 from weighbridge.engines.streaming.journal import key_of
 from weighbridge.errors import StructureError
 from weighbridge.formats.tensors import payload_bytes
@@ -134,15 +133,10 @@ def audit(
     """Hold every tensor of `checkpoint` against the rows of `base` that it must come from.
 
     Raises:
-        StructureError, HubError: a side cannot be read, or changed while it was; or is declared in a way that is not
-            wholly read here.
+        StructureError, HubError: a side cannot be read, or changed while it was; or is quantized in a way that is not
+            decoded here.
         WeighbridgeError: too little memory for one worker.
     """
-    for side in (checkpoint, base):
-        check_judged(side)
-        if any(scheme.weights.reordered for scheme in side.schemes.values()):
-            what = "its columns are grouped by activation (weight_g_idx), which an audit does not decode"
-            raise StructureError(what, where=side.label, remedy="audit a build with actorder: weight")
     pairing = pair(checkpoint, base, groups)
     pieces = cut(pairing, sample)
     before = _identities(checkpoint), _identities(base)

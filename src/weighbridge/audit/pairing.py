@@ -24,6 +24,7 @@ from weighbridge.structure.modules import (
     split_experts,
     split_parameter,
 )
+from weighbridge.structure.readable import check_decoded
 
 KV_CACHE_SCALES = frozenset({"k_scale", "v_scale", "q_scale"})
 HEAD = "lm_head"
@@ -112,8 +113,10 @@ def pair(checkpoint: Checkpoint, base: Checkpoint, groups: Sequence[FusedGroup] 
     """Say what every tensor of `checkpoint` must come from in `base`.
 
     Raises:
-        StructureError: experts that cannot be split, or two tensors of one name once they are.
+        StructureError: experts that cannot be split, two tensors of one name once they are, or codes that are not
+            decoded here.
     """
+    check_decoded(base)
     source, stored = regions(base), regions(checkpoint)
     schemes = schemes_of(checkpoint)
     modules = modules_of(stored, schemes)
@@ -199,7 +202,12 @@ def modules_of(stored: Mapping[str, Region], schemes: Mapping[str, Scheme]) -> d
 
 
 def schemes_of(checkpoint: Checkpoint) -> dict[str, Scheme]:
-    """Module -> scheme, with experts one by one."""
+    """Module -> scheme, with experts one by one.
+
+    Raises:
+        StructureError: its codes are not decoded here.
+    """
+    check_decoded(checkpoint)
     found: dict[str, Scheme] = {}
     for module, scheme in checkpoint.schemes.items():
         fused = checkpoint.structure.get(module)

@@ -51,8 +51,8 @@ def audit_sections(
     """
     from weighbridge import audit
     from weighbridge.engines.devices import resolve_devices
-    from weighbridge.lint.merged import MERGED
     from weighbridge.plan import find_fused_groups
+    from weighbridge.structure.merged import MERGED
 
     _check_weights(checkpoint, "audit")
     progress = Progress()

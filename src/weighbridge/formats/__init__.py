@@ -28,4 +28,5 @@ FORMATS: Mapping[str, Format] = {
     "compressed-tensors": Format(schemes.stored_tensors, schemes.weight_of),
     modelopt.METHOD: Format(modelopt.stored_tensors, modelopt.weight_of),
 }
-"""By the name that ``quant_method`` has in config.json."""
+"""What is written here, and decoded: by the name that ``quant_method`` has in config.json. `layouts.LAYOUTS` has those
+that are judged by names, dtypes and shapes alone."""

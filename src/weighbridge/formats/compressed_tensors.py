@@ -63,7 +63,7 @@ _TEXT = re.compile(r"[\x20-\x7e]{0,64}")
 LARGEST = 1 << 20
 
 
-def read_declaration(raw: Mapping[str, Any], *, where: str) -> Declaration:
+def read_declaration(raw: Mapping[str, Any], _: Mapping[str, Any], *, where: str) -> Declaration:
     """Read a quantization config whose ``quant_method`` is compressed-tensors.
 
     Raises:
@@ -237,8 +237,8 @@ def _unread(raw: Mapping[str, Any], format: str, *, where: str) -> str:
         if not isinstance(raw.get(key), dict | None):
             raise StructureError(f"{key} is no mapping", where=where)
         if raw.get(key) and _says_something(raw[key]):
-            return f"{key} ({what}) is not read here"
-    return f"the format {format} (pruned weights) is not read here" if format in SPARSE_FORMATS else ""
+            return f"whose {key} ({what}) is not read here"
+    return f"whose format {format} (pruned weights) is not read here" if format in SPARSE_FORMATS else ""
 
 
 def _says_something(config: Mapping[str, Any]) -> bool:

@@ -48,8 +48,10 @@ class Declaration:
         format: how tensors are stored, e.g. ``float-quantized``; empty where the method has no such key.
         attention: groups that quantize attention itself, which servers read together with the KV cache.
         status: compressed-tensors' ``quantization_status``; empty where the method has no such key.
-        place: where in config.json it stands, e.g. ``thinker_config.quantization_config``; empty for a lock.
-        unread: why a checkpoint that declares this cannot be judged, as a clause; empty where all of it is read.
+        place: where in config.json it stands, e.g. ``thinker_config.quantization_config``, or the name of a file of its
+            own; empty for a lock.
+        unread: why a checkpoint that declares this cannot be judged, as a clause that follows the method's name; empty
+            where all of it is read.
     """
 
     quant_method: str

@@ -1,9 +1,10 @@
-"""NVIDIA modelopt's checkpoint format: what it stores for a weight, and how it declares what is quantized.
+"""NVIDIA modelopt's checkpoint format, written: what it stores for a weight, and how it declares what is quantized.
 
 One algorithm holds for every linear that ``exclude_modules`` does not name. The declaration stands twice: in
 ``hf_quant_config.json``, and in config.json as ``quantization_config``, where the list is called ``ignore``. Global
 scales are the reciprocals of compressed-tensors'. Source: ``modelopt.torch.export`` (``unified_export_hf``,
-``convert_hf_config``) and vLLM's ``ModelOptQuantConfigBase``.
+``convert_hf_config``) and vLLM's ``ModelOptQuantConfigBase``. What is read stands in
+`weighbridge.formats.modelopt_reading`.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from typing import Any
 
 from weighbridge.formats.schemes import PRESETS, Scheme, SchemeMismatch
 from weighbridge.formats.tensors import Tensor
+from weighbridge.formats.wildcards import is_wildcard, pattern_of
 
 METHOD = "modelopt"
 HF_QUANT_CONFIG = "hf_quant_config.json"
 GROUP_SIZE = 16
 
 ALGORITHMS: Mapping[str, Scheme] = {"NVFP4": PRESETS["NVFP4"], "FP8": PRESETS["FP8"]}
-"""modelopt's ``quant_algo`` -> the scheme of the same effect.
+"""modelopt's ``quant_algo`` -> the scheme of the same effect, of what is written here.
 
 Its NVFP4 activations have a calibrated global scale and scales of 16 values taken as they arrive, which
 compressed-tensors calls locally dynamic.
@@ -107,13 +109,11 @@ def exclusions(linears: Iterable[str], quantized: Iterable[str]) -> list[str]:
 def expression_of(entry: str) -> str:
     """An entry of an exclude list as a ``re:`` pattern of the same effect in vLLM.
 
-    An entry with an asterisk must match the whole name, any other must occur in it
-    (``ModelOptQuantConfigBase.is_layer_excluded``).
+    An entry with a wildcard must match the whole name as fnmatch has it, any other must occur in it
+    (``ModelOptQuantConfigBase.is_layer_excluded`` of vLLM 0.32, which is asked for each linear; of what vLLM merges it
+    asks for the merged name).
     """
-    plain = re.escape(entry)
-    if "*" in entry or "?" in entry:
-        return "re:" + plain.replace(r"\*", ".*").replace(r"\?", ".") + "$"
-    return f"re:.*{plain}"
+    return pattern_of(entry) if is_wildcard(entry) else f"re:.*{re.escape(entry)}"
 
 
 def quantization_config(

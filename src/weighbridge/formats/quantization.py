@@ -6,48 +6,71 @@ what each module gets once targets and ignore lists are resolved against the che
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from weighbridge.errors import StructureError
-from weighbridge.formats import compressed_tensors, modelopt
-from weighbridge.formats.declaration import LINEAR, Declaration, Group, read_strings, read_word
-from weighbridge.formats.schemes import KV_CACHES, Scheme
+from weighbridge.formats import compressed_tensors, methods, modelopt_reading
+from weighbridge.formats.declaration import LINEAR, Declaration
+from weighbridge.formats.schemes import Scheme
 from weighbridge.patterns import REGEX_PREFIX, PatternError, PatternList, pattern_list
 
 CONFIG_KEYS = ("quantization_config", "compression_config")
 MAX_DEPTH = 8
 """How deep a config of a part may stand; composite models have two or three levels."""
 
+NOT_READ = "whose way of storing weights is not read here"
+UNNAMED = "unknown"
 
-def find_config(config: Mapping[str, Any], *, where: str) -> tuple[str, Mapping[str, Any]] | None:
-    """The quantization config inside a config.json, and its place there: at the top, or in any sub-config.
+_METHOD = re.compile(r"[A-Za-z0-9][\w./+-]{0,63}", re.ASCII)
+"""What methods are called; some have the name of who made them in front: ``intel/auto-round``."""
+
+
+class FoundConfig(NamedTuple):
+    """A quantization config inside a config.json.
+
+    Attributes:
+        place: where it stands, e.g. ``thinker_config.quantization_config``.
+        raw: the quantization config itself.
+        model: the config that it stands in, of the whole model or of a part.
+    """
+
+    place: str
+    raw: Mapping[str, Any]
+    model: Mapping[str, Any]
+
+
+def find_config(config: Mapping[str, Any], *, where: str) -> FoundConfig | None:
+    """The quantization config inside a config.json: at the top, or in any sub-config.
 
     Composite models keep it in the config of the part that is quantized (``text_config``, ``thinker_config``).
 
     Raises:
         StructureError: it is no mapping, or there are two that differ.
     """
-    found: tuple[str, Mapping[str, Any]] | None = None
-    for place, raw in _all_configs(config, (), depth=MAX_DEPTH):
+    found: FoundConfig | None = None
+    for place, raw, model in _all_configs(config, (), depth=MAX_DEPTH):
         if not isinstance(raw, dict):
             raise StructureError(f"{place} is no mapping", where=where)
-        if found is not None and found[1] != raw:
+        if found is not None and found.raw != raw:
             raise StructureError(
-                f"{found[0]} and {place} say different things",
+                f"{found.place} and {place} say different things",
                 where=where,
                 remedy="servers read one of them each: keep the one that the tensors agree with",
             )
-        found = found or (place, raw)
+        found = found or FoundConfig(place, raw, model)
     return found
 
 
-def _all_configs(config: Mapping[str, Any], path: tuple[str, ...], *, depth: int) -> Iterator[tuple[str, Any]]:
-    """Every quantization config with its place, those of a config before those of its parts."""
+def _all_configs(
+    config: Mapping[str, Any], path: tuple[str, ...], *, depth: int
+) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
+    """Every quantization config with its place and what it stands in, those of a config before those of its parts."""
     for key in CONFIG_KEYS:
         if config.get(key) is not None:
-            yield ".".join((*path, key)), config[key]
+            yield ".".join((*path, key)), config[key], config
     for key, part in config.items():
         if key not in CONFIG_KEYS and isinstance(part, dict) and depth:
             yield from _all_configs(part, (*path, str(key)[:40]), depth=depth - 1)
@@ -62,11 +85,20 @@ def read_declaration(config: Mapping[str, Any], *, where: str) -> Declaration | 
     found = find_config(config, where=where)
     if found is None:
         return None
-    place, raw = found
-    method = read_word(raw, "quant_method", default="unknown", where=where)
+    method = _read_method(found.raw, where=where)
     reader = READERS.get(method)
-    read = Declaration(quant_method=method) if reader is None else reader(raw, where=f"{where}: {place}")
-    return replace(read, place=place)
+    if reader is None:
+        read = Declaration(method, unread=NOT_READ if method != UNNAMED else "for its config names no quant_method")
+    else:
+        read = reader(found.raw, found.model, where=f"{where}: {found.place}")
+    return replace(read, place=found.place)
+
+
+def _read_method(raw: Mapping[str, Any], *, where: str) -> str:
+    method = raw.get("quant_method", UNNAMED)
+    if not isinstance(method, str) or not _METHOD.fullmatch(method):
+        raise StructureError(f"quant_method cannot be {str(method)[:40]!r}", where=where)
+    return method
 
 
 def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,25 +196,10 @@ def _matches(entries: PatternList, module: str, *, where: str) -> list[int]:
         raise StructureError(error.what, where=where, remedy=error.remedy) from None
 
 
-def _read_modelopt(raw: Mapping[str, Any], *, where: str) -> Declaration:
-    """modelopt's declaration: one algorithm, and what it leaves out. An algorithm not known here targets nothing."""
-    algorithm = read_word(raw, "quant_algo", default="", where=where)
-    scheme = modelopt.ALGORITHMS.get(algorithm)
-    exclude = read_strings(raw.get("ignore", raw.get("exclude_modules")), where=f"{where}.ignore")
-    kv_cache = modelopt.declared_kv_cache(raw)
-    if kv_cache is not None and kv_cache not in KV_CACHES:
-        raise StructureError(f"the KV cache scheme {kv_cache!r} is not known here", where=where)
-    return Declaration(
-        quant_method=modelopt.METHOD,
-        format=algorithm,
-        groups=(Group((LINEAR,), scheme),) if scheme is not None else (),
-        ignore=tuple(map(modelopt.expression_of, exclude)),
-        kv_cache=KV_CACHES[kv_cache] if kv_cache is not None else None,
-    )
-
-
 READERS: Mapping[str, Callable[..., Declaration]] = {
     compressed_tensors.METHOD: compressed_tensors.read_declaration,
-    modelopt.METHOD: _read_modelopt,
+    **dict.fromkeys(modelopt_reading.METHODS, modelopt_reading.read_declaration),
+    **methods.READERS,
 }
-"""By the name that ``quant_method`` has in config.json: what reads the rest (the config, and ``where`` it stands)."""
+"""By the name that ``quant_method`` has in config.json: what reads the rest. Each is given the quantization config, the
+config that it stands in, and ``where``."""

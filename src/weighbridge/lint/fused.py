@@ -6,11 +6,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from weighbridge.formats.schemes import Scheme
-from weighbridge.lint.merged import MERGED, expert_of
 from weighbridge.lint.rules import Raised
 from weighbridge.lint.served import Served, served_by_plan
 from weighbridge.patterns import pattern_list
 from weighbridge.plan import FusedGroup, Plan
+from weighbridge.structure.merged import MERGED, expert_of
 from weighbridge.structure.names import compact
 
 _VALUES = ("v_proj",)

@@ -14,9 +14,9 @@ from weighbridge.formats import FORMATS
 from weighbridge.formats.declaration import Declaration
 from weighbridge.formats.schemes import Scheme
 from weighbridge.formats.tensors import Structure, Tensor
-from weighbridge.lint.merged import MERGED
 from weighbridge.plan import FusedGroup, Plan, find_fused_groups, tied_heads
 from weighbridge.structure.checkpoint import CONFIG_FILE, Checkpoint
+from weighbridge.structure.merged import MERGED
 from weighbridge.structure.modules import FUSED_WEIGHT
 
 

@@ -6,16 +6,17 @@ from collections.abc import Iterator
 from math import lcm
 from typing import Any
 
+from weighbridge.formats.compressed_tensors import METHOD as COMPRESSED_TENSORS
 from weighbridge.formats.declaration import LINEAR, Declaration
 from weighbridge.formats.quantization import resolve, resolve_as_compressed_tensors
 from weighbridge.formats.schemes import Scheme
-from weighbridge.lint.merged import MERGED, expert_of
 from weighbridge.lint.quantized import BULK, INTEGER_GROUP_SIZES
 from weighbridge.lint.rules import Raised
 from weighbridge.lint.served import Linear, Served, served_by_plan
 from weighbridge.patterns import REGEX_PREFIX, pattern_list
 from weighbridge.plan import Part, Plan
 from weighbridge.roles import Role, role_of
+from weighbridge.structure.merged import MERGED, expert_of
 from weighbridge.structure.names import compact, split_name
 
 TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
@@ -61,8 +62,11 @@ def _expectations(served: Served) -> Iterator[Raised]:
 
 
 def _unnamed(served: Served) -> Iterator[Raised]:
-    """Kept linears of which config.json says nothing. A lock does not say how its declaration was spelled."""
-    if not served.declaration.groups:
+    """Kept linears of which config.json says nothing; to other methods than compressed-tensors that says: as it is.
+
+    A lock does not say how its declaration was spelled.
+    """
+    if not served.declaration.groups or served.declaration.quant_method != COMPRESSED_TENSORS:
         return
     targeted = resolve(served.declaration, [linear.module for linear in served.linears], where=served.ignored_at)
     ignored = pattern_list(served.ignored)

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 from weighbridge.formats.declaration import LINEAR
-from weighbridge.lint.merged import MERGED
 from weighbridge.patterns import REGEX_PREFIX, PatternError, PatternList
 from weighbridge.plan import Plan
+from weighbridge.structure.merged import MERGED
 from weighbridge.structure.modules import FUSED_EXPERTS
 
 _MISSPELT_PREFIX = re.compile(r"^(?:regexp?|re)\s*:\s*", re.IGNORECASE)

@@ -4,12 +4,12 @@ The plan is made from headers alone. It is what lint reads, what a build is held
 files out by, and what a killed build resumes from.
 """
 
-from weighbridge.consistency import check_judged
 from weighbridge.plan.convert import plan_conversion, plan_rewrite
 from weighbridge.plan.model import FusedGroup, Obstacle, Part, Place, Plan, Stored, find_fused_groups, tied_heads
 from weighbridge.plan.quantize import plan_quantization
 from weighbridge.recipe import LoadedRecipe
 from weighbridge.structure.checkpoint import Checkpoint
+from weighbridge.structure.readable import check_decoded
 
 __all__ = [
     "FusedGroup",
@@ -30,7 +30,7 @@ def make_plan(loaded: LoadedRecipe, source: Checkpoint) -> Plan:
 
     Raises:
         StructureError: two tensors of the source would be written under one name, a conversion's source is not what it
-            can convert, or what the source declares is not wholly read here.
+            can convert, or the source is quantized in a way that is not decoded here.
     """
-    check_judged(source)
+    check_decoded(source)
     return (plan_conversion if loaded.recipe.method == "convert" else plan_quantization)(loaded, source)

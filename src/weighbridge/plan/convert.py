@@ -59,10 +59,6 @@ def plan_rewrite(loaded: LoadedRecipe, source: Checkpoint, changes: Conversion) 
     wrong = next((finding for finding in inconsistencies(source) if finding.severity is Severity.ERROR), None)
     if wrong is not None:
         raise StructureError(f"contradicts itself: {wrong.where} {wrong.message}", where=source.label)
-    if any(scheme.weights.reordered for scheme in source.schemes.values()):
-        raise StructureError(
-            "its columns are grouped by activation (weight_g_idx), which is not decoded here", where=source.label
-        )
     if source.declaration is not None and source.declaration.attention:
         raise StructureError("a config group of attention is not converted", where=source.label)
     target = loaded.recipe.format

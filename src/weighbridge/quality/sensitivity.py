@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from weighbridge import audit
 from weighbridge.errors import StructureError
-from weighbridge.lint.merged import MERGED
 from weighbridge.plan import find_fused_groups
 from weighbridge.progress import Progress
 from weighbridge.quality.assess import KL_DIGITS, shown
@@ -19,6 +18,7 @@ from weighbridge.report import Section, Table
 from weighbridge.resources import Resources
 from weighbridge.roles import Role, role_of
 from weighbridge.structure.checkpoint import Checkpoint
+from weighbridge.structure.merged import MERGED
 
 QUANTIZED_WEIGHTS = "its quantized weights"
 """The section of an audit that has the error by role and by layer."""

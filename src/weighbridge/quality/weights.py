@@ -22,6 +22,7 @@ from weighbridge.formats.tensors import FLOATING_SOURCES, Tensor
 from weighbridge.quality.activations import Activations, check_known
 from weighbridge.report import Severity
 from weighbridge.structure.checkpoint import Checkpoint
+from weighbridge.structure.readable import check_decoded
 
 
 @dataclass(frozen=True)
@@ -118,12 +119,7 @@ def stored_bytes(weight: Weight) -> int:
 
 
 def _check(checkpoint: Checkpoint) -> None:
-    declaration = checkpoint.declaration
-    if declaration is not None and declaration.quant_method not in FORMATS:
-        raise StructureError(
-            f"quant_method is {declaration.quant_method}; only {' and '.join(FORMATS)} are dequantized here",
-            where=checkpoint.label,
-        )
+    check_decoded(checkpoint)
     for finding in inconsistencies(checkpoint):
         if finding.severity is Severity.ERROR:
             raise StructureError(f"{finding.where} {finding.message}", where=checkpoint.label, remedy=finding.remedy)

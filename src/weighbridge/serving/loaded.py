@@ -6,13 +6,13 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from weighbridge.lint.merged import MERGED
 from weighbridge.plan import find_fused_groups
 from weighbridge.report import Finding, Severity
 from weighbridge.roles import Role, role_of
 from weighbridge.scales import GLOBAL_SCALES
 from weighbridge.serving.answer import Answer, Region
 from weighbridge.structure.checkpoint import Checkpoint
+from weighbridge.structure.merged import MERGED
 from weighbridge.structure.modules import QUANTIZATION_PARAMETERS, split_parameter
 from weighbridge.structure.names import compact, split_name
 

@@ -10,14 +10,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from weighbridge.errors import StructureError
-from weighbridge.formats import modelopt
+from weighbridge.formats import modelopt, modelopt_reading
 from weighbridge.formats.declaration import Declaration
-from weighbridge.formats.quantization import read_declaration, resolve
+from weighbridge.formats.quantization import read_declaration
 from weighbridge.formats.schemes import Scheme
 from weighbridge.formats.tensors import Structure, Tensor
 from weighbridge.structure.header import Header, check_name, read_header
 from weighbridge.structure.listing import list_files
 from weighbridge.structure.modules import check_experts, quantizable_modules
+from weighbridge.structure.quantized import quantized_modules
 from weighbridge.structure.strict_json import MAX_JSON_BYTES, parse_object
 from weighbridge.structure.weights import INDEX_FILE, SINGLE_FILE, is_pickle, is_weights
 
@@ -76,11 +77,13 @@ class Checkpoint:
         label: how messages call it.
         structure: tensor name -> dtype and shape.
         config: config.json, parsed; for a lock what it keeps of it.
-        declaration: its quantization config as written; None where it declares none.
+        declaration: its quantization config as written, in config.json or in modelopt's own file; None where it
+            declares none.
         schemes: module -> scheme, for every module of the structure that the declaration quantizes.
         shards: file name -> header; empty where only a lock is at hand.
         files: every other file's name -> size and digest, as far as known.
         directory: where it lies on disk, if it does.
+        quant_config: modelopt's hf_quant_config.json, parsed; None where there is none.
     """
 
     label: str
@@ -92,6 +95,13 @@ class Checkpoint:
     files: Mapping[str, FileFact] = field(default_factory=dict)
     directory: Path | None = None
     origin: Origin = Origin()
+    quant_config: Mapping[str, Any] | None = None
+
+    @property
+    def declared_in(self) -> str:
+        """The file that says how it is quantized: config.json, or modelopt's own where that is the only one."""
+        alone = self.declaration is not None and self.declaration.place == modelopt.HF_QUANT_CONFIG
+        return modelopt.HF_QUANT_CONFIG if alone else CONFIG_FILE
 
     @cached_property
     def modules(self) -> Mapping[str, Mapping[str, Tensor]]:
@@ -108,8 +118,11 @@ def assemble(
     files: Mapping[str, FileFact],
     directory: Path | None = None,
     origin: Origin = Origin(),
+    quant_config: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
     """Put headers, index and config together, holding each against the others.
+
+    What config.json declares goes before `quant_config`, as in vLLM; whether they agree is for who judges.
 
     Raises:
         StructureError: a tensor in two shards, or index and headers that disagree; or a malformed quantization config.
@@ -130,9 +143,13 @@ def assemble(
         raise StructureError("holds no tensor", where=label)
     check_experts(structure, where=label)
     declaration = read_declaration(config, where=f"{label}/{CONFIG_FILE}")
+    declared_in = CONFIG_FILE
+    if declaration is None and quant_config is not None:
+        declared_in = modelopt.HF_QUANT_CONFIG
+        declaration = modelopt_reading.read_document(quant_config, where=f"{label}/{declared_in}")
     schemes = {}
     if declaration is not None:
-        schemes = resolve(declaration, quantizable_modules(structure), where=f"{label}/{CONFIG_FILE}")
+        schemes = quantized_modules(declaration, quantizable_modules(structure), where=f"{label}/{declared_in}")
     return Checkpoint(
         label=label,
         structure=structure,
@@ -143,6 +160,7 @@ def assemble(
         files=files,
         directory=directory,
         origin=origin,
+        quant_config=quant_config,
     )
 
 
@@ -172,6 +190,10 @@ def open_directory(
     shard_names = choose_shards(names, index, label=label)
     check_config_is_there(names, label=label)
     config = parse_object(read_small(directory / CONFIG_FILE, label=label), where=f"{label}/{CONFIG_FILE}")
+    quant_config = None
+    if modelopt.HF_QUANT_CONFIG in names:
+        raw = read_small(directory / modelopt.HF_QUANT_CONFIG, label=label)
+        quant_config = parse_object(raw, where=f"{label}/{modelopt.HF_QUANT_CONFIG}")
     return assemble(
         label=label,
         shards={shard: read_header(directory / shard, where=f"{label}/{shard}") for shard in shard_names},
@@ -180,6 +202,7 @@ def open_directory(
         files={name: _file_fact(directory / name, label=label) for name in names},
         directory=directory,
         origin=origin,
+        quant_config=quant_config,
     )
 
 

@@ -22,6 +22,7 @@ from urllib.parse import quote
 
 from weighbridge.cache import cache_directory, write_atomically
 from weighbridge.errors import HubError, StructureError
+from weighbridge.formats.modelopt import HF_QUANT_CONFIG
 from weighbridge.progress import Progress
 from weighbridge.structure.checkpoint import (
     CONFIG_FILE,
@@ -179,6 +180,10 @@ def _open_by_headers(hub_id: HubId) -> Checkpoint:
     shards = choose_shards(snapshot.files, index, label=snapshot.label)
     check_config_is_there(snapshot.files, label=snapshot.label)
     config = _read(snapshot, CONFIG_FILE, lambda raw: parse_object(raw, where=f"{snapshot.label}/{CONFIG_FILE}"))
+    quant_config = None
+    if HF_QUANT_CONFIG in snapshot.files:
+        where = f"{snapshot.label}/{HF_QUANT_CONFIG}"
+        quant_config = _read(snapshot, HF_QUANT_CONFIG, lambda raw: parse_object(raw, where=where))
     missing = [shard for shard in shards if shard not in snapshot.files]
     if missing:
         raise StructureError(f"the index names the shard {missing[0]}, which is not there", where=snapshot.label)
@@ -189,6 +194,7 @@ def _open_by_headers(hub_id: HubId) -> Checkpoint:
         config=config,
         files=snapshot.files,
         origin=_origin(hub_id, snapshot.commit),
+        quant_config=quant_config,
     )
 
 
@@ -234,7 +240,7 @@ def download(checkpoint: Checkpoint, progress: Progress | None = None) -> Path:
     from huggingface_hub import hf_hub_download, set_client_factory
 
     origin = checkpoint.origin
-    names = [*checkpoint.shards, *carried_files(checkpoint), CONFIG_FILE, INDEX_FILE]
+    names = [*checkpoint.shards, *carried_files(checkpoint), CONFIG_FILE, INDEX_FILE, HF_QUANT_CONFIG]
 
     def cached(name: str) -> Path | None:
         return cached_file(origin.repository, name, commit=origin.revision)

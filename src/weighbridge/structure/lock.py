@@ -226,7 +226,8 @@ def _read_quantization(
 
 def _write_quantization(declaration: Declaration, schemes: Mapping[str, Scheme]) -> dict[str, Any]:
     if declaration.unread:
-        raise StructureError(f"cannot be locked: {declaration.unread}", where=declaration.place)
+        what = f"cannot be locked: quantized by {declaration.quant_method}, {declaration.unread}"
+        raise StructureError(what, where=declaration.place)
     by_scheme: dict[Scheme, list[str]] = {}
     for module, scheme in schemes.items():
         by_scheme.setdefault(scheme, []).append(module)

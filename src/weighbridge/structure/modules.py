@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from weighbridge.errors import StructureError
-from weighbridge.formats.tensors import Structure, Tensor
+from weighbridge.formats.layouts import FUSED
+from weighbridge.formats.tensors import FLOATING_SOURCES, Structure, Tensor
 from weighbridge.structure.names import MAX_NAMES
 
 QUANTIZATION_PARAMETERS = frozenset(
@@ -38,6 +39,9 @@ QUANTIZATION_PARAMETERS = frozenset(
 """Local names under which quantization stores things beside a weight, or for it: compressed-tensors', modelopt's,
 DeepSeek's, AutoGPTQ's and AutoAWQ's."""
 
+FUSED_SUFFIXES = ("_weight_scale_2", "_weight_scale", "_input_scale", "_scale_inv", "_blocks", "_scales")
+"""What the tensors that belong to a fused expert tensor are called after it: modelopt's, transformers', gpt-oss'."""
+
 EMBEDDING_NAMES = frozenset(
     {
         "embed_tokens",
@@ -64,7 +68,7 @@ splits it into. Source: ``split_fused_moe_experts`` in llm-compressor 0.14.0.1."
 MAX_EXPERTS = 65_536
 """More than any model has; a hostile header claims as many as it likes, of no bytes."""
 
-FUSED_WEIGHT = ""
+FUSED_WEIGHT = FUSED
 """The local name of a fused expert tensor, which has no ``.weight``."""
 
 
@@ -132,12 +136,16 @@ def quantizable_modules(structure: Structure) -> Mapping[str, Mapping[str, Tenso
     """Every module that the target ``Linear`` could mean, with its tensors by local name.
 
     These are modules with a weight of two axes that are no embeddings, modules that carry anything that quantization
-    stores, and fused experts (local name `FUSED_WEIGHT`).
+    stores, and fused experts (local name `FUSED_WEIGHT`, and with it the suffixes of what belongs to them; see
+    `tensor_name`).
     """
     modules: dict[str, dict[str, Tensor]] = {}
     for name, tensor in structure.items():
         module, parameter = split_parameter(name)
-        if parameter in QUANTIZATION_PARAMETERS:
+        fused = _fused_of(name, structure)
+        if fused is not None:
+            modules.setdefault(fused, {})[name.removeprefix(fused)] = tensor
+        elif parameter in QUANTIZATION_PARAMETERS or (parameter == "scale" and _is_scaled(module, structure)):
             modules.setdefault(module, {})[parameter] = tensor
         elif parameter == "weight":
             if len(tensor.shape) == 2 and not is_embedding(module):
@@ -147,3 +155,27 @@ def quantizable_modules(structure: Structure) -> Mapping[str, Mapping[str, Tenso
     for module in modules.keys() & {split_parameter(name)[0] for name in structure if name.endswith(".weight")}:
         modules[module].setdefault("weight", structure[f"{module}.weight"])
     return modules
+
+
+def tensor_name(module: str, local: str) -> str:
+    """The name of a module's tensor: a fused one's own, what belongs to it with a suffix, any other after a dot."""
+    return f"{module}.{local}" if local and not local.startswith("_") else f"{module}{local}"
+
+
+def _fused_of(name: str, structure: Structure) -> str | None:
+    """The fused expert tensor that a tensor of this name belongs to by its suffix; None where it does to none."""
+    if not name.endswith(("scale", "scale_2", "scale_inv", "blocks", "scales", "bias")):
+        return None
+    for suffix in (*FUSED_SUFFIXES, "_bias"):
+        fused = name.removesuffix(suffix)
+        if fused != name and fused.rpartition(".")[2] in FUSED_EXPERTS:
+            belongs = suffix != "_bias" or f"{fused}_blocks" in structure or f"{fused}_scales" in structure
+            return fused if belongs else None
+    return None
+
+
+def _is_scaled(module: str, structure: Structure) -> bool:
+    """Whether a module's ``scale`` is that of codes, as in DeepSeek V4: others have a parameter of this name, too."""
+    weight = structure.get(f"{module}.weight")
+    coded = weight is not None and len(weight.shape) == 2 and weight.dtype not in FLOATING_SOURCES
+    return coded or structure[f"{module}.scale"].dtype == "F8_E8M0"

@@ -14,6 +14,9 @@ MERGED: Mapping[str, tuple[str, ...]] = {
 }
 """The merged linear's name -> its members: Llama's kind, Mixtral's experts, DeepSeek's MLA, Qwen's linear attention."""
 
+MERGED_INTO: Mapping[str, str] = {member: merged for merged, members in MERGED.items() for member in members}
+"""A member's name -> that of the linear that it is merged into."""
+
 
 def expert_of(module: str) -> tuple[str, str] | None:
     """The experts that a module is one of, and its name within one: ``("layers.0.experts", "down_proj")``."""

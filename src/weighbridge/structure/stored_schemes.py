@@ -1,45 +1,39 @@
-"""The tensors of a module against the scheme that it is declared to have, and what loaders take in their place."""
+"""The tensors of a module in compressed-tensors' format against its scheme, and what loaders take in their place."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from weighbridge.formats import Format
-from weighbridge.formats.schemes import Scheme, SchemeMismatch
+from weighbridge.formats.schemes import Scheme, SchemeMismatch, stored_tensors, weight_of
 from weighbridge.formats.tensors import FLOATING_SOURCES, Tensor
-from weighbridge.strays import is_code
-from weighbridge.structure.modules import FUSED_WEIGHT, QUANTIZATION_PARAMETERS
-
-Modules = Mapping[str, Mapping[str, Tensor]]
-
-Problem = tuple[str, str, str, str]
-"""Rule, module or tensor, message, remedy."""
+from weighbridge.structure.modules import FUSED_WEIGHT, tensor_name
+from weighbridge.structure.problems import Problem
+from weighbridge.structure.quantized import Modules, is_quantized
 
 
-def is_quantized(tensors: Mapping[str, Tensor]) -> bool:
-    weight = tensors.get("weight", tensors.get(FUSED_WEIGHT))
-    return bool(tensors.keys() & QUANTIZATION_PARAMETERS) or (weight is not None and is_code("weight", weight))
-
-
-def agrees(form: Format, scheme: Scheme | None, tensors: Mapping[str, Tensor]) -> bool:
+def agrees(scheme: Scheme | None, tensors: Mapping[str, Tensor]) -> bool:
     """Whether the tensors of a module are what a scheme stores."""
     if scheme is None or not is_quantized(tensors):
         return scheme is None and not is_quantized(tensors)
-    return not any(True for _ in scheme_problems(form, "", scheme, tensors))
+    return not any(True for _ in scheme_problems("", scheme, tensors))
 
 
-def scheme_problems(form: Format, module: str, scheme: Scheme, tensors: Mapping[str, Tensor]) -> Iterator[Problem]:
+def scheme_problems(module: str, scheme: Scheme, tensors: Mapping[str, Tensor]) -> Iterator[Problem]:
+    """Where the tensors of a quantized module are not what its scheme stores."""
+    if FUSED_WEIGHT in tensors:
+        yield from _fused_problems(module, scheme, tensors)
+        return
     try:
-        differing = _differing(form, scheme, tensors)
+        differing = _differing(scheme, tensors)
     except SchemeMismatch as mismatch:
         yield "config/scheme-mismatch", module, f"declared {scheme}, which cannot be: {mismatch}", ""
         return
-    if form.weight_of(scheme, tensors) is None:
+    if weight_of(scheme, tensors) is None:
         yield "config/missing-tensor", f"{module}.weight", "its scales are there, but no weight", ""
         return
     for local, (own, wanted) in differing.items():
-        name = f"{module}.{local}"
+        name = tensor_name(module, local)
         if own is None:
             yield "config/missing-tensor", name, f"missing; the declared scheme stores it as {wanted}", ""
         elif wanted is None:
@@ -51,18 +45,16 @@ def scheme_problems(form: Format, module: str, scheme: Scheme, tensors: Mapping[
             yield "config/wrong-tensor", name, f"is {own}; the declared scheme stores {wanted}", ""
 
 
-def _differing(
-    form: Format, scheme: Scheme, tensors: Mapping[str, Tensor]
-) -> dict[str, tuple[Tensor | None, Tensor | None]]:
+def _differing(scheme: Scheme, tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor | None, Tensor | None]]:
     """Local name -> what is stored and what the scheme stores, where the two differ; nothing where no weight is there.
 
     Raises:
         SchemeMismatch: the scheme cannot be applied to a weight of this shape.
     """
-    weight = form.weight_of(scheme, tensors)
+    weight = weight_of(scheme, tensors)
     if weight is None:
         return {}
-    expected = form.stored_tensors(scheme, weight)
+    expected = stored_tensors(scheme, weight)
     pairs = {local: (tensors.get(local), expected.get(local)) for local in sorted(expected.keys() | tensors.keys())}
     return {local: (own, wanted) for local, (own, wanted) in pairs.items() if own != wanted}
 
@@ -79,26 +71,29 @@ def _loads(own: Tensor, wanted: Tensor) -> bool:
     )
 
 
-def fused_problems(form: Format, module: str, scheme: Scheme, tensors: Mapping[str, Tensor]) -> Iterator[Problem]:
-    """Experts of a layer in one tensor each: every tensor of the scheme has the experts as a first axis."""
+def _fused_problems(module: str, scheme: Scheme, tensors: Mapping[str, Tensor]) -> Iterator[Problem]:
+    """Experts of a layer in one tensor each: every tensor of the scheme has the experts as a first axis.
+
+    No tool of that family stores them so; published checkpoints do, and servers read them by rules of their own.
+    """
     codes = tensors[FUSED_WEIGHT]
     experts = codes.shape[0]
     alone = {
         (local or "weight"): replace(tensor, shape=tensor.shape[1:]) if tensor.shape[:1] == (experts,) else tensor
         for local, tensor in tensors.items()
     }
-    for rule, name, message, remedy in scheme_problems(form, module, scheme, alone):
+    for rule, name, message, remedy in scheme_problems(module, scheme, alone):
         of = " for one expert" if rule in ("config/missing-tensor", "config/wrong-tensor") else ""
         yield rule, name.removesuffix(".weight"), f"{message}{of}", remedy
 
 
-def accepted(form: Format, schemes: Mapping[str, Scheme], modules: Modules) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Scales of another shape than their format's that loaders take all the same."""
+def accepted(schemes: Mapping[str, Scheme], modules: Modules) -> Iterator[str]:
+    """The scales of another shape than their format's that loaders take all the same."""
     for module, scheme in schemes.items():
         try:
-            differing = _differing(form, scheme, modules.get(module, {}))
+            differing = _differing(scheme, modules.get(module, {}))
         except SchemeMismatch:
-            continue  # a problem of the module, which `scheme_problems` names
+            continue  # an error of its own, see `scheme_problems`
         for local, (own, wanted) in differing.items():
             if own is not None and wanted is not None and own.shape != wanted.shape and _loads(own, wanted):
-                yield f"{module}.{local}", own, wanted
+                yield f"{module}.{local}"
