@@ -8,6 +8,7 @@ from pathlib import Path
 
 from weighbridge.errors import RecipeError, StructureError
 from weighbridge.structure.checkpoint import Checkpoint
+from weighbridge.structure.hub import parse_hub_id
 from weighbridge.structure.lock import is_source_lock, open_lock
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,6 +65,18 @@ def reference_lock(name: str) -> Checkpoint:
     if not path.is_file():
         raise StructureError("references/ holds no lock of this name", where=name)
     return open_lock(path)
+
+
+def known_lock(name: object) -> Checkpoint | None:
+    """The lock in references/ of a repository that a stranger names; None for none, and for what is no hub id.
+
+    Raises:
+        StructureError: it is malformed.
+    """
+    hub_id = parse_hub_id(name) if isinstance(name, str) else None
+    if hub_id is None or hub_id.revision is not None or not lock_path(hub_id.repository).is_file():
+        return None
+    return open_lock(lock_path(hub_id.repository))
 
 
 def source_locks() -> Iterator[Checkpoint]:

@@ -24,18 +24,11 @@ class Expected:
 
     Attributes:
         base: the model that it was made from.
-        why: how that base was found, in a clause.
     """
 
     plan: Plan
     references: tuple[AgainstReference, ...]
     base: Base
-    why: str
-
-    @property
-    def section(self) -> Section:
-        """Which base it is, as a part of a report."""
-        return Section("the base", f"{self.base.name}: {self.why}", judges=False)
 
 
 def expected_of(
@@ -55,15 +48,15 @@ def expected_of(
     preferred = loaded.recipe.base.model
     if source is not None:
         lock = base_of_source(source, preferred=preferred)
-        base, why = Base(source, source.label, listed=True), "as it was named"
+        base = Base(source, source.label, listed=True)
     else:
         lock, why = base_of_build(checkpoint, preferred=preferred)
-        base = Base(lock, f"the lock of {lock.origin.repository}", listed=False)
+        base = Base(lock, f"the lock of {lock.origin.repository}", listed=False, why=why)
     references = find_references(loaded, lock, named)
     start = base.checkpoint
     if loaded.recipe.method == "convert":
         start = _conversion_start(loaded, lock)
-    return Expected(make_plan(loaded, start), references, base, why)
+    return Expected(make_plan(loaded, start), references, base)
 
 
 def _conversion_start(loaded: LoadedRecipe, lock: Checkpoint | None) -> Checkpoint:

@@ -105,7 +105,7 @@ def _itself(checkpoint: Checkpoint, plan: Plan | None) -> Section:
         declared = f"only the KV cache quantized ({declaration.kv_cache})"
     size = f"{len(checkpoint.structure):,} tensors, {payload_bytes(checkpoint.structure):,} bytes"
     wrong = any(finding.severity is Severity.ERROR for finding in findings)
-    agree = "headers and config disagree" if wrong else "headers, index and config agree"
+    agree = "headers and quantization config disagree" if wrong else "headers, index and quantization config agree"
     why = ({}, {}) if plan is None else (rules_by_tensor(plan), reasons(plan))
     return Section(
         title="the checkpoint itself",
@@ -127,7 +127,8 @@ def _served(checkpoint: Checkpoint, plan: Plan | None) -> list[Section]:
 
 def _account(account: Account, base: Base | None, plan: Plan | None) -> Section:
     """The account; closed where there is something that the whole checkpoint was to be held against."""
-    return account_section(account, () if base is None and plan is None else unjudged(account))
+    said = "none was named" if base is None else f"{base.name}, {base.why}"
+    return account_section(account, said, () if base is None and plan is None else unjudged(account))
 
 
 def _compare(
@@ -201,8 +202,7 @@ def _finding(item: DifferenceGroup, severity: Severity, other: str, *, explained
 def _verdict(checkpoint: Checkpoint, sections: Sequence[Section]) -> str:
     failed = [section for section in sections if not section.holds]
     if not failed:
-        judged = (section for section in sections if section.judges)
-        return f"{checkpoint.label}: " + "; ".join(f"{section.title}: {section.summary}" for section in judged)
+        return f"{checkpoint.label}: " + "; ".join(f"{section.title}: {section.summary}" for section in sections)
     errors = [finding for section in failed for finding in section.findings if finding.severity is Severity.ERROR]
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return f"{checkpoint.label} does not hold; {failed[0].title}: {errors[0].where} {errors[0].message}{more}"

@@ -19,11 +19,13 @@ class Base:
         checkpoint: its structure, its config, and its files: on disk or on the hub, or as a lock has them.
         name: how reports call it.
         listed: whether all files that it has are known, and not only those that somebody has seen.
+        why: how it was found, in a clause.
     """
 
     checkpoint: Checkpoint
     name: str
     listed: bool
+    why: str = "as it was named"
 
     @property
     def has_whole_config(self) -> bool:

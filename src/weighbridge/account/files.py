@@ -38,6 +38,7 @@ JSON_BESIDE = frozenset(
 """Files whose every key stands in the account."""
 
 UNSEEN = "nobody here has seen the base's, and the base is not at hand"
+UNLISTED = "the lock of the base lists no such file, and the base is not at hand"
 
 
 def judge_files(checkpoint: Checkpoint, base: Base | None, plan: Plan | None) -> Iterator[Verdict]:
@@ -50,13 +51,19 @@ def judge_files(checkpoint: Checkpoint, base: Base | None, plan: Plan | None) ->
     Raises:
         StructureError, HubError: a file cannot be read.
     """
-    yield from judge_config(checkpoint.config, base)
+    yield from judge_config(checkpoint.config, checkpoint.structure, base)
     yield from judge_quantization(checkpoint, plan)
     for name in sorted(checkpoint.files.keys() | checkpoint.shards.keys()):
         yield from _judge_file(name, checkpoint, base, plan)
     yield from _folders(checkpoint)
     if base is not None:
         yield from _missing(checkpoint, base)
+
+
+def judge_lock(checkpoint: Checkpoint, base: Base | None) -> Iterator[Verdict]:
+    """The keys of config.json that a lock has; of its files it knows no more than digests, if that."""
+    if checkpoint.config and checkpoint.declaration is not None:
+        yield from judge_config(checkpoint.config, checkpoint.structure, base)
 
 
 def _judge_file(name: str, checkpoint: Checkpoint, base: Base | None, plan: Plan | None) -> Iterator[Verdict]:
@@ -106,7 +113,7 @@ def _judge_weights(name: str, checkpoint: Checkpoint, base: Base | None) -> Verd
         Severity.ERROR,
         name,
         f"holds weights that are not judged: {taken_by(name, indexed=indexed)}",
-        remedy="take it out of the directory, or name it in the index",
+        remedy="take it out of the directory",
     )
     return _file(name, State.HELD, "the list of shards", finding)
 
@@ -126,7 +133,7 @@ def _judge_carried(name: str, checkpoint: Checkpoint, base: Base | None) -> Iter
         return
     if name not in base.checkpoint.files:
         if not base.listed:
-            yield _file(name, State.NOT_JUDGED, UNSEEN)
+            yield _file(name, State.NOT_JUDGED, UNLISTED, *_code(name))
             return
         what = f"is not in {base.name}, and a server may obey it"
         remedy = "take it out, or name the base that it came from"
@@ -147,8 +154,10 @@ def _judge_changed(name: str, checkpoint: Checkpoint, base: Base) -> Iterator[Ve
     """A file whose bytes are not the base's: JSON by its keys, where both can be read; anything else as a whole."""
     ours, theirs = _document(checkpoint, name), _document(base.checkpoint, name)
     if ours is None or theirs is None:
-        what = f"is not the file of {base.name}, and changes how the model answers"
-        finding = Finding("account/file-changed", Severity.ERROR, name, what, remedy=f"take the file of {base.name}")
+        what = f"is not the file of {base.name}"
+        if theirs is None and name.endswith(".json") and base.checkpoint.directory is None:
+            what += ", by its digest; whether that matters can be seen with the base itself at hand"
+        finding = Finding("account/file-changed", Severity.ERROR, name, what, remedy="take the base's own file")
         yield _file(name, State.HELD, base.name, finding)
         return
     if ours == theirs:
@@ -196,7 +205,7 @@ def _missing(checkpoint: Checkpoint, base: Base) -> Iterator[Verdict]:
         known = base.listed or base.checkpoint.files[name].sha256 is not None
         if known and not made_anew and not is_weights(name) and harmless(name) is None:
             what = f"is missing; {base.name} has it"
-            finding = Finding("account/missing-file", Severity.ERROR, name, what, remedy=f"copy it from {base.name}")
+            finding = Finding("account/missing-file", Severity.ERROR, name, what, remedy="copy it from the base")
             yield _file(name, State.HELD, base.name, finding)
 
 

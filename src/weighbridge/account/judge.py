@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from weighbridge.account.base import Base
-from weighbridge.account.files import judge_files
+from weighbridge.account.files import judge_files, judge_lock
 from weighbridge.account.model import Account, account_of
 from weighbridge.account.redirects import redirects
 from weighbridge.account.tensors import judge_tensors
@@ -28,7 +28,7 @@ def judge(
     Raises:
         StructureError, HubError: a file of either side cannot be read.
     """
-    files = account_of(judge_files(checkpoint, base, plan) if checkpoint.shards else ())
+    files = account_of(judge_files(checkpoint, base, plan) if checkpoint.shards else judge_lock(checkpoint, base))
     tensors = tuple(judge_tensors(checkpoint, base, plan, reference))
     elsewhere = redirects(checkpoint, base.checkpoint.config if base is not None else None)
     return replace(files, judged=(*files.judged, *tensors), findings=(*files.findings, *elsewhere))

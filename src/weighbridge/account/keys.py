@@ -14,8 +14,10 @@ from typing import Any
 from weighbridge.account.base import Base
 from weighbridge.account.leaves import Path, kind_of, leaves, shown
 from weighbridge.account.model import Kind, State, Verdict
+from weighbridge.account.sizes import BY, sizes_by_tensors
 from weighbridge.errors import StructureError
 from weighbridge.formats.quantization import without_quantization
+from weighbridge.formats.tensors import Structure
 from weighbridge.report import Finding, Severity
 from weighbridge.strict_yaml import Strict, parse_yaml, validate
 from weighbridge.structure.checkpoint import CONFIG_FILE
@@ -75,11 +77,16 @@ def meaning_beside(path: Path) -> Meaning:
     return State.HELD, "how text, pictures or sound go into the model, or how its answer is drawn"
 
 
-def judge_config(own: Mapping[str, Any], base: Base | None) -> Iterator[Verdict]:
-    """Every key of config.json but those of the quantization config, against the base's."""
+def judge_config(own: Mapping[str, Any], structure: Structure, base: Base | None) -> Iterator[Verdict]:
+    """Every key of config.json but those of the quantization config, against the base's.
+
+    Without a base, sizes are held against the tensors.
+    """
     bare = without_quantization(own)
     if base is None or not base.checkpoint.config:
-        yield from judge_document(CONFIG_FILE, bare, None, meaning_in_config, against="")
+        sizes = {_name(CONFIG_FILE, path): wrong for path, wrong in sizes_by_tensors(bare, structure)}
+        for verdict in judge_document(CONFIG_FILE, bare, None, meaning_in_config, against=""):
+            yield _by_tensors(verdict, sizes[verdict.name]) if verdict.name in sizes else verdict
         return
     theirs = without_quantization(base.checkpoint.config)
     verdicts = judge_document(CONFIG_FILE, bare, theirs, meaning_in_config, against=base.name)
@@ -89,6 +96,12 @@ def judge_config(own: Mapping[str, Any], base: Base | None) -> Iterator[Verdict]
             yield verdict
         else:
             yield Verdict(Kind.KEY, verdict.name, State.NOT_JUDGED, UNSEEN_KEY)
+
+
+def _by_tensors(verdict: Verdict, wrong: str) -> Verdict:
+    remedy = "set it to what is stored, or take the tensors that it speaks of from the base"
+    finding = Finding("config/sizes", Severity.ERROR, verdict.name, wrong, remedy=remedy)
+    return Verdict(Kind.KEY, verdict.name, State.HELD, BY, (finding,) if wrong else ())
 
 
 def judge_document(
@@ -134,8 +147,8 @@ def _judge_leaf(file: str, path: Path, own: str | None, base: str | None, meanin
         "account/key-changed",
         Severity.ERROR,
         name,
-        f"is {shown(own)}; {against} has {shown(base)}. It decides: {why}",
-        remedy=f"take {file} from the base again, or name the base that this was made from",
+        f"is {shown(own)}, and {shown(base)} in {against}; the key decides: {why}",
+        remedy="set it to the base's value again, or name the base that this was made from",
     )
     return Verdict(Kind.KEY, name, State.HELD, against, (finding,))
 

@@ -14,16 +14,18 @@ MOST_NAMED = 3
 """Names that are shown of what is alike; of more than so many the rest is counted."""
 
 
-def account_section(account: Account, further: Iterable[Finding] = ()) -> Section:
+def account_section(account: Account, base: str, further: Iterable[Finding] = ()) -> Section:
     """The account in a report: one line and what is harmless, or where something is not judged all of it.
 
     Args:
+        base: which base the checkpoint is held against, and how that was found.
         further: findings beside the account's own: those of `unjudged`, where it is to be closed.
     """
     open_to_doubt = any(True for _ in account.of(State.NOT_JUDGED))
     shown = account.judged if open_to_doubt else tuple(account.of(State.HARMLESS))
     findings = (*account.findings, *further)
-    return Section(TITLE, _summary(account), findings=findings, facts=_facts(shown))
+    wrong = sum(finding.severity is Severity.ERROR for finding in account.findings)
+    return Section(TITLE, _summary(account, wrong), findings=findings, facts={"base": base, **_facts(shown)})
 
 
 def _facts(items: Iterable[Judged]) -> dict[str, str | int]:
@@ -42,14 +44,14 @@ def unjudged(account: Account) -> list[Finding]:
     return list(map(_not_judged, account.of(State.NOT_JUDGED)))
 
 
-def _summary(account: Account) -> str:
+def _summary(account: Account, wrong: int) -> str:
     """What is harmless does not count: a build is judged before its card and its evidence are written."""
     everything = _counted(item for item in account.judged if item.state is not State.HARMLESS)
     left = list(account.of(State.NOT_JUDGED))
-    if not left:
-        return f"{everything}: each is held"
-    reasons = "; ".join(dict.fromkeys(item.by for item in left))
-    return f"{everything}; of these not judged: {_counted(left)} ({reasons})"
+    said = [f"{everything} held"] if not left else [f"{everything}, of which not judged: {_counted(left)}"]
+    if wrong:
+        said.append(f"{wrong} {'is' if wrong == 1 else 'are'} not as {'it' if wrong == 1 else 'they'} must be")
+    return "; ".join(said)
 
 
 def _counted(items: Iterable[Judged]) -> str:
@@ -67,16 +69,18 @@ def _not_judged(item: Judged) -> Finding:
         _names(item),
         f"{'is' if len(item.names) == 1 else 'are'} not judged: {item.by}",
         count=len(item.names),
-        remedy="give the base itself to compare with, or take out what does not belong there",
+        remedy="name the base itself, to compare with it, or take out what does not belong there",
     )
 
 
 def _names(item: Judged) -> str:
+    if item.kind is Kind.FILE:
+        return ", ".join(_by_folder(item.names))
     names: Sequence[str] = item.names
     if item.kind is Kind.TENSOR:
         names = [str(pattern) for pattern in compact(item.names)]
-    elif item.kind is Kind.FILE:
-        names = _by_folder(item.names)
+    elif item.state is not State.HARMLESS:
+        return "; ".join(_by_part(item.names))
     most = len(names) if item.state is State.HARMLESS else MOST_NAMED  # what passes for no more than its name is named
     more = f", and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
@@ -87,3 +91,15 @@ def _by_folder(names: Sequence[str]) -> list[str]:
     folders = Counter(name.partition("/")[0] for name in names if name.partition("/")[2])
     alone = [name for name in names if folders[name.partition("/")[0]] < 2]
     return alone + [f"{count} files in {folder}/" for folder, count in folders.items() if count > 1]
+
+
+def _by_part(names: Sequence[str]) -> list[str]:
+    """Keys by the file that they stand in; several below one key are counted: ``text_config (45)``."""
+    parts: dict[str, Counter[str]] = {}
+    for name in names:
+        file, _, path = name.partition(":")
+        parts.setdefault(file, Counter())[path.partition(".")[0]] += 1
+    return [
+        f"{file}: {', '.join(part if count == 1 else f'{part} ({count})' for part, count in found.items())}"
+        for file, found in parts.items()
+    ]

@@ -23,18 +23,22 @@ from weighbridge.commands.run import (
     refuse,
     run,
 )
-from weighbridge.errors import EvidenceError, WeighbridgeError
+from weighbridge.errors import EvidenceError, StructureError, WeighbridgeError
 from weighbridge.progress import Progress
 from weighbridge.references import NO_REFERENCE, AgainstReference
 from weighbridge.report import Section
 from weighbridge.source import MADE, fetch, open_model, open_source
 from weighbridge.structure.checkpoint import Checkpoint
 from weighbridge.structure.lock import write_lock
+from weighbridge.structure.modules import split_parameter
 from weighbridge.structure.opening import open_checkpoint
 
 if TYPE_CHECKING:
     from weighbridge.evidence.signing import Verifier
     from weighbridge.plan import Plan
+
+RELATED = 20
+"""One module in so many is called alike in a build and its base at the least: embeddings and norms keep their names."""
 
 EPILOG = """\
 examples:
@@ -81,15 +85,16 @@ def _validate(options: argparse.Namespace) -> int:
     if options.recipe is None:
         named = [name for name in options.reference if name != NO_REFERENCE]
         references = tuple(AgainstReference(open_checkpoint(name)) for name in named)
-        context = [_base_section(source)]
     else:
         loaded = load_recipe(options.recipe)
         expected = expected_of(checkpoint, loaded, source, options.reference)
         plan, references, base = expected.plan, expected.references, expected.base
-        context = [expected.section]
-    context += values_of(checkpoint, plan)
+    context = values_of(checkpoint, plan)
     if source is not None:
+        _check_related(checkpoint, source)
         context += audit_sections(checkpoint, source, options, loaded, plan)
+    elif checkpoint.shards:
+        context.append(Section("the weights", "were not read, but for scales of one element", judges=False))
     demand = capacity.demand_of(options)
     if demand is not None:
         context.append(capacity_section(checkpoint, demand))
@@ -101,10 +106,16 @@ def _validate(options: argparse.Namespace) -> int:
     return hand_over(report, options)
 
 
-def _base_section(source: Checkpoint | None) -> Section:
-    """Which base a checkpoint is held against where no recipe says so."""
-    named = "none was named" if source is None else f"{source.label}: as it was named"
-    return Section("the base", named, judges=False)
+def _check_related(checkpoint: Checkpoint, source: Checkpoint) -> None:
+    """Refuse a base that has nothing to do with the checkpoint: every tensor would be a finding, and none the reason.
+
+    Raises:
+        StructureError: hardly a module of the checkpoint is called as one of the base.
+    """
+    own, other = ({split_parameter(name)[0] for name in side.structure} for side in (checkpoint, source))
+    if RELATED * len(own & other) < min(len(own), len(other)):
+        what = f"is no build of {source.label}: {len(own & other)} of its {len(own):,} modules are called as one there"
+        raise StructureError(what, where=checkpoint.label, remedy="name the base that it was made from")
 
 
 def _verify(options: argparse.Namespace) -> int:

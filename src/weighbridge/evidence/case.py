@@ -214,7 +214,7 @@ class Case:
         start = self.start if self.source is None else self.source
         why = "as the evidence has it" if self.source is None else "as it was named"
         references = find_references(self.loaded, base_of(self.loaded, start))
-        return Expected(make_plan(self.loaded, start), references, Base(start, start.label, listed=True), why)
+        return Expected(make_plan(self.loaded, start), references, Base(start, start.label, listed=True, why=why))
 
     @property
     def same_version(self) -> bool:

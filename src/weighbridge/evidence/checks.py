@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from weighbridge.catalogue import REFERENCES, lock_path, reference_lock
+from weighbridge.catalogue import REFERENCES, known_lock
 from weighbridge.errors import StructureError, WeighbridgeError
 from weighbridge.evidence.bom import model_component
 from weighbridge.evidence.card import CARD, CardFacts, blocks, kept_card, model_name
@@ -40,6 +40,8 @@ from weighbridge.structure.strict_json import parse_object
 from weighbridge.structure.weights import INDEX_FILE
 from weighbridge.validation import validate
 
+UNPROVEN = "evidence/base-unproven"
+"""The rule of a base that is not the published one by its digests."""
 MADE_ANEW = frozenset({CONFIG_FILE, INDEX_FILE, CARD})
 """Files of a source that a build does not carry over under their own name."""
 MOST_NAMED = 20
@@ -327,20 +329,22 @@ def _check_source(case: Case) -> Checked:
     base = case.base
     stated = case.dependencies[BASE]
     proven = (stated.annotations or {}).get("proven") is True
-    path = lock_path(base.repository)
+    lock = known_lock(base.repository)
     word = f"that {base.repository} was read"
     summary = f"{len(sources)} files of the source stated"
-    if proven and path.is_file():
-        lock = reference_lock(base.repository)
+    if lock is not None:
         pinned = {name: fact.sha256 for name, fact in lock.files.items() if fact.sha256}
-        findings += [
-            wrong(
-                "evidence/identity", name, f"is stated to be {base.repository}'s, but has another digest than that has"
+        other = [name for name in sorted(pinned) if sources.get(name) != pinned[name]]
+        if proven:
+            what = f"is stated to be {base.repository}'s, but has another digest than that has"
+            findings += [wrong("evidence/identity", name, what) for name in other]
+        elif other or not pinned:
+            what = (
+                f"has another digest than {base.repository} has" if other else "of the base is in no lock by a digest"
             )
-            for name in sorted(pinned)
-            if sources.get(name) != pinned[name]
-        ]
-        summary += f"; {len(pinned)} have the digests that references/ has of {base.repository}"
+            where = other[0] if other else f"{EVIDENCE}/{START}"
+            findings.append(Finding(UNPROVEN, Severity.WARNING, where, what, remedy="build it of the published base"))
+        summary += f"; {len(pinned) - len(other)} have the digests that references/ has of {base.repository}"
     if case.source is None:
         return Checked(summary, tuple(findings), f"{word}: no --source was given to compare with")
     actual = digest_files(case.source, [name for name in sources if name in case.source.files], progress=case.progress)
@@ -372,8 +376,7 @@ def _check_start(case: Case, sources: Mapping[str, str]) -> Iterator[Finding]:
             yield wrong("evidence/source", f"{where}: {name}", "has another digest than the provenance states")
     known = case.source
     if known is None:
-        path = lock_path(case.base.repository)
-        lock = reference_lock(case.base.repository) if path.is_file() else None
+        lock = known_lock(case.base.repository)
         pinned = {name for name, fact in lock.files.items() if fact.sha256} if lock is not None else set()
         shards = {name for name in pinned if lock is not None and lock.files[name].sha256 == sources.get(name)}
         known = lock if shards and shards == pinned else None
@@ -431,7 +434,6 @@ def validated(case: Case) -> list[Section]:
         plan=expected.plan,
         references=expected.references,
         base=expected.base,
-        context=[expected.section],
     )
     return list(report.sections)
 

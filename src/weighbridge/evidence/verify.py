@@ -7,7 +7,7 @@ from pathlib import Path
 
 from weighbridge.errors import EvidenceError, StructureError, WeighbridgeError
 from weighbridge.evidence.case import Case, open_case, wrong
-from weighbridge.evidence.checks import CHECKS, Checked, validated
+from weighbridge.evidence.checks import CHECKS, UNPROVEN, Checked, validated
 from weighbridge.evidence.signing import Verifier
 from weighbridge.progress import Progress
 from weighbridge.report import Finding, Report, Section, Severity
@@ -78,4 +78,8 @@ def _verdict(case: Case, sections: Sequence[Section]) -> str:
         if case.signed
         else ""
     )
-    return f"{directory} is the checkpoint that its evidence is about: root digest {case.root[:16]}…; {signed}{who}"
+    found = {finding.rule for section in sections for finding in section.findings}
+    base = "; its base is not proven to be the published one" if UNPROVEN in found else ""
+    return (
+        f"{directory} is the checkpoint that its evidence is about: root digest {case.root[:16]}…; {signed}{who}{base}"
+    )

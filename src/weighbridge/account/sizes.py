@@ -1,0 +1,71 @@
+"""What config.json says of sizes, as far as the names and shapes of tensors say it too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from weighbridge.account.leaves import Path
+from weighbridge.formats.tensors import Structure, Tensor
+from weighbridge.roles import layer_of
+from weighbridge.structure.forgotten import MTP_COUNTS
+
+BY = "the shapes and names of the tensors"
+
+
+def sizes_by_tensors(config: Mapping[str, Any], structure: Structure) -> Iterator[tuple[Path, str]]:
+    """The keys that tensors decide, each with what is wrong with it; empty where nothing is.
+
+    Only a model with one input embedding is looked at, called ``embed_tokens``: of several nobody knows which is meant.
+    """
+    embeddings = [
+        name for name in structure if name.endswith("embed_tokens.weight") and len(structure[name].shape) == 2
+    ]
+    if len(embeddings) != 1:
+        return
+    path, text = _text_config(config)
+    embedding = structure[embeddings[0]]
+    for key, axis in (("vocab_size", 0), ("hidden_size", 1)):
+        if type(text.get(key)) is int:
+            yield (*path, key), _differs(text[key], embedding, axis, embeddings[0])
+    yield from _layers(path, text, structure, embeddings[0].removesuffix("embed_tokens.weight"))
+    yield from _head(config, structure)
+
+
+def _text_config(config: Mapping[str, Any]) -> tuple[Path, Mapping[str, Any]]:
+    """Where the sizes of the language model stand: at the top, or in the one sub-config that has them."""
+    text = config.get("text_config")
+    if "hidden_size" not in config and isinstance(text, Mapping):
+        return ("text_config",), text
+    return (), config
+
+
+def _differs(stated: int, embedding: Tensor, axis: int, name: str) -> str:
+    actual = embedding.shape[axis]
+    return "" if stated == actual else f"is {stated:,}, but {name} is {embedding}"
+
+
+def _layers(path: Path, text: Mapping[str, Any], structure: Structure, prefix: str) -> Iterator[tuple[Path, str]]:
+    stated = text.get("num_hidden_layers")
+    numbers = {layer_of(name.removeprefix(prefix)) for name in structure if name.startswith(f"{prefix}layers.")}
+    layers = {number for number in numbers if number is not None}
+    if type(stated) is not int or not layers:
+        return
+    further = max((text[key] for key in MTP_COUNTS if type(text.get(key)) is int), default=0)
+    missing = sorted(set(range(min(stated, max(layers) + 1_000))) - layers)
+    surplus = sorted(number for number in layers if number >= stated + further)
+    wrong = ""
+    if missing:
+        wrong = f"is {stated:,}, but layer {missing[0]} has no tensor"
+    elif surplus:
+        wrong = f"is {stated:,}, but there are tensors of a layer {surplus[0]}"
+    yield (*path, "num_hidden_layers"), wrong
+
+
+def _head(config: Mapping[str, Any], structure: Structure) -> Iterator[tuple[Path, str]]:
+    """A model that generates text and whose head is not tied has one."""
+    tied, architectures = config.get("tie_word_embeddings"), config.get("architectures")
+    generates = isinstance(architectures, list) and any(str(name).endswith("ForCausalLM") for name in architectures)
+    if tied is False and generates:
+        stored = any("head" in name or "output" in name for name in structure)
+        yield ("tie_word_embeddings",), "" if stored else "is false, but no output head is stored"
