@@ -328,7 +328,7 @@ def test_recipe_alone_holds_a_build_against_itself_its_plan_and_its_reference(
     edit_tensors(copy, lambda tensors: tensors.pop(f"{EXPERT}.weight_scale"))
     sections = call_validate(copy, "--recipe", "fp8-dynamic", "--format", "json").report["sections"]
     assert [(section["title"].split(" (")[0], section["holds"]) for section in sections] == [
-        ("the base", True),
+        ("the weights", True),
         ("the checkpoint itself", False),
         ("what servers make of it", True),
         ("the account", True),
@@ -637,7 +637,8 @@ def test_every_reference_is_judged_and_one_that_fails_is_enough(
 ) -> None:
     outcome = call_validate(mini_build, "--reference", MINI_BUILD_LOCK, "--reference", mini, "--format", "json")
     assert outcome.code == 1
-    assert [section["holds"] for section in outcome.report["sections"]] == [True, True, True, True, False]
+    against = [section["holds"] for section in outcome.report["sections"] if section["title"].startswith("against")]
+    assert against == [True, False]
 
 
 def test_source_is_not_quantized_and_agrees_with_itself(mini: Path, call_validate: Command) -> None:

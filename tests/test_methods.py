@@ -45,6 +45,7 @@ from tests.methods import (
 from tests.planning import recipe
 from weighbridge.consistency import inconsistencies
 from weighbridge.errors import StructureError
+from weighbridge.formats.methods import KEYS
 from weighbridge.formats.quantization import read_declaration
 from weighbridge.formats.tensors import Structure, Tensor
 from weighbridge.plan import make_plan
@@ -716,3 +717,11 @@ def test_fused_experts_that_lie_transposed_are_judged() -> None:
     name = f"{LAYER}.mlp.experts.gate_up_proj_weight_scale"
     structure[name] = Tensor("F8_E4M3", (EXPERTS, HIDDEN // 16, 2 * INNER))
     assert not errors(METHODS["modelopt NVFP4 of fused experts"], structure)
+
+
+@pytest.mark.parametrize("method", sorted(KEYS))
+def test_a_key_that_nobody_knows_is_not_read_past(method: str) -> None:
+    raw = {"quant_method": method, "nobody_knows_this": 1}
+    declaration = read_declaration({"quantization_config": raw}, where="config.json")
+    assert declaration is not None
+    assert "nobody_knows_this" in declaration.unread

@@ -738,7 +738,7 @@ VALIDATE_TROUBLES: dict[str, Trouble] = {
     ),
     "recipe and a checkpoint of no base that is known": (
         lambda bench: (bench.file(bench.scratch / "some.lock", LOCK), "--recipe", "fp8-dynamic"),
-        ("some.lock", "base model", "--reference"),
+        ("some.lock", "no base", "name the base"),
     ),
     "unknown format": (lambda _: (MINI_LOCK, "--format", "xml"), ("xml", "markdown")),
     "unknown option": (lambda _: (MINI_LOCK, "--recipes", "x"), ("--recipes",)),

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from weighbridge.account.leaves import Path, leaves
+from weighbridge.formats.quantization import without_quantization
 from weighbridge.report import Finding, Severity
 from weighbridge.structure.checkpoint import CONFIG_FILE, Checkpoint
 
@@ -25,7 +26,7 @@ def redirects(checkpoint: Checkpoint, base: Mapping[str, Any] | None) -> Iterato
         what = "makes transformers load the adapter, and the model that it names"
         yield _finding(ADAPTER, what, "merge the adapter into the weights before they are quantized")
     theirs = {} if base is None else leaves(base)
-    for path, text in leaves(checkpoint.config).items():
+    for path, text in leaves(without_quantization(checkpoint.config)).items():
         what = _elsewhere(path, json.loads(text), checkpoint)
         if what and (theirs.get(path) != text or path[0] in _IN_PLACE_OF_SHARDS):
             yield _finding(f"{CONFIG_FILE}:{'.'.join(path)}", what, _OTHER_MODEL)

@@ -147,13 +147,84 @@ def _read_quark(raw: Mapping[str, Any], _: Mapping[str, Any], *, where: str) -> 
     )
 
 
-READERS: Mapping[str, Callable[..., Declaration]] = {
+KEYS: Mapping[str, frozenset[str]] = {
+    "fp8": frozenset(
+        {
+            *("activation_scheme", "weight_block_size", "fmt", "scale_fmt", "store_dtype", "moe_quant_algo"),
+            *("modules_to_not_convert", "ignored_layers", "is_checkpoint_fp8_serialized", "dequantize"),
+        }
+    ),
+    "mxfp4": frozenset({"modules_to_not_convert", "dequantize"}),
+    "gptq": frozenset(
+        {
+            *(
+                "bits",
+                "group_size",
+                "sym",
+                "desc_act",
+                "static_groups",
+                "damp_percent",
+                "damp_auto_increment",
+                "dynamic",
+            ),
+            *("true_sequential", "checkpoint_format", "pack_dtype", "meta", "lm_head", "model_name_or_path"),
+            *(
+                "model_file_base_name",
+                "modules_in_block_to_quantize",
+                "modules_to_not_convert",
+                "quantizer",
+                "tokenizer",
+            ),
+            *("dataset", "block_name_to_quantize", "module_name_preceding_first_block", "batch_size", "pad_token_id"),
+            *("use_cuda_fp16", "model_seqlen", "exllama_config", "use_exllama", "disable_exllama", "max_input_length"),
+            *("cache_block_outputs", "backend", "is_marlin_format", "format", "method", "hyb_act", "act_group_aware"),
+        }
+    ),
+    "awq": frozenset(
+        {
+            *("bits", "w_bit", "group_size", "q_group_size", "zero_point", "version", "modules_to_not_convert"),
+            *("backend", "do_fuse", "exllama_config", "fuse_max_seq_len", "modules_to_fuse"),
+        }
+    ),
+    "quark": frozenset(
+        {
+            *(
+                "export",
+                "exclude",
+                "global_quant_config",
+                "layer_quant_config",
+                "layer_type_quant_config",
+                "quant_mode",
+            ),
+            *("version", "algo_config", "softmax_quant_spec", "kv_cache_quant_config", "kv_cache_post_rope"),
+        }
+    ),
+}
+"""By ``quant_method``: the keys that its writers and readers know (transformers 5.17's configs, AutoGPTQ, GPTQModel,
+AutoAWQ, Quark, vLLM 0.32). With any other key nobody knows what is declared."""
+
+_READERS: Mapping[str, Callable[..., Declaration]] = {
     "fp8": _read_fp8,
     "mxfp4": _read_mxfp4,
     "gptq": _read_gptq,
     "awq": _read_awq,
     "quark": _read_quark,
 }
+
+
+def _whole(method: str) -> Callable[..., Declaration]:
+    """A reader that does not read past a key that nobody knows."""
+
+    def read(raw: Mapping[str, Any], config: Mapping[str, Any], *, where: str) -> Declaration:
+        unknown = sorted(raw.keys() - KEYS[method] - {"quant_method"})
+        if unknown:
+            return Declaration(method, unread=f"with the key {_shown(unknown[0])}, which is not read here")
+        return _READERS[method](raw, config, where=where)
+
+    return read
+
+
+READERS: Mapping[str, Callable[..., Declaration]] = {method: _whole(method) for method in _READERS}
 """By ``quant_method``: what reads such a quantization config, given the config that it stands in, too."""
 
 
