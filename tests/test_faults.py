@@ -273,11 +273,6 @@ CONFIG_FAULTS = {
     "a wrong format": Fault(
         of_config(lambda config: config.update(format="pack-quantized")), alone="config.json", compared="config.json"
     ),
-    "another quantization method": Fault(
-        of_config(lambda config: config.update(quant_method="fp8", activation_scheme="dynamic")),
-        alone="",
-        compared="config.json",
-    ),
     "a quantized KV cache": Fault(
         of_config(lambda config: config.update(kv_cache_scheme={"num_bits": 8, "type": "float", "strategy": "tensor"})),
         alone="",
@@ -309,6 +304,16 @@ def test_fault_is_found_and_named_by_comparison(copy: Path, call_validate: Comma
     outcome = call_validate(copy, *JUDGES[judge])
     assert (outcome.code, outcome.err) == (1, "")
     assert planted.compared in lines(outcome)
+
+
+@pytest.mark.parametrize("judge", JUDGES)
+def test_another_method_over_the_keys_of_this_one_cannot_be_judged(
+    copy: Path, call_validate: Command, judge: str
+) -> None:
+    edit_config(copy, lambda config: config["quantization_config"].update(quant_method="fp8"))
+    outcome = call_validate(copy, *JUDGES[judge])
+    assert outcome.code == 2
+    assert "cannot be judged: quantized by fp8" in outcome.err
 
 
 @pytest.mark.parametrize("fault", [name for name, fault in (TENSOR_FAULTS | CONFIG_FAULTS).items() if fault.alone])

@@ -1094,7 +1094,7 @@ def test_copy_of_the_source_elsewhere_is_proven_as_well(second_building: Path) -
 
 
 STRAYS = ("consolidated.safetensors", "original/consolidated.00.pth", "pytorch_model.bin", "model.gguf")
-CARRIED = {"original/params.json": b"{}\n", ".gitattributes": b"* -text\r\n", "notes/config.json": b"[not JSON]"}
+CARRIED = {"original/params.json": b"{}\n", "added_tokens.json": b"{ }\r\n", "notes/config.json": b"[not JSON]"}
 
 
 @pytest.fixture(scope="session")
