@@ -260,7 +260,11 @@ HARMLESS_KEYS: dict[str, Callable[[dict[str, Any]], object]] = {
     "_name_or_path": lambda config: config.update(_name_or_path="somewhere/else"),
     "attention_dropout": lambda config: config.update(attention_dropout=0.1),
     "quantization_config.version": lambda config: config["quantization_config"].update(version="0.9.4"),
-    "quantization_config.ignore": lambda config: config["quantization_config"]["ignore"].append("re:.*nowhere.*"),
+    "quantization_config.ignore": lambda config: config["quantization_config"]["ignore"].append("model.norm"),
+    "quantization_config.config_groups": lambda config: config["quantization_config"].update(
+        config_groups={"FP8_DYNAMIC": config["quantization_config"]["config_groups"]["group_0"]}
+    ),
+    "quantization_config.sparsity_config": lambda config: config["quantization_config"].update(sparsity_config={}),
 }
 
 
@@ -283,7 +287,126 @@ QUANTIZATION_KEYS: dict[str, Callable[[dict[str, Any]], object]] = {
     ),
     "quant_method": lambda config: config.update(quant_method="fp8"),
     "unknown": lambda config: config.update(unknown=1),
+    "ignored by an expression that matches nothing here": lambda config: config["ignore"].append("re:.*nowhere.*"),
+    "ignored by a class": lambda config: config["ignore"].append("Module"),
+    "ignored by the class Linear": lambda config: config["ignore"].append("Linear"),
+    "ignored by the names of vLLM": lambda config: config["ignore"].append(r"re:^language_model\.model\.layers\..*"),
+    "an expression that never ends": lambda config: config["ignore"].append("re:" + "(.*.*.*.*.*)*" * 8 + "x$"),
+    "a group for a class of vLLM": lambda config: config.update(
+        config_groups={"first": _int8_group("ParallelLinear"), **config["config_groups"]}
+    ),
+    "a group for merged linears": lambda config: config.update(
+        config_groups={"first": _int8_group("re:.*qkv_proj$"), **config["config_groups"]}
+    ),
+    "a group for attention": lambda config: config["config_groups"].update(
+        second={
+            "targets": ["LlamaAttention"],
+            "weights": None,
+            "input_activations": {"num_bits": 2, "type": "int", "strategy": "tensor", "dynamic": True},
+            "output_activations": None,
+        }
+    ),
+    "a transform": lambda config: config.update(transform_config={"format": "dense", "config_groups": {}}),
+    "sparsity": lambda config: config.update(sparsity_config={"format": "dense", "sparsity_structure": "2:4"}),
+    "scale_dtype": lambda config: config["config_groups"]["group_0"]["weights"].update(scale_dtype="torch.int8"),
+    "symmetric": lambda config: config["config_groups"]["group_0"]["weights"].update(symmetric=1),
 }
+
+
+def _int8_group(target: str) -> dict[str, Any]:
+    weights = {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True, "dynamic": False}
+    return {"targets": [target], "weights": weights, "format": "int-quantized"}
+
+
+PLACES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "its older name": lambda config: config.update(compression_config=config.pop("quantization_config")),
+    "in a sub-config": lambda config: config.update(
+        text_config={"quantization_config": config.pop("quantization_config")}
+    ),
+    "in a sub-config that nobody knows": lambda config: config.update(
+        nobody={"quantization_config": config.pop("quantization_config")}
+    ),
+    "a copy": lambda config: config.update(text_config={"quantization_config": config["quantization_config"]}),
+    "an empty one of the older name": lambda config: config.update(compression_config=None),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_quantization_config_in_another_place_fails(honest: Honest, copy: Path, place: str) -> None:
+    edit_config(copy, PLACES[place])
+    assert honest.judge(copy).code in (1, 2)
+
+
+DOCUMENTS: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
+    "a token that is called like a key of config.json": (
+        "tokenizer.json",
+        lambda document: document["model"]["vocab"].update(torch_dtype=document["model"]["vocab"].pop("a")),
+    ),
+    "a token that is called like a record": (
+        "tokenizer.json",
+        lambda document: document["model"]["vocab"].update(transformers_version=5),
+    ),
+    "a special token that is called like a record": (
+        "tokenizer_config.json",
+        lambda document: document.update(extra_special_tokens={"name_or_path": "the"}),
+    ),
+    "a setting below one that is called like a record": (
+        "generation_config.json",
+        lambda document: document.update(watermarking_config={"transformers_version": "x"}),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", DOCUMENTS)
+def test_what_is_only_called_like_something_harmless_fails(honest: Honest, copy: Path, what: str) -> None:
+    file, change = DOCUMENTS[what]
+    edit_json(copy / file, change)
+    assert honest.judge(copy).code == 1
+
+
+def test_harmless_key_below_another_than_a_config_fails(honest: Honest, copy: Path) -> None:
+    edit_config(copy, lambda config: config["rope_parameters"].update(use_cache=True))
+    assert honest.judge(copy).code == 1
+
+
+def test_folder_behind_a_link_is_refused(honest: Honest, copy: Path) -> None:
+    hidden = copy / "evidence" / "templates"
+    hidden.mkdir()
+    (hidden / "tool_use.jinja").write_text("evil")
+    (copy / "additional_chat_templates").symlink_to("evidence/templates")
+    outcome = honest.judge(copy)
+    assert outcome.code == 2
+    assert "is a link to a folder" in outcome.err
+
+
+def test_only_shard_under_another_name_fails(honest: Honest, tmp_path: Path, call_validate: Command) -> None:
+    single = write_tiny(tmp_path / "single", shards=1)
+    (single / "model.safetensors").rename(single / "weights.safetensors")
+    assert "account/shard-name" in call_validate(single).out
+    arguments = (single, "--source", honest.source)
+    assert call_validate(*arguments).code == 1
+
+
+def test_tokenizer_that_runs_code_of_another_repository_fails_alone(copy: Path, call_validate: Command) -> None:
+    edit_json(copy / "tokenizer_config.json", lambda c: c.update(auto_map={"AutoTokenizer": ["org/other--t.T", None]}))
+    outcome = call_validate(copy)
+    assert outcome.code == 1
+    assert "account/redirect" in outcome.out
+
+
+SIZES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "vocab_size": lambda config: config.update(vocab_size=300),
+    "hidden_size": lambda config: config.update(hidden_size=32),
+    "num_hidden_layers": lambda config: config.update(num_hidden_layers=3),
+}
+
+
+@pytest.mark.parametrize("key", SIZES)
+def test_size_that_the_tensors_contradict_fails_alone(copy: Path, key: str, call_validate: Command) -> None:
+    edit_config(copy, SIZES[key])
+    outcome = call_validate(copy)
+    assert outcome.code == 1
+    assert f"config.json:{key}" in outcome.out
 
 
 @pytest.mark.parametrize("key", QUANTIZATION_KEYS)

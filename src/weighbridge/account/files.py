@@ -11,6 +11,7 @@ from weighbridge.account.container import is_plainly_written, judge_index, judge
 from weighbridge.account.keys import NOTHING_TO_HOLD_AGAINST, judge_config, judge_document, meaning_beside
 from weighbridge.account.model import Kind, State, Verdict
 from weighbridge.account.quantization import judge_hf_quant_config, judge_quantization
+from weighbridge.account.redirects import redirects_beside
 from weighbridge.errors import StructureError
 from weighbridge.formats import modelopt
 from weighbridge.plan import Plan
@@ -18,7 +19,7 @@ from weighbridge.report import Finding, Severity
 from weighbridge.structure.checkpoint import CONFIG_FILE, EVIDENCE, Checkpoint
 from weighbridge.structure.listing import UNCARRIED_DIRECTORIES
 from weighbridge.structure.strict_json import parse_object
-from weighbridge.structure.weights import INDEX_FILE, PUBLISHERS_FOLDERS, is_weights, taken_by
+from weighbridge.structure.weights import INDEX_FILE, PUBLISHERS_FOLDERS, SINGLE_FILE, is_weights, taken_by
 
 HARMLESS_FILES: tuple[tuple[str, str], ...] = (
     (rf"{EVIDENCE}/.*", "what is said of the checkpoint; servers do not read it, and its own check judges it"),
@@ -52,10 +53,13 @@ def judge_files(checkpoint: Checkpoint, base: Base | None, plan: Plan | None) ->
         StructureError, HubError: a file cannot be read.
     """
     yield from judge_config(checkpoint.config, checkpoint.structure, base)
-    yield from judge_quantization(checkpoint, plan)
+    yield from judge_quantization(checkpoint, plan, base)
     for name in sorted(checkpoint.files.keys() | checkpoint.shards.keys()):
         yield from _judge_file(name, checkpoint, base, plan)
     yield from _folders(checkpoint)
+    for name in () if plan is None else sorted(plan.documents.keys() - checkpoint.files.keys()):
+        finding = Finding("account/missing-file", Severity.ERROR, name, "is missing; the recipe's plan writes it")
+        yield _file(name, State.HELD, "the recipe's plan", finding)
     if base is not None:
         yield from _missing(checkpoint, base)
 
@@ -68,7 +72,7 @@ def judge_lock(checkpoint: Checkpoint, base: Base | None) -> Iterator[Verdict]:
 
 def _judge_file(name: str, checkpoint: Checkpoint, base: Base | None, plan: Plan | None) -> Iterator[Verdict]:
     if name in checkpoint.shards:
-        yield _file(name, State.HELD, "config.json, tensor by tensor")
+        yield _file(name, State.HELD, "config.json, tensor by tensor", *_called(name, checkpoint, base))
         yield from judge_metadata(name, checkpoint.shards[name].metadata)
     elif name == CONFIG_FILE:
         yield _by_keys(name, checkpoint)
@@ -81,7 +85,7 @@ def _judge_file(name: str, checkpoint: Checkpoint, base: Base | None, plan: Plan
         yield _file(name, State.HARMLESS, why)
     elif name == modelopt.HF_QUANT_CONFIG and _is_modelopt(checkpoint):
         yield _by_keys(name, checkpoint)
-        yield from judge_hf_quant_config(_content(checkpoint, name), plan)
+        yield from judge_hf_quant_config(_content(checkpoint, name), checkpoint, plan)
     else:
         yield from _judge_carried(name, checkpoint, base)
 
@@ -97,6 +101,14 @@ def _by_keys(name: str, checkpoint: Checkpoint) -> Verdict:
 def harmless(name: str) -> str | None:
     """Why nothing depends on a file of this name; None where something may."""
     return next((why for expression, why in HARMLESS_FILES if re.fullmatch(expression, name)), None)
+
+
+def _called(name: str, checkpoint: Checkpoint, base: Base | None) -> Iterator[Finding]:
+    """The one shard of a checkpoint without an index is looked for by its name; vLLM alone takes any."""
+    if INDEX_FILE not in checkpoint.files and name != SINGLE_FILE:
+        severity = Severity.WARNING if base is None else Severity.ERROR
+        what = f"is no name by which transformers finds a shard, which is {SINGLE_FILE}"
+        yield Finding("account/shard-name", severity, name, what, remedy=f"call it {SINGLE_FILE}")
 
 
 def _is_modelopt(checkpoint: Checkpoint) -> bool:
@@ -128,7 +140,9 @@ def _is_the_same(name: str, checkpoint: Checkpoint, base: Base) -> bool:
 def _judge_carried(name: str, checkpoint: Checkpoint, base: Base | None) -> Iterator[Verdict]:
     """A file that a build takes over from its base: the tokenizer, templates, configs of processors, code."""
     if base is None:
-        yield _file(name, State.NOT_JUDGED, NOTHING_TO_HOLD_AGAINST, *_code(name))
+        document = _document(checkpoint, name)
+        elsewhere = () if document is None else redirects_beside(name, document, None)
+        yield _file(name, State.NOT_JUDGED, NOTHING_TO_HOLD_AGAINST, *_code(name), *elsewhere)
         yield from _keys_beside(name, checkpoint, None)
         return
     if name not in base.checkpoint.files:

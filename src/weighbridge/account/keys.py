@@ -25,6 +25,8 @@ from weighbridge.structure.checkpoint import CONFIG_FILE
 NOTHING_TO_HOLD_AGAINST = "nothing was given to hold it against"
 UNKNOWN_KEY = "what the key decides is not known here, and it is not as in the base"
 UNSEEN_KEY = "nobody here has seen the whole config.json of the base, and the base is not at hand"
+MOST_KEYS = 60_000
+"""More keys than any config has, the settings of tokenizers included; each is a line of its own where it differs."""
 RENAMED = {"torch_dtype": "dtype"}
 """Keys that transformers 5 writes under another name than before, with one meaning."""
 
@@ -65,14 +67,21 @@ def config_keys() -> Mapping[str, Meaning]:
 def meaning_in_config(path: Path) -> Meaning:
     """What a key of config.json decides, by the innermost part of its path that is known (``rope_parameters.x``)."""
     table = config_keys()
-    own = table.get(path[-1])
-    outer = (table[part] for part in reversed(path[:-1]) if part in table and not part.endswith("_config"))
-    return own or next(outer, (State.NOT_JUDGED, UNKNOWN_KEY))
+    own = table.get(path[-1], (State.NOT_JUDGED, UNKNOWN_KEY))
+    outer = next((table[part] for part in reversed(path[:-1]) if part in table and not _is_config(part)), None)
+    if all(map(_is_config, path[:-1])):
+        return own
+    return outer or ((State.NOT_JUDGED, UNKNOWN_KEY) if own[0] is State.HARMLESS else own)
+
+
+def _is_config(part: str) -> bool:
+    """Whether a key holds the config of a part of the model, in which keys mean what they mean at the top."""
+    return part.endswith("_config")
 
 
 def meaning_beside(path: Path) -> Meaning:
     """The same for a JSON file beside config.json: all decide how the model answers, but for records."""
-    if path[-1] in ("transformers_version", "name_or_path"):
+    if path in (("transformers_version",), ("name_or_path",)):
         return State.HARMLESS, "a record of what wrote the file; nothing is computed from it"
     return State.HELD, "how text, pictures or sound go into the model, or how its answer is drawn"
 
@@ -120,17 +129,25 @@ def judge_document(
         against: how the base is called.
     """
     if base is None:
-        for path in leaves(own):
+        found = leaves(own)
+        if len(found) > MOST_KEYS:
+            raise StructureError(f"holds more than {MOST_KEYS:,} keys", where=file)
+        for path in found:
             yield Verdict(Kind.KEY, _name(file, path), State.NOT_JUDGED, NOTHING_TO_HOLD_AGAINST)
         return
-    ours, theirs = _renamed(leaves(own)), _renamed(leaves(base))
+    ours, theirs = leaves(own), leaves(base)
+    if file == CONFIG_FILE:
+        ours, theirs = _renamed(ours), _renamed(theirs)
+    if len(ours) + len(theirs) > MOST_KEYS:
+        raise StructureError(f"holds more than {MOST_KEYS:,} keys", where=file)
     for path in [*ours, *(path for path in theirs if path not in ours)]:
         yield _judge_leaf(file, path, ours.get(path), theirs.get(path), meaning(path), against=against)
 
 
 def _renamed(found: dict[Path, str]) -> dict[Path, str]:
-    """Leaves under today's names; where both names stand there, each is a key of its own."""
-    today = {path: (*path[:-1], RENAMED.get(path[-1], path[-1])) for path in found}
+    """Leaves of a config.json under today's names; where both names stand there, each is a key of its own."""
+    today = {path: (*path[:-1], RENAMED.get(path[-1], path[-1])) for path in found if all(map(_is_config, path[:-1]))}
+    today = {path: today.get(path, path) for path in found}
     return {path if today[path] in found else today[path]: text for path, text in found.items()}
 
 

@@ -1,84 +1,182 @@
-"""Keys of the declared quantization, each held against what the recipe's plan declares, or against the tensors."""
+"""Keys of the declared quantization, each held against what the recipe's plan declares, or against the tensors.
+
+A server resolves targets and ignore lists against names and classes of its own, which nobody sees in a checkpoint.
+So an entry passes only if it is the plan's, or the plain name of a module that lies there; what matches nothing here
+may match something there.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
+from typing import Any
 
+from weighbridge.account.base import Base
 from weighbridge.account.leaves import Path, leaves, shown
 from weighbridge.account.model import Kind, State, Verdict
 from weighbridge.formats import modelopt
-from weighbridge.formats.quantization import find_config
-from weighbridge.plan import Plan
+from weighbridge.formats.quantization import CONFIG_KEYS, find_config
+from weighbridge.plan import Plan, find_fused_groups
 from weighbridge.report import Finding, Severity
 from weighbridge.structure.checkpoint import CONFIG_FILE, Checkpoint
 from weighbridge.structure.strict_json import parse_object
 
 PLAN = "the recipe's plan"
 TENSORS = "the tensors, which are stored as it declares"
-SPELLING = "spelled otherwise than the plan spells it; every module gets the same"
+SPELLING = "spelled otherwise than the plan spells it, by names of modules; every module gets the same"
+RECORD = "a record of how it was made; servers read the scales"
+EMPTY = "empty: it says nothing"
+FOREIGN = "neither the plan's nor the name of a module here: what servers make of it is not known"
+ELSEWHERE = "a second place for a quantization config, which one server may read and another not"
+PLACE = "quantization_config"
 
-_RECORDS: Mapping[str, str] = {
-    **dict.fromkeys(("version", "producer"), "a record of what wrote it; nothing is computed from it"),
-    **dict.fromkeys(("observer", "observer_kwargs"), "how scales were chosen; servers read the scales"),
-    "global_compression_ratio": "a record of the size; nothing is computed from it",
-}
-_COMPARED_BY_EFFECT = frozenset(
-    {
-        *("config_groups", "ignore", "targets", "exclude_modules", "quantized_layers", "kv_cache_scheme"),
-        *("quant_algo", "kv_cache_quant_algo", "format", "quant_method", "sparsity_config", "transform_config"),
-    }
-)
-"""Keys whose effect the comparison with the plan decides: the scheme of each module, the format, the KV cache."""
+_OBSERVED = ("observer", "observer_kwargs")
+_DEFAULTS: Mapping[str, Any] = {"symmetric": True, "dynamic": False, "observer_kwargs": {}}
 
 
-def judge_quantization(checkpoint: Checkpoint, plan: Plan | None) -> Iterator[Verdict]:
-    """Every key of the quantization config in config.json."""
+def judge_quantization(checkpoint: Checkpoint, plan: Plan | None, base: Base | None) -> Iterator[Verdict]:
+    """Every key of the quantization config in config.json, and of whatever else stands where one could."""
     found = find_config(checkpoint.config, where=checkpoint.label)
-    if found is None:
-        return
-    planned = None if plan is None else leaves(plan.quantization or {})
-    yield from _judged(f"{CONFIG_FILE}:{found.place}.", leaves(found.raw), planned)
+    place = "" if found is None else found.place
+    if found is not None:
+        if plan is None:
+            for path in leaves(found.raw):
+                yield Verdict(Kind.KEY, f"{CONFIG_FILE}:{place}.{'.'.join(path)}", State.HELD, TENSORS)
+        else:
+            yield from _against_plan(found.raw, f"{CONFIG_FILE}:{place}", checkpoint, plan)
+            yield from _place(place)
+    known = {} if base is None else dict(_places(base.checkpoint.config, ()))
+    for path, value in _places(checkpoint.config, ()):
+        name = ".".join(path)
+        if name != place:
+            same = path in known and json.dumps(known[path]) == json.dumps(value) and base is not None
+            state, by = (State.SAME, base.name if base else "") if same else (State.NOT_JUDGED, ELSEWHERE)
+            yield Verdict(Kind.KEY, f"{CONFIG_FILE}:{name}", state, by)
 
 
-def judge_hf_quant_config(raw: bytes, plan: Plan | None) -> Iterator[Verdict]:
+def judge_hf_quant_config(raw: bytes, checkpoint: Checkpoint, plan: Plan | None) -> Iterator[Verdict]:
     """Every key of modelopt's own file, which says the same as config.json.
 
     Raises:
         StructureError: it is not JSON.
     """
     name = modelopt.HF_QUANT_CONFIG
-    planned = None
-    if plan is not None and name in plan.documents:
-        planned = leaves(parse_object(plan.documents[name], where=name))
-    yield from _judged(f"{name}:", leaves(parse_object(raw, where=name)), planned)
+    own = leaves(parse_object(raw, where=name))
+    if plan is None or name not in plan.documents:
+        for path in own:
+            yield Verdict(Kind.KEY, f"{name}:{'.'.join(path)}", State.HELD, TENSORS)
+        return
+    planned = leaves(parse_object(plan.documents[name], where=name))
+    for path in [*own, *(path for path in planned if path not in own)]:
+        verdict = _verdict(f"{name}:{'.'.join(path)}", path, own.get(path), planned.get(path))
+        if path[-1] == "exclude_modules" and own.get(path) != planned.get(path):
+            verdict = _listed(
+                verdict.name, json.loads(own.get(path, "[]")), json.loads(planned[path]), checkpoint, plan
+            )
+        yield verdict
 
 
-def _judged(prefix: str, own: dict[Path, str], planned: dict[Path, str] | None) -> Iterator[Verdict]:
-    for path, text in own.items():
-        name = prefix + ".".join(path)
-        if planned is None:
-            yield Verdict(Kind.KEY, name, State.HELD, TENSORS)
-        elif planned.get(path) == text:
-            yield Verdict(Kind.KEY, name, State.FOLLOWS, PLAN)
+def _place(place: str) -> Iterator[Verdict]:
+    if place != PLACE:
+        what = "stands where not every server looks: transformers then takes the codes for weights"
+        remedy = f"move it to {PLACE} at the top of config.json"
+        finding = Finding("account/key-changed", Severity.ERROR, f"{CONFIG_FILE}:{place}", what, remedy=remedy)
+        yield Verdict(Kind.KEY, f"{CONFIG_FILE}:{place}", State.HELD, PLAN, (finding,))
+
+
+def _places(config: Mapping[str, Any], path: Path) -> Iterator[tuple[Path, Any]]:
+    """Everything that stands under the name of a quantization config, wherever it is."""
+    for key, value in config.items():
+        if key in CONFIG_KEYS:
+            yield (*path, key), value
+        elif isinstance(value, Mapping):
+            yield from _places(value, (*path, str(key)))
+
+
+def _against_plan(raw: Mapping[str, Any], prefix: str, checkpoint: Checkpoint, plan: Plan) -> Iterator[Verdict]:
+    planned = plan.quantization or {}
+    for key in [*raw, *(key for key in planned if key not in raw)]:
+        own, other = raw.get(key), planned.get(key)
+        if key in raw and key in planned and json.dumps(own, sort_keys=True) == json.dumps(other, sort_keys=True):
+            for path in leaves({key: own}):
+                yield Verdict(Kind.KEY, f"{prefix}.{'.'.join(path)}", State.FOLLOWS, PLAN)
+        elif key == "config_groups" and isinstance(own, Mapping) and isinstance(other, Mapping):
+            yield from _groups(own, other, prefix, checkpoint)
+        elif key == "ignore" and isinstance(other, list):
+            yield _listed(f"{prefix}.{key}", own or [], other, checkpoint, plan)
+        elif key in ("sparsity_config", "transform_config", "kv_cache_scheme") and not own and not other:
+            yield Verdict(Kind.KEY, f"{prefix}.{key}", State.HARMLESS, EMPTY)
+        elif key == "kv_cache_scheme" and isinstance(own, Mapping) and isinstance(other, Mapping):
+            alike = _args_alike(own, other)
+            state, by = (State.HARMLESS, SPELLING) if alike else (State.NOT_JUDGED, FOREIGN)
+            yield Verdict(Kind.KEY, f"{prefix}.{key}", state, by)
         else:
-            yield _judge_other(name, path, text, planned.get(path))
-    if planned is not None:
-        for path in planned.keys() - own.keys():
-            yield _judge_other(prefix + ".".join(path), path, None, planned[path])
+            ours, theirs = leaves({key: own}) if key in raw else {}, leaves({key: other}) if key in planned else {}
+            for path in [*ours, *(path for path in theirs if path not in ours)]:
+                yield _verdict(f"{prefix}.{'.'.join(path)}", path, ours.get(path), theirs.get(path))
 
 
-def _judge_other(name: str, path: Path, own: str | None, planned: str | None) -> Verdict:
-    """A key that is not as the plan has it."""
-    record = next((_RECORDS[part] for part in path if part in _RECORDS), None)
-    if record is not None:
-        return Verdict(Kind.KEY, name, State.HARMLESS, record)
-    if any(part in _COMPARED_BY_EFFECT for part in path):
-        return Verdict(Kind.KEY, name, State.HARMLESS, SPELLING)
-    finding = Finding(
-        "account/key-changed",
-        Severity.ERROR,
-        name,
-        f"is {shown(own)}; {PLAN} has {shown(planned)}",
-        remedy="build it again by the recipe",
-    )
+def _verdict(name: str, path: Path, own: str | None, planned: str | None) -> Verdict:
+    if own == planned:
+        return Verdict(Kind.KEY, name, State.FOLLOWS, PLAN)
+    if path in (("version",), ("producer", "version"), ("global_compression_ratio",)):
+        return Verdict(Kind.KEY, name, State.HARMLESS, RECORD)
+    message = f"is {shown(own)}, and {shown(planned)} in {PLAN}"
+    remedy = "build it again by the recipe"
+    finding = Finding("account/key-changed", Severity.ERROR, name, message, remedy=remedy)
     return Verdict(Kind.KEY, name, State.HELD, PLAN, (finding,))
+
+
+def _listed(name: str, own: Any, planned: list[str], checkpoint: Checkpoint, plan: Plan) -> Verdict:
+    """A list of what is kept: the plan's own entries, and plain names of modules that are kept."""
+    kept = set(checkpoint.modules) - set(checkpoint.schemes) | set(plan.modules) - set(plan.schemes) | plan.tied_modules
+    groups = find_fused_groups(kept, plan.loaded.recipe.fused_groups)
+    allowed = {*planned, *kept, *(f"{group.parent}.{member}" for group in groups for member in group.absent)}
+    alike = isinstance(own, list) and all(isinstance(entry, str) and entry in allowed for entry in own)
+    return Verdict(Kind.KEY, name, *((State.HARMLESS, SPELLING) if alike else (State.NOT_JUDGED, FOREIGN)))
+
+
+def _groups(
+    own: Mapping[str, Any], planned: Mapping[str, Any], prefix: str, checkpoint: Checkpoint
+) -> Iterator[Verdict]:
+    """Config groups, whatever they are called: each with the arguments of one of the plan's."""
+    for label, group in own.items():
+        alike = any(_group_alike(group, other, set(checkpoint.schemes)) for other in planned.values())
+        same = planned.get(label) == group
+        state, by = (State.HARMLESS, SPELLING) if alike else (State.NOT_JUDGED, FOREIGN)
+        state, by = (State.FOLLOWS, PLAN) if same else (state, by)
+        for path in leaves({label: group}):
+            yield Verdict(Kind.KEY, f"{prefix}.config_groups.{'.'.join(path)}", state, by)
+
+
+def _group_alike(own: Any, planned: Mapping[str, Any], modules: set[str]) -> bool:
+    if not isinstance(own, Mapping) or not isinstance(own.get("targets"), list):
+        return False
+    allowed = {*planned["targets"], *modules}
+    parts = ("weights", "input_activations", "output_activations")
+    return (
+        own.keys() <= {*parts, "targets", "format"}
+        and all(isinstance(target, str) and target in allowed for target in own["targets"])
+        and own.get("format") in (None, planned.get("format"))
+        and all(_args_alike(own.get(part), planned.get(part)) for part in parts)
+    )
+
+
+def _args_alike(own: Any, planned: Any) -> bool:
+    """Whether arguments have one effect; older writers left out in which dtype scales and zero points are kept."""
+    ours, theirs = _plain(own), _plain(planned)
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        theirs = {key: value for key, value in theirs.items() if key in ours or key not in ("scale_dtype", "zp_dtype")}
+    return bool(ours == theirs)
+
+
+def _plain(args: Any) -> Any:
+    """Arguments without how scales were chosen, and without what is the default or says nothing."""
+    if not isinstance(args, Mapping):
+        return args
+    kept = {key: value for key, value in args.items() if key not in _OBSERVED}
+    return {
+        key: json.dumps(value)
+        for key, value in kept.items()
+        if value is not None and json.dumps(value) != json.dumps(_DEFAULTS.get(key))
+    }

@@ -45,7 +45,7 @@ def _elsewhere(path: Path, value: Any, checkpoint: Checkpoint) -> str:
         return f"makes vLLM serve the model that it names ({_named(value)})" if key == "name_or_path" else ""
     if "auto_map" in path:
         return f"runs code of another repository ({_named(value)})" if "--" in json.dumps(value) else ""
-    if key.endswith("name_or_path") and key != "_name_or_path" and value:
+    if key.endswith(("name_or_path", "_model_id")) and key != "_name_or_path" and isinstance(value, str) and value:
         return f"names weights that lie elsewhere ({_named(value)})"
     if key == "use_pretrained_backbone" and value:
         return "makes transformers load a backbone from elsewhere"
@@ -54,6 +54,14 @@ def _elsewhere(path: Path, value: Any, checkpoint: Checkpoint) -> str:
 
 def _named(value: Any) -> str:
     return json.dumps(value)[:120]
+
+
+def redirects_beside(name: str, document: Mapping[str, Any], base: Mapping[str, Any] | None) -> Iterator[Finding]:
+    """Code of another repository that a tokenizer's or a processor's config names, and the base's does not."""
+    theirs = {} if base is None else leaves(base)
+    for path, text in leaves(document).items():
+        if "auto_map" in path and "--" in text and theirs.get(path) != text:
+            yield _finding(f"{name}:{'.'.join(path)}", f"runs code of another repository ({text[:120]})", _OTHER_MODEL)
 
 
 def _finding(where: str, what: str, remedy: str) -> Finding:

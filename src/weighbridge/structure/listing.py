@@ -19,6 +19,7 @@ from weighbridge.errors import StructureError
 from weighbridge.structure.hub_client import shared_blob
 
 MAX_FOLDERS = 64
+MAX_FILES = 10_000
 UNCARRIED_DIRECTORIES = (".cache", ".git", ".huggingface")
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -106,6 +107,9 @@ def list_files(directory: Path, *, label: str, follow: Sequence[Path] = ()) -> l
         inside = any(resolved.is_relative_to(place) for place in (places.root, *places.followed))
         if not (inside or of_hub(path, places)):
             raise _refused(relative.as_posix(), resolved, places, label=label)
+        if path.is_symlink() and stat.S_ISDIR(mode):
+            what = f"{relative} is a link to a folder, and folders are not followed through links"
+            raise StructureError(what, where=label, remedy="put the folder itself in its place")
         if stat.S_ISREG(mode):
             names.append(relative.as_posix())
         elif not stat.S_ISDIR(mode):
@@ -143,4 +147,6 @@ def _walk(directory: Path, *, label: str) -> list[Path]:
         if len(here.relative_to(directory).parts) > MAX_FOLDERS:
             raise StructureError(f"holds folders more than {MAX_FOLDERS} deep", where=label)
         found += [here / name for name in (*folders, *files)]
+        if len(found) > MAX_FILES:
+            raise StructureError(f"holds more than {MAX_FILES:,} files", where=label)
     return sorted(found)
