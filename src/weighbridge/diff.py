@@ -78,16 +78,20 @@ class DifferenceGroup:
 
 def diff(checkpoint: Checkpoint, reference: Checkpoint) -> list[Difference]:
     """All differences: tensors, quantization by effect, config.json, and files that change behaviour."""
-    return [
-        *diff_structures(checkpoint, reference),
-        *_config_differences(checkpoint, reference),
-        *_file_differences(checkpoint, reference),
-    ]
+    return [*diff_structures(checkpoint, reference), *diff_settings(checkpoint, reference)]
+
+
+def diff_settings(checkpoint: Checkpoint, reference: Checkpoint) -> list[Difference]:
+    """The differences of config.json, and of files that change behaviour."""
+    return [*_config_differences(checkpoint, reference), *_file_differences(checkpoint, reference)]
 
 
 def diff_structures(checkpoint: Checkpoint, reference: Checkpoint) -> list[Difference]:
     """The differences of tensors, and of quantization by effect. What is renamed is compared under the other's name."""
     renamings = find_renamings(*_strangers(checkpoint, reference))
+    if not renamings:
+        tensors = _tensor_differences(checkpoint.structure, reference.structure)
+        return [*tensors, *_quantization_differences(checkpoint, reference)]
     names = {own: other for renaming in renamings for own, other in renaming.names.items()}
     ours = {names.get(name, name): tensor for name, tensor in checkpoint.structure.items()}
     renamed = replace(checkpoint, structure=ours, schemes=_renamed_schemes(checkpoint.schemes, names))

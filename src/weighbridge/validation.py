@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from weighbridge.account import Account, Base, account_section, unjudged
 from weighbridge.account import judge as judge_account
 from weighbridge.consistency import inconsistencies
-from weighbridge.diff import Difference, DifferenceGroup, diff, diff_structures, explain, group
+from weighbridge.diff import Difference, DifferenceGroup, diff_settings, diff_structures, explain, group
 from weighbridge.formats.tensors import payload_bytes
 from weighbridge.lint import lint_served
 from weighbridge.picture import bytes_by_role
@@ -33,6 +33,9 @@ _MESSAGES = {
 }
 
 
+SERVED = "what servers make of it"
+
+
 def validate(
     checkpoint: Checkpoint,
     *,
@@ -53,28 +56,29 @@ def validate(
     named = describe(references[0].reference) if references else ""
     account = judge_account(checkpoint, base=base, plan=plan, reference=named)
     sections = [*context, _itself(checkpoint, plan), *_served(checkpoint, plan), _account(account, base, plan)]
+    compared = [(against, diff_structures(checkpoint, against.reference)) for against in references]
     if plan is not None:
         differences = diff_structures(checkpoint, plan.predicted)  # its files and keys stand in the account
-        themselves = [against for against in references if _is(checkpoint, against)]
+        themselves = [against for against, found in compared if not found]
         entries = [entry for against in themselves for entry in _stored_heads(plan, against)]
         title = "against the recipe's plan"
         sections.append(_compare(checkpoint, differences, entries, title=title, other="the plan"))
-    sections += [compare(checkpoint, against) for against in references]
+    sections += [_against(checkpoint, against, found) for against, found in compared]
     return Report("validate", checkpoint.label, _verdict(checkpoint, sections), tuple(sections))
 
 
 def compare(checkpoint: Checkpoint, against: AgainstReference) -> Section:
     """The section of one reference: each difference, and whether it is explained."""
+    return _against(checkpoint, against, diff_structures(checkpoint, against.reference))
+
+
+def _against(checkpoint: Checkpoint, against: AgainstReference, found: Sequence[Difference]) -> Section:
+    """The same, of differences of structure that were found. Where there are none it is the reference itself, and
+    nothing is left to explain."""
     title = f"against {describe(against.reference)}"
-    differences = diff(checkpoint, against.reference)
-    if _is(checkpoint, against):
-        return _compare(checkpoint, differences, (), title=title, other="the reference")
-    return _compare(checkpoint, differences, against.explanations, title=title, other="the reference")
-
-
-def _is(checkpoint: Checkpoint, against: AgainstReference) -> bool:
-    """Whether a checkpoint has the very structure of a reference, so that nothing is left to explain."""
-    return not diff_structures(checkpoint, against.reference)
+    differences = [*found, *diff_settings(checkpoint, against.reference)]
+    entries = against.explanations if found else ()
+    return _compare(checkpoint, differences, entries, title=title, other="the reference")
 
 
 def _stored_heads(plan: Plan, against: AgainstReference) -> list[Explanation]:
@@ -120,9 +124,12 @@ def _served(checkpoint: Checkpoint, plan: Plan | None) -> list[Section]:
     if not checkpoint.schemes:
         return []
     findings = lint_served(checkpoint, plan)
+    if findings is None:
+        asked = "the rules of serving are known here for compressed-tensors and modelopt alone"
+        return [Section(SERVED, asked, judges=False)]
     broken = sum(finding.severity is not Severity.NOTE for finding in findings)
     summary = f"{broken} rules of serving are broken" if broken else "no rule of serving is broken"
-    return [Section("what servers make of it", summary, findings=tuple(findings))]
+    return [Section(SERVED, summary, findings=tuple(findings))]
 
 
 def _account(account: Account, base: Base | None, plan: Plan | None) -> Section:

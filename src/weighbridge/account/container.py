@@ -12,6 +12,7 @@ from weighbridge.structure.weights import INDEX_FILE
 
 WRITTEN = "what every writer of safetensors puts there"
 RECORD = "a record of the size; servers read the headers"
+_SIZES = (("metadata", "total_size"), ("metadata", "total_parameters"))
 UNKNOWN = "no writer that is known here puts it there"
 
 
@@ -33,20 +34,19 @@ def judge_index(raw: bytes) -> Iterator[Verdict]:
     """
     document = parse_object(raw, where=INDEX_FILE)
     metadata = {key: value for key, value in document.items() if key != "weight_map"}
-    if not leaves(metadata):
-        yield Verdict(Kind.KEY, f"{INDEX_FILE}:metadata", State.HARMLESS, f"absent: {RECORD}")
-    for path, text in leaves(metadata).items():
-        record = path in (("metadata", "total_size"), ("metadata", "total_parameters")) and kind_of(text) == "number"
+    found = leaves(metadata)
+    if _SIZES[0] not in found:
+        yield Verdict(Kind.KEY, f"{INDEX_FILE}:{'.'.join(_SIZES[0])}", State.HARMLESS, f"absent: {RECORD}")
+    for path, text in found.items():
+        record = (path in _SIZES and kind_of(text) == "number") or (path, text) == (("metadata",), "{}")
         state, by = (State.HARMLESS, RECORD) if record else (State.NOT_JUDGED, UNKNOWN)
         yield Verdict(Kind.KEY, f"{INDEX_FILE}:{'.'.join(path)}", state, by)
 
 
 def is_plainly_written(raw: bytes) -> bool:
     """Whether JSON is written with the white space of a common writer: what is read of it is all that there is."""
-    document = json.loads(raw)
-    for indent in (2, 4, None):
-        for ascii_alone in (False, True):
-            text = json.dumps(document, indent=indent, ensure_ascii=ascii_alone).encode()
-            if raw in (text, text + b"\n"):
-                return True
-    return False
+    document, second = json.loads(raw), raw.partition(b"\n")[2]
+    indent = len(second) - len(second.lstrip(b" ")) if second.strip() else None
+    ascii_alone = raw.isascii()
+    text = json.dumps(document, indent=indent, ensure_ascii=ascii_alone).encode()
+    return raw in (text, text + b"\n")

@@ -18,7 +18,7 @@ from weighbridge.plan import Plan
 from weighbridge.report import Finding, Severity
 from weighbridge.structure.checkpoint import CONFIG_FILE, EVIDENCE, Checkpoint
 from weighbridge.structure.listing import UNCARRIED_DIRECTORIES
-from weighbridge.structure.strict_json import parse_object
+from weighbridge.structure.strict_json import MAX_JSON_BYTES, parse_object
 from weighbridge.structure.weights import INDEX_FILE, PUBLISHERS_FOLDERS, SINGLE_FILE, is_weights, taken_by
 
 HARMLESS_FILES: tuple[tuple[str, str], ...] = (
@@ -134,7 +134,10 @@ def _is_the_same(name: str, checkpoint: Checkpoint, base: Base) -> bool:
     theirs = base.checkpoint.files.get(name)
     if theirs is None or theirs.size != checkpoint.files[name].size:
         return False
-    return digest(checkpoint, name) == base.digest(name)
+    here, there = checkpoint.files[name].sha256, theirs.sha256
+    if here is not None and there is not None:
+        return here == there
+    return (checkpoint.files[name].size or 0) <= MAX_JSON_BYTES and digest(checkpoint, name) == base.digest(name)
 
 
 def _judge_carried(name: str, checkpoint: Checkpoint, base: Base | None) -> Iterator[Verdict]:

@@ -94,8 +94,10 @@ def judge_config(own: Mapping[str, Any], structure: Structure, base: Base | None
     bare = without_quantization(own)
     if base is None or not base.checkpoint.config:
         sizes = {_name(CONFIG_FILE, path): wrong for path, wrong in sizes_by_tensors(bare, structure)}
+        by = NOTHING_TO_HOLD_AGAINST if base is None else UNSEEN_KEY
         for verdict in judge_document(CONFIG_FILE, bare, None, meaning_in_config, against=""):
-            yield _by_tensors(verdict, sizes[verdict.name]) if verdict.name in sizes else verdict
+            unheld = Verdict(verdict.kind, verdict.name, verdict.state, by)
+            yield _by_tensors(verdict, sizes[verdict.name]) if verdict.name in sizes else unheld
         return
     theirs = without_quantization(base.checkpoint.config)
     verdicts = judge_document(CONFIG_FILE, bare, theirs, meaning_in_config, against=base.name)

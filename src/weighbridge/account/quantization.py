@@ -8,17 +8,21 @@ may match something there.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from weighbridge.account.base import Base
 from weighbridge.account.leaves import Path, leaves, shown
 from weighbridge.account.model import Kind, State, Verdict
 from weighbridge.formats import modelopt
+from weighbridge.formats.compressed_tensors import METHOD as COMPRESSED_TENSORS
+from weighbridge.formats.declaration import LINEAR
 from weighbridge.formats.quantization import CONFIG_KEYS, find_config
-from weighbridge.plan import Plan, find_fused_groups
+from weighbridge.patterns import REGEX_PREFIX, pattern_list
+from weighbridge.plan import Plan, find_fused_groups, tied_heads
 from weighbridge.report import Finding, Severity
 from weighbridge.structure.checkpoint import CONFIG_FILE, Checkpoint
+from weighbridge.structure.merged import MERGED
 from weighbridge.structure.strict_json import parse_object
 
 PLAN = "the recipe's plan"
@@ -40,8 +44,9 @@ def judge_quantization(checkpoint: Checkpoint, plan: Plan | None, base: Base | N
     place = "" if found is None else found.place
     if found is not None:
         if plan is None:
-            for path in leaves(found.raw):
-                yield Verdict(Kind.KEY, f"{CONFIG_FILE}:{place}.{'.'.join(path)}", State.HELD, TENSORS)
+            for path, text in leaves(found.raw).items():
+                state, by = (State.HELD, TENSORS) if _is_known(path, text, checkpoint) else (State.NOT_JUDGED, FOREIGN)
+                yield Verdict(Kind.KEY, f"{CONFIG_FILE}:{place}.{'.'.join(path)}", state, by)
         else:
             yield from _against_plan(found.raw, f"{CONFIG_FILE}:{place}", checkpoint, plan)
             yield from _place(place)
@@ -52,6 +57,34 @@ def judge_quantization(checkpoint: Checkpoint, plan: Plan | None, base: Base | N
             same = path in known and json.dumps(known[path]) == json.dumps(value) and base is not None
             state, by = (State.SAME, base.name if base else "") if same else (State.NOT_JUDGED, ELSEWHERE)
             yield Verdict(Kind.KEY, f"{CONFIG_FILE}:{name}", state, by)
+
+
+def _is_known(path: Path, text: str, checkpoint: Checkpoint) -> bool:
+    """Whether each entry of a list of targets or of what is ignored is about something that lies there."""
+    if path[-1] not in ("targets", "ignore"):
+        return True
+    entries = json.loads(text)
+    declaration = checkpoint.declaration
+    if not isinstance(entries, list) or declaration is None or declaration.quant_method != COMPRESSED_TENSORS:
+        return True  # other methods' entries are expressions of their own, compared by effect
+    known = {*checkpoint.modules, *tied_heads(checkpoint.config, checkpoint.modules), *_merged(checkpoint.modules)}
+    classes = {target for group in declaration.attention for target in group.targets}
+    classes |= {LINEAR} if path[-1] == "targets" else set()
+    return all(
+        entry in classes or entry in known or (entry.startswith(REGEX_PREFIX) and _matches(entry, known))
+        for entry in entries
+    )
+
+
+def _merged(modules: Iterable[str]) -> set[str]:
+    """Members of merged linears that are not stored, of which servers ask all the same."""
+    groups = find_fused_groups(modules, list(MERGED.values()))
+    return {f"{group.parent}.{member}" for group in groups for member in group.absent}
+
+
+def _matches(entry: str, names: Iterable[str]) -> bool:
+    patterns = pattern_list((entry,))
+    return any(patterns.matches(name) for name in names)
 
 
 def judge_hf_quant_config(raw: bytes, checkpoint: Checkpoint, plan: Plan | None) -> Iterator[Verdict]:
@@ -69,7 +102,7 @@ def judge_hf_quant_config(raw: bytes, checkpoint: Checkpoint, plan: Plan | None)
     planned = leaves(parse_object(plan.documents[name], where=name))
     for path in [*own, *(path for path in planned if path not in own)]:
         verdict = _verdict(f"{name}:{'.'.join(path)}", path, own.get(path), planned.get(path))
-        if path[-1] == "exclude_modules" and own.get(path) != planned.get(path):
+        if path[-1] == "exclude_modules" and path in planned and own.get(path) != planned[path]:
             verdict = _listed(
                 verdict.name, json.loads(own.get(path, "[]")), json.loads(planned[path]), checkpoint, plan
             )
@@ -97,14 +130,16 @@ def _against_plan(raw: Mapping[str, Any], prefix: str, checkpoint: Checkpoint, p
     planned = plan.quantization or {}
     for key in [*raw, *(key for key in planned if key not in raw)]:
         own, other = raw.get(key), planned.get(key)
-        if key in raw and key in planned and json.dumps(own, sort_keys=True) == json.dumps(other, sort_keys=True):
+        if key in raw and key in planned and json.dumps(own) == json.dumps(other):
             for path in leaves({key: own}):
                 yield Verdict(Kind.KEY, f"{prefix}.{'.'.join(path)}", State.FOLLOWS, PLAN)
         elif key == "config_groups" and isinstance(own, Mapping) and isinstance(other, Mapping):
             yield from _groups(own, other, prefix, checkpoint)
         elif key == "ignore" and isinstance(other, list):
             yield _listed(f"{prefix}.{key}", own or [], other, checkpoint, plan)
-        elif key in ("sparsity_config", "transform_config", "kv_cache_scheme") and not own and not other:
+        elif (key in ("sparsity_config", "transform_config") and not own and not other) or (
+            own is None and other is None
+        ):
             yield Verdict(Kind.KEY, f"{prefix}.{key}", State.HARMLESS, EMPTY)
         elif key == "kv_cache_scheme" and isinstance(own, Mapping) and isinstance(other, Mapping):
             alike = _args_alike(own, other)
@@ -140,12 +175,17 @@ def _groups(
     own: Mapping[str, Any], planned: Mapping[str, Any], prefix: str, checkpoint: Checkpoint
 ) -> Iterator[Verdict]:
     """Config groups, whatever they are called: each with the arguments of one of the plan's."""
-    for label, group in own.items():
-        alike = any(_group_alike(group, other, set(checkpoint.schemes)) for other in planned.values())
-        same = planned.get(label) == group
+    modules = set(checkpoint.schemes)
+    one = next(iter(planned.values())) if len(planned) == 1 else None
+    others = [one] * len(own) if one is not None else [*planned.values(), *[None] * len(own)]
+    # vLLM takes the first group that fits, so that several stand in the plan's order.
+    for (label, group), other in zip(own.items(), others, strict=False):
+        said = {path[1:] for path in leaves({label: group})}
+        alike = other is not None and len(own) >= len(planned) and _group_alike(group, other, modules)
         state, by = (State.HARMLESS, SPELLING) if alike else (State.NOT_JUDGED, FOREIGN)
-        state, by = (State.FOLLOWS, PLAN) if same else (state, by)
-        for path in leaves({label: group}):
+        state, by = (State.FOLLOWS, PLAN) if json.dumps(planned.get(label)) == json.dumps(group) else (state, by)
+        absent = [path for path in leaves({label: other}) if alike and path[1:] not in said]
+        for path in [*leaves({label: group}), *absent]:
             yield Verdict(Kind.KEY, f"{prefix}.config_groups.{'.'.join(path)}", state, by)
 
 

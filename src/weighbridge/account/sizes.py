@@ -9,6 +9,8 @@ from weighbridge.account.leaves import Path
 from weighbridge.formats.tensors import Structure, Tensor
 from weighbridge.roles import layer_of
 
+HEADS = frozenset({"lm_head", "output", "output_layer", "embed_out", "head", "output_head"})
+"""What the output head of a language model is called."""
 BY = "the shapes and names of the tensors"
 
 
@@ -64,5 +66,5 @@ def _head(config: Mapping[str, Any], structure: Structure) -> Iterator[tuple[Pat
     tied, architectures = config.get("tie_word_embeddings"), config.get("architectures")
     generates = isinstance(architectures, list) and any(str(name).endswith("ForCausalLM") for name in architectures)
     if tied is False and generates:
-        stored = any("head" in name or "output" in name for name in structure)
+        stored = any(HEADS & set(name.split(".")) for name in structure)
         yield ("tie_word_embeddings",), "" if stored else "is false, but no output head is stored"

@@ -10,6 +10,7 @@ from weighbridge.account.model import Judged, Kind, State
 from weighbridge.account.quantization import PLAN
 from weighbridge.plan import Plan
 from weighbridge.structure.checkpoint import Checkpoint
+from weighbridge.structure.modules import tensor_name
 
 BY_STRUCTURE = "name, dtype, shape and scheme"
 
@@ -30,7 +31,7 @@ def judge_tensors(checkpoint: Checkpoint, base: Base | None, plan: Plan | None, 
         yield Judged(Kind.TENSOR, State.HELD, f"{reference} ({BY_STRUCTURE})", names)
     else:
         stored = ((module, local) for module in checkpoint.schemes for local in checkpoint.modules.get(module, ()))
-        names_of_schemes = (f"{module}.{local}" if local else module for module, local in stored)
+        names_of_schemes = (tensor_name(module, local) for module, local in stored)
         scheme = [name for name in names_of_schemes if name in checkpoint.structure]
         rest = checkpoint.structure.keys() - set(scheme)
         if scheme:

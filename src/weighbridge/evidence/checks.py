@@ -345,6 +345,10 @@ def _check_source(case: Case) -> Checked:
             where = other[0] if other else f"{EVIDENCE}/{START}"
             findings.append(Finding(UNPROVEN, Severity.WARNING, where, what, remedy="build it of the published base"))
         summary += f"; {len(pinned) - len(other)} have the digests that references/ has of {base.repository}"
+    else:
+        what = f"is said to be of {base.repository}, which no lock in references/ is of"
+        remedy = "hold it against the base itself: give it as the source"
+        findings.append(Finding(UNPROVEN, Severity.WARNING, f"{EVIDENCE}/{START}", what, remedy=remedy))
     if case.source is None:
         return Checked(summary, tuple(findings), f"{word}: no --source was given to compare with")
     actual = digest_files(case.source, [name for name in sources if name in case.source.files], progress=case.progress)

@@ -33,15 +33,16 @@ def lint(plan: Plan) -> list[Finding]:
     return _by_severity(findings)
 
 
-def lint_served(checkpoint: Checkpoint, plan: Plan | None = None) -> list[Finding]:
-    """What the rules of serving have to say of a checkpoint that lies there, in the same order.
+def lint_served(checkpoint: Checkpoint, plan: Plan | None = None) -> list[Finding] | None:
+    """What the rules of serving have to say of a checkpoint that lies there, in the same order; None where none is
+    known for its format.
 
     Args:
         plan: of the recipe that it is held against, whose allowances hold here too.
     """
     served = served_from(checkpoint)
     if served is None:
-        return []
+        return None
     allowances = None if plan is None else _Allowances(plan)
     found = [*fused.check_served(served), *serving.check_served(served)]
     return _by_severity([_finding(item, None if allowances is None else allowances.of(item)) for item in found])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -147,21 +147,23 @@ def assemble(
     if declaration is None and quant_config is not None:
         declared_in = modelopt.HF_QUANT_CONFIG
         declaration = modelopt_reading.read_document(quant_config, where=f"{label}/{declared_in}")
-    schemes = {}
-    if declaration is not None:
-        schemes = quantized_modules(declaration, quantizable_modules(structure), where=f"{label}/{declared_in}")
-    return Checkpoint(
+    checkpoint = Checkpoint(
         label=label,
         structure=structure,
         config=config,
         declaration=declaration,
-        schemes=schemes,
         shards=shards,
         files=files,
         directory=directory,
         origin=origin,
         quant_config=quant_config,
     )
+    if declaration is None:
+        return checkpoint
+    schemes = quantized_modules(declaration, checkpoint.modules, where=f"{label}/{declared_in}")
+    resolved = replace(checkpoint, schemes=schemes)
+    vars(resolved)["modules"] = checkpoint.modules  # cached, and the same
+    return resolved
 
 
 def open_directory(

@@ -72,7 +72,8 @@ def _candidates(here: list[str], there: set[str]) -> Iterator[Renaming]:
         rule for name in sample for rule in _suggested(name, there, alike.get(_numbers_and_end(name), []))
     )
     hits = {rule: sum(_renames(rule, name, there) for name in sample) for rule in rules}
-    for rule in sorted(rules, key=lambda rule: -hits[rule])[:MOST_RULES]:
+    likely = sorted((rule for rule in rules if hits[rule]), key=lambda rule: -hits[rule])
+    for rule in likely[:MOST_RULES]:
         names = {name: _applied(rule, name) for name in here if _renames(rule, name, there)}
         if len(names) > 1 and len(set(names.values())) == len(names):
             yield Renaming(_said(rule), names)

@@ -79,12 +79,12 @@ def taken_by(name: str, *, indexed: bool) -> str:
 
 
 _TAKEN: tuple[tuple[str, bool | None, str], ...] = (
+    ("*/*", None, "no server looks there by itself, but one that is pointed to the folder does"),
     (
         "consolidated*.safetensors",
         None,
         "vLLM (load format auto) loads consolidated*.safetensors and nothing else where there is one",
     ),
-    ("*/*", None, "no server looks there by itself, but one that is pointed to the folder does"),
     ("model.safetensors", None, "transformers takes model.safetensors before any index"),
     (
         "*.safetensors",
