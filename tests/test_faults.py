@@ -398,12 +398,27 @@ def test_same_config_in_another_spelling_is_no_fault(
     modules = [name.removesuffix(".weight") for name in read_tensors(copy) if name.endswith(".weight")]
     of_config(lambda config: SPELLINGS[spelling](config, modules))(copy)
     outcome = call_validate(copy, *JUDGES[judge])
-    assert (outcome.code, outcome.err) == (0, "")
+    if judge == "against the recipe's plan" and spelling in BY_OTHER_EXPRESSIONS:
+        assert outcome.code == 1
+        assert "account/not-judged" in outcome.out
+    else:
+        assert (outcome.code, outcome.err) == (0, "")
 
 
-def test_config_under_its_older_key_is_no_fault(copy: Path, call_validate: Command) -> None:
+BY_OTHER_EXPRESSIONS = (
+    *("ignore patterns as one", "ignore entries that match nothing", "two groups", "targets as an expression"),
+)
+"""Spellings of which nobody knows what a server's own names and classes make: the same here, and not judged."""
+
+
+def test_config_under_its_older_key_is_read_and_stands_where_not_every_server_looks(
+    copy: Path, call_validate: Command
+) -> None:
     edit_config(copy, lambda config: config.update(compression_config=config.pop("quantization_config")))
-    assert call_validate(copy, "--recipe", "fp8-dynamic").code == 0
+    assert call_validate(copy).code == 0
+    outcome = call_validate(copy, "--recipe", "fp8-dynamic")
+    assert outcome.code == 1
+    assert "config.json:compression_config" in outcome.out
 
 
 # A reference that has one tensor more than the build, and what a recipe says of it.

@@ -63,7 +63,7 @@ class Published:
 
     def put(self, directory: Path) -> Path:
         write(directory, self.structure)
-        config = dict(self.config)
+        config = {key: value for key, value in self.config.items() if key != "num_hidden_layers"}
         if self.quantization is not None:
             config["quantization_config"] = self.quantization
         (directory / "config.json").write_text(json.dumps(config))
