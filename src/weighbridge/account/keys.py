@@ -6,6 +6,7 @@ config_keys.yaml says of each key whether it changes the function, or is harmles
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path as File
@@ -30,6 +31,7 @@ MOST_KEYS = 60_000
 RENAMED = {"torch_dtype": "dtype"}
 """Keys that transformers 5 writes under another name than before, with one meaning."""
 
+_VERSION = re.compile(r'"[0-9]+(\.[0-9]+){0,3}([.+-]?[a-z0-9]+)*"')
 _TABLE = File(__file__).with_name("config_keys.yaml")
 
 
@@ -142,8 +144,17 @@ def judge_document(
         ours, theirs = _renamed(ours), _renamed(theirs)
     if len(ours) + len(theirs) > MOST_KEYS:
         raise StructureError(f"holds more than {MOST_KEYS:,} keys", where=file)
+    shared = {path[:-1] for path in ours} & {path[:-1] for path in theirs} | {()}
     for path in [*ours, *(path for path in theirs if path not in ours)]:
-        yield _judge_leaf(file, path, ours.get(path), theirs.get(path), meaning(path), against=against)
+        state, why = meaning(path)
+        if state is State.HARMLESS and (path[:-1] not in shared or not _is_record(path, ours.get(path))):
+            state, why = State.NOT_JUDGED, UNKNOWN_KEY  # a mapping of its own, or no version at all
+        yield _judge_leaf(file, path, ours.get(path), theirs.get(path), (state, why), against=against)
+
+
+def _is_record(path: Path, own: str | None) -> bool:
+    """Whether a version is one: transformers reads that of the config, and stops at what it cannot read."""
+    return path[-1] != "transformers_version" or (own is not None and _VERSION.fullmatch(own) is not None)
 
 
 def _renamed(found: dict[Path, str]) -> dict[Path, str]:

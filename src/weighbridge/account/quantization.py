@@ -23,6 +23,7 @@ from weighbridge.plan import Plan, find_fused_groups, tied_heads
 from weighbridge.report import Finding, Severity
 from weighbridge.structure.checkpoint import CONFIG_FILE, Checkpoint
 from weighbridge.structure.merged import MERGED
+from weighbridge.structure.modules import split_parameter
 from weighbridge.structure.strict_json import parse_object
 
 PLAN = "the recipe's plan"
@@ -34,6 +35,7 @@ FOREIGN = "neither the plan's nor the name of a module here: what servers make o
 ELSEWHERE = "a second place for a quantization config, which one server may read and another not"
 PLACE = "quantization_config"
 
+_LISTS = ("targets", "ignore", "exclude", "exclude_modules", "modules_to_not_convert", "ignored_layers")
 _OBSERVED = ("observer", "observer_kwargs")
 _DEFAULTS: Mapping[str, Any] = {"symmetric": True, "dynamic": False, "observer_kwargs": {}}
 
@@ -61,18 +63,33 @@ def judge_quantization(checkpoint: Checkpoint, plan: Plan | None, base: Base | N
 
 def _is_known(path: Path, text: str, checkpoint: Checkpoint) -> bool:
     """Whether each entry of a list of targets or of what is ignored is about something that lies there."""
-    if path[-1] not in ("targets", "ignore"):
+    if path[-1] not in _LISTS:
         return True
     entries = json.loads(text)
     declaration = checkpoint.declaration
-    if not isinstance(entries, list) or declaration is None or declaration.quant_method != COMPRESSED_TENSORS:
-        return True  # other methods' entries are expressions of their own, compared by effect
+    if not isinstance(entries, list) or declaration is None:
+        return entries is None
+    if declaration.quant_method != COMPRESSED_TENSORS:
+        return _are_parts(entries, checkpoint)
     known = {*checkpoint.modules, *tied_heads(checkpoint.config, checkpoint.modules), *_merged(checkpoint.modules)}
     classes = {target for group in declaration.attention for target in group.targets}
     classes |= {LINEAR} if path[-1] == "targets" else set()
     return all(
         entry in classes or entry in known or (entry.startswith(REGEX_PREFIX) and _matches(entry, known))
         for entry in entries
+    )
+
+
+def _are_parts(entries: list[Any], checkpoint: Checkpoint) -> bool:
+    """Whether each entry is a part of the name of something kept, and of nothing quantized: readers of other methods
+    compare names, beginnings, ends, parts or expressions, each in its own way."""
+    names = {f".{split_parameter(name)[0]}." for name in checkpoint.structure}
+    quantized = {f".{module}." for module in checkpoint.schemes}
+    entries = [str(entry).strip("*") for entry in entries]
+    inside = (f".{entry.strip('.')}." for entry in entries)
+    return all(
+        any(entry in name for name in names - quantized) and not any(entry in name for name in quantized)
+        for entry in inside
     )
 
 
@@ -196,6 +213,7 @@ def _group_alike(own: Any, planned: Mapping[str, Any], modules: set[str]) -> boo
     parts = ("weights", "input_activations", "output_activations")
     return (
         own.keys() <= {*parts, "targets", "format"}
+        and bool(own["targets"])
         and all(isinstance(target, str) and target in allowed for target in own["targets"])
         and own.get("format") in (None, planned.get("format"))
         and all(_args_alike(own.get(part), planned.get(part)) for part in parts)

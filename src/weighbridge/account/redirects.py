@@ -45,8 +45,15 @@ def _elsewhere(path: Path, value: Any, checkpoint: Checkpoint) -> str:
         return f"makes vLLM serve the model that it names ({_named(value)})" if key == "name_or_path" else ""
     if "auto_map" in path:
         return f"runs code of another repository ({_named(value)})" if "--" in json.dumps(value) else ""
+    return _elsewhere_by_key(key, value)
+
+
+def _elsewhere_by_key(key: str, value: Any) -> str:
+    """What a key makes a server load from elsewhere wherever in config.json it stands; empty for nothing."""
     if key.endswith(("name_or_path", "_model_id")) and key != "_name_or_path" and isinstance(value, str) and value:
         return f"names weights that lie elsewhere ({_named(value)})"
+    if key in ("attn_implementation", "_attn_implementation") and "/" in str(value):
+        return f"makes transformers take a kernel from elsewhere ({_named(value)})"
     if key == "use_pretrained_backbone" and value:
         return "makes transformers load a backbone from elsewhere"
     return ""
@@ -60,8 +67,13 @@ def redirects_beside(name: str, document: Mapping[str, Any], base: Mapping[str, 
     """Code of another repository that a tokenizer's or a processor's config names, and the base's does not."""
     theirs = {} if base is None else leaves(base)
     for path, text in leaves(document).items():
-        if "auto_map" in path and "--" in text and theirs.get(path) != text:
-            yield _finding(f"{name}:{'.'.join(path)}", f"runs code of another repository ({text[:120]})", _OTHER_MODEL)
+        where = f"{name}:{'.'.join(path)}"
+        if theirs.get(path) == text:
+            continue
+        if "auto_map" in path and "--" in text:
+            yield _finding(where, f"runs code of another repository ({text[:120]})", _OTHER_MODEL)
+        elif len(path) > 1 and path[-1].endswith("name_or_path") and text not in ("null", '""'):
+            yield _finding(where, f"names a model that lies elsewhere ({text[:120]})", _OTHER_MODEL)
 
 
 def _finding(where: str, what: str, remedy: str) -> Finding:

@@ -8,6 +8,7 @@ from typing import Any
 from weighbridge.account.leaves import Path
 from weighbridge.formats.tensors import Structure, Tensor
 from weighbridge.roles import layer_of
+from weighbridge.structure.forgotten import MTP_COUNTS
 
 HEADS = frozenset({"lm_head", "output", "output_layer", "embed_out", "head", "output_head"})
 """What the output head of a language model is called."""
@@ -27,7 +28,7 @@ def sizes_by_tensors(config: Mapping[str, Any], structure: Structure) -> Iterato
     path, text = _text_config(config)
     embedding = structure[embeddings[0]]
     for key, axis in (("vocab_size", 0), ("hidden_size", 1)):
-        if type(text.get(key)) is int:
+        if key in text:
             yield (*path, key), _differs(text[key], embedding, axis, embeddings[0])
     yield from _layers(path, text, structure, embeddings[0].removesuffix("embed_tokens.weight"))
     yield from _head(config, structure)
@@ -41,9 +42,9 @@ def _text_config(config: Mapping[str, Any]) -> tuple[Path, Mapping[str, Any]]:
     return (), config
 
 
-def _differs(stated: int, embedding: Tensor, axis: int, name: str) -> str:
+def _differs(stated: object, embedding: Tensor, axis: int, name: str) -> str:
     actual = embedding.shape[axis]
-    return "" if stated == actual else f"is {stated:,}, but {name} is {embedding}"
+    return "" if type(stated) is int and stated == actual else f"is {str(stated)[:40]}, but {name} is {embedding}"
 
 
 def _layers(path: Path, text: Mapping[str, Any], structure: Structure, prefix: str) -> Iterator[tuple[Path, str]]:
@@ -54,10 +55,16 @@ def _layers(path: Path, text: Mapping[str, Any], structure: Structure, prefix: s
     stated = text.get("num_hidden_layers")
     numbers = {layer_of(name.removeprefix(prefix)) for name in structure if name.startswith(f"{prefix}layers.")}
     layers = {number for number in numbers if number is not None}
-    if type(stated) is not int or not layers or text.get("is_encoder_decoder") or "num_layers" in text:
+    if stated is None or not layers or text.get("is_encoder_decoder") or "num_layers" in text:
         return
+    if type(stated) is not int or stated < 0:
+        yield (*path, "num_hidden_layers"), f"is {str(stated)[:40]}, which is no number of layers"
+        return
+    further = max((text[key] for key in MTP_COUNTS if type(text.get(key)) is int), default=0)
     missing = next((number for number in range(min(stated, max(layers) + 2)) if number not in layers), None)
     wrong = "" if missing is None else f"is {stated:,}, but layer {missing} has no tensor"
+    if missing is None and max(layers) >= stated + further:
+        wrong = f"is {stated:,}, but there are tensors of layer {max(layers)}"
     yield (*path, "num_hidden_layers"), wrong
 
 

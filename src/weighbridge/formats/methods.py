@@ -74,6 +74,10 @@ def _read_gptq(raw: Mapping[str, Any], _: Mapping[str, Any], *, where: str) -> D
     form = raw.get("checkpoint_format", "gptq")
     unread = _first(
         (bool(raw.get("dynamic")), "with dynamic rules, one for each module, which are not read here"),
+        (bool(raw.get("is_marlin_format")), "packed for Marlin, which is not read here"),
+        (raw.get("format", "gptq") not in ("gptq", "gptq_v2"), f"format {_shown(raw.get('format'))}, not read here"),
+        (raw.get("method", "gptq") != "gptq", f"method {_shown(raw.get('method'))}, which is not read here"),
+        (raw.get("pack_dtype", "int32") != "int32", f"pack_dtype {_shown(raw.get('pack_dtype'))}, not read here"),
         (form not in ("gptq", "gptq_v2"), f"checkpoint_format {_shown(form)}, which is not read here"),
         (bits not in (2, 3, 4, 8), f"of {_shown(bits)} bits, of which no layout is known"),
         (size is None or symmetric is None, "and does not declare group_size and sym, which vLLM needs"),
@@ -92,6 +96,11 @@ def _read_awq(raw: Mapping[str, Any], _: Mapping[str, Any], *, where: str) -> De
     size = raw.get("group_size", raw.get("q_group_size"))
     zeros, version = raw.get("zero_point"), raw.get("version", "gemm")
     unread = _first(
+        ("bits" in raw and "w_bit" in raw, "with bits and w_bit, of which readers take one each"),
+        (
+            "group_size" in raw and "q_group_size" in raw,
+            "with group_size and q_group_size, of which readers take one each",
+        ),
         (str(version).lower() != "gemm", f"version {_shown(version)}, where only gemm is read"),
         (bits != 4, f"of {_shown(bits)} bits, where only 4 are read"),
         (size is None or zeros is None, "and does not declare group_size and zero_point, which vLLM needs"),

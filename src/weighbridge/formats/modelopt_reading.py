@@ -213,7 +213,7 @@ def _check_groups(declaration: Declaration, groups: list[Mapping[str, Any]], *, 
     """Refuse groups that say other bits than the algorithm: some servers go by the one, some by the other."""
     declared = {group.scheme.weights.num_bits for group in declaration.groups}
     for bits in _bits(groups):
-        if declared and bits not in declared:
+        if declared and not (type(bits) is int and bits in declared):
             what = f"says weights of {str(bits)[:40]} bits, and quant_algo is {declaration.format}"
             raise StructureError(what, where=where)
 

@@ -43,11 +43,29 @@ def check(plan: Plan) -> Iterator[Raised]:
 
 
 def check_served(served: Served) -> Iterator[Raised]:
-    """The same of a checkpoint that lies there."""
+    """The same of a checkpoint that lies there; and merged linears that are ignored by the name that servers give."""
+    yield from _raised(_ignored_as_merged(served))
     uneven = tuple(_uneven_groups(served, ()))
     yield from _raised(uneven)
     yield from _experts(served, {parent for _, parent in uneven})
     yield from _lacking(served)
+
+
+def _ignored_as_merged(served: Served) -> Iterator[tuple[_Problem, str]]:
+    """vLLM looks for a merged linear by its own name first, and leaves out what is ignored by that."""
+    patterns = pattern_list(served.ignored)
+    merged_of = {frozenset(members): merged for merged, members in MERGED.items()}
+    for group in served.fused_groups:
+        merged = merged_of.get(frozenset((*group.members, *group.absent)))
+        if merged is None or patterns.first(f"{group.parent}.{merged}") is None:
+            continue
+        quantized = [member for member in group.members if f"{group.parent}.{member}" in served.schemes]
+        if quantized:
+            message = f"{', '.join(quantized)} quantized, and {merged}, which servers make of them, is ignored"
+            yield (
+                _Problem("fused/partly-ignored", message, f"take what matches {merged} off the ignore list"),
+                group.parent,
+            )
 
 
 def _uneven_groups(served: Served, further: Sequence[FusedGroup]) -> Iterator[tuple[_Problem, str]]:
