@@ -102,6 +102,8 @@ def test_what_modelopt_declares_is_what_it_quantized(experts: Plan) -> None:
         {"quant_algo": "../NVFP4"},
         {"kv_cache_scheme": {"num_bits": 4, "type": "float"}},
         {"kv_cache_scheme": "NVFP4"},
+        {"config_groups": {"group_0": {"targets": ["Linear"], "weights": {"num_bits": [4]}}}},
+        {"config_groups": {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 4.0}}}},
     ],
     ids=json.dumps,
 )
