@@ -236,6 +236,8 @@ STRAY: dict[str, tuple[str, Tensor, str]] = {
     "of bitsandbytes": ("mtp.fc.weight.absmax", Tensor("F32", (64,)), "config/stray-scale"),
     "beside its weight": ("model.layers.0.mlp.down_proj_scale", Tensor("F32", (64, 1)), "config/stray-scale"),
     "below its weight": ("model.embed_tokens.scale", Tensor("F32", (256, 1)), "config/stray-scale"),
+    "under a name of a tool's own": ("model.embed_tokens.smooth_scale", Tensor("F32", (128,)), "config/stray-scale"),
+    "a largest value": ("model.embed_tokens.weight_amax", Tensor("F32", ()), "config/stray-scale"),
     "of softmax": ("mtp.prob_output_scale", Tensor("F32", ()), "config/stray-scale"),
 }
 IGNORED = declared(LINEAR_GROUP, ignore=["lm_head", "re:mtp.*"])
@@ -268,6 +270,7 @@ HONEST: dict[str, Tensor] = {
     "model.layers.0.layer_scalar": Tensor("BF16", (1,)),
     "model.layers.0.input_layernorm.scale": Tensor("BF16", (HIDDEN,)),
     "logit_scale": Tensor("F32", ()),
+    "model.embed_tokens.embed_scale": Tensor("F32", ()),
     "model.text_video_logit_scale": Tensor("F32", ()),
     "model.audio_tower.layers.0.attn.per_dim_scale": Tensor("BF16", (16,)),
     "model.layers.0.layer_scale": Tensor("BF16", (HIDDEN,)),

@@ -31,7 +31,8 @@ _SCALE = re.compile(
     rf"(?:.*_)?(?:weight|input|output|activation|act|prob|[qkv]|kv|[kv]_cache)_(?:{_OF_CODES})"
     r"|qweight|qzeros|scales|g_idx|scale_inv|absmax|quant_map|nested_absmax|nested_quant_map|bitsandbytes__\w+|SCB"
 )
-_OF_ITS_MODULE = re.compile(_OF_CODES)
+_OF_ITS_MODULE = re.compile(rf"(?!embed_scale)(?:.*_)?(?:{_OF_CODES}|amax)")
+_MATRICES = ("weight", "weight_packed", "qweight")
 _OF_ITS_SIBLING = re.compile(rf"(?P<weight>.+?)(?:_weight)?_(?:{_OF_CODES})")
 
 
@@ -49,18 +50,18 @@ def is_code(name: str, tensor: Tensor) -> bool:
 def is_scale(name: str, structure: Structure) -> bool:
     """Whether a tensor of a checkpoint is named as what belongs to codes.
 
-    ``down_proj_scale`` and ``down_proj.scale`` are where a matrix ``down_proj`` or ``down_proj.weight`` is there; a
-    ``router.scale`` beside ``router.proj.weight`` is none, nor is a ``logit_scale``.
+    ``down_proj_scale`` and ``down_proj.smooth_scale`` are where a matrix ``down_proj`` or ``down_proj.weight`` is; a
+    ``router.scale`` beside ``router.proj.weight`` is none, nor is a ``logit_scale`` or an embedding's ``embed_scale``.
     """
     module, local = split_parameter(name)
     if local in QUANTIZATION_PARAMETERS or _SCALE.fullmatch(local):
         return True
-    if _OF_ITS_MODULE.fullmatch(local):
-        return _is_matrix(module, structure)
+    if _OF_ITS_MODULE.fullmatch(local) and _is_matrix(module, structure):
+        return True
     match = _OF_ITS_SIBLING.fullmatch(name)
     return match is not None and _is_matrix(match["weight"], structure)
 
 
 def _is_matrix(name: str, structure: Structure) -> bool:
-    tensor = structure.get(f"{name}.weight", structure.get(name))
-    return tensor is not None and len(tensor.shape) >= 2
+    stored = (structure.get(spelled) for spelled in (name, *(f"{name}.{local}" for local in _MATRICES)))
+    return any(tensor is not None and len(tensor.shape) >= 2 for tensor in stored)
