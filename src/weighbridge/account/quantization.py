@@ -73,7 +73,10 @@ def _is_known(path: Path, text: str, checkpoint: Checkpoint) -> bool:
         return _are_parts(entries, checkpoint)
     known = {*checkpoint.modules, *tied_heads(checkpoint.config, checkpoint.modules), *_merged(checkpoint.modules)}
     classes = {target for group in declaration.attention for target in group.targets}
-    classes |= {LINEAR} if path[-1] == "targets" else set()
+    if path[-1] == "targets":
+        classes.add(LINEAR)
+    else:
+        known |= {split_parameter(name)[0] for name in checkpoint.structure}  # norms are ignored too
     return all(
         entry in classes or entry in known or (entry.startswith(REGEX_PREFIX) and _matches(entry, known))
         for entry in entries
