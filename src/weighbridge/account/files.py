@@ -144,9 +144,10 @@ def _judge_carried(name: str, checkpoint: Checkpoint, base: Base | None) -> Iter
     """A file that a build takes over from its base: the tokenizer, templates, configs of processors, code."""
     if base is None:
         document = _document(checkpoint, name)
-        elsewhere = () if document is None else redirects_beside(name, document, None)
+        elsewhere = () if document is None else redirects_beside(name, document)
         yield _file(name, State.NOT_JUDGED, NOTHING_TO_HOLD_AGAINST, *_code(name), *elsewhere)
-        yield from _keys_beside(name, checkpoint, None)
+        if document is not None and name in JSON_BESIDE:
+            yield from judge_document(name, document, None, meaning_beside, against="")
         return
     if name not in base.checkpoint.files:
         if not base.listed:
@@ -162,7 +163,8 @@ def _judge_carried(name: str, checkpoint: Checkpoint, base: Base | None) -> Iter
         yield _file(name, State.NOT_JUDGED, UNSEEN)
     elif digest(checkpoint, name) == theirs:
         yield _file(name, State.SAME, base.name)
-        yield from _keys_beside(name, checkpoint, base)
+        if name in JSON_BESIDE and (document := _document(checkpoint, name)) is not None:
+            yield from judge_document(name, document, document, meaning_beside, against=base.name)
     else:
         yield from _judge_changed(name, checkpoint, base)
 
@@ -182,13 +184,6 @@ def _judge_changed(name: str, checkpoint: Checkpoint, base: Base) -> Iterator[Ve
     else:
         yield _file(name, State.HELD, f"{base.name}, key by key")
     yield from judge_document(name, ours, theirs, meaning_beside, against=base.name)
-
-
-def _keys_beside(name: str, checkpoint: Checkpoint, base: Base | None) -> Iterator[Verdict]:
-    """The keys of a file that is the base's as a whole, or that there is nothing to hold against."""
-    if name in JSON_BESIDE and (document := _document(checkpoint, name)) is not None:
-        against = document if base is not None else None
-        yield from judge_document(name, document, against, meaning_beside, against=base.name if base else "")
 
 
 def _document(checkpoint: Checkpoint, name: str) -> dict[str, object] | None:

@@ -63,13 +63,10 @@ def _named(value: Any) -> str:
     return json.dumps(value)[:120]
 
 
-def redirects_beside(name: str, document: Mapping[str, Any], base: Mapping[str, Any] | None) -> Iterator[Finding]:
-    """Code of another repository that a tokenizer's or a processor's config names, and the base's does not."""
-    theirs = {} if base is None else leaves(base)
+def redirects_beside(name: str, document: Mapping[str, Any]) -> Iterator[Finding]:
+    """Code and models of other repositories that a tokenizer's or a processor's config names."""
     for path, text in leaves(document).items():
         where = f"{name}:{'.'.join(path)}"
-        if theirs.get(path) == text:
-            continue
         if "auto_map" in path and "--" in text:
             yield _finding(where, f"runs code of another repository ({text[:120]})", _OTHER_MODEL)
         elif len(path) > 1 and path[-1].endswith("name_or_path") and text not in ("null", '""'):

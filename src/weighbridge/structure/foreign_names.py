@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from weighbridge.formats.tensors import Structure
 from weighbridge.report import Finding, Severity
@@ -31,10 +31,9 @@ def _projection_first(structure: Structure) -> Iterator[Finding]:
             names.add(f"{match['experts']}.PROJECTION.{match['expert']}")
     if not names:
         return
-    first, *more = compact(names)
+    first, beside = _first_of(names)
     spelled = "|".join(sorted(projections))
-    pattern = f"{str(first).replace('PROJECTION', f'({spelled})')}.*"
-    beside = f" (and {len(more)} more such patterns)" if more else ""
+    pattern = f"{first.replace('PROJECTION', f'({spelled})')}.*"
     yield Finding(
         "names/expert-after-projection",
         Severity.ERROR,
@@ -54,13 +53,18 @@ def _quantizers(structure: Structure) -> Iterator[Finding]:
     """``weight_quantizer.scale``, a tool's own quantizer objects, for ``weight_scale``."""
     names = [name for name in structure if is_quantizers(name)]
     if names:
-        first, *more = compact(names)
-        beside = f" (and {len(more)} more such patterns)" if more else ""
+        first, beside = _first_of(names)
         yield Finding(
             "names/quantizer-objects",
             Severity.ERROR,
-            str(first),
+            first,
             f"no server reads this name, which is that of a quantizer inside a tool{beside}; vLLM stops at it",
             count=len(names),
             remedy="export the checkpoint as the tool does for servers (weight_scale, input_scale, output_scale)",
         )
+
+
+def _first_of(names: Iterable[str]) -> tuple[str, str]:
+    """The first pattern of some names, and a clause that counts the others."""
+    first, *more = map(str, compact(names))
+    return first, f" (and {len(more)} more such patterns)" if more else ""
