@@ -29,12 +29,11 @@ from tests.checkpoints import (
 from tests.conftest import FP8_DYNAMIC, Command, Once, run_script
 from weighbridge.audit import Audit, Sample, audit, conclusion, method_of, sections
 from weighbridge.audit.judge import Verdict
-from weighbridge.plan import find_fused_groups
+from weighbridge.plan import find_merged_groups
 from weighbridge.progress import Progress
 from weighbridge.recipe import LoadedRecipe, load_recipe
 from weighbridge.resources import Resources
 from weighbridge.structure.checkpoint import open_directory
-from weighbridge.structure.merged import MERGED
 
 DATA_FREE = ("fp8-dynamic", "fp8-block", "w4a16", "nvfp4a16", "mxfp4")
 CAMPAIGN_SEED = 20261121
@@ -70,7 +69,7 @@ def look(checkpoint: Path, base: Path, *, loaded: LoadedRecipe | None = None, sa
         opened,
         open_directory(base),
         method=method_of(opened, loaded),
-        groups=find_fused_groups(opened.schemes, list(MERGED.values())),
+        groups=find_merged_groups(opened.schemes),
         sample=sample,
         resources=Resources(devices=("cpu",), workers=2, digests=False),
         progress=Progress(shown=False),

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from weighbridge.account import Base
 from weighbridge.conversion_base import locked_base
 from weighbridge.errors import StructureError
-from weighbridge.plan import Plan, find_fused_groups, make_plan
+from weighbridge.plan import Plan, find_merged_groups, make_plan
 from weighbridge.recipe import LoadedRecipe
 from weighbridge.references import AgainstReference, base_of_build, base_of_source, find_references
 from weighbridge.report import Section
 from weighbridge.scales import scales_sections
 from weighbridge.structure.checkpoint import Checkpoint
-from weighbridge.structure.merged import MERGED
 from weighbridge.structure.renaming import usual_name
 
 
@@ -79,5 +78,5 @@ def values_of(checkpoint: Checkpoint, plan: Plan | None) -> list[Section]:
     if checkpoint.directory is None or not checkpoint.schemes:
         return []
     modules = map(usual_name, checkpoint.schemes)
-    groups = plan.fused_groups if plan is not None else find_fused_groups(modules, list(MERGED.values()))
+    groups = plan.fused_groups if plan is not None else find_merged_groups(modules)
     return scales_sections(checkpoint, groups)

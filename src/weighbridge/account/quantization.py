@@ -19,10 +19,9 @@ from weighbridge.formats.compressed_tensors import METHOD as COMPRESSED_TENSORS
 from weighbridge.formats.declaration import LINEAR
 from weighbridge.formats.quantization import CONFIG_KEYS, find_config
 from weighbridge.patterns import REGEX_PREFIX, pattern_list
-from weighbridge.plan import Plan, find_fused_groups, tied_heads
+from weighbridge.plan import Plan, find_fused_groups, find_merged_groups, tied_heads
 from weighbridge.report import Finding, Severity
 from weighbridge.structure.checkpoint import CONFIG_FILE, Checkpoint
-from weighbridge.structure.merged import MERGED
 from weighbridge.structure.modules import split_parameter
 from weighbridge.structure.strict_json import parse_object
 
@@ -98,7 +97,7 @@ def _are_parts(entries: list[Any], checkpoint: Checkpoint) -> bool:
 
 def _merged(modules: Iterable[str]) -> set[str]:
     """Members of merged linears that are not stored, of which servers ask all the same."""
-    groups = find_fused_groups(modules, list(MERGED.values()))
+    groups = find_merged_groups(modules)
     return {f"{group.parent}.{member}" for group in groups for member in group.absent}
 
 

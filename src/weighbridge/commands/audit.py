@@ -51,13 +51,12 @@ def audit_sections(
     """
     from weighbridge import audit
     from weighbridge.engines.devices import resolve_devices
-    from weighbridge.plan import find_fused_groups
-    from weighbridge.structure.merged import MERGED
+    from weighbridge.plan import find_merged_groups
 
     _check_weights(checkpoint, "audit")
     progress = Progress()
     _check_weights(base, "audit against")
-    groups = plan.fused_groups if plan is not None else find_fused_groups(checkpoint.schemes, list(MERGED.values()))
+    groups = plan.fused_groups if plan is not None else find_merged_groups(checkpoint.schemes)
     sample: Sample | None = None
     if options.sample is not None and options.sample < 1:
         sample = audit.Sample(options.sample, options.seed)

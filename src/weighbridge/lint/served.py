@@ -14,9 +14,8 @@ from weighbridge.formats import FORMATS
 from weighbridge.formats.declaration import Declaration
 from weighbridge.formats.schemes import Scheme
 from weighbridge.formats.tensors import Structure, Tensor
-from weighbridge.plan import FusedGroup, Plan, find_fused_groups, tied_heads
+from weighbridge.plan import FusedGroup, Plan, find_merged_groups, tied_heads
 from weighbridge.structure.checkpoint import CONFIG_FILE, Checkpoint
-from weighbridge.structure.merged import MERGED
 from weighbridge.structure.modules import FUSED_WEIGHT
 
 
@@ -108,7 +107,7 @@ def served_from(checkpoint: Checkpoint) -> Served | None:
         structure=checkpoint.structure,
         linears=linears,
         modules=modules,
-        fused_groups=find_fused_groups(modules, list(MERGED.values())),
+        fused_groups=find_merged_groups(modules),
         tied=tied_heads(checkpoint.config, modules),
         ignored=checkpoint.declaration.ignore,
         ignored_at=CONFIG_FILE,

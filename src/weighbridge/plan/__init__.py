@@ -5,7 +5,17 @@ files out by, and what a killed build resumes from.
 """
 
 from weighbridge.plan.convert import plan_conversion, plan_rewrite
-from weighbridge.plan.model import FusedGroup, Obstacle, Part, Place, Plan, Stored, find_fused_groups, tied_heads
+from weighbridge.plan.model import (
+    FusedGroup,
+    Obstacle,
+    Part,
+    Place,
+    Plan,
+    Stored,
+    find_fused_groups,
+    find_merged_groups,
+    tied_heads,
+)
 from weighbridge.plan.quantize import plan_quantization
 from weighbridge.recipe import LoadedRecipe
 from weighbridge.structure.checkpoint import Checkpoint
@@ -19,6 +29,7 @@ __all__ = [
     "Plan",
     "Stored",
     "find_fused_groups",
+    "find_merged_groups",
     "make_plan",
     "plan_rewrite",
     "tied_heads",

@@ -13,6 +13,7 @@ from weighbridge.formats.schemes import Scheme
 from weighbridge.formats.tensors import Tensor
 from weighbridge.recipe import LoadedRecipe
 from weighbridge.structure.checkpoint import Checkpoint, Origin
+from weighbridge.structure.merged import MERGED
 
 Action = Literal["quantize", "keep", "rewrite", "dequantize"]
 
@@ -126,6 +127,11 @@ def find_fused_groups(modules: Iterable[str], groups: Sequence[Sequence[str]]) -
         for (parent, index), present in found.items()
         if len(present) > 1
     )
+
+
+def find_merged_groups(modules: Iterable[str]) -> tuple[FusedGroup, ...]:
+    """Where linears that servers merge occur among modules; see `MERGED`."""
+    return find_fused_groups(modules, tuple(MERGED.values()))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from weighbridge import audit
 from weighbridge.errors import StructureError
-from weighbridge.plan import find_fused_groups
+from weighbridge.plan import find_merged_groups
 from weighbridge.progress import Progress
 from weighbridge.quality.assess import KL_DIGITS, shown
 from weighbridge.quality.forward import Dtype, Forward, open_forward, open_partly_restored
@@ -18,7 +18,6 @@ from weighbridge.report import Section, Table
 from weighbridge.resources import Resources
 from weighbridge.roles import Role, role_of
 from weighbridge.structure.checkpoint import Checkpoint
-from weighbridge.structure.merged import MERGED
 
 QUANTIZED_WEIGHTS = "its quantized weights"
 """The section of an audit that has the error by role and by layer."""
@@ -105,7 +104,7 @@ def error_section(build: Checkpoint, source: Checkpoint, *, resources: Resources
         build,
         source,
         method=audit.method_of(build, None),
-        groups=find_fused_groups(build.schemes, list(MERGED.values())),
+        groups=find_merged_groups(build.schemes),
         sample=None,
         resources=resources,
         progress=progress,

@@ -6,13 +6,12 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from weighbridge.plan import find_fused_groups
+from weighbridge.plan import find_merged_groups
 from weighbridge.report import Finding, Severity
 from weighbridge.roles import Role, role_of
 from weighbridge.scales import GLOBAL_SCALES
 from weighbridge.serving.answer import Answer, Region
 from weighbridge.structure.checkpoint import Checkpoint
-from weighbridge.structure.merged import MERGED
 from weighbridge.structure.modules import QUANTIZATION_PARAMETERS, split_parameter
 from weighbridge.structure.names import compact, split_name
 
@@ -103,7 +102,7 @@ def _quantized_routers(checkpoint: Checkpoint) -> Iterator[Finding]:
 def _split_groups(checkpoint: Checkpoint, answer: Answer) -> Iterator[Finding]:
     """Linears that a server merges into one, and which differ in scheme or in the scale that the whole must share."""
     by_problem: dict[str, list[str]] = {}
-    for group in find_fused_groups(checkpoint.modules, list(MERGED.values())):
+    for group in find_merged_groups(checkpoint.modules):
         modules = [f"{group.parent}.{member}" for member in group.members]
         if len({checkpoint.schemes.get(module) for module in modules}) > 1:
             by_problem.setdefault("have different schemes", []).append(group.parent)
