@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from weighbridge.errors import WeighbridgeError
 
@@ -26,6 +30,15 @@ def cache_directory(*parts: str) -> Path:
             remedy="set WEIGHBRIDGE_CACHE to a directory that can be written",
         ) from error
     return directory
+
+
+KEY_DIGITS = 16
+
+
+def key_of(determines: Mapping[str, Any]) -> str:
+    """A short name for everything that determines what is kept: hex digits of its SHA-256."""
+    content = json.dumps(determines, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(content.encode()).hexdigest()[:KEY_DIGITS]
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -11,10 +11,21 @@ from functools import partial
 from math import comb
 from typing import Any
 
+import numpy as np
+
 from weighbridge import __version__
 from weighbridge.audit.dequantized import find_dequantized
 from weighbridge.audit.journal import Journal
-from weighbridge.audit.judge import Judged, Verdict, group_amaxes, judge_kept, judge_quantized, scale_holds, too_wide
+from weighbridge.audit.judge import (
+    Judged,
+    Verdict,
+    group_amaxes,
+    judge_kept,
+    judge_quantized,
+    right_scale,
+    scale_holds,
+    too_wide,
+)
 from weighbridge.audit.measure import Difference, Measure
 from weighbridge.audit.method import Method
 from weighbridge.audit.pairing import (
@@ -31,8 +42,7 @@ from weighbridge.audit.reading import HUB_BYTES, Reader, reader_of
 from weighbridge.audit.run import WORKER_PIECES, Figures, run
 from weighbridge.audit.smoothing import Smoothed, recover
 from weighbridge.audit.work import STRICT, Allowance, Job, look, stored_shape, whole_scale
-from weighbridge.cache import cache_directory
-from weighbridge.engines.streaming.journal import key_of
+from weighbridge.cache import cache_directory, key_of
 from weighbridge.errors import StructureError
 from weighbridge.formats.tensors import payload_bytes
 from weighbridge.plan import FusedGroup
@@ -140,15 +150,15 @@ def audit(
     pairing = pair(checkpoint, base, groups)
     pieces = cut(pairing, sample)
     before = _identities(checkpoint), _identities(base)
-    journal = Journal(_journal_path(checkpoint, base, method, sample, resources, before))
+    journal = Journal(_journal_path(checkpoint, base, method, sample, before))
     blocks = sum(HUB_BYTES for side in (checkpoint, base) if side.directory is None)
     workers = affordable_workers(resources.workers, resources.memory - blocks, each=WORKER_PIECES * PIECE_BYTES)
     with ExitStack() as stack:
         stored, source = (stack.enter_context(reader_of(side, progress)) for side in (checkpoint, base))
         smoothed = recover(pairing.pairs, method.smoothing, stored, source)
-        job = Job(pairing.pairs, stored, source, resources.devices[0], _allowances(pairing, method, smoothed))
+        job = Job(pairing.pairs, stored, source, _allowances(pairing, method, smoothed))
         hashing = _hashing(base, source) if resources.digests and base.directory is not None else {}
-        log.info("%d pieces to look at, %d workers, on %s", len(pieces), workers, resources.devices[0])
+        log.info("%d pieces to look at, %d workers", len(pieces), workers)
         figures = run(job, pieces, journal=journal, workers=workers, hashing=hashing, progress=progress)
         if base.directory is None and resources.digests and sample is None:
             figures.digests.update({name: source.digest(name) for name in base.shards})
@@ -225,7 +235,7 @@ def _judged(
         plain = not allowance.smoothed and allowance.dampening is None
         holds = scale_holds(item, whole, seen.amax, amaxes[item.name], sampled=sample is not None)
         if plain and seen.exact and not holds:
-            seen = _look_again(job, index, item)
+            seen = _look_again(job, index, item, right_scale(item, amaxes[item.name]))
         judged = judge_quantized(
             item,
             seen,
@@ -253,9 +263,9 @@ def _different(pairing: Pairing, figures: Figures) -> Iterator[KeptPair]:
             yield item
 
 
-def _look_again(job: Job, index: int, item: QuantizedPair) -> Measure:
-    """Measure a module whose codes agree with a scale that is itself in doubt."""
-    alone = replace(job, allowances={item.name: Allowance(doubted=True)})
+def _look_again(job: Job, index: int, item: QuantizedPair, right: np.float32 | None) -> Measure:
+    """Measure a module whose codes agree with a scale of the whole that is not the `right` one."""
+    alone = replace(job, allowances={item.name: Allowance(instead=right)})
     pieces = cut(Pairing((item,)))
     strips = [Piece(piece.number, tuple(Strip(index, strip.spans) for strip in piece.strips), 0) for piece in pieces]
     return sum((_measure(result) for piece in strips for _, result in look(alone, piece)), Measure())
@@ -341,7 +351,6 @@ def _journal_path(
     base: Checkpoint,
     method: Method,
     sample: Sample | None,
-    resources: Resources,
     identities: Any,
 ) -> Any:
     key = key_of(
@@ -354,7 +363,6 @@ def _journal_path(
             "shards": identities,
             "method": repr(method),
             "sample": repr(sample),
-            "device": resources.devices[0].partition(":")[0],
             "piece_bytes": PIECE_BYTES,
             "weighbridge": __version__,
         }

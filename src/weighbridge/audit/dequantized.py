@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Mapping
+import math
 
 import numpy as np
 
-from weighbridge.audit.grid import Array
+from weighbridge.audit import rounding
+from weighbridge.audit.arithmetic import arithmetics_of, narrowed, whole_scales
+from weighbridge.audit.grid import Array, Grid, float_values, grid_of
 from weighbridge.audit.judge import group_amaxes
 from weighbridge.audit.method import Method
 from weighbridge.audit.pairing import KeptPair, Region
 from weighbridge.audit.reading import ARRAYS, Reader
-from weighbridge.engines.kernels import SchemeNotCovered, load_kernels
-from weighbridge.engines.rewriting import COMPRESSED_TENSORS, Rewrite, Stored, rewritten
-from weighbridge.formats.schemes import Scheme, stored_tensors
-from weighbridge.formats.tensors import Tensor
+from weighbridge.audit.work import Weights, weights_of
+from weighbridge.formats.schemes import Scheme
 from weighbridge.patterns import pattern_list
 from weighbridge.plan import make_plan
 from weighbridge.structure.checkpoint import Checkpoint
 from weighbridge.structure.modules import split_parameter
 
+COMPRESSED_TENSORS = "compressed-tensors"
 DEQUANTIZED = "BF16"
 
 
@@ -43,7 +43,7 @@ def find_dequantized(
     chosen = pattern_list(method.dequantized)
     modules = {split_parameter(item.name)[0]: item for item in differing if item.name.endswith(".weight")}
     asked = {name: item for name, item in modules.items() if chosen.first(name) is not None and name in plan.schemes}
-    amaxes = {name: _amax(item, source) for name, item in asked.items()}
+    amaxes = {name: _amax(item, plan.schemes[name], source) for name, item in asked.items()}
     groups = group_amaxes(amaxes, plan.fused_groups)
     return frozenset(
         item.name
@@ -52,23 +52,45 @@ def find_dequantized(
     )
 
 
-def _amax(item: KeptPair, source: Reader) -> float:
-    return load_kernels("cpu").amax(_whole(item.source, source), item.source.tensor.dtype)
+def _weights(item: KeptPair, grid: Grid, source: Reader) -> Weights | None:
+    tensor = item.source.tensor
+    return weights_of(_whole(item.source, source), tensor.dtype, grid)
+
+
+def _amax(item: KeptPair, scheme: Scheme, source: Reader) -> float:
+    grid = grid_of(scheme)
+    weights = None if grid is None else _weights(item, grid, source)
+    return math.nan if weights is None else weights.amax
 
 
 def _is_rounded(item: KeptPair, scheme: Scheme, amax: float, checkpoint: Reader, source: Reader) -> bool:
-    tensor = item.source.tensor
-    try:
-        arrays = load_kernels("cpu").quantize(_whole(item.source, source), tensor.dtype, scheme, amax=amax)
-    except SchemeNotCovered:
+    """Whether a tensor is what rounding the base's weight gives, made floats of the dtype `DEQUANTIZED` again."""
+    grid = grid_of(scheme)
+    weights = None if grid is None else _weights(item, grid, source)
+    if grid is None or weights is None or item.stored.tensor.dtype != DEQUANTIZED:
         return False
-    expected = stored_tensors(scheme, tensor)
-    stored = {local: Stored(expected[local], array.tobytes()) for local, array in arrays.items()}
-    if "weight_shape" in expected:
-        stored["weight_shape"] = Stored(Tensor("I64", (2,)), struct.pack("<2q", *tensor.shape))
-    contents: Mapping[str, bytes] = rewritten(Rewrite(scheme, COMPRESSED_TENSORS, None), stored).contents
-    found = _whole(item.stored, checkpoint)
-    return item.stored.tensor.dtype == DEQUANTIZED and contents.get("weight") == found.tobytes()
+    dtype = item.source.tensor.dtype
+    scales = whole_scales(grid, COMPRESSED_TENSORS, scheme, dtype, [amax])
+    whole = scales[0] if scales else None
+    arithmetic = arithmetics_of(grid, scheme, COMPRESSED_TENSORS, dtype, whole)[0]
+    divisors = np.empty_like(weights.smallest)
+    if arithmetic.rule.kind == rounding.WHOLE:
+        divisors[:] = whole
+    else:
+        rounding.needed(arithmetic.rule, weights.smallest, weights.largest, divisors)
+    # Conversions take schemes without zero points.
+    zeros = np.zeros_like(divisors)
+    rows, columns = weights.array.shape
+    height, width = grid.height or rows, grid.width or columns
+    values = np.empty((rows, columns), np.float32)
+    tiles = (divisors, zeros, height, width)
+    rounding.nearest_values(*weights.taken, arithmetic.rounded_to, grid.places, tiles, values)
+    # compressed-tensors multiplies in the dtype of its scales: that of the weight, or under a global scale float32.
+    product = values * divisors.repeat(height, 0).repeat(width, 1)[:rows, :columns]
+    if scheme.weights.strategy != "tensor_group":
+        product = narrowed(product, dtype)
+    expected = narrowed(product, DEQUANTIZED)
+    return bool((float_values(_whole(item.stored, checkpoint), DEQUANTIZED) == expected).all())
 
 
 def _whole(region: Region, reader: Reader) -> Array:

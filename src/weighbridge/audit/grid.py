@@ -6,9 +6,11 @@ the OCP 8-bit floating point and microscaling specifications.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +23,28 @@ Floats = npt.NDArray[np.float32]
 
 E4M3, E2M1, INTEGER = 0, 1, 2
 E2M1_VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+
+
+class Places(NamedTuple):
+    """The places of a grid, in units of the scale, as the loops take them.
+
+    A place is a multiple of a step. The step at x is the largest power of two not above x, `smallest` at least, over
+    `fraction`. What lies beyond the ends is at the end.
+
+    Attributes:
+        smallest: float32.
+        fraction: float32, steps from a power of two to the next.
+        lowest, highest: float32, the ends.
+        zero: float32, -0.0 where what rounds to zero keeps its sign; integers have one zero only.
+        values: float32 [256], the place of each code, by the byte (or the half of one) in which it is stored.
+    """
+
+    smallest: np.float32
+    fraction: np.float32
+    lowest: np.float32
+    highest: np.float32
+    zero: np.float32
+    values: Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +70,30 @@ class Grid:
     symmetric: bool
 
     @property
-    def half(self) -> int:
-        """Half of the range of an integer code."""
-        return 1 << (self.bits - 1)
+    def places(self) -> Places:
+        """Where codes lie."""
+        return _places(self.kind, self.bits, self.twos_complement)
+
+    @property
+    def half_range(self) -> float:
+        """Half of (largest - smallest code): what the largest value of a tile is divided by to give its scale."""
+        return {E4M3: 448.0, E2M1: 6.0}.get(self.kind, ((1 << self.bits) - 1) / 2)
+
+
+@lru_cache
+def _places(kind: int, bits: int, twos_complement: bool) -> Places:
+    one = np.float32(1)
+    if kind == E4M3:
+        return Places(np.float32(2.0**-6), np.float32(8), np.float32(-448), np.float32(448), np.float32(-0.0), _E4M3)
+    if kind == E2M1:
+        values = np.resize(E2M1_VALUES, 256)
+        return Places(one, np.float32(2), np.float32(-6), np.float32(6), np.float32(-0.0), values)
+    half = 1 << (bits - 1)
+    stored = np.arange(256)
+    integers = ((stored + half) % (2 * half) if twos_complement else stored % (2 * half)) - half
+    # All integers are one binade, of steps of 1.
+    whole = np.float32(half)
+    return Places(whole, whole, -whole, whole - one, np.float32(0), integers.astype(np.float32))
 
 
 def grid_of(scheme: Scheme) -> Grid | None:
@@ -90,45 +135,30 @@ class Rows:
     zeros: Floats
 
     @property
-    def reading(self) -> tuple[int, bool, np.uint32, np.uint32, np.float32]:
-        """How codes are read, as the loops take it."""
-        grid = self.grid
-        add = np.uint32(grid.half if grid.twos_complement else 0)
-        return grid.kind, grid.nibbles, add, np.uint32((1 << grid.bits) - 1), np.float32(grid.half)
-
-    @property
     def tiles(self) -> tuple[Floats, Floats, int, int]:
         """What codes are multiplied by, as the loops take it."""
         return self.divisors, self.zeros, self.grid.height or len(self.codes), self.grid.width or self.columns
 
     @property
-    def limits(self) -> tuple[np.float32, np.float32]:
-        """Places on the grid beyond which a weight is saturated: half a step beyond the last codes."""
-        if self.grid.kind == INTEGER:
-            return np.float32(-self.grid.half - 0.5), np.float32(self.grid.half - 0.5)
-        beyond = np.float32(464 if self.grid.kind == E4M3 else 7)
-        return -beyond, beyond
-
-    @property
     def widest(self) -> Floats:
         """The widest step of each row, in units of the weight."""
-        widest = np.abs(self.divisors).max(axis=1) * np.float32({E4M3: 32, E2M1: 2}.get(self.grid.kind, 1))
+        places = self.grid.places
+        widest = np.abs(self.divisors).max(axis=1) * _step(places, places.highest)
         return np.repeat(widest, self.tiles[2])[: len(self.codes)]
+
+
+def _step(places: Places, value: np.float32) -> np.float32:
+    """The step of a grid at one of its ends."""
+    return np.float32(max(2.0 ** math.floor(math.log2(value)), float(places.smallest))) / places.fraction
 
 
 def values_of(rows: Rows) -> Floats:
     """The weights that stored rows stand for, float32 [rows, columns], in units of their scales."""
-    kind, nibbles, add, mask, half = rows.reading
     codes = rows.codes
-    if nibbles:
+    if rows.grid.nibbles:
         codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(len(codes), -1)
-    codes = codes[:, : rows.columns]
-    if kind == E4M3:
-        return e4m3_values(codes)
-    if kind == E2M1:
-        return E2M1_VALUES[codes]
-    signed = ((codes.astype(np.uint32) + add) & mask).astype(np.float32) - half
-    return signed - spread(rows, rows.zeros)
+    places: Floats = rows.grid.places.values[codes[:, : rows.columns]]
+    return places if rows.grid.symmetric else places - spread(rows, rows.zeros)
 
 
 def spread(rows: Rows, tiles: Floats) -> Floats:
@@ -158,7 +188,8 @@ def rows_of(
     divided = np.ascontiguousarray(_divisors(form, scales, shared), np.float32)
     zero = stored.get("weight_zero_point")
     if zero is None:
-        zeros = np.zeros_like(divided)
+        # Adding it must leave E4M3 the sign of a quotient that is zero; in E2M1 such a zero has none.
+        zeros = np.full_like(divided, -0.0 if grid.kind == E4M3 else 0.0)
     elif zero.dtype == np.int32:
         zeros = np.ascontiguousarray(_unpacked_zero_points(zero, len(own), grid.bits))
     else:

@@ -9,10 +9,17 @@ from enum import StrEnum
 
 import numpy as np
 
-from weighbridge.audit.expected import whole_scales
+from weighbridge.audit.arithmetic import whole_scales
+from weighbridge.audit.grid import grid_of
 from weighbridge.audit.measure import Difference, Measure
 from weighbridge.audit.pairing import KeptPair, QuantizedPair
 from weighbridge.plan import FusedGroup
+
+HALF_A_STEP = 0.5 + 2.0**-13
+"""Steps by which a code that is the nearest may be off: a half, and what two evaluations of a quotient differ by.
+
+A quotient is 128 steps at most in eight-bit integers, and 16 in floats; see `weighbridge.audit.work.QUOTIENT_SLACK`.
+"""
 
 WIDEST = 2.0
 """How much larger than the min-max scale a scale may be: one that is rounded up to a power of two is less than that."""
@@ -68,7 +75,7 @@ def judge_quantized(
         compensated: whether its rows may make up for errors.
         promises_scales: whether its scales must be those of the largest values.
     """
-    broken = _broken(item, seen)
+    broken = _broken(item, seen, nearest=not (smoothed or compensated))
     if broken is not None or smoothed:
         return broken or Judged(item.name, Verdict.PAIRED)
     if compensated:
@@ -123,7 +130,7 @@ def scale_holds(
         return True
     if not (math.isfinite(amax) and math.isfinite(group_amax)):
         return False
-    allowed = whole_scales(item.form, item.scheme, item.weight.dtype, [amax, group_amax])
+    allowed = _whole_scales(item, [amax, group_amax])
     if any(stored == scale for scale in allowed):
         return True
     if not sampled:
@@ -137,7 +144,18 @@ def too_wide(item: QuantizedPair, stored: np.float32 | None, amax: float) -> boo
     """Whether the scale of a per-tensor scheme is more than `WIDEST` times what the largest value asks for."""
     if stored is None or item.scheme.weights.strategy != "tensor" or not math.isfinite(amax):
         return False
-    return bool(stored > WIDEST * whole_scales(item.form, item.scheme, item.weight.dtype, [amax])[0])
+    return bool(stored > WIDEST * _whole_scales(item, [amax])[0])
+
+
+def right_scale(item: QuantizedPair, group_amax: float) -> np.float32 | None:
+    """The scale that the largest value of a module, or of its fused group, gives; None in schemes without one."""
+    found = _whole_scales(item, [group_amax])
+    return found[0] if found else None
+
+
+def _whole_scales(item: QuantizedPair, amaxes: Sequence[float]) -> list[np.float32]:
+    grid = grid_of(item.scheme)
+    return [] if grid is None else whole_scales(grid, item.form, item.scheme, item.weight.dtype, amaxes)
 
 
 def group_amaxes(amaxes: Mapping[str, float], groups: Sequence[FusedGroup]) -> dict[str, float]:
@@ -150,8 +168,13 @@ def group_amaxes(amaxes: Mapping[str, float], groups: Sequence[FusedGroup]) -> d
     return found
 
 
-def _broken(item: QuantizedPair, seen: Measure) -> Judged | None:
-    """What makes a module no quantization of the base's weight, whatever rounded it."""
+def _broken(item: QuantizedPair, seen: Measure, *, nearest: bool) -> Judged | None:
+    """What makes a module no quantization of the base's weight, whatever rounded it.
+
+    Args:
+        nearest: whether each code must be the nearest to the base's weight. That is counted code by code; the largest
+            distance in steps is measured beside it, and no verdict stands against it.
+    """
     columns = item.weight.shape[1]
     place = (
         f"; the first is at row {seen.first // columns:,}, column {seen.first % columns:,}" if seen.first >= 0 else ""
@@ -184,6 +207,12 @@ def _broken(item: QuantizedPair, seen: Measure) -> Judged | None:
             "not-nearest",
             "has codes that are not the nearest to the base's weights under the stored scales",
             f"{seen.not_nearest:,} {of}, {seen.steps:.3g} steps off at most{place}",
+        ),
+        (
+            nearest and not seen.not_nearest and not seen.steps <= HALF_A_STEP,
+            "steps",
+            "is said to be the nearest everywhere, but lies further off than half a step: report this",
+            f"{seen.steps:.3g} steps off at most",
         ),
         (
             seen.loose_rows,

@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from weighbridge.audit.pairing import Region
-from weighbridge.engines.kernels.encoding import SOURCES
 from weighbridge.errors import StructureError
 from weighbridge.hashing import hash_file
 from weighbridge.progress import Progress
@@ -27,7 +26,9 @@ from weighbridge.structure.hub import HubId, find_snapshot, read_bytes
 Bytes = npt.NDArray[np.uint8]
 
 ARRAYS: dict[str, np.dtype[Any]] = {
-    **{dtype: source.array for dtype, source in SOURCES.items()},
+    "BF16": np.dtype(np.uint16),
+    "F16": np.dtype(np.float16),
+    "F32": np.dtype(np.float32),
     "I8": np.dtype(np.int8),
     "I32": np.dtype("<i4"),
     "I64": np.dtype("<i8"),

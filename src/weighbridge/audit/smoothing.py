@@ -150,7 +150,7 @@ def _by_linear(
     slack += 2 * UNIT_ROUNDOFF[weight.dtype]
     largest = np.abs(values).reshape(weight.shape[0], own.divisors.shape[1], -1).max(axis=2).astype(np.float64)
     with np.errstate(all="ignore"):
-        middle = largest / (own.divisors.astype(np.float64) * (grid.half - 0.5))
+        middle = largest / (own.divisors.astype(np.float64) * grid.half_range)
         said = largest > 0
         low = np.where(said, middle * (1 - slack), 0).max(axis=1)
         high = np.where(said, middle * (1 + slack), np.inf).min(axis=1)

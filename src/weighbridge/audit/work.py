@@ -4,32 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from math import isfinite, nan
 from typing import Any
 
 import numpy as np
 
-from weighbridge.audit.expected import min_max, predictions
-from weighbridge.audit.grid import Array, Floats, Rows, float_values, grid_of, rows_of
+from weighbridge.audit import rounding
+from weighbridge.audit.arithmetic import PRECISIONS, Arithmetic, arithmetics_of
+from weighbridge.audit.grid import Array, Floats, Grid, Rows, float_values, grid_of, rows_of
 from weighbridge.audit.measure import Difference, Measure
 from weighbridge.audit.pairing import KeptPair, Pair, QuantizedPair, Region
 from weighbridge.audit.pieces import Piece, Spans, Strip, units_of
 from weighbridge.audit.reading import ARRAYS, Buffers, Reader, read_rows
-from weighbridge.engines.kernels import NonFiniteWeight, load_kernels
-from weighbridge.formats.schemes import stored_tensors
+from weighbridge.formats import FORMATS
 from weighbridge.formats.tensors import FLOATING_SOURCES, Tensor
 
 QUOTIENT_SLACK = 2.0**-21
 """Relative difference of two float32 evaluations of a quotient, of three roundings each (docs/explanation/audit.md)."""
 
-COMPRESSED_TENSORS = "compressed-tensors"
-
 _TINIEST: Mapping[str, float] = {"BF16": 2.0**-126, "F32": 2.0**-126, "F16": 2.0**-14, "F8_E4M3": 2.0**-6}
-_CODES = ("weight", "weight_packed")
 _WHOLE = ("weight_global_scale", "weight_scale_2", "weight_shape")
 """What stands once for a module, whatever its rows."""
-_ROUNDED_TO = {"BF16": 0, "F16": 1, "F32": 2}
 
 
 @dataclass(frozen=True)
@@ -41,15 +36,15 @@ class Allowance:
         columns: factors of the base's columns (smoothing), or None.
         rows: divisors of the base's rows (smoothing), or None.
         slack: relative uncertainty of the smoothed weight.
-        doubted: the scale of the whole tensor is not the one that its largest value gives, so that agreeing with it is
-            not enough.
+        instead: the scale that the largest value of the whole gives, where another is stored, so that agreeing with
+            that is not enough.
     """
 
     dampening: float | None = None
     columns: Floats | None = None
     rows: Floats | None = None
     slack: float = 0.0
-    doubted: bool = False
+    instead: np.float32 | None = None
 
     @property
     def smoothed(self) -> bool:
@@ -71,7 +66,6 @@ class Job:
     pairs: Sequence[Pair]
     checkpoint: Reader
     base: Reader
-    device: str = "cpu"
     allowances: Mapping[str, Allowance] = field(default_factory=dict)
 
 
@@ -116,48 +110,66 @@ def _compare(job: Job, item: KeptPair, strip: Strip) -> Difference:
     return Difference(strip.rows, int(wrong.sum()), largest, _row_of(strip.spans, first))
 
 
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Rows of the base as the loops take them, with the smallest and the largest value of each tile of a grid."""
+
+    array: Array
+    dtype: str
+    smallest: Floats
+    largest: Floats
+
+    @property
+    def taken(self) -> tuple[Array, bool]:
+        """The rows, and whether they are bit patterns of BF16."""
+        return self.array, self.dtype == "BF16"
+
+    @property
+    def amax(self) -> float:
+        """The largest absolute value."""
+        return float(max(-self.smallest.min(), self.largest.max()))
+
+
 def examine(job: Job, item: QuantizedPair, strip: Strip) -> Measure:
     """Measure rows of a quantized module against the base's."""
-    grid, dtype, columns = grid_of(item.scheme), item.weight.dtype, item.weight.shape[1]
-    weight = read(job.base, item.source, strip.spans, "source")
+    grid, columns = grid_of(item.scheme), item.weight.shape[1]
+    raw = read(job.base, item.source, strip.spans, "source")
     seen = Measure(elements=strip.rows * columns, rows=strip.rows)
     if grid is None or not seen.elements:
         return replace(seen, unpredicted=strip.rows)
+    allowance = job.allowances.get(item.name, STRICT)
+    weights = _taken(raw, item.weight.dtype, grid, strip.spans, allowance)
+    if weights is None:
+        return replace(seen, unpredicted=strip.rows, amax=nan)
     stored = stored_rows(job.checkpoint, item, strip.spans)
     whole = whole_scale(job.checkpoint, item)
     scale_dtype = item.stored["weight_scale"].tensor.dtype
     rows = rows_of(grid, item.form, stored, scale_dtype, columns, whole)
-    allowance = job.allowances.get(item.name, STRICT)
-    agreement: tuple[int, int] | None = None
-    try:
-        if whole is not None or allowance.smoothed:
-            seen = replace(seen, amax=load_kernels(job.device).amax(weight, dtype))
-        if not allowance.smoothed:
-            agreement = _agreement(job, item, weight, stored, whole)
-    except NonFiniteWeight:
-        return replace(seen, unpredicted=strip.rows, amax=nan)
-    if allowance.smoothed:
-        weight, dtype = _smoothed(float_values(weight, dtype), strip.spans, allowance), "F32"
-    seen, noise = _measured(job, seen, weight, dtype, rows, scale_dtype)
-    if agreement is None:
+    arithmetics = arithmetics_of(grid, item.scheme, item.form, weights.dtype, whole)
+    noise = np.empty(seen.rows, np.float64)
+    figures = _held(weights, rows, arithmetics[0], noise)
+    seen = replace(seen, **_measured(rows, scale_dtype, weights, figures))
+    if allowance.smoothed or not _has_scales_of_tiles(item):
         seen = replace(seen, unpredicted=strip.rows)
     else:
-        seen = replace(seen, different_codes=agreement[0], different_scales=agreement[1])
-        # What agrees to the bit is nearest, unless the scale of the whole is itself in doubt.
-        if seen.exact and not allowance.doubted:
+        codes, scales = _agreement(item, weights, rows, arithmetics, figures.wrong)
+        seen = replace(seen, different_codes=codes, different_scales=scales)
+        # What is rounded to nearest, ties to even, is nearest, unless the scale of the whole is itself in doubt.
+        if seen.exact and allowance.instead is None:
             return seen
     hit = np.zeros(columns, np.uint8)
-    count, first = _loops(job.device).not_nearest(
-        *_weights(weight, dtype),
-        _ROUNDED_TO[dtype],
+    count, first = rounding.not_nearest(
+        *weights.taken,
+        PRECISIONS[weights.dtype].number,
         rows.codes,
-        *rows.reading,
-        *rows.tiles,
+        grid.nibbles,
+        grid.places,
+        rows.tiles,
         np.float32(QUOTIENT_SLACK + allowance.slack),
         hit,
     )
     if allowance.dampening is None:
-        beyond = _loose(job, item, weight, dtype, whole, rows, noise)
+        beyond = _loose(item, weights, rows, noise, whole if allowance.instead is None else allowance.instead)
         seen = replace(seen, not_nearest=int(count), loose_rows=len(beyond))
     else:
         bound = columns * rows.widest.astype(np.float64) ** 2 / (4 * allowance.dampening)
@@ -171,21 +183,70 @@ def examine(job: Job, item: QuantizedPair, strip: Strip) -> Measure:
     return replace(seen, first=int(first))
 
 
+def _taken(raw: Array, dtype: str, grid: Grid, spans: Spans, allowance: Allowance) -> Weights | None:
+    """Rows of the base, or what smoothing left of them; None where one of their values is NaN or infinite."""
+    if allowance.smoothed:
+        return weights_of(_smoothed(float_values(raw, dtype), spans, allowance), "F32", grid)
+    return weights_of(raw, dtype, grid)
+
+
+def weights_of(raw: Array, dtype: str, grid: Grid) -> Weights | None:
+    """Rows as the loops take them; None where one of their values is NaN or infinite."""
+    array = raw if dtype == "BF16" else np.ascontiguousarray(raw, np.float32)
+    rows, columns = array.shape
+    height, width = grid.height or rows, grid.width or columns
+    smallest, largest = (np.empty((-(-rows // height), -(-columns // width)), np.float32) for _ in range(2))
+    finite = rounding.extremes(array, dtype == "BF16", height, width, smallest, largest)
+    return Weights(array, dtype, smallest, largest) if finite else None
+
+
+def _held(weights: Weights, rows: Rows, arithmetic: Arithmetic, noise: Array) -> rounding.Figures:
+    """Codes held against what an arithmetic gives; fills the noise of each row."""
+    divided = replace(rows, divisors=arithmetic.divisors(rows.scales))
+    with np.errstate(all="ignore"):
+        found: rounding.Figures = rounding.examine(
+            *weights.taken,
+            arithmetic.rounded_to,
+            rows.codes,
+            rows.grid.nibbles,
+            rows.grid.places,
+            divided.tiles,
+            noise,
+        )
+    return found
+
+
+def _has_scales_of_tiles(item: QuantizedPair) -> bool:
+    """Whether rows alone say what their scales and zero points must be, or do so under the scale of the whole."""
+    args = item.scheme.weights
+    return args.symmetric or args.strategy in ("channel", "group")
+
+
 def _agreement(
-    job: Job, item: QuantizedPair, weight: Array, stored: Mapping[str, Array], whole: np.float32 | None
-) -> tuple[int, int] | None:
-    """Bytes of codes and of scales that differ from round-to-nearest; None where there is none to compare with."""
-    best: tuple[int, int] | None = None
-    for predicted in predictions(
-        load_kernels(job.device), _loops(job.device), weight, item.weight.dtype, item.scheme, item.form, whole
-    ):
-        wrong = {local: _different(array, stored[local]) for local, array in predicted.items() if local in stored}
-        codes = sum(count for local, count in wrong.items() if local in _CODES)
-        found = codes, sum(wrong.values()) - codes
-        best = found if best is None else min(best, found, key=sum)
+    item: QuantizedPair, weights: Weights, rows: Rows, arithmetics: Sequence[Arithmetic], codes: int
+) -> tuple[int, int]:
+    """Codes and scales that are not those of round-to-nearest, by the arithmetic that comes nearest.
+
+    Args:
+        codes: those that are not by the first arithmetic.
+    """
+    best = codes, _wrong_scales(item, weights, rows, arithmetics[0])
+    for arithmetic in arithmetics[1:]:
         if not sum(best):
             break
+        wrong = _held(weights, rows, arithmetic, np.empty(len(rows.codes), np.float64)).wrong
+        best = min(best, (wrong, _wrong_scales(item, weights, rows, arithmetic)), key=sum)
     return best
+
+
+def _wrong_scales(item: QuantizedPair, weights: Weights, rows: Rows, arithmetic: Arithmetic) -> int:
+    if arithmetic.rule.kind == rounding.WHOLE:
+        return 0
+    expected = FORMATS[item.form].stored_tensors(item.scheme, item.weight)["weight_scale"].dtype
+    if item.stored["weight_scale"].tensor.dtype != expected:
+        return rows.scales.size
+    wrong: int = rounding.wrong_scales(arithmetic.rule, weights.smallest, weights.largest, rows.scales, rows.zeros)
+    return wrong
 
 
 def whole_scale(reader: Reader, item: QuantizedPair) -> np.float32 | None:
@@ -211,48 +272,39 @@ def stored_shape(reader: Reader, item: QuantizedPair) -> tuple[int, int] | None:
     return rows, columns
 
 
-def _measured(
-    job: Job, seen: Measure, weight: Array, dtype: str, rows: Rows, scale_dtype: str
-) -> tuple[Measure, Array]:
-    """The figures of rows that need no judgement, and the sum of squared differences of each row."""
-    noise = np.empty(seen.rows, np.float64)
-    with np.errstate(all="ignore"):
-        signal, noises, saturated, zeroed, nan_codes, steps = _loops(job.device).measure(
-            *_weights(weight, dtype), rows.codes, *rows.reading, *rows.tiles, *rows.limits, noise
-        )
-        finite = np.isfinite(rows.scales)
-        magnitudes = np.abs(rows.scales)
-        subnormal = (magnitudes < _TINIEST.get(scale_dtype, 0.0)) & (magnitudes > 0)
-        dead = finite & (rows.scales <= 0)
-    return replace(
-        seen,
-        saturated=int(saturated),
-        zeroed=int(zeroed),
-        nan_codes=int(nan_codes),
-        signal=float(signal),
-        noise=float(noises) if isfinite(noises) else nan,
-        steps=float(steps),
-        scales=rows.scales.size,
-        dead_scales=int(dead.sum()),
-        bad_scales=int((~finite).sum()),
-        subnormal_scales=int(subnormal.sum()),
-    ), noise
+def _measured(rows: Rows, scale_dtype: str, weights: Weights, figures: rounding.Figures) -> dict[str, Any]:
+    """The figures of rows that need no judgement."""
+    finite = np.isfinite(rows.scales)
+    magnitudes = np.abs(rows.scales)
+    return {
+        "amax": weights.amax,
+        "saturated": int(figures.saturated),
+        "zeroed": int(figures.zeroed),
+        "nan_codes": int(figures.nan_codes),
+        "signal": float(figures.signal),
+        "noise": float(figures.noise) if isfinite(figures.noise) else nan,
+        "steps": float(figures.steps),
+        "scales": rows.scales.size,
+        "dead_scales": int((finite & (rows.scales <= 0)).sum()),
+        "bad_scales": int((~finite).sum()),
+        "subnormal_scales": int(((magnitudes < _TINIEST.get(scale_dtype, 0.0)) & (magnitudes > 0)).sum()),
+    }
 
 
-def _loose(
-    job: Job, item: QuantizedPair, weight: Array, dtype: str, whole: np.float32 | None, rows: Rows, noise: Array
-) -> Array:
-    """Rows whose error is larger than nearest rounding under twice the min-max scale could make it."""
-    reference = min_max(load_kernels(job.device), np.ascontiguousarray(weight), dtype, item.scheme, whole)
-    if reference is None:
-        return np.flatnonzero(~(noise < np.inf))
-    arrays, shared = reference
-    scale_dtype = stored_tensors(item.scheme, Tensor(dtype, weight.shape))["weight_scale"].dtype
-    packed = grid_of(item.scheme)
-    assert packed is not None
-    own = rows_of(packed, COMPRESSED_TENSORS, arrays, scale_dtype, rows.columns, shared)
+def _loose(item: QuantizedPair, weights: Weights, rows: Rows, noise: Array, whole: np.float32 | None) -> Array:
+    """Rows whose error is larger than nearest rounding under twice the min-max scale could make it.
+
+    Args:
+        whole: the scale of the whole tensor under which the scales of tiles are to be.
+    """
+    rule = arithmetics_of(rows.grid, item.scheme, item.form, weights.dtype, whole)[0].rule
+    divisors = np.ascontiguousarray(rows.divisors)
+    if rule.kind != rounding.WHOLE:
+        divisors = np.empty_like(rows.divisors)
+        rounding.needed(rule, weights.smallest, weights.largest, divisors)
     bound = np.empty(len(noise), np.float64)
-    _loops(job.device).squared_steps(own.codes, rows.columns, *own.reading, *own.tiles, bound)
+    tiles = replace(rows, divisors=divisors).tiles
+    rounding.squared_steps(*weights.taken, rows.grid.places, tiles, bound)
     return np.flatnonzero(~(noise <= bound))
 
 
@@ -264,11 +316,6 @@ def _smoothed(values: Floats, spans: Spans, allowance: Allowance) -> Floats:
         divided = np.concatenate([allowance.rows[first : first + count] for first, count in spans])
         values = values / divided[:, None]
     return np.ascontiguousarray(values, np.float32)
-
-
-def _weights(weight: Array, dtype: str) -> tuple[Array, bool]:
-    """Weights as the loops take them: BF16 as it is, anything else widened."""
-    return (weight, True) if dtype == "BF16" else (np.ascontiguousarray(weight, np.float32), False)
 
 
 def stored_rows(reader: Reader, item: QuantizedPair, spans: Spans) -> dict[str, Array]:
@@ -290,14 +337,6 @@ def read(reader: Reader, region: Region, spans: Spans, purpose: str) -> Array:
     return read_rows(reader, region, spans, _buffers.of(purpose, region.rows(0, rows).tensor.nbytes))
 
 
-def _different(one: Array, other: Array) -> int:
-    """How many bytes differ."""
-    left, right = (np.ascontiguousarray(side).reshape(-1).view(np.uint8) for side in (one, other))
-    if len(left) != len(right):
-        return max(len(left), len(right))
-    return 0 if bool((left == right).all()) else int((left != right).sum())
-
-
 def _row_of(spans: Spans, position: int) -> int:
     """The row that stands at `position` among those of a strip."""
     for first, count in spans:
@@ -305,18 +344,3 @@ def _row_of(spans: Spans, position: int) -> int:
             return first + position
         position -= count
     raise IndexError(position)
-
-
-@cache
-def _loops(device: str) -> Any:
-    """The loops for a device: compiled ones for the CPU where numba is installed, else torch's."""
-    if device == "cpu":
-        try:
-            from weighbridge.audit import compiled
-        except ImportError:
-            pass
-        else:
-            return compiled
-    from weighbridge.audit.portable import PortableLoops
-
-    return PortableLoops(device)

@@ -30,7 +30,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     options.add_argument("--seed", type=int, default=0, help="of the choice of rows (default: 0)")
     options.add_argument("--compare", metavar="OTHER", help="hold codes and scales against those of another build")
-    options.add_argument("--device", action="append", default=[], help="cpu, or an accelerator such as cuda:0")
     options.add_argument("--workers", type=positive, help="pieces looked at at a time (default: one a core)")
     options.add_argument(
         "--memory", type=size, default=DEFAULT_MEMORY, metavar="SIZE", help="memory to stay below (default: 2GiB)"
@@ -50,7 +49,6 @@ def audit_sections(
         StructureError: it cannot be audited: a lock alone, or nothing quantized; or a side cannot be read.
     """
     from weighbridge import audit
-    from weighbridge.engines.devices import resolve_devices
     from weighbridge.plan import find_merged_groups
 
     _check_weights(checkpoint, "audit")
@@ -60,9 +58,7 @@ def audit_sections(
     sample: Sample | None = None
     if options.sample is not None and options.sample < 1:
         sample = audit.Sample(options.sample, options.seed)
-    resources = Resources(
-        devices=resolve_devices(tuple(options.device)), workers=options.workers, memory=options.memory
-    )
+    resources = Resources(workers=options.workers, memory=options.memory)
     found = audit.audit(
         checkpoint,
         base,
@@ -97,7 +93,7 @@ def compare_section(checkpoint: Checkpoint, options: argparse.Namespace) -> Sect
     other = open_checkpoint(options.compare, follow=options.follow_links)
     for side in (checkpoint, other):
         _check_weights(side, "compare")
-    resources = Resources(devices=("cpu",), workers=options.workers, memory=options.memory)
+    resources = Resources(workers=options.workers, memory=options.memory)
     return audit.compare(checkpoint, other, resources=resources, progress=Progress())
 
 

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from weighbridge.engines.streaming.work import Done
-
-KEY_DIGITS = 16
-
-
-def key_of(determines: Mapping[str, Any]) -> str:
-    """A short name for everything that determines a build's bytes: hex digits of its SHA-256."""
-    content = json.dumps(determines, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(content.encode()).hexdigest()[:KEY_DIGITS]
 
 
 class Journal:

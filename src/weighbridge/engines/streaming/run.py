@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from weighbridge import __version__
+from weighbridge.cache import key_of
 from weighbridge.engines.kernels import SchemeNotCovered, encoding_of
 from weighbridge.engines.streaming.executors import Executor, LocalExecutor, RayExecutor
 from weighbridge.engines.streaming.following import FollowingHash
-from weighbridge.engines.streaming.journal import Journal, key_of
+from weighbridge.engines.streaming.journal import Journal
 from weighbridge.engines.streaming.pieces import PIECE_BYTES, Job, Piece, cut
 from weighbridge.engines.streaming.work import Done, do, largest, read_back
 from weighbridge.errors import BuildError

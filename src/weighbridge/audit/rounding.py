@@ -1,0 +1,516 @@
+"""The audit's own arithmetic: rounding to nearest, written from its definition, and what it says of stored rows.
+
+Nothing here is shared with the kernels that quantize, and nothing is done as they do it. They make codes with additions
+to bit patterns; here codes are decoded, and compared with the place on the grid that is nearest to a quotient:
+
+    step(x)    = the largest power of two not above |x|, but at least the grid's smallest, over the grid's fraction
+    nearest(x) = step(x) * (x / step(x) rounded to an integer, ties to even), x first brought within the ends
+
+Divisions and products by powers of two are exact, so that `nearest` is one rounding. That is all; the rest of this file
+asks it of every element, fast: one pass over rows, compiled by numba, without the GIL. Loops over elements have no
+branch and no sum that would have to be taken in order, so that LLVM can turn them into vector instructions. numba's
+cache notices changes of this file alone, so that what is compiled takes no constant from another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar, cast
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import float32, int32, uint32
+from numba.extending import intrinsic
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+BF16, F16, F32 = 0, 1, 2
+"""Dtypes to which a quotient or a scale is rounded."""
+
+WHOLE, FLOAT, POWER_OF_TWO, UNDER_GLOBAL, MODELOPT, BETWEEN = range(6)
+"""How the scale of a tile follows from its values; see `_scale`."""
+
+_LANES = 64
+
+
+class Rule(NamedTuple):
+    """How the scale of a tile follows from its values.
+
+    Attributes:
+        kind: `WHOLE`, `FLOAT`, ...
+        dtype: of the weights, to which results are rounded: `BF16`, `F16` or `F32`.
+        half_range: float32, half of what codes span.
+        bottom: float32, the smallest code; of zero points alone.
+        shared: float32, the stored scale of the whole tensor, by which the rule multiplies or divides.
+        epsilon: float32, what a scale of zero is replaced by.
+        tiny: float32, the smallest normal value of the dtype.
+        of_zeros: float32, the power of two of a tile of zeros.
+        largest_power: float32, the largest power of two that is a code.
+    """
+
+    kind: int
+    dtype: int
+    half_range: np.float32
+    bottom: np.float32
+    shared: np.float32
+    epsilon: np.float32
+    tiny: np.float32
+    of_zeros: np.float32
+    largest_power: np.float32
+
+
+def _jit(function: Function) -> Function:
+    """Compiled at the first call of a process, or taken from numba's cache where it has a directory for one."""
+    try:
+        compiled = numba.njit(nogil=True, error_model="numpy", cache=True)(function)
+    except RuntimeError:
+        compiled = numba.njit(nogil=True, error_model="numpy")(function)
+    return cast(Function, compiled)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _float_of(_context: Any, _bits: Any) -> Any:
+    """The float32 of a bit pattern."""
+    return float32(uint32), lambda _target, builder, _signature, values: builder.bitcast(values[0], ir.FloatType())
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _bits_of(_context: Any, _value: Any) -> Any:
+    """The bit pattern of a float32."""
+    return uint32(float32), lambda _target, builder, _signature, values: builder.bitcast(values[0], ir.IntType(32))
+
+
+# --- the definition
+
+
+@_jit
+def _power(value: Any, smallest: Any) -> Any:
+    """The largest power of two not above the magnitude of `value`, but at least `smallest`."""
+    return _float_of(uint32(max(uint32(_bits_of(value) & 0x7F800000), _bits_of(smallest))))
+
+
+@_jit
+def _over(power: Any) -> Any:
+    """1 / `power` of a power of two."""
+    return _float_of(uint32(uint32(254 << 23) - _bits_of(power)))
+
+
+@_jit
+def _within(places: Any, value: Any) -> Any:
+    return min(max(value, places.lowest), places.highest)
+
+
+@_jit
+def _nearest(places: Any, value: Any) -> Any:
+    """The place nearest to `value`, ties to even."""
+    value = _within(places, value)
+    power = _power(value, places.smallest)
+    steps = float32(np.rint(float32(value * float32(_over(power) * places.fraction))))
+    return float32(float32(steps * float32(power / places.fraction)) + places.zero)
+
+
+@_jit
+def _rounded(dtype: Any, value: Any) -> Any:
+    """A float32 rounded to a dtype of weights, ties to even."""
+    bits = _bits_of(value)
+    if dtype == BF16:
+        return _float_of(uint32((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000))
+    if dtype == F16:
+        magnitude = uint32(bits & 0x7FFFFFFF)
+        normal = uint32((magnitude + 0xFFF + ((magnitude >> 13) & 1)) & 0xFFFFE000)
+        subnormal = _bits_of(float32(float32(_float_of(magnitude) + float32(0.5)) - float32(0.5)))
+        return _float_of(uint32((subnormal if magnitude < 0x38800000 else normal) | (bits & 0x80000000)))
+    return value
+
+
+# --- reading rows
+
+
+@_jit
+def _widen(weight: Any, is_bf16: Any, out: Any) -> None:
+    if is_bf16:
+        for column in range(out.shape[0]):
+            out[column] = _float_of(uint32(uint32(weight[column]) << 16))
+    else:
+        for column in range(out.shape[0]):
+            out[column] = float32(weight[column])
+
+
+@_jit
+def _decode(row: Any, nibbles: Any, table: Any, values: Any) -> Any:
+    """The places of a row's codes; returns whether what is stored beyond the last column is zero."""
+    columns = values.shape[0]
+    rest = uint32(0)
+    if nibbles:
+        for pair in range(columns // 2):
+            values[2 * pair] = table[row[pair] & 15]
+            values[2 * pair + 1] = table[row[pair] >> 4]
+        if columns % 2:
+            values[columns - 1] = table[row[columns // 2] & 15]
+            rest |= uint32(row[columns // 2] >> 4)
+        for position in range((columns + 1) // 2, row.shape[0]):
+            rest |= uint32(row[position])
+    else:
+        for column in range(columns):
+            values[column] = table[row[column]]
+        for position in range(columns, row.shape[0]):
+            rest |= uint32(row[position])
+    return rest == 0
+
+
+@_jit
+def _spread(tiles: Any, width: Any, out: Any) -> None:
+    """Figures of tiles, one for each column."""
+    for tile in range(tiles.shape[0]):
+        out[tile * width : (tile + 1) * width] = tiles[tile]
+
+
+@_jit
+def _sum(values: Any, lanes: Any) -> Any:
+    """The sum of float32 values, in lanes that LLVM may add side by side."""
+    lanes[:] = 0
+    whole = values.shape[0] // _LANES
+    for block in range(whole):
+        part = values[block * _LANES : (block + 1) * _LANES]
+        for lane in range(_LANES):
+            lanes[lane] += part[lane]
+    total = 0.0
+    for lane in range(_LANES):
+        total += lanes[lane]
+    for column in range(whole * _LANES, values.shape[0]):
+        total += values[column]
+    return total
+
+
+# --- scales
+
+
+@_jit
+def extremes(weights: Any, is_bf16: Any, height: Any, width: Any, smallest: Any, largest: Any) -> Any:
+    """Fill the smallest and the largest value of each tile; False if a value is NaN or infinite.
+
+    Args:
+        weights: uint16 [rows, columns] of BF16 bit patterns, or float32.
+        height, width: of a tile.
+        smallest, largest: float32 [tiles down, tiles across].
+    """
+    rows, columns = weights.shape
+    row_weights = np.empty(columns, np.float32)
+    patterns = row_weights.view(np.int32)
+    # Bit patterns with those of negative values turned round are in the order of the values, and have no NaN.
+    least, most = int32(0x7FFFFFFF), int32(-0x80000000)
+    for down in range(smallest.shape[0]):
+        smallest[down, :] = np.inf
+        largest[down, :] = -np.inf
+        for row in range(down * height, min((down + 1) * height, rows)):
+            _widen(weights[row], is_bf16, row_weights)
+            for tile in range(smallest.shape[1]):
+                part = patterns[tile * width : (tile + 1) * width]
+                low, high = int32(0x7FFFFFFF), int32(-0x80000000)
+                for column in range(part.shape[0]):
+                    pattern = part[column]
+                    ordered = int32(pattern ^ int32(int32(pattern >> 31) & int32(0x7FFFFFFF)))
+                    low, high = min(low, ordered), max(high, ordered)
+                least, most = min(least, low), max(most, high)
+                smallest[down, tile] = min(smallest[down, tile], _of_order(low))
+                largest[down, tile] = max(largest[down, tile], _of_order(high))
+    return least > int32(-0x7F800001) and most < int32(0x7F800000)
+
+
+@_jit
+def _of_order(ordered: Any) -> Any:
+    """The float32 of a bit pattern with those of negative values turned round."""
+    return _float_of(uint32(int32(ordered ^ int32(int32(ordered >> 31) & int32(0x7FFFFFFF)))))
+
+
+@_jit
+def _e4m3(value: Any) -> Any:
+    """The E4M3 nearest to a value that is not negative, 448 at most."""
+    value = min(value, float32(448))
+    power = _power(value, float32(2.0**-6))
+    return float32(float32(np.rint(float32(value * float32(_over(power) * float32(8))))) * float32(power / float32(8)))
+
+
+@_jit
+def _power_of_two(rule: Any, largest: Any) -> Any:
+    """The power of two of the largest value, or the next from 7/4 of it on, over the largest that is a code.
+
+    A dtype's subnormal values have no power of their own; the upper quarter of them counts as its smallest normal one.
+    """
+    if largest < float32(0.75) * rule.tiny:
+        return rule.of_zeros
+    power = _power(max(largest, rule.tiny), rule.tiny)
+    above = largest >= float32(float32(1.75) * power)
+    scale = float32(power / rule.largest_power)
+    return max(float32(scale * float32(2)) if above else scale, float32(2.0**-127))
+
+
+@_jit
+def _scale(rule: Any, smallest: Any, largest: Any) -> Any:
+    """The scale that a tile must have, what its weights are divided by, and its zero point, each as float32.
+
+    Every operation is rounded to float32, and then to the dtype of the weights where compressed-tensors has it so.
+    Source: ``calculate_qparams`` of compressed-tensors 0.19.0, ``NVFP4QTensor`` of modelopt 0.47.0.
+    """
+    magnitude = max(-smallest, largest)
+    if rule.kind == UNDER_GLOBAL:
+        scale = _e4m3(float32(rule.shared * _rounded(rule.dtype, float32(magnitude / rule.half_range))))
+        scale = float32(0.125) if scale == 0 else scale
+        return scale, float32(scale / rule.shared), float32(0)
+    if rule.kind == MODELOPT:
+        scale = float32(magnitude / float32(rule.half_range * rule.shared))
+        scale = float32(1) if scale == 0 else max(scale, float32(2.0**-9))
+        scale = _e4m3(scale)
+        return scale, float32(scale * rule.shared), float32(0)
+    if rule.kind == POWER_OF_TWO:
+        scale = _power_of_two(rule, magnitude)
+        return scale, scale, float32(0)
+    if rule.kind == BETWEEN:
+        low, high = min(smallest, float32(0)), max(largest, float32(0))
+        span = _rounded(rule.dtype, float32(high - low))
+        scale = _rounded(rule.dtype, float32(span / float32(rule.half_range * float32(2))))
+        zero = float32(0)
+        if scale != 0:
+            zero = _rounded(rule.dtype, float32(rule.bottom - _rounded(rule.dtype, float32(low / scale))))
+            zero = min(max(zero, rule.bottom), float32(rule.bottom + float32(rule.half_range * float32(2))))
+        scale = rule.epsilon if scale == 0 else scale
+        return scale, scale, float32(np.rint(zero))
+    scale = _rounded(rule.dtype, float32(magnitude / rule.half_range))
+    scale = rule.epsilon if scale == 0 else scale
+    return scale, scale, float32(0)
+
+
+@_jit
+def wrong_scales(rule: Any, smallest: Any, largest: Any, scales: Any, zeros: Any) -> Any:
+    """How many tiles have another scale, or another zero point, than their values give.
+
+    Args:
+        rule: any but `WHOLE`.
+        smallest, largest: float32 [tiles down, tiles across], of the base's weights.
+        scales, zeros: as they are stored, likewise.
+    """
+    wrong = 0
+    for down in range(scales.shape[0]):
+        for tile in range(scales.shape[1]):
+            scale, _, zero = _scale(rule, smallest[down, tile], largest[down, tile])
+            wrong += not (scales[down, tile] == scale and zeros[down, tile] == zero)
+    return wrong
+
+
+@_jit
+def needed(rule: Any, smallest: Any, largest: Any, divisors: Any) -> None:
+    """Fill what the weights of each tile would be divided by under the scale that their values give."""
+    for down in range(divisors.shape[0]):
+        for tile in range(divisors.shape[1]):
+            _, divisor, _ = _scale(rule, smallest[down, tile], largest[down, tile])
+            divisors[down, tile] = divisor
+
+
+# --- codes
+
+
+class Figures(NamedTuple):
+    """What `examine` says of rows.
+
+    Attributes:
+        wrong: codes that are not those of rounding to nearest, and rows with something stored beyond the last column.
+        signal, noise: sums of squares of the weights, and of their differences from what is stored.
+        saturated: weights more than half a step beyond the ends.
+        zeroed: weights that are not zero, and what is stored for them is.
+        nan_codes: codes that stand for NaN.
+        steps: the largest distance of a code from where its weight lies, in steps; of what lies beyond an end, from it.
+    """
+
+    wrong: int
+    signal: float
+    noise: float
+    saturated: int
+    zeroed: int
+    nan_codes: int
+    steps: float
+
+
+@_jit
+def _examine(
+    places: Any,
+    dtype: Any,
+    weights: Any,
+    values: Any,
+    divisors: Any,
+    zeros: Any,
+    signals: Any,
+    noises: Any,
+) -> Any:
+    """One row; fills the squares of its weights and of the differences."""
+    wrong, saturated, zeroed, nan_codes, steps = uint32(0), uint32(0), uint32(0), uint32(0), uint32(0)
+    below = float32(places.lowest - float32(0.5) * float32(_power(places.lowest, places.smallest) / places.fraction))
+    above = float32(places.highest + float32(0.5) * float32(_power(places.highest, places.smallest) / places.fraction))
+    for column in range(weights.shape[0]):
+        weight, value, divisor, zero = weights[column], values[column], divisors[column], zeros[column]
+        quotient = float32(weight / divisor)
+        place = float32(quotient + zero)
+        kept = _rounded(dtype, float32(_rounded(dtype, quotient) + zero))
+        wrong += uint32(_bits_of(_nearest(places, kept)) != _bits_of(value))
+        difference = float32(weight - float32(value - zero) * divisor)
+        signals[column] = weight * weight
+        noises[column] = difference * difference
+        saturated += uint32((place > above) | (place < below))
+        zeroed += uint32((value == zero) & (weight != float32(0)))
+        nan_codes += uint32(value != value)  # noqa: PLR0124 (that is what NaN is)
+        off = min(abs(float32(_within(places, place) - value)), abs(float32(_within(places, kept) - value)))
+        here = float32(off * float32(_over(_power(value, places.smallest)) * places.fraction))
+        steps = max(steps, _bits_of(here))
+    return wrong, saturated, zeroed, nan_codes, steps
+
+
+@_jit
+def examine(
+    weights: Any, is_bf16: Any, dtype: Any, codes: Any, nibbles: Any, places: Any, tiles: Any, noise_of_row: Any
+) -> Any:
+    """Hold the codes of rows against the places nearest to their weights; fills the noise of each row.
+
+    Args:
+        weights: uint16 [rows, columns] of BF16 bit patterns, or float32.
+        dtype: to which the quotients were rounded before they were rounded to the grid.
+        codes: uint8 [rows, bytes], as they are stored.
+        places: `weighbridge.audit.grid.Places`.
+        tiles: divisors and zero points, float32 [tiles down, tiles across], then the height and the width of a tile.
+        noise_of_row: float64 [rows].
+
+    Returns:
+        `Figures`.
+    """
+    rows, columns = weights.shape
+    divisors, zeros, height, width = tiles
+    row_weights, values = np.empty(columns, np.float32), np.empty(columns, np.float32)
+    row_divisors, row_zeros = np.empty(columns, np.float32), np.empty(columns, np.float32)
+    signals, noises, lanes = np.empty(columns, np.float32), np.empty(columns, np.float32), np.empty(_LANES, np.float32)
+    signal, noise, steps = 0.0, 0.0, uint32(0)
+    wrong, saturated, zeroed, nan_codes = 0, 0, 0, 0
+    for row in range(rows):
+        if row % height == 0:
+            _spread(divisors[row // height], width, row_divisors)
+            _spread(zeros[row // height], width, row_zeros)
+        wrong += not _decode(codes[row], nibbles, places.values, values)
+        _widen(weights[row], is_bf16, row_weights)
+        of_row = _examine(places, dtype, row_weights, values, row_divisors, row_zeros, signals, noises)
+        wrong += of_row[0]
+        saturated += of_row[1]
+        zeroed += of_row[2]
+        nan_codes += of_row[3]
+        steps = max(steps, of_row[4])
+        signal += _sum(signals, lanes)
+        noise_of_row[row] = _sum(noises, lanes)
+        noise += noise_of_row[row]
+    return Figures(wrong, signal, noise, saturated, zeroed, nan_codes, _float_of(steps))
+
+
+@_jit
+def _is_between(places: Any, place: Any, spare: Any, value: Any) -> Any:
+    """Whether `value` is the nearest to something no further than `spare` from `place`."""
+    return (_nearest(places, float32(place - spare)) <= value) & (value <= _nearest(places, float32(place + spare)))
+
+
+@_jit
+def _not_nearest(
+    places: Any, dtype: Any, weights: Any, values: Any, divisors: Any, zeros: Any, slack: Any, wrong: Any
+) -> None:
+    for column in range(weights.shape[0]):
+        value, zero = values[column], zeros[column]
+        quotient = float32(weights[column] / divisors[column])
+        spare = float32(abs(quotient) * slack)
+        kept = _rounded(dtype, float32(_rounded(dtype, quotient) + zero))
+        # What was rounded to the weights' dtype may lie on a midpoint, which may go either way.
+        tie = float32(abs(kept) * float32(2.0**-23))
+        near = _is_between(places, float32(quotient + zero), spare, value) | _is_between(places, kept, tie, value)
+        wrong[column] = not near
+
+
+@_jit
+def not_nearest(
+    weights: Any,
+    is_bf16: Any,
+    dtype: Any,
+    codes: Any,
+    nibbles: Any,
+    places: Any,
+    tiles: Any,
+    slack: Any,
+    columns_hit: Any,
+) -> Any:
+    """How many codes are not the nearest to their weights, however ties go, and the index of the first (-1 for none).
+
+    Sets `columns_hit` (uint8 [columns]) to 1 for each column that has such a code.
+
+    Args:
+        dtype: to which the quotient may have been rounded.
+        slack: relative uncertainty of a quotient.
+        others: as in `examine`.
+    """
+    rows, columns = weights.shape
+    divisors, zeros, height, width = tiles
+    row_weights, values = np.empty(columns, np.float32), np.empty(columns, np.float32)
+    row_divisors, row_zeros = np.empty(columns, np.float32), np.empty(columns, np.float32)
+    wrong = np.empty(columns, np.uint8)
+    count, first = 0, -1
+    for row in range(rows):
+        if row % height == 0:
+            _spread(divisors[row // height], width, row_divisors)
+            _spread(zeros[row // height], width, row_zeros)
+        _decode(codes[row], nibbles, places.values, values)
+        _widen(weights[row], is_bf16, row_weights)
+        _not_nearest(places, dtype, row_weights, values, row_divisors, row_zeros, slack, wrong)
+        found = 0
+        for column in range(columns):
+            found += wrong[column]
+            columns_hit[column] |= wrong[column]
+        if found and first < 0:
+            first = row * columns
+            while not wrong[first - row * columns]:
+                first += 1
+        count += found
+    return count, first
+
+
+@_jit
+def squared_steps(weights: Any, is_bf16: Any, places: Any, tiles: Any, sum_of_row: Any) -> None:
+    """Fill the sum of squares, for each row, of the steps of the grid where its weights lie, times their divisors.
+
+    Args:
+        sum_of_row: float64 [rows].
+        others: as in `examine`.
+    """
+    rows, columns = weights.shape
+    divisors, zeros, height, width = tiles
+    row_weights, squares = np.empty(columns, np.float32), np.empty(columns, np.float32)
+    row_divisors, row_zeros = np.empty(columns, np.float32), np.empty(columns, np.float32)
+    lanes = np.empty(_LANES, np.float32)
+    for row in range(rows):
+        if row % height == 0:
+            _spread(divisors[row // height], width, row_divisors)
+            _spread(zeros[row // height], width, row_zeros)
+        _widen(weights[row], is_bf16, row_weights)
+        for column in range(columns):
+            place = _within(places, float32(float32(row_weights[column] / row_divisors[column]) + row_zeros[column]))
+            step = float32(row_divisors[column] * float32(_power(place, places.smallest) / places.fraction))
+            squares[column] = step * step
+        sum_of_row[row] = _sum(squares, lanes)
+
+
+@_jit
+def nearest_values(weights: Any, is_bf16: Any, dtype: Any, places: Any, tiles: Any, out: Any) -> None:
+    """Fill the places (float32 [rows, columns], less zero points) that are nearest to weights; see `examine`."""
+    rows, columns = weights.shape
+    divisors, zeros, height, width = tiles
+    row_weights = np.empty(columns, np.float32)
+    row_divisors, row_zeros = np.empty(columns, np.float32), np.empty(columns, np.float32)
+    for row in range(rows):
+        if row % height == 0:
+            _spread(divisors[row // height], width, row_divisors)
+            _spread(zeros[row // height], width, row_zeros)
+        _widen(weights[row], is_bf16, row_weights)
+        for column in range(columns):
+            zero = row_zeros[column]
+            quotient = _rounded(dtype, float32(row_weights[column] / row_divisors[column]))
+            out[row, column] = float32(_nearest(places, _rounded(dtype, float32(quotient + zero))) - zero)
