@@ -437,22 +437,3 @@ def test_scale_that_means_nothing_is_named(
 
     found = look(altered(built(recipe), tmp_path / "copy", change), mini)
     assert diverging(found) == {module}
-
-
-def test_torch_alone_comes_to_the_same_figures(
-    built: Callable[..., Path], mini: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from weighbridge.audit import work
-    from weighbridge.audit.portable import PortableLoops
-    from weighbridge.engines.kernels.portable import PortableKernels
-
-    compiled = [look(built(recipe), mini) for recipe in ("fp8-dynamic", "nvfp4a16")]
-    monkeypatch.setattr(work, "_loops", lambda _: PortableLoops("cpu"))
-    monkeypatch.setattr(work, "load_kernels", lambda _: PortableKernels("cpu"))
-    for recipe, other in zip(("fp8-dynamic", "nvfp4a16"), compiled, strict=True):
-        found = look(built(recipe), mini)
-        assert verdicts(found) == verdicts(other)
-        for (_, one, _), (_, two, _) in zip(found.quantized, other.quantized, strict=True):
-            assert one.snr == pytest.approx(two.snr, abs=1e-3)
-            assert (one.saturated, one.zeroed) == (two.saturated, two.zeroed)
-            assert one.steps == pytest.approx(two.steps)

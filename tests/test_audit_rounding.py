@@ -1,0 +1,249 @@
+"""The audit's arithmetic: against its definition, against llm-compressor and modelopt, and against wrong kernels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.audit_rows import SCHEMES, Module, bf16, integers, quantized
+from weighbridge.audit import rounding
+from weighbridge.audit.arithmetic import PRECISIONS, narrowed
+from weighbridge.audit.grid import Places, e8m0_values, float_values, grid_of
+from weighbridge.engines.kernels.agreement import KINDS, hard_weight
+from weighbridge.engines.kernels.encoding import SOURCES
+from weighbridge.formats.schemes import PRESETS, to_config
+
+Array = np.ndarray[Any, Any]
+
+GRIDS = {name: grid_of(SCHEMES[name]) for name in ("FP8_DYNAMIC", "NVFP4A16", "W4A16", "W8A16", "W8A8")}
+
+
+def places_of(name: str) -> Places:
+    grid = GRIDS[name]
+    assert grid is not None
+    return grid.places
+
+
+# --- the definition
+
+
+def all_of_bf16() -> Array:
+    """Every finite BF16, as float32."""
+    patterns = np.arange(65536, dtype=np.uint32)
+    values: Array = (patterns << np.uint32(16)).view(np.float32)
+    return values[np.isfinite(values)]
+
+
+def around_midpoints(places: Places) -> Array:
+    """Each midpoint between two places, and the float32 on either side of it."""
+    grid = np.unique(places.values[np.isfinite(places.values)])
+    middles = ((grid[1:].astype(np.float64) + grid[:-1]) / 2).astype(np.float32)
+    return np.concatenate([middles, np.nextafter(middles, np.inf), np.nextafter(middles, -np.inf)], dtype=np.float32)
+
+
+def nearest_by_search(places: Places, values: Array) -> Array:
+    """The place at the smallest distance, in float64; of two, the one whose code is even."""
+    codes = np.flatnonzero(np.isfinite(places.values))
+    grid, order = np.unique(places.values[codes].astype(np.float64), return_index=True)
+    parity = codes[order] % 2
+    wide = np.clip(values.astype(np.float64), grid[0], grid[-1])
+    above = np.clip(np.searchsorted(grid, wide), 1, len(grid) - 1)
+    down, up = wide - grid[above - 1], grid[above] - wide
+    takes_upper = (up < down) | ((up == down) & (parity[above] == 0))
+    found: Array = np.where(takes_upper, grid[above], grid[above - 1])
+    return found
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("values", ["every BF16", "around midpoints"])
+def test_nearest_is_the_place_at_the_smallest_distance(grid: str, values: str) -> None:
+    places = places_of(grid)
+    asked = all_of_bf16() if values == "every BF16" else around_midpoints(places)
+    found = np.empty((1, len(asked)), np.float32)
+    ones, zeros = np.ones((1, 1), np.float32), np.zeros((1, 1), np.float32)
+    rounding.nearest_values(asked[None], False, rounding.F32, places, (ones, zeros, 1, len(asked)), found)
+    assert (found[0] == nearest_by_search(places, asked)).all()
+
+
+def test_places_are_those_of_the_codes() -> None:
+    torch = pytest.importorskip("torch")  # OCP's E4M3 as torch has it; the others by hand
+    codes = torch.arange(256, dtype=torch.uint8)
+    e4m3 = codes.view(torch.float8_e4m3fn).float().numpy()
+    assert np.array_equal(places_of("FP8_DYNAMIC").values, e4m3, equal_nan=True)
+    assert places_of("NVFP4A16").values[:16].tolist() == [0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6]
+    assert places_of("W4A16").values[:16].tolist() == list(range(-8, 8))
+    assert places_of("W8A16").values.tolist() == list(range(-128, 128))
+    assert places_of("W8A8").values.astype(int).tolist() == [*range(128), *range(-128, 0)]
+
+
+@pytest.mark.parametrize("dtype", SOURCES)
+def test_rounding_to_a_dtype_is_numpys(dtype: str) -> None:
+    random = np.random.default_rng(1)
+    exponents = random.integers(-24, 14, 4096)
+    values = (random.standard_normal(4096) * 2.0**exponents).astype(np.float32)
+    expected = {"F16": values.astype(np.float16).astype(np.float32), "F32": values}.get(dtype, _bf16_by_search(values))
+    assert (narrowed(values, dtype) == expected).all()
+    assert (_rounded_by_loops(values, dtype) == expected).all()
+
+
+def _rounded_by_loops(values: Array, dtype: str) -> Array:
+    out: Array = np.array([rounding._rounded(PRECISIONS[dtype].number, value) for value in values], np.float32)
+    return out
+
+
+def _bf16_by_search(values: Array) -> Array:
+    low = (values.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+    high = ((values.view(np.uint32) & np.uint32(0xFFFF0000)) + np.uint32(0x10000)).view(np.float32)
+    down, up = (np.abs(values.astype(np.float64) - side) for side in (low, high))
+    odd = (low.view(np.uint32) >> np.uint32(16)) % 2 == 1
+    found: Array = np.where((up < down) | ((up == down) & odd), high, low)
+    return found
+
+
+# --- what the tools of the field round
+
+
+@pytest.mark.parametrize("dtype", SOURCES)
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_llm_compressor_rounds_is_exact(kind: str, scheme: str, dtype: str) -> None:
+    """By the project's kernels, whose bytes test_kernels.py holds against llm-compressor."""
+    seen = quantized(hard_weight(kind, dtype, 16, 256), dtype, SCHEMES[scheme]).measured()
+    assert (seen.different_codes, seen.different_scales, seen.unpredicted) == (0, 0, 0)
+    assert seen.steps <= 0.5 + 2.0**-13
+
+
+@pytest.mark.parametrize("dtype", SOURCES)
+@pytest.mark.parametrize("kind", ["normal", "outliers", "many magnitudes", "zero rows and blocks", "ties"])
+@pytest.mark.parametrize("group", [32, None], ids=["groups", "rows"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_what_compressed_tensors_rounds_with_zero_points_is_exact(
+    bits: int, group: int | None, kind: str, dtype: str
+) -> None:
+    module = asymmetric(hard_weight(kind, dtype, 16, 256), dtype, bits, group)
+    seen = module.measured()
+    assert (seen.different_codes, seen.different_scales, seen.unpredicted) == (0, 0, 0)
+
+
+def asymmetric(weight: Array, dtype: str, bits: int, group: int | None) -> Module:
+    """A weight as compressed-tensors' own functions round it with zero points."""
+    import torch
+    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+    from compressed_tensors.quantization import QuantizationArgs
+    from compressed_tensors.quantization.lifecycle.forward import quantize
+    from compressed_tensors.quantization.utils import calculate_qparams
+
+    scheme = integers(bits, group=group, symmetric=False)
+    args: Any = QuantizationArgs.model_validate(to_config(scheme)["weights"])
+    kept = getattr(torch, {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}[dtype])
+    values = torch.from_numpy(float_values(weight, dtype)).to(kept)
+    groups = values.reshape(values.shape[0], -1, group or values.shape[1])
+    scale, zero = calculate_qparams(groups.amin(-1), groups.amax(-1), args)
+    codes = quantize(x=values, scale=scale, zero_point=zero, args=args, dtype=torch.int8)
+    raw = scale.view(torch.uint16).numpy() if dtype == "BF16" else scale.numpy()
+    packed_zero = pack_to_int32(zero.to(torch.int8), bits, packed_dim=0).contiguous().numpy()
+    arrays = {
+        "weight_packed": pack_to_int32(codes, bits).numpy(),
+        "weight_scale": raw,
+        "weight_zero_point": packed_zero,
+    }
+    return Module(weight, dtype, scheme, arrays)
+
+
+@pytest.mark.parametrize("dtype", SOURCES)
+@pytest.mark.parametrize("kind", ["normal", "outliers", "many magnitudes", "zero rows and blocks", "ties"])
+def test_what_modelopt_rounds_to_nvfp4_is_exact(kind: str, dtype: str) -> None:
+    seen = by_modelopt(hard_weight(kind, dtype, 16, 256), dtype).measured()
+    assert (seen.different_codes, seen.different_scales) == (0, 0)
+
+
+def by_modelopt(weight: Array, dtype: str) -> Module:
+    """NVFP4 as modelopt 0.47.0's ``NVFP4QTensor.quantize`` has it on a CPU, in torch."""
+    import torch
+
+    values = torch.from_numpy(float_values(weight, dtype).copy())
+    blocks = values.reshape(len(values), -1, 16)
+    whole = values.abs().amax() / torch.tensor(2688.0)
+    scale = blocks.abs().amax(2) / (torch.tensor(6.0) * whole)
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale).clamp(2.0**-9, 448).to(torch.float8_e4m3fn)
+    quotients = (blocks / (scale.float() * whole)[:, :, None]).reshape(values.shape)
+    codes = (quotients < 0).to(torch.uint8) << 3
+    for midpoint in (0.25, 1.25, 2.5, 5.0):
+        codes += quotients.abs() > midpoint
+    for midpoint in (0.75, 1.75, 3.5):
+        codes += quotients.abs() >= midpoint
+    arrays = {
+        "weight": (codes[:, 0::2] | (codes[:, 1::2] << 4)).numpy(),
+        "weight_scale": scale.view(torch.uint8).numpy(),
+        "weight_scale_2": np.array(whole.item(), np.float32),
+    }
+    return Module(weight, dtype, PRESETS["NVFP4"], arrays, form="modelopt")
+
+
+def test_every_preset_has_a_grid() -> None:
+    assert {name for name, scheme in PRESETS.items() if grid_of(scheme) is None} == set()
+
+
+# --- each of 65,536 BF16 values under each code
+
+
+@pytest.mark.parametrize("scheme", ["FP8_DYNAMIC", "W4A16 per row", "W8A8"])
+def test_no_other_code_is_exact(scheme: str) -> None:
+    """For one weight after another, each code but the one that is stored is another than round-to-nearest's."""
+    weight = hard_weight("ties", "BF16", 8, 64)
+    honest = quantized(weight, "BF16", SCHEMES[scheme])
+    local = next(name for name in ("weight_packed", "weight") if name in honest.arrays)
+    codes = np.ascontiguousarray(honest.arrays[local]).view(np.uint8)
+    own = int(codes[3, 5])
+    for other in range(256):
+        changed = codes.copy()
+        changed[3, 5] = other
+        arrays = {**honest.arrays, local: changed.view(honest.arrays[local].dtype)}
+        assert bool(replace(honest, arrays=arrays).measured().different_codes) == (other != own)
+
+
+WITH_SCALES_OF_TILES = [name for name, scheme in SCHEMES.items() if scheme.weights.strategy != "tensor"]
+"""The scale of a whole tensor is judged when all rows were seen."""
+
+
+@pytest.mark.parametrize("scheme", WITH_SCALES_OF_TILES)
+def test_no_other_scale_is_exact(scheme: str) -> None:
+    honest = quantized(hard_weight("normal", "BF16", 8, 256), "BF16", SCHEMES[scheme])
+    scales = honest.arrays["weight_scale"]
+    for step in (1, -1):
+        changed = scales.copy()
+        changed.flat[1] = int(changed.flat[1]) + step
+        assert replace(honest, arrays={**honest.arrays, "weight_scale": changed}).measured().different_scales == 1
+
+
+def test_what_lies_beyond_the_last_column_must_be_zero() -> None:
+    weight = hard_weight("normal", "BF16", 4, 36)
+    honest = quantized(weight, "BF16", integers(4, group=None))
+    assert honest.measured().exact
+    words = honest.arrays["weight_packed"].copy()
+    words.view(np.uint8)[2, -1] = 1
+    assert honest.arrays["weight_packed"].view(np.uint8).shape[1] == 20
+    assert replace(honest, arrays={**honest.arrays, "weight_packed": words}).measured().different_codes == 1
+
+
+def test_a_zero_with_another_sign_is_another_code() -> None:
+    weight = bf16(np.array([[448, 0, -0.0, 1]], np.float32))
+    honest = quantized(weight, "BF16", SCHEMES["FP8_DYNAMIC"])
+    assert honest.arrays["weight"].tolist()[0][1:3] == [0x00, 0x80]
+    changed = honest.arrays["weight"].copy()
+    changed[0, 1:3] = [0x80, 0x00]
+    seen = replace(honest, arrays={**honest.arrays, "weight": changed}).measured()
+    assert (seen.different_codes, seen.not_nearest) == (2, 0)
+
+
+def test_powers_of_two_are_those_of_the_largest_value() -> None:
+    scheme = SCHEMES["MXFP4"]
+    for amax, code in ((1.0, 125), (1.7421875, 125), (1.75, 126), (1.9921875, 126), (2.0**-126, 0), (2.0**127, 252)):
+        weight = bf16(np.full((1, 32), amax, np.float32))
+        honest = quantized(weight, "BF16", scheme)
+        assert honest.arrays["weight_scale"].tolist() == [[code]]
+        assert honest.measured().different_scales == 0
+        assert e8m0_values(honest.arrays["weight_scale"])[0, 0] == np.ldexp(1.0, code - 127)
