@@ -80,9 +80,12 @@ def one_row_in_a_thousand(rows: Rounded) -> None:
 def wrong_ties(rows: Rounded) -> None:
     """What lies in the middle of two places goes to the odd code."""
     for step in (-1, 1):
-        other = np.maximum(rows.codes + step, 0) if rows.element in PLACES else rows.codes + step
+        other = rows.codes + step
+        if rows.element in PLACES:
+            other = np.clip(other, 0, len(PLACES[rows.element]) - 1)
         middle = (rows.places(rows.codes) + rows.places(other)) / 2
-        rows.codes = np.where((rows.asked == middle) & (rows.codes % 2 == 0), other, rows.codes)
+        is_tie = (rows.asked == middle) & (rows.codes % 2 == 0) & (other != rows.codes)
+        rows.codes = np.where(is_tie, other, rows.codes)
 
 
 WAYS: Mapping[str, Callable[[Rounded], None]] = {

@@ -62,11 +62,11 @@ class Arithmetic:
 
     Attributes:
         rule: how the scale of a tile follows from its values.
-        rounded_to: the dtype, by its number, to which quotients were rounded before they were rounded to the grid.
+        in_float32: quotients were rounded to the grid as they are, not first to the dtype of the weights.
     """
 
     rule: Rule
-    rounded_to: int
+    in_float32: bool
 
     def divisors(self, scales: Floats) -> Floats:
         """What weights were divided by, of the scales that are stored."""
@@ -90,17 +90,16 @@ def arithmetics_of(
         whole: the stored scale of the whole tensor; None in schemes without one.
     """
     args = scheme.weights
-    own = PRECISIONS[dtype].number
     if args.strategy != "tensor_group":
-        return (Arithmetic(_rule(_kind(scheme), grid, dtype, np.float32(1)), own),)
+        return (Arithmetic(_rule(_kind(scheme), grid, dtype, np.float32(1)), False),)
     assert whole is not None
     if form == modelopt.METHOD:
         behind = _global_scale_behind(whole, dtype)
-        found = [Arithmetic(_rule(MODELOPT, grid, dtype, whole), F32)]
-        return (*found, *([] if behind is None else [Arithmetic(_rule(UNDER_GLOBAL, grid, dtype, behind), F32)]))
+        found = [Arithmetic(_rule(MODELOPT, grid, dtype, whole), True)]
+        return (*found, *([] if behind is None else [Arithmetic(_rule(UNDER_GLOBAL, grid, dtype, behind), True)]))
     return (
-        Arithmetic(_rule(UNDER_GLOBAL, grid, dtype, whole), F32),
-        Arithmetic(_rule(MODELOPT, grid, dtype, reciprocal(whole)), F32),
+        Arithmetic(_rule(UNDER_GLOBAL, grid, dtype, whole), True),
+        Arithmetic(_rule(MODELOPT, grid, dtype, reciprocal(whole)), True),
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from weighbridge import __version__
+from weighbridge.audit import compensation
 from weighbridge.audit.dequantized import find_dequantized
 from weighbridge.audit.journal import Journal
 from weighbridge.audit.judge import (
@@ -41,7 +42,7 @@ from weighbridge.audit.pieces import PIECE_BYTES, Piece, Sample, Strip, cut, uni
 from weighbridge.audit.reading import HUB_BYTES, Reader, reader_of
 from weighbridge.audit.run import WORKER_PIECES, Figures, run
 from weighbridge.audit.smoothing import Smoothed, recover
-from weighbridge.audit.work import STRICT, Allowance, Job, look, stored_shape, whole_scale
+from weighbridge.audit.work import STRICT, Allowance, Job, look, stored_shape, volume_of, whole_scale
 from weighbridge.cache import cache_directory, key_of
 from weighbridge.errors import StructureError
 from weighbridge.formats.tensors import payload_bytes
@@ -241,9 +242,11 @@ def _judged(
             seen,
             scale_holds=holds,
             smoothed=allowance.smoothed,
-            compensated=allowance.dampening is not None,
+            dampening=allowance.dampening,
             promises_scales=method.promises_scales,
         )
+        if judged.verdict is Verdict.COMPENSATED and sample is None:
+            judged = _judge_volume(job, item, judged)
         shape = stored_shape(job.checkpoint, item)
         if judged.verdict is not Verdict.DIVERGES and shape not in (None, item.weight.shape):
             why = "says that its weight has another shape than it has"
@@ -269,6 +272,18 @@ def _look_again(job: Job, index: int, item: QuantizedPair, right: np.float32 | N
     pieces = cut(Pairing((item,)))
     strips = [Piece(piece.number, tuple(Strip(index, strip.spans) for strip in piece.strips), 0) for piece in pieces]
     return sum((_measure(result) for piece in strips for _, result in look(alone, piece)), Measure())
+
+
+def _judge_volume(job: Job, item: QuantizedPair, judged: Judged) -> Judged:
+    """Ask of a whole module what no rows alone can tell."""
+    found = volume_of(job, item)
+    if found is None or found <= compensation.VOLUME:
+        return judged
+    why = "is not what compensation makes of the base's weight"
+    detail = (
+        f"its errors span {found:.2f} times the volume of rounding errors, where {compensation.VOLUME:g} is possible"
+    )
+    return Judged(item.name, Verdict.DIVERGES, "audit/beyond-compensation", why, detail)
 
 
 def _measure(result: Measure | Difference) -> Measure:

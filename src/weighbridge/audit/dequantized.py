@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from weighbridge.audit import rounding
-from weighbridge.audit.arithmetic import arithmetics_of, narrowed, whole_scales
+from weighbridge.audit.arithmetic import PRECISIONS, arithmetics_of, narrowed, whole_scales
 from weighbridge.audit.grid import Array, Grid, float_values, grid_of
 from weighbridge.audit.judge import group_amaxes
 from weighbridge.audit.method import Method
@@ -83,8 +83,9 @@ def _is_rounded(item: KeptPair, scheme: Scheme, amax: float, checkpoint: Reader,
     rows, columns = weights.array.shape
     height, width = grid.height or rows, grid.width or columns
     values = np.empty((rows, columns), np.float32)
+    number = rounding.F32 if arithmetic.in_float32 else PRECISIONS[dtype].number
     tiles = (divisors, zeros, height, width)
-    rounding.nearest_values(*weights.taken, arithmetic.rounded_to, grid.places, tiles, values)
+    rounding.nearest_values(*weights.taken, number, grid.places, tiles, values)
     # compressed-tensors multiplies in the dtype of its scales: that of the weight, or under a global scale float32.
     product = values * divisors.repeat(height, 0).repeat(width, 1)[:rows, :columns]
     if scheme.weights.strategy != "tensor_group":

@@ -50,13 +50,16 @@ class Journal:
 _KINDS: Mapping[str, type[Measure] | type[Difference]] = {kind.__name__: kind for kind in (Measure, Difference)}
 
 
+_COLUMNS = frozenset({"settled", "zero_columns", "live_columns"})
+
+
 def _fields(result: Result) -> dict[str, Any]:
     """JSON cannot have integers of any size."""
-    return {name: hex(value) if name == "settled" else value for name, value in asdict(result).items()}
+    return {name: hex(value) if name in _COLUMNS else value for name, value in asdict(result).items()}
 
 
 def _made(kind: str, fields: dict[str, Any]) -> Result:
-    return _KINDS[kind](**{name: int(value, 16) if name == "settled" else value for name, value in fields.items()})
+    return _KINDS[kind](**{name: int(value, 16) if name in _COLUMNS else value for name, value in fields.items()})
 
 
 def _read(line: str) -> tuple[int, Seen]:

@@ -9,6 +9,7 @@ from enum import StrEnum
 
 import numpy as np
 
+from weighbridge.audit import compensation
 from weighbridge.audit.arithmetic import whole_scales
 from weighbridge.audit.grid import grid_of
 from weighbridge.audit.measure import Difference, Measure
@@ -64,7 +65,7 @@ def judge_quantized(
     *,
     scale_holds: bool,
     smoothed: bool,
-    compensated: bool,
+    dampening: float | None,
     promises_scales: bool,
 ) -> Judged:
     """The verdict of a quantized module.
@@ -72,26 +73,26 @@ def judge_quantized(
     Args:
         scale_holds: whether the scale of the whole tensor is the one that its largest value gives.
         smoothed: whether it was measured against the base's weight times what was recovered from its pair.
-        compensated: whether its rows may make up for errors.
+        dampening: of the Hessian by which its rows may make up for errors; None where they may not.
         promises_scales: whether its scales must be those of the largest values.
     """
-    broken = _broken(item, seen, nearest=not (smoothed or compensated))
+    broken = _broken(item, seen, smoothed=smoothed, dampening=dampening)
     if broken is not None or smoothed:
         return broken or Judged(item.name, Verdict.PAIRED)
-    if compensated:
+    if seen.exact and scale_holds:
+        return Judged(item.name, Verdict.EXACT)
+    if dampening is not None:
         if not promises_scales or (scale_holds and not seen.different_scales):
             return Judged(item.name, Verdict.COMPENSATED)
         why = "has scales that are not those of the largest values, as the recipe says"
-        return Judged(item.name, Verdict.DIVERGES, "audit/scales", why, f"{seen.different_scales:,} bytes differ")
-    if seen.exact and scale_holds:
-        return Judged(item.name, Verdict.EXACT)
+        return Judged(item.name, Verdict.DIVERGES, "audit/scales", why, f"{seen.different_scales:,} differ")
     if seen.unpredicted:
         why = "no round-to-nearest gives the scale that is stored"
     elif seen.exact:
         why = "the scale of the whole tensor is not the one that its largest value gives"
     else:
         why = "codes or scales are not those of round-to-nearest by the largest value"
-    detail = f"{seen.different_codes:,} bytes of codes and {seen.different_scales:,} of scales differ"
+    detail = f"{seen.different_codes:,} codes and {seen.different_scales:,} scales differ"
     return Judged(item.name, Verdict.NEAREST, "audit/not-exact", why, detail)
 
 
@@ -168,13 +169,14 @@ def group_amaxes(amaxes: Mapping[str, float], groups: Sequence[FusedGroup]) -> d
     return found
 
 
-def _broken(item: QuantizedPair, seen: Measure, *, nearest: bool) -> Judged | None:
+def _broken(item: QuantizedPair, seen: Measure, *, smoothed: bool, dampening: float | None) -> Judged | None:
     """What makes a module no quantization of the base's weight, whatever rounded it.
 
-    Args:
-        nearest: whether each code must be the nearest to the base's weight. That is counted code by code; the largest
-            distance in steps is measured beside it, and no verdict stands against it.
+    Whether codes are the nearest is counted code by code; the largest distance in steps is measured beside it, and no
+    verdict stands against that.
     """
+    compensated = dampening is not None
+    limits = "" if dampening is None else compensation.beyond(seen, item.scheme.weights.num_bits, dampening)
     columns = item.weight.shape[1]
     place = (
         f"; the first is at row {seen.first // columns:,}, column {seen.first % columns:,}" if seen.first >= 0 else ""
@@ -203,13 +205,13 @@ def _broken(item: QuantizedPair, seen: Measure, *, nearest: bool) -> Judged | No
         ),
         (seen.nan_codes, "nan-code", "has codes that stand for NaN", f"{seen.nan_codes:,} {of}"),
         (
-            seen.not_nearest,
+            not compensated and seen.not_nearest,
             "not-nearest",
             "has codes that are not the nearest to the base's weights under the stored scales",
             f"{seen.not_nearest:,} {of}, {seen.steps:.3g} steps off at most{place}",
         ),
         (
-            nearest and not seen.not_nearest and not seen.steps <= HALF_A_STEP,
+            not (smoothed or compensated) and not seen.not_nearest and not seen.steps <= HALF_A_STEP,
             "steps",
             "is said to be the nearest everywhere, but lies further off than half a step: report this",
             f"{seen.steps:.3g} steps off at most",
@@ -232,6 +234,7 @@ def _broken(item: QuantizedPair, seen: Measure, *, nearest: bool) -> Judged | No
             "has no column whose codes are all the nearest, as those of the first that is compensated for must be",
             f"{seen.steps:.3g} steps off at most",
         ),
+        (limits, "beyond-compensation", "is not what compensation makes of the base's weight", f"{limits}{row}"),
     )
     for is_so, rule, why, detail in cases:
         if is_so:

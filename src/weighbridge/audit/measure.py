@@ -21,7 +21,6 @@ class Measure:
         not_nearest: weights whose code is not the nearest under the stored scale.
         first: index of the first such weight, or of the first of a row that is loose or has strayed; -1 for none.
         loose_rows: rows whose error is larger than nearest rounding under a scale of twice the need could make it.
-        strayed_rows: rows whose error is larger than compensation could make it; counted for compensated modules alone.
         nan_codes: codes that stand for NaN.
         saturated: weights more than half a step beyond the largest or smallest code.
         zeroed: weights that are not zero and whose code is.
@@ -34,7 +33,21 @@ class Measure:
         steps: the largest difference, in steps of the grid at that code.
         amax: the largest absolute value of the base's weights, where a scale of the whole rests on it; NaN where one of
             them is NaN or infinite.
-        settled: bit n is set where every code of column n is the nearest; counted for compensated modules alone.
+
+    Of compensated modules alone:
+        strayed_rows: rows whose error is larger than compensation could make it.
+        askew_rows: rows whose projection on the base's is further from 1 than compensation could bring it.
+        settled: bit n is set where every code of column n is the nearest.
+        zero_columns: bit n is set where every weight of column n is stored as zero.
+        live_columns: bit n is set where column n would not be zero if it were rounded to nearest.
+        dot: sum of the products of the base's weights and of what is stored.
+        expected: what the squares of uniform rounding errors under the stored scales add up to.
+        ups, downs: codes that are above, and below, the nearest.
+
+    Of smoothed modules alone:
+        own_signal: sum of squares of the base's own weights.
+        own_noise: sum of squares of the errors that rounding them by min-max would make.
+        mapped_noise: sum of squares of the errors of what is stored, with smoothing taken back.
     """
 
     elements: int = 0
@@ -58,6 +71,16 @@ class Measure:
     steps: float = 0.0
     amax: float = 0.0
     settled: int = -1
+    askew_rows: int = 0
+    zero_columns: int = -1
+    live_columns: int = 0
+    dot: float = 0.0
+    expected: float = 0.0
+    ups: int = 0
+    downs: int = 0
+    own_signal: float = 0.0
+    own_noise: float = 0.0
+    mapped_noise: float = 0.0
 
     def __add__(self, other: Measure) -> Measure:
         joined: dict[str, Any] = {
@@ -133,4 +156,6 @@ _JOIN: dict[str, Callable[[Any, Any], Any]] = {field.name: _sum for field in fie
     "steps": _larger,
     "amax": _larger,
     "settled": int.__and__,
+    "zero_columns": int.__and__,
+    "live_columns": int.__or__,
 }

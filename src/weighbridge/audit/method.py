@@ -1,4 +1,7 @@
-"""What a checkpoint was made by, as its recipe or its config says: what that promises, and what it excuses."""
+"""What a checkpoint was made by, as the recipe says that the auditor gives: what that promises, and what it excuses.
+
+Nothing is excused for what the checkpoint says of itself: whoever altered its weights could write that, too.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ class Method:
     """What is known of how a checkpoint was made.
 
     Attributes:
-        said_by: the recipe or the config; empty where neither says anything.
+        said_by: the recipe; empty without one.
         promises_exact: every quantized weight must be rounded to nearest by min-max, to the bit.
         promises_scales: scales are those of the largest values, to the bit, whatever became of the codes.
         dampening: GPTQ's share of the Hessian's mean diagonal that is added to it; None without compensation.
@@ -49,9 +52,9 @@ class Method:
 
 
 def method_of(checkpoint: Checkpoint, loaded: LoadedRecipe | None) -> Method:
-    """Read off a recipe, or without one off config.json, what the numbers must be."""
+    """Read off a recipe what the numbers must be; without one every weight must be the nearest to the base's."""
     if loaded is None:
-        return _by_config(checkpoint)
+        return Method()
     recipe = loaded.recipe
     if recipe.method == "convert":
         before = load_recipe(recipe.base.recipe) if recipe.base.recipe is not None else None
@@ -68,13 +71,6 @@ def method_of(checkpoint: Checkpoint, loaded: LoadedRecipe | None) -> Method:
     unsmoothed = not any(name in SMOOTHING for entry in recipe.modifiers for name in entry)
     scales = unsmoothed and all(_is_min_max(group.scheme.weights) for group in recipe.groups)
     return Method(loaded.document.where, scales and dampening is None, scales, dampening, tuple(mapped))
-
-
-def _by_config(checkpoint: Checkpoint) -> Method:
-    """A config says ``actorder`` of weights that GPTQ has ordered; no other trace of a method is written there."""
-    groups = checkpoint.declaration.groups if checkpoint.declaration is not None else ()
-    ordered = any(group.scheme.weights.actorder is not None for group in groups)
-    return Method(f"{checkpoint.label}/config.json", dampening=DAMPENING) if ordered else Method()
 
 
 def _mapped(mappings: Sequence[Any]) -> list[Mapped]:

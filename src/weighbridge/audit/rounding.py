@@ -335,6 +335,7 @@ class Figures(NamedTuple):
 def _examine(
     places: Any,
     dtype: Any,
+    in_float32: Any,
     weights: Any,
     values: Any,
     divisors: Any,
@@ -351,7 +352,8 @@ def _examine(
         quotient = float32(weight / divisor)
         place = float32(quotient + zero)
         kept = _rounded(dtype, float32(_rounded(dtype, quotient) + zero))
-        wrong += uint32(_bits_of(_nearest(places, kept)) != _bits_of(value))
+        asked = place if in_float32 else kept
+        wrong += uint32(_bits_of(_nearest(places, asked)) != _bits_of(value))
         difference = float32(weight - float32(value - zero) * divisor)
         signals[column] = weight * weight
         noises[column] = difference * difference
@@ -366,13 +368,23 @@ def _examine(
 
 @_jit
 def examine(
-    weights: Any, is_bf16: Any, dtype: Any, codes: Any, nibbles: Any, places: Any, tiles: Any, noise_of_row: Any
+    weights: Any,
+    is_bf16: Any,
+    dtype: Any,
+    in_float32: Any,
+    codes: Any,
+    nibbles: Any,
+    places: Any,
+    tiles: Any,
+    noise_of_row: Any,
 ) -> Any:
     """Hold the codes of rows against the places nearest to their weights; fills the noise of each row.
 
     Args:
         weights: uint16 [rows, columns] of BF16 bit patterns, or float32.
-        dtype: to which the quotients were rounded before they were rounded to the grid.
+        dtype: of the weights, to which quotients may have been rounded before they were rounded to the grid: `steps`
+            are the fewest, with and without.
+        in_float32: whether those that are not `wrong` were rounded to the grid as they are.
         codes: uint8 [rows, bytes], as they are stored.
         places: `weighbridge.audit.grid.Places`.
         tiles: divisors and zero points, float32 [tiles down, tiles across], then the height and the width of a tile.
@@ -394,7 +406,7 @@ def examine(
             _spread(zeros[row // height], width, row_zeros)
         wrong += not _decode(codes[row], nibbles, places.values, values)
         _widen(weights[row], is_bf16, row_weights)
-        of_row = _examine(places, dtype, row_weights, values, row_divisors, row_zeros, signals, noises)
+        of_row = _examine(places, dtype, in_float32, row_weights, values, row_divisors, row_zeros, signals, noises)
         wrong += of_row[0]
         saturated += of_row[1]
         zeroed += of_row[2]
@@ -471,6 +483,68 @@ def not_nearest(
                 first += 1
         count += found
     return count, first
+
+
+@_jit
+def _directions(places: Any, weights: Any, values: Any, divisors: Any, zeros: Any, own: Any, both: Any) -> Any:
+    """Codes above and below the nearest; fills the squares of weights, and their products with what is stored."""
+    ups, downs = uint32(0), uint32(0)
+    for column in range(weights.shape[0]):
+        weight, value = weights[column], values[column]
+        place = _within(places, float32(float32(weight / divisors[column]) + zeros[column]))
+        # More than half a step away; what the least part of a step decides may have gone either way.
+        most = float32(float32(_power(place, places.smallest) / places.fraction) * float32(0.505))
+        ups += uint32(float32(value - place) > most)
+        downs += uint32(float32(place - value) > most)
+        own[column] = weight * weight
+        both[column] = float32(weight * float32(float32(value - zeros[column]) * divisors[column]))
+    return ups, downs
+
+
+@_jit
+def directions(
+    weights: Any,
+    is_bf16: Any,
+    codes: Any,
+    nibbles: Any,
+    places: Any,
+    tiles: Any,
+    signal: Any,
+    dot: Any,
+    zero: Any,
+    live: Any,
+) -> Any:
+    """How many codes are above the nearest, and how many below; which columns are zero, and how often they should not.
+
+    Args:
+        signal: float64 [rows], to be filled with the sums of squares of the weights.
+        dot: float64 [rows], to be filled with the sums of their products with what is stored.
+        zero: uint8 [columns]; what is not zero in one of these rows is set to 0.
+        live: uint32 [columns]; grows by the rows in which the nearest place is not zero.
+        others: as in `examine`.
+    """
+    rows, columns = weights.shape
+    divisors, zeros, height, width = tiles
+    row_weights, values = np.empty(columns, np.float32), np.empty(columns, np.float32)
+    row_divisors, row_zeros = np.empty(columns, np.float32), np.empty(columns, np.float32)
+    own, both, lanes = np.empty(columns, np.float32), np.empty(columns, np.float32), np.empty(_LANES, np.float32)
+    ups, downs = 0, 0
+    for row in range(rows):
+        if row % height == 0:
+            _spread(divisors[row // height], width, row_divisors)
+            _spread(zeros[row // height], width, row_zeros)
+        _decode(codes[row], nibbles, places.values, values)
+        _widen(weights[row], is_bf16, row_weights)
+        up, down = _directions(places, row_weights, values, row_divisors, row_zeros, own, both)
+        ups += up
+        downs += down
+        signal[row] = _sum(own, lanes)
+        dot[row] = _sum(both, lanes)
+        for column in range(columns):
+            zero[column] &= values[column] == row_zeros[column]
+            place = float32(float32(row_weights[column] / row_divisors[column]) + row_zeros[column])
+            live[column] += _nearest(places, place) != row_zeros[column]
+    return ups, downs
 
 
 @_jit

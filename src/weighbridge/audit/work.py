@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from weighbridge.audit import rounding
+from weighbridge.audit import compensation, rounding
 from weighbridge.audit.arithmetic import PRECISIONS, Arithmetic, arithmetics_of
 from weighbridge.audit.grid import Array, Floats, Grid, Rows, float_values, grid_of, rows_of
 from weighbridge.audit.measure import Difference, Measure
@@ -155,7 +155,7 @@ def examine(job: Job, item: QuantizedPair, strip: Strip) -> Measure:
         codes, scales = _agreement(item, weights, rows, arithmetics, figures.wrong)
         seen = replace(seen, different_codes=codes, different_scales=scales)
         # What is rounded to nearest, ties to even, is nearest, unless the scale of the whole is itself in doubt.
-        if seen.exact and allowance.instead is None:
+        if seen.exact and allowance.instead is None and allowance.dampening is None:
             return seen
     hit = np.zeros(columns, np.uint8)
     count, first = rounding.not_nearest(
@@ -172,15 +172,29 @@ def examine(job: Job, item: QuantizedPair, strip: Strip) -> Measure:
         beyond = _loose(item, weights, rows, noise, whole if allowance.instead is None else allowance.instead)
         seen = replace(seen, not_nearest=int(count), loose_rows=len(beyond))
     else:
-        bound = columns * rows.widest.astype(np.float64) ** 2 / (4 * allowance.dampening)
-        beyond = np.flatnonzero(~(noise <= bound))
-        settled = int.from_bytes(np.packbits(hit == 0, bitorder="little").tobytes(), "little")
-        seen, first = replace(seen, strayed_rows=len(beyond), settled=settled), -1
+        seen = replace(seen, not_nearest=int(count))
+        seen = compensation.measured(seen, weights.taken, rows, noise, hit, allowance.dampening)
+        beyond, first = np.array([seen.first] if seen.first >= 0 else []), -1
     if first < 0 and len(beyond):
         first = int(beyond[0]) * columns
     if first >= 0:
         first = _row_of(strip.spans, first // columns) * columns + first % columns
     return replace(seen, first=int(first))
+
+
+def volume_of(job: Job, item: QuantizedPair) -> float | None:
+    """The volume of a compensated module's errors, all rows in memory; see `compensation.volume`."""
+    grid, (count, columns) = grid_of(item.scheme), item.weight.shape
+    if grid is None or not compensation.has_volume(count, columns):
+        return None
+    spans = ((0, count),)
+    allowance = job.allowances.get(item.name, STRICT)
+    values = float_values(read(job.base, item.source, spans, "source"), item.weight.dtype)
+    if allowance.smoothed:
+        values = _smoothed(values, spans, allowance)
+    stored, scale_dtype = stored_rows(job.checkpoint, item, spans), item.stored["weight_scale"].tensor.dtype
+    rows = rows_of(grid, item.form, stored, scale_dtype, columns, whole_scale(job.checkpoint, item))
+    return compensation.volume(values, rows)
 
 
 def _taken(raw: Array, dtype: str, grid: Grid, spans: Spans, allowance: Allowance) -> Weights | None:
@@ -206,7 +220,8 @@ def _held(weights: Weights, rows: Rows, arithmetic: Arithmetic, noise: Array) ->
     with np.errstate(all="ignore"):
         found: rounding.Figures = rounding.examine(
             *weights.taken,
-            arithmetic.rounded_to,
+            PRECISIONS[weights.dtype].number,
+            arithmetic.in_float32,
             rows.codes,
             rows.grid.nibbles,
             rows.grid.places,
