@@ -103,6 +103,12 @@ def arithmetics_of(
     )
 
 
+def own_rule(grid: Grid, scheme: Scheme, dtype: str) -> Rule:
+    """How a tile's own values give a scale, whatever is stored for the whole tensor."""
+    kind = FLOAT if scheme.weights.strategy in ("tensor", "tensor_group") else _kind(scheme)
+    return _rule(kind, grid, dtype, np.float32(1))
+
+
 def whole_scales(grid: Grid, form: str, scheme: Scheme, dtype: str, amaxes: Sequence[float]) -> list[np.float32]:
     """What the scale of a whole tensor may be, for each largest value that it may be made of; none if it has none."""
     if scheme.weights.strategy not in ("tensor", "tensor_group"):

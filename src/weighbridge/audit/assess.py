@@ -242,6 +242,7 @@ def _judged(
             seen,
             scale_holds=holds,
             smoothed=allowance.smoothed,
+            coarseness=allowance.coarseness,
             dampening=allowance.dampening,
             promises_scales=method.promises_scales,
         )

@@ -73,13 +73,11 @@ def _is_rounded(item: KeptPair, scheme: Scheme, amax: float, checkpoint: Reader,
     scales = whole_scales(grid, COMPRESSED_TENSORS, scheme, dtype, [amax])
     whole = scales[0] if scales else None
     arithmetic = arithmetics_of(grid, scheme, COMPRESSED_TENSORS, dtype, whole)[0]
-    divisors = np.empty_like(weights.smallest)
+    divisors, zeros = np.empty_like(weights.smallest), np.zeros_like(weights.smallest)
     if arithmetic.rule.kind == rounding.WHOLE:
         divisors[:] = whole
     else:
-        rounding.needed(arithmetic.rule, weights.smallest, weights.largest, divisors)
-    # Conversions take schemes without zero points.
-    zeros = np.zeros_like(divisors)
+        rounding.needed(arithmetic.rule, weights.smallest, weights.largest, divisors, zeros)
     rows, columns = weights.array.shape
     height, width = grid.height or rows, grid.width or columns
     values = np.empty((rows, columns), np.float32)

@@ -22,6 +22,10 @@ HALF_A_STEP = 0.5 + 2.0**-13
 A quotient is 128 steps at most in eight-bit integers, and 16 in floats; see `weighbridge.audit.work.QUOTIENT_SLACK`.
 """
 
+RELATIVE = 0.35
+"""How large a smoothed module's error may be beside its weight, root mean square; 0.23 is measured
+(`python -m benchmarks.compensation`)."""
+
 WIDEST = 2.0
 """How much larger than the min-max scale a scale may be: one that is rounded up to a power of two is less than that."""
 
@@ -65,6 +69,7 @@ def judge_quantized(
     *,
     scale_holds: bool,
     smoothed: bool,
+    coarseness: float,
     dampening: float | None,
     promises_scales: bool,
 ) -> Judged:
@@ -73,10 +78,11 @@ def judge_quantized(
     Args:
         scale_holds: whether the scale of the whole tensor is the one that its largest value gives.
         smoothed: whether it was measured against the base's weight times what was recovered from its pair.
+        coarseness: limit of its squared error, with smoothing taken back, over that of rounding the base's own weight.
         dampening: of the Hessian by which its rows may make up for errors; None where they may not.
         promises_scales: whether its scales must be those of the largest values.
     """
-    broken = _broken(item, seen, smoothed=smoothed, dampening=dampening)
+    broken = _broken(item, seen, smoothed=smoothed, coarseness=coarseness, dampening=dampening)
     if broken is not None or smoothed:
         return broken or Judged(item.name, Verdict.PAIRED)
     if seen.exact and scale_holds:
@@ -169,7 +175,9 @@ def group_amaxes(amaxes: Mapping[str, float], groups: Sequence[FusedGroup]) -> d
     return found
 
 
-def _broken(item: QuantizedPair, seen: Measure, *, smoothed: bool, dampening: float | None) -> Judged | None:
+def _broken(
+    item: QuantizedPair, seen: Measure, *, smoothed: bool, coarseness: float, dampening: float | None
+) -> Judged | None:
     """What makes a module no quantization of the base's weight, whatever rounded it.
 
     Whether codes are the nearest is counted code by code; the largest distance in steps is measured beside it, and no
@@ -234,9 +242,25 @@ def _broken(item: QuantizedPair, seen: Measure, *, smoothed: bool, dampening: fl
             "has no column whose codes are all the nearest, as those of the first that is compensated for must be",
             f"{seen.steps:.3g} steps off at most",
         ),
+        (
+            smoothed and not seen.mapped_noise <= coarseness * seen.own_noise,
+            "beyond-smoothing",
+            "is coarser than smoothing leaves a weight",
+            f"{_ratio(seen.mapped_noise, seen.own_noise):.1f} times the squared error of rounding the base's own",
+        ),
+        (
+            smoothed and not seen.mapped_noise <= RELATIVE**2 * seen.own_signal,
+            "beyond-smoothing",
+            "is coarser than smoothing leaves a weight",
+            f"its error is {100 * math.sqrt(_ratio(seen.mapped_noise, seen.own_signal)):.0f} % of the base's weight",
+        ),
         (limits, "beyond-compensation", "is not what compensation makes of the base's weight", f"{limits}{row}"),
     )
     for is_so, rule, why, detail in cases:
         if is_so:
             return Judged(item.name, Verdict.DIVERGES, f"audit/{rule}", why, detail)
     return None
+
+
+def _ratio(one: float, other: float) -> float:
+    return one / other if other else math.inf

@@ -22,8 +22,13 @@ _MIN_MAX = frozenset({None, "minmax", "static_minmax", "memoryless_minmax"})
 
 @dataclass(frozen=True)
 class Mapped:
-    """A smooth layer, whose outputs are divided, and the layers whose input columns are multiplied by the same."""
+    """A smooth layer, whose outputs are divided, and the layers whose input columns are multiplied by the same.
 
+    Attributes:
+        modifier: llm-compressor's name of what chose the factors.
+    """
+
+    modifier: str
     smooth: str
     balance: tuple[str, ...]
 
@@ -67,21 +72,22 @@ def method_of(checkpoint: Checkpoint, loaded: LoadedRecipe | None) -> Method:
             if name == "GPTQModifier":
                 dampening = float(options.get("dampening_frac", DAMPENING))
             if name in SMOOTHING:
-                mapped += _mapped(options.get("mappings") or _default_mappings(name, checkpoint))
+                mapped += _mapped(name, options.get("mappings") or _default_mappings(name, checkpoint))
     unsmoothed = not any(name in SMOOTHING for entry in recipe.modifiers for name in entry)
     scales = unsmoothed and all(_is_min_max(group.scheme.weights) for group in recipe.groups)
     return Method(loaded.document.where, scales and dampening is None, scales, dampening, tuple(mapped))
 
 
-def _mapped(mappings: Sequence[Any]) -> list[Mapped]:
+def _mapped(modifier: str, mappings: Sequence[Any]) -> list[Mapped]:
     """Mappings as modifiers take them: mappings with names, or pairs of (balance layers, smooth layer)."""
     found = []
     for item in mappings:
         if isinstance(item, Mapping) and "smooth_layer" in item:
-            found.append(Mapped(str(item["smooth_layer"]), tuple(map(str, item.get("balance_layers") or ()))))
+            balance = item.get("balance_layers") or ()
+            found.append(Mapped(modifier, str(item["smooth_layer"]), tuple(map(str, balance))))
         elif isinstance(item, Sequence) and len(item) == 2 and not isinstance(item, str):
             balance = item[0] if isinstance(item[0], Sequence) and not isinstance(item[0], str) else [item[0]]
-            found.append(Mapped(str(item[1]), tuple(map(str, balance))))
+            found.append(Mapped(modifier, str(item[1]), tuple(map(str, balance))))
     return found
 
 

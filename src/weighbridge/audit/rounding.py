@@ -299,12 +299,11 @@ def wrong_scales(rule: Any, smallest: Any, largest: Any, scales: Any, zeros: Any
 
 
 @_jit
-def needed(rule: Any, smallest: Any, largest: Any, divisors: Any) -> None:
-    """Fill what the weights of each tile would be divided by under the scale that their values give."""
+def needed(rule: Any, smallest: Any, largest: Any, divisors: Any, zeros: Any) -> None:
+    """Fill what the weights of each tile are divided by under the scale that their values give, and its zero point."""
     for down in range(divisors.shape[0]):
         for tile in range(divisors.shape[1]):
-            _, divisor, _ = _scale(rule, smallest[down, tile], largest[down, tile])
-            divisors[down, tile] = divisor
+            _, divisors[down, tile], zeros[down, tile] = _scale(rule, smallest[down, tile], largest[down, tile])
 
 
 # --- codes

@@ -7,8 +7,9 @@ docs/explanation/audit.md derives how uncertain each recovered factor is.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,10 @@ from weighbridge.structure.modules import split_parameter
 UNIT_ROUNDOFF: Mapping[str, float] = {"BF16": 2.0**-8, "F16": 2.0**-11, "F32": 2.0**-24}
 """The largest relative error of one rounding to a dtype."""
 
+COARSENESS: Mapping[str, float] = {"AWQModifier": 8.0}
+"""By modifier: how much larger the squared error of a smoothed module may be than that of rounding the base's own by
+min-max. 4.6 is measured of AWQ (`python -m benchmarks.compensation`). SmoothQuant moves errors from activations to
+weights without such a limit; of its modules the error beside the weight alone is limited."""
 _LAYER = re.compile(r"(?:^|\.)(?:layers|blocks|h)\.\d+(?=\.)")
 
 
@@ -50,30 +55,27 @@ def recover(pairs: Sequence[Pair], mappings: Sequence[Mapped], checkpoint: Reade
     """
     by_name = {item.name: item for item in pairs}
     modules = {_module(item): item for item in by_name.values()}
+    modifiers: dict[str, set[str]] = {}
     columns: dict[str, tuple[Floats, float]] = {}
     rows: dict[str, tuple[Floats, float]] = {}
     divided: set[str] = set()
     refused: dict[str, str] = {}
-    for mapping in mappings:
-        for smooth, balance in _resolved(modules, mapping):
-            item = modules[smooth]
-            # Modifiers leave out what does not fit: values of fewer heads than queries have feed no output by channels.
-            fed = [name for name in balance if _columns(modules[name]) == item.source.tensor.shape[0]]
-            if not fed:
-                continue
-            if isinstance(item, KeptPair):
-                recovered = _by_norm(item, checkpoint, base)
-            else:
-                recovered = _by_linear(item, columns.get(smooth), checkpoint, base)
-            if recovered is None:
-                refused[item.name] = "is smoothed, but the factors of its channels cannot be recovered"
-                continue
-            factors, slack = recovered
-            if isinstance(item, KeptPair):
-                divided.add(item.name)
-            else:
-                rows[smooth] = recovered
-            columns.update(dict.fromkeys(fed, (factors, slack)))
+    for modifier, smooth, fed in _resolved(modules, mappings):
+        item = modules[smooth]
+        if isinstance(item, KeptPair):
+            recovered = _by_norm(item, checkpoint, base)
+        else:
+            recovered = _by_linear(item, columns.get(smooth), checkpoint, base)
+        if recovered is None:
+            refused[item.name] = "is smoothed, but the factors of its channels cannot be recovered"
+            continue
+        if isinstance(item, KeptPair):
+            divided.add(item.name)
+        else:
+            rows[smooth] = recovered
+        columns.update(dict.fromkeys(fed, recovered))
+        for name in (smooth, *fed):
+            modifiers.setdefault(name, set()).add(modifier)
     for name, (factors, slack) in columns.items():
         item = modules[name]
         if isinstance(item, KeptPair) and _is_product(item, factors, slack, checkpoint, base):
@@ -87,7 +89,12 @@ def recover(pairs: Sequence[Pair], mappings: Sequence[Mapped], checkpoint: Reade
             unit = UNIT_ROUNDOFF[item.weight.dtype]
             # Each product or quotient was rounded to the weight's dtype, and so was the place on the grid.
             steps = (own is not None) + (over is not None) + 1
-            allowances[name] = Allowance(columns=own, rows=over, slack=own_slack + over_slack + steps * unit)
+            allowances[name] = Allowance(
+                columns=own,
+                rows=over,
+                slack=own_slack + over_slack + steps * unit,
+                coarseness=max(COARSENESS.get(modifier, math.inf) for modifier in modifiers[name]),
+            )
     return Smoothed(allowances, frozenset(divided), refused)
 
 
@@ -165,8 +172,18 @@ def _all(reader: Reader, region: Region) -> Array:
     return read_rows(reader, region, ((0, rows),), np.empty(region.tensor.nbytes, np.uint8))
 
 
-def _resolved(modules: Mapping[str, Pair], mapping: Mapped) -> list[tuple[str, list[str]]]:
-    """Each smooth layer with the balance layers that it feeds: those that share the longest part of its name."""
+def _resolved(modules: Mapping[str, Pair], mappings: Sequence[Mapped]) -> Iterator[tuple[str, str, list[str]]]:
+    """What chose the factors, and each smooth layer with the balance layers that it feeds, in the modifiers' order."""
+    for mapping in mappings:
+        for smooth, balance in _near(modules, mapping):
+            # Modifiers leave out what does not fit: values of fewer heads than queries have feed no output by channels.
+            fed = [name for name in balance if _columns(modules[name]) == modules[smooth].source.tensor.shape[0]]
+            if fed:
+                yield mapping.modifier, smooth, fed
+
+
+def _near(modules: Mapping[str, Pair], mapping: Mapped) -> list[tuple[str, list[str]]]:
+    """Each smooth layer with the balance layers that share the longest part of its name."""
     smooth = _matching(modules, (mapping.smooth,))
     balance = _matching(modules, mapping.balance)
     found: dict[str, list[str]] = {name: [] for name in smooth}

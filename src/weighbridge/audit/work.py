@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import isfinite, nan
+from math import inf, isfinite, nan
 from typing import Any
 
 import numpy as np
 
 from weighbridge.audit import compensation, rounding
-from weighbridge.audit.arithmetic import PRECISIONS, Arithmetic, arithmetics_of
-from weighbridge.audit.grid import Array, Floats, Grid, Rows, float_values, grid_of, rows_of
+from weighbridge.audit.arithmetic import PRECISIONS, Arithmetic, arithmetics_of, own_rule
+from weighbridge.audit.grid import Array, Floats, Grid, Rows, float_values, grid_of, rows_of, spread, values_of
 from weighbridge.audit.measure import Difference, Measure
 from weighbridge.audit.pairing import KeptPair, Pair, QuantizedPair, Region
 from weighbridge.audit.pieces import Piece, Spans, Strip, units_of
@@ -36,6 +36,7 @@ class Allowance:
         columns: factors of the base's columns (smoothing), or None.
         rows: divisors of the base's rows (smoothing), or None.
         slack: relative uncertainty of the smoothed weight.
+        coarseness: limit of a smoothed module's squared error, over that of rounding the base's weight by min-max.
         instead: the scale that the largest value of the whole gives, where another is stored, so that agreeing with
             that is not enough.
     """
@@ -44,6 +45,7 @@ class Allowance:
     columns: Floats | None = None
     rows: Floats | None = None
     slack: float = 0.0
+    coarseness: float = inf
     instead: np.float32 | None = None
 
     @property
@@ -149,6 +151,10 @@ def examine(job: Job, item: QuantizedPair, strip: Strip) -> Measure:
     noise = np.empty(seen.rows, np.float64)
     figures = _held(weights, rows, arithmetics[0], noise)
     seen = replace(seen, **_measured(rows, scale_dtype, weights, figures))
+    if allowance.smoothed:
+        own = weights_of(raw, item.weight.dtype, grid)
+        assert own is not None  # what was multiplied by finite factors is finite
+        seen = replace(seen, **_taken_back(item, own, rows, strip.spans, allowance))
     if allowance.smoothed or not _has_scales_of_tiles(item):
         seen = replace(seen, unpredicted=strip.rows)
     else:
@@ -202,6 +208,33 @@ def _taken(raw: Array, dtype: str, grid: Grid, spans: Spans, allowance: Allowanc
     if allowance.smoothed:
         return weights_of(_smoothed(float_values(raw, dtype), spans, allowance), "F32", grid)
     return weights_of(raw, dtype, grid)
+
+
+def _taken_back(item: QuantizedPair, own: Weights, rows: Rows, spans: Spans, allowance: Allowance) -> dict[str, Any]:
+    """How far smoothed rows lie from the base's own once the smoothing is taken back, beside rounding those."""
+    values = float_values(own.array, own.dtype).astype(np.float64)
+    with np.errstate(all="ignore"):
+        stored = (values_of(rows) * spread(rows, rows.divisors)).astype(np.float64)
+        if allowance.columns is not None:
+            stored /= allowance.columns[None, :]
+        if allowance.rows is not None:
+            stored *= np.concatenate([allowance.rows[first : first + count] for first, count in spans])[:, None]
+        return {
+            "own_signal": float((values**2).sum()),
+            "own_noise": float(((values - _rounded(item, own, rows)) ** 2).sum()),
+            "mapped_noise": float(((values - stored) ** 2).sum()),
+        }
+
+
+def _rounded(item: QuantizedPair, own: Weights, rows: Rows) -> Array:
+    """Rows of the base's own weight, rounded to nearest under the scales that their largest values give."""
+    divisors, zeros = np.empty_like(own.smallest), np.zeros_like(own.smallest)
+    rule = own_rule(rows.grid, item.scheme, own.dtype)
+    rounding.needed(rule, own.smallest, own.largest, divisors, zeros)
+    values = np.empty(own.array.shape, np.float32)
+    rounded = replace(rows, divisors=divisors, zeros=zeros)
+    rounding.nearest_values(*own.taken, PRECISIONS[own.dtype].number, rows.grid.places, rounded.tiles, values)
+    return values * spread(rows, divisors)
 
 
 def weights_of(raw: Array, dtype: str, grid: Grid) -> Weights | None:
@@ -316,7 +349,8 @@ def _loose(item: QuantizedPair, weights: Weights, rows: Rows, noise: Array, whol
     divisors = np.ascontiguousarray(rows.divisors)
     if rule.kind != rounding.WHOLE:
         divisors = np.empty_like(rows.divisors)
-        rounding.needed(rule, weights.smallest, weights.largest, divisors)
+        zeros = np.empty_like(rows.divisors)
+        rounding.needed(rule, weights.smallest, weights.largest, divisors, zeros)
     bound = np.empty(len(noise), np.float64)
     tiles = replace(rows, divisors=divisors).tiles
     rounding.squared_steps(*weights.taken, rows.grid.places, tiles, bound)

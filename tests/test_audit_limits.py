@@ -1,0 +1,303 @@
+"""Every limit of the audit from both sides: what lies just within it passes, what lies just beyond it fails."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.audit_rows import SCHEMES, Module, bf16, integers, quantized
+from weighbridge.audit import compensation
+from weighbridge.audit.judge import (
+    HALF_A_STEP,
+    RELATIVE,
+    Judged,
+    Verdict,
+    judge_quantized,
+    right_scale,
+    scale_holds,
+    too_wide,
+)
+from weighbridge.audit.measure import Measure
+from weighbridge.audit.smoothing import COARSENESS
+from weighbridge.audit.work import QUOTIENT_SLACK, STRICT, Allowance
+from weighbridge.engines.kernels.agreement import hard_weight
+
+Array = np.ndarray[Any, Any]
+ROWS = SCHEMES["W4A16 per row"]
+
+
+def judged(
+    seen: Measure,
+    scheme: str = "FP8_DYNAMIC",
+    *,
+    smoothed: bool = False,
+    dampening: float | None = None,
+    coarseness: float = math.inf,
+) -> Judged:
+    """The verdict of a module of which this was measured."""
+    module = Module(
+        np.zeros((4, 64), np.uint16), "BF16", SCHEMES[scheme], {"weight_scale": np.zeros((4, 1), np.uint16)}
+    )
+    return judge_quantized(
+        module.pair,
+        seen,
+        scale_holds=True,
+        smoothed=smoothed,
+        coarseness=coarseness,
+        dampening=dampening,
+        promises_scales=False,
+    )
+
+
+HONEST = Measure(elements=100, rows=4, scales=4, signal=100.0, noise=1.0, dot=100.0, expected=1.0, steps=0.4)
+"""Figures to which no limit objects."""
+
+
+def beyond(value: float) -> float:
+    """Just above a limit."""
+    return value * (1 + 1e-9)
+
+
+# --- rounding to nearest
+
+
+def test_no_verdict_stands_beside_a_distance_of_more_than_half_a_step() -> None:
+    exact = replace(HONEST, steps=HALF_A_STEP)
+    assert judged(exact).verdict is Verdict.EXACT
+    assert judged(replace(exact, steps=beyond(HALF_A_STEP))).rule == "audit/steps"
+    assert judged(replace(exact, steps=math.nan)).rule == "audit/steps"
+
+
+def test_half_a_step_is_what_the_slack_of_a_quotient_allows() -> None:
+    largest_quotient_in_steps = 128
+    assert 0.5 + largest_quotient_in_steps * QUOTIENT_SLACK < HALF_A_STEP < 0.5 + 4 * 128 * QUOTIENT_SLACK
+
+
+@pytest.mark.parametrize(("times", "not_nearest"), [(0.9, 0), (1.1, 1)])
+@pytest.mark.parametrize("side", [1, -1])
+def test_quotient_may_be_off_by_three_roundings_of_float32(side: int, times: float, not_nearest: int) -> None:
+    """A weight that lies beyond the midpoint of 4 and 4.5 by so many times the slack, and is stored as 4."""
+    spare = np.float64(4.25 * QUOTIENT_SLACK * times)
+    weight = np.array([[448, side * (4.25 + spare), *[0] * 14]], np.float32)
+    assert abs(float(weight[0, 1])) != 4.25
+    honest = quantized(weight, "F32", SCHEMES["FP8_DYNAMIC"])
+    codes = honest.arrays["weight"].copy()
+    codes[0, 1] = 0x48 | (0x80 if side < 0 else 0)  # 4
+    assert replace(honest, arrays={**honest.arrays, "weight": codes}).measured().not_nearest == not_nearest
+
+
+def coarse(factor: float) -> Module:
+    """A row of which every weight is as far from the nearest place as can be, under so many times the needed scale."""
+    scale = np.float32(factor)
+    places = np.array([-3, -2, -1, 0, 1, 2] * 10, np.float32)
+    weight = np.concatenate([np.float32([7.5]), (places + np.float32(0.5)) * scale]).astype(np.float32)[None, :64]
+    weight = np.pad(weight, ((0, 0), (0, 64 - weight.shape[1])), constant_values=scale / 2)
+    codes = np.concatenate([[np.rint(7.5 / scale)], np.tile(places, 11)])[:64].astype(int)
+    codes[61:] = 0
+    stored = (codes + 8).astype(np.uint8)
+    packed = (stored[0::2] | (stored[1::2] << 4)).view(np.int32)[None]
+    return Module(weight, "F32", ROWS, {"weight_packed": packed, "weight_scale": np.array([[scale]], np.float32)})
+
+
+@pytest.mark.parametrize(("factor", "loose"), [(1.9, 0), (2.0, 0), (2.1, 1)])
+def test_row_may_be_as_coarse_as_under_twice_the_needed_scale(factor: float, loose: int) -> None:
+    seen = coarse(factor).measured()
+    assert (seen.not_nearest, seen.loose_rows) == (0, loose)
+
+
+@pytest.mark.parametrize(("times", "expected"), [(1.0, False), (2.0, False), (2.01, True)])
+def test_scale_of_a_tensor_may_be_twice_what_its_largest_value_asks_for(times: float, expected: bool) -> None:
+    weight = hard_weight("normal", "F32", 8, 64)
+    pair = quantized(weight, "F32", SCHEMES["W8A8"]).pair
+    per_tensor = replace(pair, scheme=replace(pair.scheme, weights=replace(pair.scheme.weights, strategy="tensor")))
+    needed = right_scale(per_tensor, 1.0)
+    assert needed is not None
+    assert too_wide(per_tensor, np.float32(needed * times), 1.0) == expected
+
+
+@pytest.mark.parametrize("step", [-1, 1])
+@pytest.mark.parametrize("scheme", ["NVFP4A16"])
+def test_scale_of_the_whole_must_be_that_of_the_largest_value_to_the_bit(scheme: str, step: int) -> None:
+    module = quantized(hard_weight("normal", "BF16", 8, 64), "BF16", SCHEMES[scheme])
+    amax = module.measured().amax
+    right = np.float32(module.arrays["weight_global_scale"][0])
+    other = np.nextafter(right, np.float32(np.inf * step))
+    assert scale_holds(module.pair, right, amax, amax, sampled=False)
+    assert scale_holds(module.pair, right, amax / 2, amax, sampled=False), "or of its fused group"
+    assert not scale_holds(module.pair, other, amax, amax, sampled=False)
+
+
+def test_codes_that_agree_with_a_wrong_scale_of_the_whole_are_looked_at_again() -> None:
+    """A global scale so small that all block scales are replaced: codes agree with them, and all are zero."""
+    weight = hard_weight("normal", "BF16", 8, 64)
+    honest = quantized(weight, "BF16", SCHEMES["NVFP4A16"])
+    from weighbridge.engines.kernels import load_kernels
+
+    amax = honest.measured().amax
+    arrays = load_kernels("cpu").quantize(weight, "BF16", SCHEMES["NVFP4A16"], amax=amax * 2**19)
+    wrong = replace(honest, arrays=dict(arrays))
+    assert wrong.measured().exact
+    again = wrong.measured(Allowance(instead=right_scale(honest.pair, amax)))
+    assert again.loose_rows == 8
+    assert honest.measured(Allowance(instead=right_scale(honest.pair, amax))).loose_rows == 0
+
+
+# --- compensation
+
+
+@pytest.mark.parametrize(("error", "strayed"), [(0.49, 0), (0.5, 0), (0.51, 1)])
+def test_row_is_off_by_half_a_widest_step_over_the_root_of_the_dampening_at_most(error: float, strayed: int) -> None:
+    """With a dampening of 1: half a step, root mean square. All weights lie so far above what is stored."""
+    weight = np.full((1, 64), 2 + error, np.float32)
+    codes = np.full((1, 8), 0xAAAAAAAA, np.uint32).view(np.int32)  # 2, less half of the range
+    module = Module(weight, "F32", ROWS, {"weight_packed": codes, "weight_scale": np.ones((1, 1), np.float32)})
+    assert module.measured(Allowance(dampening=1.0)).strayed_rows == strayed
+
+
+@pytest.mark.parametrize(
+    ("stored", "dampening", "askew"),
+    [
+        *[(share, 0.1, outside) for share, outside in ((0.81, 0), (0.79, 1), (1.19, 0), (1.21, 1))],
+        *[(share, 0.01, outside) for share, outside in ((0.61, 0), (0.59, 1), (1.39, 0), (1.41, 1))],
+        *[(share, 0.001, outside) for share, outside in ((0.26, 0), (0.24, 1), (1.74, 0), (1.76, 1))],
+    ],
+)
+def test_row_holds_most_of_the_bases(stored: float, dampening: float, askew: int) -> None:
+    weight = np.full((1, 64), 4, np.float32)
+    codes = np.full((1, 8), 0xCCCCCCCC, np.uint32).view(np.int32)  # 4
+    scale = np.full((1, 1), stored, np.float32)
+    module = Module(weight, "F32", ROWS, {"weight_packed": codes, "weight_scale": scale})
+    assert module.measured(Allowance(dampening=dampening)).askew_rows == askew
+
+
+def test_row_of_eight_bits_has_less_to_compensate_for() -> None:
+    assert compensation.limits_of(8, 0.01).row_projection == compensation.limits_of(8, 0.001).row_projection == 0.2
+    assert compensation.limits_of(8, 0.01).projection == compensation.limits_of(8, 0.001).projection == 0.003
+
+
+@pytest.mark.parametrize(
+    ("dampening", "limits"),
+    [
+        (0.2, (0.06, 0.5, 5)),
+        (0.1, (0.06, 0.5, 5)),
+        (0.0999, (0.06, 0.75, 24)),
+        (0.01, (0.06, 0.75, 24)),
+        (0.00999, (0.12, 0.9, 110)),
+        (0.0, (0.12, 0.9, 110)),
+    ],
+)
+def test_limits_go_by_the_dampening(dampening: float, limits: tuple[float, float, float]) -> None:
+    found = compensation.limits_of(4, dampening)
+    assert (found.projection, found.moved, found.noise) == limits
+
+
+Change = Callable[[float], Measure]
+OF_MODULES: dict[str, tuple[float, Change]] = {
+    "more of the base's weight": (0.06, lambda limit: replace(HONEST, dot=100 * (1 + limit))),
+    "less of the base's weight": (0.06, lambda limit: replace(HONEST, dot=100 * (1 - limit))),
+    "moved codes": (0.75, lambda limit: replace(HONEST, elements=10**9, not_nearest=math.ceil(10**9 * limit))),
+    "squared error": (24, lambda limit: replace(HONEST, noise=24.0, expected=24 / limit)),
+    "direction": (0.5, lambda limit: replace(HONEST, ups=math.ceil(5e11 * (1 + limit)), downs=int(5e11 * (1 - limit)))),
+}
+
+
+@pytest.mark.parametrize("figure", OF_MODULES)
+def test_compensated_module_stays_within_its_limits(figure: str) -> None:
+    limit, change = OF_MODULES[figure]
+    assert compensation.beyond(change(limit * (1 - 1e-4)), 4, 0.01) == ""
+    assert compensation.beyond(change(limit * (1 + 1e-4)), 4, 0.01) != ""
+    assert judged(change(limit * (1 + 1e-4)), "W4A16 per row", dampening=0.01).rule == "audit/beyond-compensation"
+
+
+@pytest.mark.parametrize(("ups", "seen"), [(64, False), (65, False), (260, True)])
+def test_few_codes_may_all_have_moved_one_way(ups: int, seen: bool) -> None:
+    """By chance: 8 standard deviations above one half of them."""
+    assert bool(compensation.beyond(replace(HONEST, ups=ups), 4, 0.01)) == seen
+
+
+def test_column_that_was_erased_is_counted() -> None:
+    weight = hard_weight("normal", "BF16", 64, 64)
+    honest = quantized(weight, "BF16", ROWS)
+    erased = honest.arrays["weight_packed"].view(np.uint8).copy()
+    erased[:, 3] = erased[:, 3] & 0xF0 | 8  # column 6 is zero
+    seen = replace(honest, arrays={**honest.arrays, "weight_packed": erased.view(np.int32)}).measured(
+        Allowance(dampening=0.01)
+    )
+    assert seen.zero_columns & seen.live_columns == 1 << 6
+    assert "1 columns are zero" in compensation.beyond(seen, 4, 0.01)
+
+
+@pytest.mark.parametrize(("rows", "live"), [(8, False), (9, True)])
+def test_column_counts_as_used_from_an_eighth_of_the_rows_on(rows: int, live: bool) -> None:
+    values = np.zeros((64, 32), np.float32)
+    values[:, 0] = 7
+    values[:rows, 5] = 7
+    seen = quantized(bf16(values), "BF16", ROWS).measured(Allowance(dampening=0.01))
+    assert bool(seen.live_columns >> 5 & 1) == live
+
+
+@pytest.mark.parametrize(("size", "expected"), [(1.0, 1.0), (1.4, 1.96), (1.5, 2.25)])
+def test_volume_is_that_of_uniform_rounding_errors(size: float, expected: float) -> None:
+    """Errors that are uniform over a step, times a size, mixed by a triangular matrix with ones on its diagonal."""
+    random = np.random.default_rng(7)
+    errors = (random.random((4096, 32)) - 0.5) * size
+    mixed = errors @ (np.triu(random.standard_normal((32, 32)), 1) * 0.5 + np.eye(32))
+    weight = mixed.astype(np.float32)
+    zeros = np.full((4096, 4), 0x88888888, np.uint32).view(np.int32)
+    module = Module(weight, "F32", ROWS, {"weight_packed": zeros, "weight_scale": np.ones((4096, 1), np.float32)})
+    found = compensation.volume(weight, rows_of_module(module))
+    assert found == pytest.approx(expected, rel=0.02)
+    assert (found <= compensation.VOLUME) == (size < 1.41)
+
+
+def rows_of_module(module: Module) -> Any:
+    from weighbridge.audit.grid import grid_of, rows_of
+
+    grid = grid_of(module.scheme)
+    assert grid is not None
+    return rows_of(grid, module.form, module.arrays, "F32", module.weight.shape[1], None)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "expected"),
+    [(64, 32, True), (63, 32, False), (8192, 4096, True), (8194, 4097, False)],
+)
+def test_volume_is_asked_of_what_spans_one_and_can_be_held(rows: int, columns: int, expected: bool) -> None:
+    assert compensation.has_volume(rows, columns) == expected
+
+
+# --- smoothing
+
+
+@pytest.mark.parametrize("modifier", ["AWQModifier", "SmoothQuantModifier"])
+def test_smoothed_module_is_no_coarser_than_smoothing_leaves_it(modifier: str) -> None:
+    most = COARSENESS.get(modifier, math.inf)
+    smoothed = replace(HONEST, own_signal=100.0, own_noise=1.0, mapped_noise=8.0)
+    assert judged(smoothed, smoothed=True, coarseness=most).verdict is Verdict.PAIRED
+    above = judged(replace(smoothed, mapped_noise=beyond(8.0)), smoothed=True, coarseness=most)
+    assert (above.rule == "audit/beyond-smoothing") == (modifier == "AWQModifier")
+
+
+def test_smoothed_modules_error_is_limited_beside_its_weight() -> None:
+    within = replace(HONEST, own_signal=100.0, own_noise=1e9, mapped_noise=100.0 * RELATIVE**2)
+    assert judged(within, smoothed=True).verdict is Verdict.PAIRED
+    above = judged(replace(within, mapped_noise=beyond(within.mapped_noise)), smoothed=True)
+    assert above.rule == "audit/beyond-smoothing"
+
+
+@pytest.mark.parametrize(("factor", "above"), [(2, False), (1024, True)])
+def test_factors_that_leave_the_others_no_room_are_seen(factor: float, above: bool) -> None:
+    """One channel of each group is multiplied by a factor that the layer before it was divided by."""
+    weight = hard_weight("normal", "F32", 64, 128)
+    factors = np.where(np.arange(128) % 32 == 0, factor, 1).astype(np.float32)
+    module = quantized((weight * factors).astype(np.float32), "F32", integers(4))
+    most = COARSENESS["AWQModifier"]
+    seen = replace(module, weight=weight).measured(replace(STRICT, columns=factors, coarseness=most))
+    assert seen.not_nearest == 0
+    found = judged(seen, "W4A16 per row", smoothed=True, coarseness=most)
+    assert (found.verdict is Verdict.DIVERGES) == above
