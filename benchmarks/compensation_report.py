@@ -1,0 +1,231 @@
+"""Tables of what `benchmarks.compensation` recorded: python -m benchmarks.compensation_report RECORDS..."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Record = Mapping[str, Any]
+
+ROW_FIGURES = (
+    "noise",
+    "living noise",
+    "inflation",
+    "steps",
+    "relative",
+    "correlation",
+    "projection",
+    "moved",
+    "moved 2",
+    "moved 3",
+    "largest move",
+    "bias",
+    "signs",
+)
+MODULE_FIGURES = (
+    "noise",
+    "living noise",
+    "dead energy",
+    "inflation",
+    "relative",
+    "correlation",
+    "projection",
+    "moved",
+    "moved 2",
+    "moved 3",
+    "largest move",
+    "bias",
+    "signs",
+    "row over module",
+    "group noise",
+    "column noise",
+    "column moved",
+    "settled",
+    "dead",
+    "spectral share",
+    "share of eight",
+    "sketched share",
+    "sketched share of eight",
+    "widest group",
+    "volume",
+)
+
+
+def read(paths: Iterable[str]) -> list[Record]:
+    """All records of these files."""
+    return [json.loads(line) for path in paths for line in Path(path).read_text().splitlines()]
+
+
+def by(records: Iterable[Record], *keys: str) -> dict[tuple[Any, ...], list[Record]]:
+    """Records that agree in these keys, in order."""
+    found: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
+    for record in records:
+        found[tuple(record.get(key) for key in keys)].append(record)
+    return dict(sorted(found.items(), key=lambda item: tuple(map(str, item[0]))))
+
+
+def figures(records: Sequence[Record], name: str) -> list[float]:
+    """A figure of modules, where it could be had."""
+    return [record[name] for record in records if name in record and math.isfinite(record[name] or 0)]
+
+
+def of_rows(records: Sequence[Record], name: str, which: int) -> list[float]:
+    """A figure of rows: 0 is the least of each module, 1 the median, 2 the 99.9th percentile, 3 the largest."""
+    return [record["rows"][name][which] for record in records if name in record["rows"]]
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value that this share of all lies at or below."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, math.ceil(share * len(ordered)) - 1)]
+
+
+def number(value: float) -> str:
+    """Three digits, or more where there are more before the point."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table in Markdown."""
+    for row in (heads, ["---"] * len(heads), *rows):
+        sys.stdout.write(f"| {' | '.join(number(cell) if isinstance(cell, float) else str(cell) for cell in row)} |\n")
+    sys.stdout.write("\n")
+
+
+def spread(title: str, records: Sequence[Record]) -> None:
+    """Every figure of rows and of modules over all these records."""
+    rows = sum(record["count"] for record in records)
+    sys.stdout.write(f"### {title}: {len(records):,} modules, {rows:,} rows\n\n")
+    found: list[list[Any]] = []
+    for name in ROW_FIGURES:
+        if not of_rows(records, name, 0):
+            continue
+        least, largest = min(of_rows(records, name, 0)), max(of_rows(records, name, 3))
+        middle = statistics.median(of_rows(records, name, 1))
+        found.append([f"row: {name}", least, middle, max(of_rows(records, name, 2)), largest])
+    for name in MODULE_FIGURES:
+        values = figures(records, name)
+        if values:
+            found.append(
+                [f"module: {name}", min(values), statistics.median(values), percentile(values, 0.999), max(values)]
+            )
+    table(("figure", "least", "median", "99.9 % (rows: the largest of a module)", "largest"), found)
+
+
+LARGEST = ("noise", "inflation", "row over module", "column noise", "group noise", "spectral share", "share of eight")
+
+
+def grouped(title: str, records: Sequence[Record], *keys: str) -> None:
+    """The largest of the figures that can be bounded, by setting."""
+    sys.stdout.write(f"### {title}\n\n")
+    heads = (*keys, "modules", "row noise: median", "99.9 %", "largest", "module noise: median", *LARGEST, "dead")
+    found = []
+    for group, members in by(records, *keys).items():
+        rows = [
+            statistics.median(of_rows(members, "noise", 1)),
+            max(of_rows(members, "noise", 2)),
+            max(of_rows(members, "noise", 3)),
+        ]
+        middle = statistics.median(figures(members, "noise"))
+        most = [max(figures(members, name), default=math.nan) for name in LARGEST]
+        dead = sum(1 for member in members if member["dead"])
+        found.append([*group, f"{len(members):,}", *rows, middle, *most, dead])
+    table(heads, found)
+
+
+LEAST = (
+    "noise",
+    "inflation",
+    "relative",
+    "column noise",
+    "spectral share",
+    "share of eight",
+    "sketched share",
+    "volume",
+    "correlation",
+    "projection",
+    "moved",
+    "moved 3",
+)
+
+
+def attacked(records: Sequence[Record]) -> None:
+    """What attacks leave: the weakest trace of each figure, beside the largest row."""
+    sys.stdout.write(
+        "### attacks: the least of each figure over modules (of correlation and projection the largest)\n\n"
+    )
+    found = []
+    for group, members in by(records, "attack", "scheme").items():
+        most = [
+            (max if name in ("correlation", "projection") else min)(figures(members, name), default=math.nan)
+            for name in LEAST
+        ]
+        found.append([*group, len(members), min(of_rows(members, "noise", 3)), *most])
+    table(("attack", "scheme", "modules", "row noise: largest", *LEAST), found)
+
+
+SMOOTH = (
+    "coarseness",
+    "noise",
+    "relative",
+    "spread",
+    "spread in a group",
+    "largest factor",
+    "smallest factor",
+    "deviation",
+)
+
+
+def smoothed(title: str, records: Sequence[Record], *keys: str) -> None:
+    """Coarseness and factors, least, median and largest of each."""
+    sys.stdout.write(f"### {title}\n\n")
+    found = []
+    for group, members in by(records, *keys).items():
+        row = [" .. ".join(number(value) for value in _three(of_rows(members, "coarseness", 3)))]
+        cells = [" .. ".join(number(value) for value in _three(figures(members, name))) for name in SMOOTH]
+        found.append([*group, len(members), *row, *cells])
+    table((*keys, "modules", "row coarseness: largest", *SMOOTH), found)
+
+
+def _three(values: Sequence[float]) -> tuple[float, float, float]:
+    return min(values), statistics.median(values), max(values)
+
+
+def main() -> None:
+    """Entry point."""
+    parts = by(read(sys.argv[1:]), "part")
+    modules, builds = parts.get(("modules",), []), parts.get(("builds",), [])
+    honest = [*modules, *builds]
+    settings = by(modules, "model", "scheme", "dampening", "order", "tokens")
+    sys.stdout.write(
+        f"{len(settings):,} settings of models by quantize_weight, {len(modules):,} modules; "
+        f"{len(by(builds, 'model', 'scheme')):,} whole builds with GPTQ, {len(builds):,} modules; "
+        f"{len(by(parts.get(('smoothing',), []), 'model', 'method', 'scheme')):,} with AWQ or SmoothQuant\n\n"
+    )
+    if honest:
+        spread("honest, all", honest)
+        grouped("honest, by dampening and tokens", honest, "dampening", "tokens")
+        grouped("honest, by scheme", honest, "scheme")
+        grouped("honest, by scheme and dampening", honest, "scheme", "dampening")
+        grouped("honest, by model", honest, "model")
+        grouped("honest, by order", honest, "order")
+    if builds:
+        grouped("whole builds alone", builds, "scheme", "dampening")
+        grouped("modules alone, of the settings that builds have", modules, "scheme", "dampening", "tokens")
+    if ("attacks",) in parts:
+        attacked(parts[("attacks",)])
+    if ("smoothing",) in parts:
+        smoothed("smoothing, honest", parts[("smoothing",)], "method", "scheme")
+        smoothed("smoothing, honest, by model", parts[("smoothing",)], "model")
+    if ("factors",) in parts:
+        smoothed("factors that no method gives", parts[("factors",)], "scheme", "attack")
+
+
+if __name__ == "__main__":
+    main()
