@@ -38,7 +38,8 @@ class Stored:
 
     def nearest(self, weight: Tensor) -> Tensor:
         """Places of a weight that is rounded to nearest under the same scales."""
-        return nearest(self.grid, weight / self.scale + self.zero)
+        quotients: Tensor = weight / self.scale + self.zero
+        return nearest(self.grid, quotients)
 
 
 def grid_of(args: Any) -> Tensor:
@@ -84,8 +85,8 @@ def figures_of(weight: Tensor, stored: Stored) -> Figures:
     """Measure a stored weight against its base.
 
     ``noise`` is the squared error over what uniform rounding errors would add up to, the sum of a twelfth of the
-    squared steps, and ``living noise`` that without columns that are zero throughout; ``inflation`` the squared error over that of rounding to nearest; ``steps`` the root mean square
-    error in widest steps, what the audit bounds today.
+    squared steps, and ``living noise`` that without columns that are zero throughout; ``inflation`` the squared error
+    over that of rounding to nearest; ``steps`` the root mean square error in widest steps, what the audit bounds today.
     """
     quotients = weight / stored.scale + stored.zero
     near = nearest(stored.grid, quotients)
@@ -151,6 +152,9 @@ def figures_of(weight: Tensor, stored: Stored) -> Figures:
         "largest move": float(away.max()),
         "bias": float(directed.sum()) / max(float(directed.abs().sum()) ** 0.5, 1.0),
         "signs": float(((weight.sign() == value.sign()) & signs).sum()) / max(float(signs.sum()), 1.0),
+        **{
+            f"rows over {limit}": float((rows["living noise"] > limit).float().mean()) for limit in (8, 16, 32, 64, 128)
+        },
         "row over module": float(noise.max()) / max(whole, 1e-300),
         "column noise": float(alive.max()) if len(alive) else float("nan"),
         "column moved": float((away > 0).float().mean(0).max()),

@@ -32,6 +32,7 @@ _SIZES: Mapping[str, Any] = {
 }
 _MIXTURE: Mapping[str, Any] = {"moe_intermediate_size": 128, "num_experts_per_tok": 2}
 _LATENT: Mapping[str, Any] = {
+    "num_key_value_heads": 4,
     "n_routed_experts": 4,
     "n_shared_experts": 1,
     "first_k_dense_replace": 1,

@@ -7,7 +7,7 @@ import math
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ MODULE_FIGURES = (
     "largest move",
     "bias",
     "signs",
+    *(f"rows over {limit}" for limit in (8, 16, 32, 64, 128)),
     "row over module",
     "group noise",
     "column noise",
@@ -197,6 +198,75 @@ def _three(values: Sequence[float]) -> tuple[float, float, float]:
     return min(values), statistics.median(values), max(values)
 
 
+def module_limit(dampening: float) -> float:
+    """How much error a whole module may have, over what rounding to nearest is expected to leave."""
+    return float(1 + 1.1 / dampening**0.5)
+
+
+def row_share(record: Record) -> float:
+    """How much of a row's limit the worst row takes up: of integers by widest steps, of floats by expected errors."""
+    if record["scheme"].startswith("int"):
+        return float(record["rows"]["steps"][3] / (0.9 * record["dampening"] ** (-1 / 6)))
+    noise = record["rows"].get("living noise", record["rows"]["noise"])[3]
+    return float(noise / (12 * module_limit(record["dampening"])))
+
+
+def projection_limit(dampening: float) -> float:
+    """How far the module's projection onto its base may be from one."""
+    return 0.03 if dampening >= 0.01 else 0.06
+
+
+RELU = ("opt",)
+"""Models whose activations are often zero, so that columns may be dead."""
+
+BOUNDS: Mapping[str, Callable[[Record], float]] = {
+    "module noise": lambda record: record.get("living noise", record["noise"]) / module_limit(record["dampening"]),
+    "rows": row_share,
+    "projection": lambda record: abs(1 - record["projection"]) / projection_limit(record["dampening"]),
+    "dead columns": lambda record: math.inf if record["dead"] and not record["model"].startswith(RELU) else 0.0,
+}
+"""Name -> how much of the limit a module takes up; what is above one is refused."""
+
+
+def bounded(honest: Sequence[Record], attacks: Sequence[Record]) -> None:
+    """How far honest modules stay below the proposed limits, and which attacks exceed which."""
+    sys.stdout.write("### proposed limits: the largest share of each that an honest module takes up\n\n")
+    living = [record for record in honest if "living noise" in record or not record["dead"]]
+    found: list[list[Any]] = []
+    for group, members in by(living, "dampening").items():
+        shares = [max(bound(record) for record in members) for bound in BOUNDS.values()]
+        found.append([*group, f"{len(members):,}", *shares])
+    table(("dampening", "modules", *BOUNDS), found)
+    sys.stdout.write("### proposed limits: modules refused after an attack, by each and by any\n\n")
+    found = []
+    for group, members in by(attacks, "attack", "scheme").items():
+        caught = [sum(bound(record) > 1 for record in members) / len(members) for bound in BOUNDS.values()]
+        any_of = sum(any(bound(record) > 1 for bound in BOUNDS.values()) for record in members) / len(members)
+        found.append([*group, len(members), *(f"{share:.0%}" for share in (*caught, any_of))])
+    table(("attack", "scheme", "modules", *BOUNDS, "any"), found)
+
+
+COARSENESS, RELATIVE = 8.0, 0.35
+"""Proposed for smoothed modules: error over that of the base's own min-max rounding (of AWQ), and over the weight."""
+
+
+def smoothing_bounded(honest: Sequence[Record], attacks: Sequence[Record]) -> None:
+    """How far honest smoothed modules stay below the proposed limits, and which factors exceed them."""
+    sys.stdout.write("### proposed limits of smoothed modules\n\n")
+    found: list[list[Any]] = []
+    for group, members in by(honest, "method").items():
+        most = max(figures(members, "coarseness")) / COARSENESS
+        found.append([*group, "", len(members), most, max(figures(members, "relative")) / RELATIVE, ""])
+    for group, members in by(attacks, "attack", "scheme").items():
+        coarse, far = ([record[name] for record in members] for name in ("coarseness", "relative"))
+        caught = sum(one > COARSENESS or other > RELATIVE for one, other in zip(coarse, far, strict=True))
+        found.append(
+            [*group, len(members), min(coarse) / COARSENESS, min(far) / RELATIVE, f"{caught / len(members):.0%}"]
+        )
+    heads = ("method or factors", "scheme", "modules", "coarseness over limit", "relative error over limit", "refused")
+    table((*heads[:3], f"{heads[3]} (honest: largest, others: least)", *heads[4:]), found)
+
+
 def main() -> None:
     """Entry point."""
     parts = by(read(sys.argv[1:]), "part")
@@ -220,11 +290,13 @@ def main() -> None:
         grouped("modules alone, of the settings that builds have", modules, "scheme", "dampening", "tokens")
     if ("attacks",) in parts:
         attacked(parts[("attacks",)])
+        bounded(honest, parts[("attacks",)])
     if ("smoothing",) in parts:
         smoothed("smoothing, honest", parts[("smoothing",)], "method", "scheme")
         smoothed("smoothing, honest, by model", parts[("smoothing",)], "model")
     if ("factors",) in parts:
         smoothed("factors that no method gives", parts[("factors",)], "scheme", "attack")
+        smoothing_bounded(parts.get(("smoothing",), []), parts[("factors",)])
 
 
 if __name__ == "__main__":
