@@ -1,10 +1,10 @@
 """What honest compensation (GPTQ) and smoothing (AWQ, SmoothQuant) do to weights, beside what alterations do.
 
-    python -m benchmarks.compensation [--models llama,smollm2] [--parts modules,builds,attacks,smoothing] [--json FILE]
+    python -m benchmarks.compensation [--models llama,smollm2] [--parts modules,builds,attacks,smoothing]
 
 Modules are quantized by llm-compressor's own `quantize_weight`, with Hessians of what models were given; builds are
 whole runs of `oneshot`. Each module's stored weight is then held against its base, row by row, in figures that one
-pass over both can have. Tables give the least, the median, the 99.9th percentile and the largest of each figure.
+pass over both can have. Tables (`compensation_report`) give least, median, 99.9th percentile and largest of each.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 
 from benchmarks import compensation_models as models
 from benchmarks.compensation_figures import Figures, Stored, factors_of, figures_of, replaced, smoothing_figures, store
+from benchmarks.compensation_report import report
 from weighbridge.errors import BuildError
 
 Tensor = torch.Tensor
@@ -85,7 +86,7 @@ EVERY = 3
 
 
 def settings() -> Iterator[Setting]:
-    """The settings that modules are quantized with, 102 in all: what recipes say most often with all its neighbours."""
+    """All settings, 102: what recipes say most often with its neighbours."""
     for tokens in ("many", "few"):
         for dampening in (0.001, 0.01, 0.1):
             usual = Setting(dampening=dampening, tokens=tokens)
@@ -357,20 +358,25 @@ def main() -> None:
     parser.add_argument(
         "--models", default=",".join(models.NAMES), help="names, with commas between them (default: all)"
     )
-    parser.add_argument("--parts", default=",".join(PARTS), help="what to do with each (default: all)")
-    parser.add_argument("--records", type=Path, help="write a line of JSON for each module into this file")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--records", type=Path, help="add a line of JSON for each module to this file, and no tables")
+    parser.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    records: list[dict[str, Any]] = []
     for part in options.parts.split(","):
         for name in options.models.split(","):
-            began = time.monotonic()
-            with options.records.open("a") as file:
-                count = 0
-                for record in PARTS[part](name):
+            began, count = time.monotonic(), 0
+            for record in PARTS[part](name):
+                count += 1
+                if options.records is None:
+                    records.append(record)
+                    continue
+                with options.records.open("a") as file:
                     file.write(json.dumps(record) + "\n")
-                    count += 1
             sys.stderr.write(f"{part} {name}: {count:,} modules in {time.monotonic() - began:.0f} s\n")
+    if records:
+        report(records)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,8 @@ def grid_of(args: Any) -> Tensor:
     if args.num_bits == 4:
         return torch.tensor(E2M1)
     values = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
-    return torch.unique(values[values.isfinite()])
+    places: Tensor = torch.unique(values[values.isfinite()])
+    return places
 
 
 def nearest(grid: Tensor, quotients: Tensor) -> Tensor:

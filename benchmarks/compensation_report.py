@@ -267,9 +267,9 @@ def smoothing_bounded(honest: Sequence[Record], attacks: Sequence[Record]) -> No
     table((*heads[:3], f"{heads[3]} (honest: largest, others: least)", *heads[4:]), found)
 
 
-def main() -> None:
-    """Entry point."""
-    parts = by(read(sys.argv[1:]), "part")
+def report(records: Iterable[Record]) -> None:
+    """Write all tables."""
+    parts = by(records, "part")
     modules, builds = parts.get(("modules",), []), parts.get(("builds",), [])
     honest = [*modules, *builds]
     settings = by(modules, "model", "scheme", "dampening", "order", "tokens")
@@ -297,6 +297,11 @@ def main() -> None:
     if ("factors",) in parts:
         smoothed("factors that no method gives", parts[("factors",)], "scheme", "attack")
         smoothing_bounded(parts.get(("smoothing",), []), parts[("factors",)])
+
+
+def main() -> None:
+    """Entry point."""
+    report(read(sys.argv[1:]))
 
 
 if __name__ == "__main__":
