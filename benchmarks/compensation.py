@@ -214,6 +214,7 @@ def attacks(
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
 
+    yield "nothing", honestly
     yield "all zero but one column", kept(nothing)
     if others:
         yield "another module of this shape", kept(stored.nearest(others[0]))

@@ -129,6 +129,8 @@ def figures_of(weight: Tensor, stored: Stored) -> Figures:
     by_column = {name: each.sum(0) for name, each in _sums(squared, expected, energy, rounding).items()}
     column_noise = by_column["squared"] / by_column["expected"].clamp(min=tiny)
     alive = column_noise[~dead]
+    along = (weight * value).sum(0) / by_column["energy"].clamp(min=tiny)
+    along[by_column["energy"] == 0] = 1
     grouped = squared.reshape(len(weight), -1, stored.group).sum(2) / expected.reshape(
         len(weight), -1, stored.group
     ).sum(2).clamp(min=tiny)
@@ -158,6 +160,8 @@ def figures_of(weight: Tensor, stored: Stored) -> Figures:
         },
         "row over module": float(noise.max()) / max(whole, 1e-300),
         "column noise": float(alive.max()) if len(alive) else float("nan"),
+        "least column projection": float(along[~dead].min()) if len(alive) else float("nan"),
+        "largest column projection": float(along[~dead].max()) if len(alive) else float("nan"),
         "column moved": float((away > 0).float().mean(0).max()),
         "group noise": float(grouped.max()),
         "settled": float((away == 0).all(0).sum()),
@@ -246,8 +250,10 @@ def smoothing_figures(weight: Tensor, stored: Stored, columns: Tensor, rows: Ten
             "coarseness": squared / rounding.clamp(min=tiny),
             "noise": squared / expected.clamp(min=tiny),
             "relative": (squared / energy.clamp(min=tiny)).sqrt(),
+            "projection": (weight * back).sum(1) / energy.clamp(min=tiny),
         },
         {
+            "projection": float((weight * back).sum() / energy.sum().clamp(min=tiny)),
             "coarseness": float(squared.sum() / rounding.sum().clamp(min=tiny)),
             "noise": float(squared.sum() / expected.sum().clamp(min=tiny)),
             "relative": float((squared.sum() / energy.sum().clamp(min=tiny)).sqrt()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
 import sys
 from collections import defaultdict
@@ -46,6 +47,8 @@ MODULE_FIGURES = (
     "row over module",
     "group noise",
     "column noise",
+    "least column projection",
+    "largest column projection",
     "column moved",
     "settled",
     "dead",
@@ -172,6 +175,7 @@ def attacked(records: Sequence[Record]) -> None:
 
 
 SMOOTH = (
+    "projection",
     "coarseness",
     "noise",
     "relative",
@@ -188,41 +192,60 @@ def smoothed(title: str, records: Sequence[Record], *keys: str) -> None:
     sys.stdout.write(f"### {title}\n\n")
     found = []
     for group, members in by(records, *keys).items():
-        row = [" .. ".join(number(value) for value in _three(of_rows(members, "coarseness", 3)))]
-        cells = [" .. ".join(number(value) for value in _three(figures(members, name))) for name in SMOOTH]
+        row = [
+            " .. ".join(number(value) for value in _three(values)) if values else ""
+            for values in (of_rows(members, "coarseness", 3), of_rows(members, "projection", 0))
+        ]
+        cells = [
+            " .. ".join(number(value) for value in _three(values)) if values else ""
+            for values in (figures(members, name) for name in SMOOTH)
+        ]
         found.append([*group, len(members), *row, *cells])
-    table((*keys, "modules", "row coarseness: largest", *SMOOTH), found)
+    table((*keys, "modules", "row coarseness: largest", "row projection: least", *SMOOTH), found)
 
 
 def _three(values: Sequence[float]) -> tuple[float, float, float]:
     return min(values), statistics.median(values), max(values)
 
 
-def module_limit(dampening: float) -> float:
-    """How much error a whole module may have, over what rounding to nearest is expected to leave."""
-    return float(1 + 1.1 / dampening**0.5)
+def module_share(record: Record) -> float:
+    """How much of the expected error's limit a module takes up, with a quarter to spare (the report derives it)."""
+    limit = 1.25 * (1 + record.get("widest group", 1.0) / (4 * record["dampening"]))
+    return float(record.get("living noise", record["noise"]) / limit)
 
 
 def row_share(record: Record) -> float:
-    """How much of a row's limit the worst row takes up: of integers by widest steps, of floats by expected errors."""
-    if record["scheme"].startswith("int"):
-        return float(record["rows"]["steps"][3] / (0.9 * record["dampening"] ** (-1 / 6)))
-    noise = record["rows"].get("living noise", record["rows"]["noise"])[3]
-    return float(noise / (12 * module_limit(record["dampening"])))
+    """How much of today's limit, half of a widest step over the root of the dampening, the worst row takes up."""
+    return float(record["rows"]["steps"][3] / (0.5 / record["dampening"] ** 0.5))
 
 
-def projection_limit(dampening: float) -> float:
-    """How far the module's projection onto its base may be from one."""
-    return 0.03 if dampening >= 0.01 else 0.06
+def projection_limits(record: Record) -> tuple[float, float]:
+    """How far from one the projection onto the base may be: of a row, and of the whole module."""
+    if "8" in record["scheme"].partition("-")[0]:
+        return 0.1, 0.003
+    dampening = record["dampening"]
+    return (0.2, 0.03) if dampening >= 0.1 else (0.4, 0.03) if dampening >= 0.01 else (0.75, 0.12)
+
+
+def row_projection_share(record: Record) -> float:
+    """How much of its limit the row takes up whose projection is furthest from one."""
+    least, _, _, largest = record["rows"]["projection"]
+    return float(max(1 - least, largest - 1) / projection_limits(record)[0])
+
+
+def module_projection_share(record: Record) -> float:
+    """How much of its limit a module's projection takes up."""
+    return float(abs(1 - record["projection"]) / projection_limits(record)[1])
 
 
 RELU = ("opt",)
 """Models whose activations are often zero, so that columns may be dead."""
 
 BOUNDS: Mapping[str, Callable[[Record], float]] = {
-    "module noise": lambda record: record.get("living noise", record["noise"]) / module_limit(record["dampening"]),
-    "rows": row_share,
-    "projection": lambda record: abs(1 - record["projection"]) / projection_limit(record["dampening"]),
+    "row projection": row_projection_share,
+    "module projection": module_projection_share,
+    "module noise": module_share,
+    "row steps (today)": row_share,
     "dead columns": lambda record: math.inf if record["dead"] and not record["model"].startswith(RELU) else 0.0,
 }
 """Name -> how much of the limit a module takes up; what is above one is refused."""
@@ -233,10 +256,10 @@ def bounded(honest: Sequence[Record], attacks: Sequence[Record]) -> None:
     sys.stdout.write("### proposed limits: the largest share of each that an honest module takes up\n\n")
     living = [record for record in honest if "living noise" in record or not record["dead"]]
     found: list[list[Any]] = []
-    for group, members in by(living, "dampening").items():
+    for group, members in by(living, "scheme", "dampening").items():
         shares = [max(bound(record) for record in members) for bound in BOUNDS.values()]
         found.append([*group, f"{len(members):,}", *shares])
-    table(("dampening", "modules", *BOUNDS), found)
+    table(("scheme", "dampening", "modules", *BOUNDS), found)
     sys.stdout.write("### proposed limits: modules refused after an attack, by each and by any\n\n")
     found = []
     for group, members in by(attacks, "attack", "scheme").items():
@@ -244,6 +267,62 @@ def bounded(honest: Sequence[Record], attacks: Sequence[Record]) -> None:
         any_of = sum(any(bound(record) > 1 for bound in BOUNDS.values()) for record in members) / len(members)
         found.append([*group, len(members), *(f"{share:.0%}" for share in (*caught, any_of))])
     table(("attack", "scheme", "modules", *BOUNDS, "any"), found)
+
+
+_READS: Mapping[str, str] = {
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj"), "attention"),
+    **dict.fromkeys(("q_a_proj", "kv_a_proj_with_mqa"), "latent attention"),
+    **dict.fromkeys(("gate_proj", "up_proj", "w1", "w3"), "mlp"),
+}
+_LAYER = re.compile(r".*?layers\.\d+")
+
+
+def family(module: str) -> str | None:
+    """What linears have in common that read the same: layer, and which of its inputs; None where none else reads it."""
+    layer, reads = _LAYER.match(module), _READS.get(module.rpartition(".")[2])
+    if layer is None or reads is None:
+        return None
+    return f"{layer.group()} {'experts' if 'expert' in module else reads}"
+
+
+def siblings(honest: Sequence[Record], attacks: Sequence[Record]) -> None:
+    """How alike the noise is of linears that read the same input, and how an altered one stands out from them."""
+    heads = ("groups", "median", "99 %", "largest")
+    sys.stdout.write("### linears that read the same: the largest noise of a group over its least\n\n")
+    settings = ("part", "model", "scheme", "dampening", "order", "tokens")
+    groups = by(
+        [{**record, "family": family(record["module"])} for record in honest if not record["dead"]],
+        *settings,
+        "family",
+    )
+    ratios: dict[tuple[Any, ...], list[float]] = defaultdict(list)
+    for group, members in groups.items():
+        if group[-1] is not None and len({member["module"] for member in members}) > 1:
+            noises = figures(members, "noise")
+            ratios[group[2], group[3]].append(max(noises) / min(noises))
+    table(
+        ("scheme", "dampening", *heads),
+        ([*key, len(all_), statistics.median(all_), percentile(all_, 0.99), max(all_)] for key, all_ in ratios.items()),
+    )
+    sys.stdout.write("### an altered linear's noise over that of the nearest unaltered one that reads the same\n\n")
+    unaltered: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
+    for record in attacks:
+        if record["attack"] == "nothing":
+            unaltered[record["model"], record["scheme"], family(record["module"])].append(record)
+    stands: dict[tuple[Any, ...], list[float]] = defaultdict(list)
+    for record in attacks:
+        kin = family(record["module"])
+        others = [
+            other["noise"]
+            for other in unaltered[record["model"], record["scheme"], kin]
+            if other["module"] != record["module"]
+        ]
+        if kin is not None and others:
+            stands[record["attack"], record["scheme"]].append(min(record["noise"] / other for other in others))
+    table(
+        ("attack", "scheme", "modules", "least", "median", "largest"),
+        ([*key, len(all_), *_three(all_)] for key, all_ in sorted(stands.items())),
+    )
 
 
 COARSENESS, RELATIVE = 8.0, 0.35
@@ -291,6 +370,7 @@ def report(records: Iterable[Record]) -> None:
     if ("attacks",) in parts:
         attacked(parts[("attacks",)])
         bounded(honest, parts[("attacks",)])
+        siblings(honest, parts[("attacks",)])
     if ("smoothing",) in parts:
         smoothed("smoothing, honest", parts[("smoothing",)], "method", "scheme")
         smoothed("smoothing, honest, by model", parts[("smoothing",)], "model")
