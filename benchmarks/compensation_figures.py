@@ -87,14 +87,16 @@ def figures_of(weight: Tensor, stored: Stored) -> Figures:
 
     ``noise`` is the squared error over what uniform rounding errors would add up to, the sum of a twelfth of the
     squared steps, and ``living noise`` that without columns that are zero throughout; ``inflation`` the squared error
-    over that of rounding to nearest; ``steps`` the root mean square error in widest steps, what the audit bounds today.
+    over that of rounding to nearest; ``pull`` by how much the projection onto the base differs from rounding's own;
+    ``steps`` the root mean square error in widest steps, what the audit bounds today.
     """
     quotients = weight / stored.scale + stored.zero
     near = nearest(stored.grid, quotients)
     # Weights and scales of BF16 often lie halfway between two places, and either is the nearest then.
     halfway = (quotients - stored.grid[stored.places]).abs() <= (quotients - stored.grid[near]).abs() * (1 + 2.0**-20)
     near = torch.where(halfway, stored.places, near)
-    error, plain = weight - stored.weight, weight - replaced(stored, near).weight
+    rounded = replaced(stored, near).weight
+    error, plain = weight - stored.weight, weight - rounded
     gaps = (stored.grid[1:] - stored.grid[:-1])[near.clamp(max=len(stored.grid) - 2)] * stored.scale
     moves = stored.places - near
     away = moves.abs()
@@ -105,6 +107,7 @@ def figures_of(weight: Tensor, stored: Stored) -> Figures:
     columns = weight.shape[1]
     by_row = {name: each.sum(1) for name, each in _sums(squared, expected, energy, rounding).items()}
     dot = (weight * value).sum(1)
+    pulled = (weight * (value - rounded)).sum(1)
     tiny = torch.finfo(torch.float32).tiny
     directed = moves.sign().float()
     widest = gaps.max(1).values
@@ -119,6 +122,7 @@ def figures_of(weight: Tensor, stored: Stored) -> Figures:
         "relative": (by_row["squared"] / by_row["energy"].clamp(min=tiny)).sqrt(),
         "correlation": dot / (weight.norm(dim=1) * value.norm(dim=1)).clamp(min=tiny),
         "projection": dot / by_row["energy"].clamp(min=tiny),
+        "pull": pulled / by_row["energy"].clamp(min=tiny),
         "moved": (away > 0).float().mean(1),
         "moved 2": (away > 1).float().mean(1),
         "moved 3": (away > 2).float().mean(1),
@@ -149,6 +153,7 @@ def figures_of(weight: Tensor, stored: Stored) -> Figures:
         "correlation": float(dot.sum(dtype=torch.float64))
         / max((total["energy"] * float(value.square().sum(dtype=torch.float64))) ** 0.5, 1e-300),
         "projection": float(dot.sum(dtype=torch.float64)) / max(total["energy"], 1e-300),
+        "pull": float(pulled.sum(dtype=torch.float64)) / max(total["energy"], 1e-300),
         "moved": float((away > 0).float().mean()),
         "moved 2": float((away > 1).float().mean()),
         "moved 3": float((away > 2).float().mean()),

@@ -22,6 +22,7 @@ ROW_FIGURES = (
     "relative",
     "correlation",
     "projection",
+    "pull",
     "moved",
     "moved 2",
     "moved 3",
@@ -37,6 +38,7 @@ MODULE_FIGURES = (
     "relative",
     "correlation",
     "projection",
+    "pull",
     "moved",
     "moved 2",
     "moved 3",
@@ -224,7 +226,7 @@ def projection_limits(record: Record) -> tuple[float, float]:
     if "8" in record["scheme"].partition("-")[0]:
         return 0.1, 0.003
     dampening = record["dampening"]
-    return (0.2, 0.03) if dampening >= 0.1 else (0.4, 0.03) if dampening >= 0.01 else (0.75, 0.12)
+    return (0.2, 0.06) if dampening >= 0.1 else (0.4, 0.06) if dampening >= 0.01 else (0.75, 0.12)
 
 
 def row_projection_share(record: Record) -> float:
