@@ -211,7 +211,7 @@ def _three(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def module_share(record: Record) -> float:
-    """How much of the expected error's limit a module takes up, with a quarter to spare (the report derives it)."""
+    """How much of the expected error's limit a module takes up, with a quarter to spare for what is not the mean."""
     limit = 1.25 * (1 + record.get("widest group", 1.0) / (4 * record["dampening"]))
     return float(record.get("living noise", record["noise"]) / limit)
 
@@ -224,7 +224,7 @@ def row_share(record: Record) -> float:
 def projection_limits(record: Record) -> tuple[float, float]:
     """How far from one the projection onto the base may be: of a row, and of the whole module."""
     if "8" in record["scheme"].partition("-")[0]:
-        return 0.1, 0.003
+        return 0.2, 0.003
     dampening = record["dampening"]
     return (0.2, 0.06) if dampening >= 0.1 else (0.4, 0.06) if dampening >= 0.01 else (0.75, 0.12)
 
@@ -236,8 +236,9 @@ def row_projection_share(record: Record) -> float:
 
 
 def module_projection_share(record: Record) -> float:
-    """How much of its limit a module's projection takes up."""
-    return float(abs(1 - record["projection"]) / projection_limits(record)[1])
+    """How much of its limit a module's projection takes up, dead columns left out."""
+    living = record["projection"] / (1 - record.get("dead energy", 0.0))
+    return float(abs(1 - living) / projection_limits(record)[1])
 
 
 RELU = ("opt",)
