@@ -241,7 +241,7 @@ def test_column_counts_as_used_from_an_eighth_of_the_rows_on(rows: int, live: bo
     assert bool(seen.live_columns >> 5 & 1) == live
 
 
-@pytest.mark.parametrize(("size", "expected"), [(1.0, 1.0), (1.4, 1.96), (1.5, 2.25)])
+@pytest.mark.parametrize(("size", "expected"), [(1.0, 1.0), (1.7, 2.89), (1.8, 3.24)])
 def test_volume_is_that_of_uniform_rounding_errors(size: float, expected: float) -> None:
     """Errors that are uniform over a step, times a size, mixed by a triangular matrix with ones on its diagonal."""
     random = np.random.default_rng(7)
@@ -252,7 +252,7 @@ def test_volume_is_that_of_uniform_rounding_errors(size: float, expected: float)
     module = Module(weight, "F32", ROWS, {"weight_packed": zeros, "weight_scale": np.ones((4096, 1), np.float32)})
     found = compensation.volume(weight, rows_of_module(module))
     assert found == pytest.approx(expected, rel=0.02)
-    assert (found <= compensation.VOLUME) == (size < 1.41)
+    assert (found <= compensation.VOLUME) == (size < 1.75)
 
 
 def rows_of_module(module: Module) -> Any:

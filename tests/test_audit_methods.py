@@ -104,36 +104,24 @@ AS_CHANGED = [f"derives from the base as {how}, within stated limits" for how in
 GPTQ = "w4a16-gptq"
 
 
-@pytest.mark.campaign
 def test_gptq_is_compensated_where_the_recipe_says_so(once: Once, mini: Path) -> None:
     found = look(made(once, GPTQ) / "build", mini, loaded=load_recipe(GPTQ))
     assert verdicts(found) == {Verdict.IDENTICAL: 111, Verdict.COMPENSATED: 185}
     assert conclusion(found) in AS_CHANGED
 
 
-@pytest.mark.campaign
-def test_gptq_is_compensated_where_the_config_says_so(once: Once, mini: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("order", ["static", None])
+def test_config_that_says_how_columns_were_ordered_excuses_nothing(
+    order: str | None, once: Once, mini: Path, tmp_path: Path
+) -> None:
     build = altered(made(once, GPTQ) / "build", tmp_path / "copy", lambda _: None)
 
     def say(config: dict[str, object]) -> None:
         groups = config["quantization_config"]["config_groups"]  # type: ignore[index]
         for group in groups.values():
-            group["weights"]["actorder"] = "static"
+            group["weights"]["actorder"] = order
 
     edit_json(build / "config.json", say)
-    assert verdicts(look(build, mini)) == {Verdict.IDENTICAL: 111, Verdict.COMPENSATED: 185}
-
-
-@pytest.mark.campaign
-def test_gptq_that_nobody_speaks_of_does_not_derive(once: Once, mini: Path, tmp_path: Path) -> None:
-    build = altered(made(once, GPTQ) / "build", tmp_path / "copy", lambda _: None)
-
-    def hush(config: dict[str, object]) -> None:
-        groups = config["quantization_config"]["config_groups"]  # type: ignore[index]
-        for group in groups.values():
-            group["weights"]["actorder"] = None
-
-    edit_json(build / "config.json", hush)
     assert conclusion(look(build, mini)) == "does not derive from the base"
 
 
@@ -164,7 +152,6 @@ def test_alterations_above_the_stated_limit_of_gptq_are_named(
 AWQ = "w4a16-awq"
 
 
-@pytest.mark.campaign
 def test_awq_follows_by_its_pairs(once: Once, mini: Path) -> None:
     found = look(made(once, AWQ) / "build", mini, loaded=load_recipe(AWQ))
     counts = verdicts(found)
@@ -173,7 +160,6 @@ def test_awq_follows_by_its_pairs(once: Once, mini: Path) -> None:
     assert found.smoothed_limit < 2
 
 
-@pytest.mark.campaign
 def test_awq_that_nobody_speaks_of_does_not_derive(once: Once, mini: Path) -> None:
     assert conclusion(look(made(once, AWQ) / "build", mini)) == "does not derive from the base"
 
@@ -240,3 +226,94 @@ def test_calibrated_builds_of_toys_derive(toy: str, modifier: str, once: Once, t
     assert outcome.code == 0, outcome.err + outcome.out
     found = look(output, source, loaded=load_recipe(str(recipe)))
     assert conclusion(found) in AS_CHANGED
+
+
+# --- recomputed
+
+
+@pytest.fixture(scope="session")
+def calibrated(once: Once) -> tuple[Path, Path, Path]:
+    """A toy, a recipe that compensates, and what it made."""
+    source = once("toy-llama", TOYS["llama"])
+
+    def make(directory: Path) -> None:
+        text = directory / "text.txt"
+        text.write_text("".join(f"sentence {number} of some text, {number * 7919 % 1000}\n" for number in range(64)))
+        calibration = {"dataset": {"file": str(text)}, "samples": 64, "sequence_length": 64, "experts": "all"}
+        modifiers = [{"GPTQModifier": {}}]
+        recipe = recipe_of(
+            directory / "recipe.yaml",
+            "llama",
+            method="oneshot",
+            modifiers=modifiers,
+            calibration=calibration,
+            **SCHEMES["W4A16"],
+        )
+        outcome = run_script("build.py", recipe, "--model", source, "--output", directory / "build")
+        assert outcome.code == 0, outcome.err + outcome.out
+
+    directory = once("toy-llama-gptq", make)
+    return source, directory / "recipe.yaml", directory / "build"
+
+
+def test_ones_own_calibrated_build_is_exact_by_recomputation(calibrated: tuple[Path, Path, Path]) -> None:
+    source, recipe, build = calibrated
+    arguments = [build, "--source", source, "--recipe", recipe, "--reference", "none"]
+    plain = run_script("validate.py", *arguments, "--format", "json")
+    again = run_script("validate.py", *arguments, "--recompute", "--format", "json")
+    assert plain.code == again.code == 0, again.err + again.out
+    summaries = [
+        next(section["summary"] for section in outcome.report["sections"] if section["title"] == "the audit")
+        for outcome in (plain, again)
+    ]
+    assert summaries[0].startswith("derives from the base as compensated, within stated limits")
+    assert summaries[1].startswith("derives exactly from the base, as running its recipe again shows")
+
+
+def test_alteration_below_every_limit_is_seen_by_recomputation(
+    calibrated: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    source, recipe, build = calibrated
+    name = "model.layers.0.mlp.down_proj.weight_packed"
+
+    def change(tensors: Tensors) -> None:
+        tensors[name] = replace(tensors[name], data=bytes([tensors[name].data[0] ^ 1]) + tensors[name].data[1:])
+
+    copy = altered(build, tmp_path / "copy", change)
+    outcome = run_script(
+        "validate.py",
+        copy,
+        "--source",
+        source,
+        "--recipe",
+        recipe,
+        "--reference",
+        "none",
+        "--recompute",
+        "--format",
+        "json",
+    )
+    findings = [finding for section in outcome.report["sections"] for finding in section.get("findings", ())]
+    seen = {
+        finding["where"] for finding in findings if finding["rule"] in ("audit/not-recomputed", "audit/no-first-column")
+    }
+    assert seen == {"model.layers.0.mlp.down_proj"}
+
+
+@pytest.mark.parametrize(
+    ("added", "sentence"),
+    [
+        (["--source", "mini", "--recipe", "fp8-dynamic", "--recompute"], "about a recipe that calibrates"),
+        (["--source", "mini", "--recompute"], "about a recipe that calibrates"),
+        (["--recompute"], "without --source"),
+        (["--source", "mini", "--calibration", "text.txt"], "without --recompute"),
+        (["--source", "mini", "--recipe", "w4a16-gptq", "--recompute", "--sample", "10"], "compares whole weights"),
+    ],
+)
+def test_recomputing_what_cannot_be_is_refused_in_a_sentence(
+    added: list[str], sentence: str, call_validate: Command, mini_build: Path
+) -> None:
+    outcome = call_validate(mini_build, *added)
+    assert outcome.code == 2
+    assert sentence in outcome.err
+    assert outcome.err.count("\n") == 1

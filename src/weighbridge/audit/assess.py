@@ -40,6 +40,7 @@ from weighbridge.audit.pairing import (
 )
 from weighbridge.audit.pieces import PIECE_BYTES, Piece, Sample, Strip, cut, units_of
 from weighbridge.audit.reading import HUB_BYTES, Reader, reader_of
+from weighbridge.audit.recomputed import Kept, Quantized, recomputed
 from weighbridge.audit.run import WORKER_PIECES, Figures, run
 from weighbridge.audit.smoothing import Smoothed, recover
 from weighbridge.audit.work import STRICT, Allowance, Job, look, stored_shape, volume_of, whole_scale
@@ -87,6 +88,7 @@ class Audit:
         total: elements that could have been.
         digests: SHA-256 (hex) of the base's shards.
         found: pieces that an earlier run had finished.
+        recomputed: the recipe was run again, and what came out compared.
         smoothed_limit: steps by which any code of a smoothed module can be moved without being surely seen.
     """
 
@@ -102,6 +104,7 @@ class Audit:
     sample: Sample | None = None
     found: int = 0
     smoothed_limit: float = 0.0
+    recomputed: bool = False
 
     @property
     def judged(self) -> list[Judged]:
@@ -140,8 +143,12 @@ def audit(
     sample: Sample | None,
     resources: Resources,
     progress: Progress,
+    again: Checkpoint | None = None,
 ) -> Audit:
     """Hold every tensor of `checkpoint` against the rows of `base` that it must come from.
+
+    Args:
+        again: what running the recipe again gave, to be compared with byte by byte; for recipes that calibrate.
 
     Raises:
         StructureError, HubError: a side cannot be read, or changed while it was; or is quantized in a way that is not
@@ -166,6 +173,9 @@ def audit(
         differing = list(_different(pairing, figures)) if sample is None else []
         dequantized = find_dequantized(differing, method, base, stored, source)
         quantized, kept = _judged(job, pairing, figures, smoothed, dequantized, method, sample)
+        if again is not None:
+            theirs = stack.enter_context(reader_of(again, progress))
+            quantized, kept = recomputed(quantized, kept, stored, again, theirs)
     for side, identity in zip((checkpoint, base), before, strict=True):
         if _identities(side) != identity:
             raise StructureError("has changed while it was read", where=side.label, remedy="audit it again")
@@ -185,6 +195,7 @@ def audit(
         digests=figures.digests,
         sample=sample,
         found=figures.found,
+        recomputed=again is not None,
         smoothed_limit=max((_limit(item, smoothed) for item in pairing.pairs), default=0.0),
     )
 
@@ -217,7 +228,7 @@ def _judged(
     dequantized: frozenset[str],
     method: Method,
     sample: Sample | None,
-) -> tuple[list[tuple[QuantizedPair, Measure, Judged]], list[tuple[KeptPair, Judged]]]:
+) -> tuple[Quantized, Kept]:
     modules = {item.name: index for index, item in enumerate(pairing.pairs) if isinstance(item, QuantizedPair)}
     measures = {name: _measure(figures.seen[index]) for name, index in modules.items()}
     amaxes = group_amaxes({name: seen.amax for name, seen in measures.items()}, pairing.groups)

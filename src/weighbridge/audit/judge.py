@@ -35,6 +35,7 @@ class Verdict(StrEnum):
 
     IDENTICAL = "identical"
     EXACT = "exact"
+    RECOMPUTED = "recomputed"
     NEAREST = "nearest"
     DEQUANTIZED = "dequantized"
     PAIRED = "paired"

@@ -10,6 +10,7 @@ from weighbridge.audit.assess import Audit
 from weighbridge.audit.judge import ORDER, Judged, Verdict
 from weighbridge.audit.measure import Measure, decibels, signal_to_noise
 from weighbridge.audit.pairing import QuantizedPair
+from weighbridge.audit.recomputed import PROVEN
 from weighbridge.report import Finding, Grid, Section, Severity, Table
 from weighbridge.roles import layer_of, role_of
 from weighbridge.structure.names import compact
@@ -52,6 +53,8 @@ def _as_far_as(audit: Audit) -> str:
 def _how(audit: Audit) -> str:
     """How closely a checkpoint derives from its base."""
     verdicts = {judged.verdict for judged in audit.judged}
+    if Verdict.RECOMPUTED in verdicts and verdicts <= {*PROVEN, Verdict.RECOMPUTED}:
+        return "derives exactly from the base, as running its recipe again shows"
     if audit.method.promises_exact and Verdict.NEAREST in verdicts:
         return "derives from the base, but not exactly, as the recipe promises"
     if verdicts & {Verdict.COMPENSATED, Verdict.PAIRED, Verdict.DEQUANTIZED}:
@@ -76,7 +79,11 @@ def _whole(audit: Audit) -> Section:
         for rows in (1, 10, 100):
             missed = audit.missed(rows)
             facts[f"missed with {rows} altered row{'s' if rows > 1 else ''}"] = f"probability {missed:.4g} at most"
-    if audit.method.dampening is not None:
+    if audit.recomputed:
+        same = sum(judged.verdict is Verdict.RECOMPUTED for judged in audit.judged)
+        rest = sum(judged.verdict not in PROVEN for judged in audit.judged)
+        facts["come out the same when the recipe is run again"] = f"{same:,} of {rest:,} that are not exact without"
+    if any(judged.verdict is Verdict.COMPENSATED for judged in audit.judged):
         facts["surely seen where compensated"] = _limits(audit)
     if any(judged.verdict is Verdict.PAIRED for _, _, judged in audit.quantized):
         facts["surely seen where smoothed"] = f"a code moved by {audit.smoothed_limit:.3g} steps"
@@ -117,6 +124,8 @@ def _quantized(audit: Audit) -> Section:
         (judged for _, _, judged in quantized if judged.verdict is Verdict.NEAREST),
         Severity.ERROR if audit.method.promises_exact else Severity.NOTE,
     )
+    if audit.recomputed:
+        findings += _findings(_not_recomputed(audit), Severity.WARNING)
     return Section(
         "its quantized weights",
         f"{len(quantized):,} modules: {said}{_as_far_as(audit)}" if quantized else "it has none",
@@ -124,6 +133,14 @@ def _quantized(audit: Audit) -> Section:
         tables=(_by_role(quantized),) if quantized else (),
         figures=tuple(_by_layer(quantized)),
     )
+
+
+def _not_recomputed(audit: Audit) -> Iterator[Judged]:
+    """What is within limits, but is not what running the recipe again gives."""
+    why = "is not what running its recipe again gives: other data, another machine, or an alteration within the limits"
+    for judged in audit.judged:
+        if judged.verdict in (Verdict.COMPENSATED, Verdict.PAIRED):
+            yield Judged(judged.name, judged.verdict, "audit/not-recomputed", why)
 
 
 def _kept(audit: Audit) -> Section:

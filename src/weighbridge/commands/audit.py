@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING
 
 from weighbridge.account.base import digest
 from weighbridge.commands.run import positive, size
-from weighbridge.errors import StructureError
+from weighbridge.errors import StructureError, WeighbridgeError
 from weighbridge.identity import Identity, identify, pinned_files
 from weighbridge.progress import Progress
 from weighbridge.references import base_of_source
@@ -29,6 +30,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--sample", metavar="PERCENT", type=_share, help="check only so many percent of the rows of each tensor"
     )
     options.add_argument("--seed", type=int, default=0, help="of the choice of rows (default: 0)")
+    options.add_argument(
+        "--recompute",
+        action="store_true",
+        help="run a recipe that calibrates again on the base, and compare byte by byte (needs its data)",
+    )
+    options.add_argument(
+        "--calibration", metavar="FILE", help="the file that it was calibrated with, if build.py was given one"
+    )
     options.add_argument("--compare", metavar="OTHER", help="hold codes and scales against those of another build")
     options.add_argument("--workers", type=positive, help="pieces looked at at a time (default: one a core)")
     options.add_argument(
@@ -59,21 +68,45 @@ def audit_sections(
     if options.sample is not None and options.sample < 1:
         sample = audit.Sample(options.sample, options.seed)
     resources = Resources(workers=options.workers, memory=options.memory)
-    found = audit.audit(
-        checkpoint,
-        base,
-        method=audit.method_of(checkpoint, loaded),
-        groups=groups,
-        sample=sample,
-        resources=resources,
-        progress=progress,
-    )
+    with ExitStack() as stack:
+        again = stack.enter_context(_again(base, options, loaded, resources, progress)) if options.recompute else None
+        found = audit.audit(
+            checkpoint,
+            base,
+            method=audit.method_of(checkpoint, loaded),
+            groups=groups,
+            sample=sample,
+            resources=resources,
+            progress=progress,
+            again=again,
+        )
     lock = base_of_source(base, preferred=loaded.recipe.base.model if loaded is not None else "")
     if found.digests:
         identity = identify(base, lock, {**found.digests, **_beside(base, lock)})
     else:
         identity = Identity(lock, "only a sample of it was read", {})
     return [identity.section(base), *audit.sections(found)]
+
+
+def _again(
+    base: Checkpoint,
+    options: argparse.Namespace,
+    loaded: LoadedRecipe | None,
+    resources: Resources,
+    progress: Progress,
+) -> AbstractContextManager[Checkpoint]:
+    """The build of the recipe that is compared with."""
+    from weighbridge.build.again import built_again
+    from weighbridge.commands.build import calibrated_with
+
+    if options.sample is not None:
+        raise WeighbridgeError("compares whole weights", where="--recompute", remedy="leave --sample out")
+    if loaded is None or loaded.recipe.calibration is None:
+        what = "is about a recipe that calibrates; other weights are recomputed in any case"
+        raise WeighbridgeError(what, where="--recompute", remedy="name the recipe with --recipe, or leave it out")
+    if options.calibration is not None:
+        loaded = calibrated_with(loaded, options.calibration)
+    return built_again(loaded, base, resources=resources, progress=progress)
 
 
 def _check_weights(checkpoint: Checkpoint, purpose: str) -> None:

@@ -76,7 +76,9 @@ def _validate(options: argparse.Namespace) -> int:
     if options.key or options.identity or options.issuer:
         raise EvidenceError("are about evidence", where="--key, --identity and --issuer", remedy="add --evidence")
     if not options.source:
-        refuse(options, "sample", "seed", without="--source")
+        refuse(options, "sample", "seed", "recompute", without="--source")
+    if not options.recompute:
+        refuse(options, "calibration", without="--recompute")
     checkpoint = open_checkpoint(options.checkpoint, follow=options.follow_links)
     source = open_source(options.source, follow=options.follow_links) if options.source else None
     plan: Plan | None = None
@@ -124,7 +126,7 @@ def _verify(options: argparse.Namespace) -> int:
     if options.recipe or options.reference or options.write_lock:
         what = "holds a checkpoint against the recipe in its own evidence"
         raise EvidenceError(what, where="--evidence", remedy="give --recipe, --reference and --write-lock without it")
-    refuse(options, "compare", "sample", "seed", "gpu", beside="--evidence")
+    refuse(options, "compare", "sample", "seed", "recompute", "calibration", "gpu", beside="--evidence")
     verifier, progress = _verifier(options), Progress()
     source = fetch(open_model(options.source, follow=options.follow_links), progress) if options.source else None
     report = verify(Path(options.checkpoint), verifier=verifier, source=source, progress=progress)

@@ -1,0 +1,69 @@
+"""What running a recipe again gives, byte by byte: the only judgement of a calibrated weight without a limit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from weighbridge.audit.judge import Judged, Verdict
+from weighbridge.audit.measure import Measure
+from weighbridge.audit.pairing import KeptPair, QuantizedPair, Region, regions
+from weighbridge.audit.reading import Reader
+from weighbridge.structure.checkpoint import Checkpoint
+
+PROVEN = frozenset({Verdict.IDENTICAL, Verdict.EXACT})
+"""Verdicts that running the recipe again could not improve."""
+
+PART_BYTES = 16 * 1024 * 1024
+
+Quantized = Sequence[tuple[QuantizedPair, Measure, Judged]]
+Kept = Sequence[tuple[KeptPair, Judged]]
+
+
+def recomputed(
+    quantized: Quantized, kept: Kept, checkpoint: Reader, again: Checkpoint, theirs: Reader
+) -> tuple[Quantized, Kept]:
+    """The verdicts, with `Verdict.RECOMPUTED` for what `again` holds byte by byte.
+
+    Raises:
+        StructureError, HubError: a side cannot be read.
+    """
+    found = regions(again)
+
+    def improved(judged: Judged, stored: Mapping[str, Region]) -> Judged:
+        if judged.verdict in PROVEN or not all(
+            name in found and _same(checkpoint, region, theirs, found[name]) for name, region in stored.items()
+        ):
+            return judged
+        return Judged(judged.name, Verdict.RECOMPUTED)
+
+    return (
+        [
+            (item, seen, improved(judged, {f"{item.name}.{local}": region for local, region in item.stored.items()}))
+            for item, seen, judged in quantized
+        ],
+        [(item, improved(judged, {item.name: item.stored})) for item, judged in kept],
+    )
+
+
+def _same(one: Reader, region: Region, other: Reader, theirs: Region) -> bool:
+    if region.tensor != theirs.tensor:
+        return False
+    return all(
+        bool((_read(one, part) == _read(other, opposite)).all())
+        for part, opposite in zip(_parts(region), _parts(theirs), strict=True)
+    )
+
+
+def _parts(region: Region) -> Iterator[tuple[str, int, int]]:
+    """File, offset and size of what is compared at a time."""
+    for begin in range(0, region.tensor.nbytes, PART_BYTES):
+        yield region.file, region.offset + begin, min(PART_BYTES, region.tensor.nbytes - begin)
+
+
+def _read(reader: Reader, part: tuple[str, int, int]) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    file, offset, size = part
+    target = np.empty(size, np.uint8)
+    reader.read(file, offset, memoryview(target.data))
+    return target
