@@ -13,7 +13,7 @@ from weighbridge.cache import cache_directory
 from weighbridge.errors import BuildError, StructureError
 from weighbridge.formats.tensors import FLOATING_SOURCES
 from weighbridge.progress import Progress
-from weighbridge.structure.checkpoint import Checkpoint, open_directory
+from weighbridge.structure.checkpoint import CONFIG_FILE, Checkpoint, open_directory
 from weighbridge.structure.hub import download
 from weighbridge.structure.opening import open_checkpoint
 
@@ -88,6 +88,8 @@ def fetch(source: Checkpoint, progress: Progress | None = None) -> Checkpoint:
     local = open_directory(download(source, progress), label=source.label, origin=source.origin)
     if local.structure != source.structure:
         raise StructureError("what was downloaded has other tensors than the hub's headers said", where=source.label)
+    if local.config != source.config:
+        raise StructureError(f"what was downloaded has another {CONFIG_FILE} than the hub gave", where=source.label)
     return local
 
 

@@ -155,7 +155,7 @@ def hash_shards(
     """SHA-256 (hex) of shards, and of the bytes of each tensor in them, by one read.
 
     Raises:
-        StructureError: one cannot be read.
+        StructureError: one cannot be read, or is no longer the one whose header was read.
     """
     files: dict[str, str] = {}
     tensors: dict[str, str] = {}
@@ -163,7 +163,7 @@ def hash_shards(
         for shard, header in shards.items():
             start = header.data_offset
             spans = {name: (start + stored.begin, start + stored.end) for name, stored in header.tensors.items()}
-            files[shard], found = hash_shard(directory / shard, spans)
+            files[shard], found = hash_shard(directory / shard, spans, known=header.standing)
             tensors.update(found)
             progress.advance((directory / shard).stat().st_size)
     return files, tensors

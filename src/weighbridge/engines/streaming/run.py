@@ -8,7 +8,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from weighbridge.plan import Plan
 from weighbridge.progress import Progress
 from weighbridge.resources import Resources, affordable_workers
 from weighbridge.shards import UNFINISHED, OutputShard, lay_out_shards, unfinished
-from weighbridge.structure.checkpoint import Checkpoint
+from weighbridge.standing import Standing
+from weighbridge.structure.checkpoint import Checkpoint, check_unchanged
 
 log = logging.getLogger(__name__)
 
@@ -64,16 +65,15 @@ class Outcome:
 def build_key(plan: Plan, source: Checkpoint, resources: Resources) -> str:
     """A name for everything that determines a build's bytes: recipe, source, layout, tools, kind of device.
 
-    A source file counts by its identity on disk (name, size, inode, times of change), so that one that was touched
-    between two runs begins a new build; its digest is taken while it is read.
+    A source file counts by what it was on disk when its header was read (name, size, inode, times of change), so that
+    one that was touched between two runs begins a new build; its digest is taken while it is read.
     """
-    assert source.directory is not None
-    stats = {name: (source.directory / name).stat() for name in source.shards}
+    standings = {name: header.standing for name, header in source.shards.items()}
     decides = {"method", "format", "scheme", "config_groups", "ignore", "fused_groups", "kv_cache", "convert"}
     return key_of(
         {
             "recipe": plan.loaded.recipe.model_dump(mode="json", include=decides),
-            "source": {name: [s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns] for name, s in stats.items()},
+            "source": {name: None if it is None else [*astuple(it)] for name, it in standings.items()},
             "shard_size": resources.shard_size,
             "piece_bytes": PIECE_BYTES,
             "device": sorted({device.partition(":")[0] for device in resources.devices}),
@@ -119,6 +119,7 @@ def write(
 
     Raises:
         BuildError: a weight that cannot be quantized, or a source that cannot be read.
+        StructureError: the source changed since its headers were read.
         WeighbridgeError: too little memory for one worker.
         OSError: the output cannot be written.
     """
@@ -127,8 +128,11 @@ def write(
     shards = [unfinished(shard, output) for shard in lay_out_shards(plan, resources.shard_size)]
     for shard in shards:
         _make_file(output / shard.name, shard)
-    paths = source.directory.resolve(), output.resolve()
-    jobs = [Job(*paths, device, resources.digests) for device in resources.devices]
+    standings = {name: header.standing for name, header in source.shards.items()}
+    jobs = [
+        Job(source.directory.resolve(), standings, output.resolve(), device, resources.digests)
+        for device in resources.devices
+    ]
     pieces = cut(plan, source, shards)
     lean = all(device == "cpu" for device in resources.devices) and all(part.stored is None for part in plan.parts)
     each = (WORKER_PIECES_CPU if lean else WORKER_PIECES) * PIECE_BYTES
@@ -136,7 +140,10 @@ def write(
     log.info("%d pieces, %d workers, on %s", len(pieces), workers, ", ".join(resources.devices))
     with RayExecutor(resources.ray) if resources.ray else LocalExecutor(workers) as executor:
         run = _Run(shards, pieces, jobs, _shard_paths(hashed), resources.digests, executor, progress, Journal(journal))
-        return run.go()
+        outcome = run.go()
+    for read in (source, hashed):
+        check_unchanged(read, read.shards)
+    return outcome
 
 
 @dataclass
@@ -144,7 +151,7 @@ class _Run:
     shards: Sequence[OutputShard]
     pieces: Sequence[Piece]
     jobs: Sequence[Job]
-    hashed: Sequence[Path]
+    hashed: Mapping[Path, Standing | None]
     digests: bool
     executor: Executor
     progress: Progress
@@ -220,7 +227,7 @@ class _Run:
         missing = Counter(file for piece in todo for file in piece.files)
         whole = [shard.name for shard in self.shards if not missing[shard.name]]
         last = max((shard.layout.file_size for shard in self.shards if missing[shard.name]), default=0)
-        hashing = FollowingHash(self.hashed if self.digests else (), distance=last, progress=self.progress)
+        hashing = FollowingHash(self.hashed if self.digests else {}, distance=last, progress=self.progress)
         to_read = sum(piece.source_bytes for piece in todo)
         read = 0
 
@@ -287,9 +294,9 @@ class _Run:
                 future.cancel()
 
 
-def _shard_paths(checkpoint: Checkpoint) -> list[Path]:
+def _shard_paths(checkpoint: Checkpoint) -> dict[Path, Standing | None]:
     assert checkpoint.directory is not None
-    return [checkpoint.directory / name for name in checkpoint.shards]
+    return {checkpoint.directory / name: header.standing for name, header in checkpoint.shards.items()}
 
 
 def _with_piece(function: Callable[[Job, Piece], Any], job: Job, piece: Piece) -> tuple[Piece, Any]:
