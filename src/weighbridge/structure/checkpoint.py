@@ -344,22 +344,27 @@ def carried_files(checkpoint: Checkpoint) -> list[str]:
     )
 
 
-def read_small(path: Path, *, label: str) -> bytes:
+def read_small(path: Path, *, label: str, known: Standing | None = None) -> bytes:
     """Read a file that should be small.
 
+    Args:
+        known: the file as it was read before; None where this is the first time.
+
     Raises:
-        StructureError: unreadable, or larger than any JSON file of a checkpoint is.
+        StructureError: unreadable, or larger than any JSON file of a checkpoint is, or no longer what was read before.
     """
-    return _read_known(path, label=label)[0]
+    return _read_known(path, known, label=label)[0]
 
 
-def _read_known(path: Path, *, label: str) -> tuple[bytes, Standing]:
+def _read_known(path: Path, known: Standing | None = None, *, label: str) -> tuple[bytes, Standing]:
     """A small file, and which file it was that was read."""
+    where = f"{label}/{path.name}"
     try:
         with path.open("rb") as file:
+            check_same(file.fileno(), known, where=where)
             standing = standing_of(os.fstat(file.fileno()))
             raw = file.read(MAX_JSON_BYTES + 1)
-            check_same(file.fileno(), standing, where=f"{label}/{path.name}")
+            check_same(file.fileno(), standing, where=where)
     except OSError as error:
         raise StructureError(f"{path.name} cannot be read ({error.strerror})", where=label) from error
     if len(raw) > MAX_JSON_BYTES:

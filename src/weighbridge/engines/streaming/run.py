@@ -26,7 +26,8 @@ from weighbridge.plan import Plan
 from weighbridge.progress import Progress
 from weighbridge.resources import Resources, affordable_workers
 from weighbridge.shards import UNFINISHED, OutputShard, lay_out_shards, unfinished
-from weighbridge.standing import Standing
+from weighbridge.staging import clear_but
+from weighbridge.standing import Standing, standing_of
 from weighbridge.structure.checkpoint import Checkpoint, check_unchanged
 
 log = logging.getLogger(__name__)
@@ -48,16 +49,20 @@ class Outcome:
         found: pieces that an earlier run had finished and that were as it left them.
         altered: numbers of pieces that an earlier run had finished and that were made anew, because they had changed.
         source_digests: SHA-256 (hex) of each source shard.
+        shards: names of the output shards.
         shard_digests: SHA-256 (hex) of each output shard.
+        standings: each output shard as it stood when it was hashed; renaming it changes no more than a time.
         tensor_digests: SHA-256 (hex) of each output tensor's bytes, whatever shard holds it.
         inexact: names of written global scales whose reciprocal is not what the source stores.
     """
 
     pieces: int
+    shards: tuple[str, ...] = ()
     found: int = 0
     altered: list[int] = field(default_factory=list)
     source_digests: dict[str, str] = field(default_factory=dict)
     shard_digests: dict[str, str] = field(default_factory=dict)
+    standings: dict[str, Standing] = field(default_factory=dict)
     tensor_digests: dict[str, str] = field(default_factory=dict)
     inexact: list[str] = field(default_factory=list)
 
@@ -104,14 +109,15 @@ def write(
     source: Checkpoint,
     output: Path,
     *,
-    journal: Path,
+    journal: Journal,
     hashed: Checkpoint,
     resources: Resources,
     progress: Progress,
 ) -> Outcome:
     """Write a build's shards into `output`, going on where an earlier run with the same `journal` stopped.
 
-    Their names end in `UNFINISHED` until `weighbridge.shards.finish` says that they are whole.
+    Their names end in `UNFINISHED` until `weighbridge.shards.finish` says that they are whole. Whatever else `output`
+    holds goes.
 
     Args:
         source: what is read; the plan's own source, on disk.
@@ -125,7 +131,9 @@ def write(
     """
     assert source.directory is not None
     check_covered(plan)
-    shards = [unfinished(shard, output) for shard in lay_out_shards(plan, resources.shard_size)]
+    laid_out = lay_out_shards(plan, resources.shard_size)
+    clear_but(output, {name for shard in laid_out for name in (shard.name, f"{shard.name}{UNFINISHED}")})
+    shards = [unfinished(shard, output) for shard in laid_out]
     for shard in shards:
         _make_file(output / shard.name, shard)
     standings = {name: header.standing for name, header in source.shards.items()}
@@ -139,7 +147,7 @@ def write(
     workers = affordable_workers(resources.workers, resources.memory, each=each)
     log.info("%d pieces, %d workers, on %s", len(pieces), workers, ", ".join(resources.devices))
     with RayExecutor(resources.ray) if resources.ray else LocalExecutor(workers) as executor:
-        run = _Run(shards, pieces, jobs, _shard_paths(hashed), resources.digests, executor, progress, Journal(journal))
+        run = _Run(shards, pieces, jobs, _shard_paths(hashed), resources.digests, executor, progress, journal)
         outcome = run.go()
     for read in (source, hashed):
         check_unchanged(read, read.shards)
@@ -158,23 +166,17 @@ class _Run:
     journal: Journal
 
     def go(self) -> Outcome:
-        outcome = Outcome(pieces=len(self.pieces))
+        names = tuple(shard.name.removesuffix(UNFINISHED) for shard in self.shards)
+        outcome = Outcome(len(self.pieces), names)
         done = self._check_finished(outcome)
         todo = [piece for piece in self.pieces if piece.number not in done]
         group_largest = self._find_largest(todo)
         self._do(todo, done, group_largest, outcome)
         for item in done.values():
-            outcome.tensor_digests.update(item.tensors)
+            self._check_written(item, outcome)
             outcome.inexact += item.inexact
         outcome.inexact.sort()
         return outcome
-
-    @functools.cached_property
-    def split_tensors(self) -> frozenset[str]:
-        """Output tensors that several pieces write, whose digests only a read of the finished shard can give."""
-        return frozenset(
-            name for piece in self.pieces for strip in piece.strips if not strip.whole for name in strip.names.values()
-        )
 
     def _job(self, piece: Piece) -> Job:
         return self.jobs[piece.number % len(self.jobs)]
@@ -262,20 +264,30 @@ class _Run:
         outcome.source_digests.update(hashing.digests)
 
     def _hash_shard(self, name: str, outcome: Outcome) -> Task:
+        """Hash a shard and every tensor in it as they lie there: what is signed is what was read back, not what was
+        meant to be written."""
         layout = next(shard.layout for shard in self.shards if shard.name == name)
         head = len(layout.head)
-        spans = {
-            tensor: (head + begin, head + end)
-            for tensor, (begin, end) in layout.ranges.items()
-            if tensor in self.split_tensors
-        }
+        spans = {tensor: (head + begin, head + end) for tensor, (begin, end) in layout.ranges.items()}
         path = self.jobs[0].output / name
 
         def work() -> None:
-            outcome.shard_digests[name.removesuffix(UNFINISHED)], tensors = hash_shard(path, spans)
+            final = name.removesuffix(UNFINISHED)
+            outcome.shard_digests[final], tensors = hash_shard(path, spans)
+            outcome.standings[final] = standing_of(path.lstat())
             outcome.tensor_digests.update(tensors)
 
         return lambda: self.executor.submit_here(work)
+
+    def _check_written(self, done: Done, outcome: Outcome) -> None:
+        """Refuse a shard in which a tensor is not what the piece that wrote it had written."""
+        for tensor, digest in done.tensors.items() if self.digests else ():
+            if outcome.tensor_digests[tensor] != digest:
+                raise BuildError(
+                    "is not what this build wrote: somebody else writes into the directory that it grows in",
+                    where=tensor,
+                    remedy="find out who, and build anew",
+                )
 
     def _in_turn(self, tasks: deque[Task], after: Callable[[Any], Iterable[Task]]) -> Iterator[Any]:
         """Results as they come; what `after` makes of a result goes to the front. A failure cancels what is waiting."""
@@ -305,7 +317,8 @@ def _with_piece(function: Callable[[Job, Piece], Any], job: Job, piece: Piece) -
 
 def _make_file(path: Path, shard: OutputShard) -> None:
     """A file of the shard's full size that begins with its header; what is in it already stays."""
-    with path.open("r+b" if path.exists() else "w+b") as file:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    with os.fdopen(descriptor, "r+b") as file:
         file.write(shard.layout.head)
         file.flush()
         if os.fstat(file.fileno()).st_size != shard.layout.file_size:

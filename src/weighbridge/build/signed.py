@@ -1,0 +1,44 @@
+"""What was signed, against what the build itself wrote."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from weighbridge.build.making import Made
+from weighbridge.errors import BuildError
+from weighbridge.evidence.card import CARD
+from weighbridge.evidence.subject import read_files
+from weighbridge.evidence.write import FILES, base_card
+from weighbridge.staging import check_exact
+from weighbridge.structure.checkpoint import EVIDENCE, Checkpoint, check_unchanged
+
+
+def check_signed(directory: Path, built: Checkpoint, made: Made) -> None:
+    """Refuse evidence that is about anything but what this build wrote: no file more, none less, none with other bytes.
+
+    Args:
+        built: the checkpoint as its headers were read, when its shards had been hashed.
+
+    Raises:
+        BuildError: somebody else wrote there meanwhile.
+        StructureError: a shard changed since it was hashed.
+    """
+    written = dict(made.files)
+    if CARD in written:
+        written[base_card(written)] = written.pop(CARD)
+    listed = read_files((directory / EVIDENCE / FILES).read_bytes(), where=f"{EVIDENCE}/{FILES}")
+    differ = sorted(name for name in {*listed, *written} - {CARD} if listed.get(name) != written.get(name))
+    for name, standing in made.outcome.standings.items():
+        now = built.shards[name].standing
+        if now is None or replace(now, changed=0) != replace(standing, changed=0):  # renaming sets that time
+            differ.append(name)
+    if differ:
+        raise BuildError(
+            "is not what this build wrote: somebody else writes into the directory that it grows in",
+            where=f"{directory}/{differ[0]}",
+            remedy="find out who, and build anew",
+        )
+    check_unchanged(built, built.shards)
+    evidence = [path.relative_to(directory).as_posix() for path in (directory / EVIDENCE).iterdir()]
+    check_exact(directory, [*listed, *evidence])
