@@ -308,8 +308,7 @@ MOST_STEPS = 60
 
 @pytest.mark.parametrize("can_swap", ["renameat2", "rename alone"])
 def test_replacement_that_is_killed_at_any_step_loses_nothing(can_swap: str, tmp_path: Path) -> None:
-    """Right after each kill both are somewhere, or the new one is in its place; the next run leaves one of the two there,
-    whole, and a forced build after it ends as it should."""
+    """The next run leaves the old or the new there, whole, and a forced build after it ends as it should."""
     kills = 0
     for step in range(MOST_STEPS):
         target = write(tmp_path / str(step) / "target", OLD)

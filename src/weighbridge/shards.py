@@ -13,7 +13,7 @@ from weighbridge.cache import write_atomically
 from weighbridge.formats.tensors import Tensor, payload_bytes
 from weighbridge.hashing import blocks_of
 from weighbridge.plan import Plan
-from weighbridge.standing import opened
+from weighbridge.standing import Standing, check_stands, opened, standing_of
 from weighbridge.structure.checkpoint import CONFIG_FILE, Checkpoint, assemble, carried_files, standing_in
 from weighbridge.structure.header import read_header
 from weighbridge.structure.layout import Layout, lay_out
@@ -83,18 +83,32 @@ def unfinished(shard: OutputShard, directory: Path) -> OutputShard:
     return growing
 
 
-def finish(directory: Path, names: Iterable[str]) -> dict[str, str]:
-    """Give shards that are whole their own names, and write the index. All else of the checkpoint is there already.
+def finish(directory: Path, standings: Mapping[str, Standing]) -> dict[str, Standing]:
+    """Give shards that are whole their own names.
 
     Args:
-        names: of the shards.
+        standings: names of the shards, each as it stood when it was hashed.
+
+    Returns:
+        How each stands now.
+
+    Raises:
+        StructureError: one changed since it was hashed.
+    """
+    for name, standing in standings.items():
+        growing = directory / f"{name}{UNFINISHED}"
+        check_stands(growing, standing, where=str(growing))
+        growing.rename(directory / name)
+    return {name: standing_of((directory / name).lstat()) for name in standings}
+
+
+def write_index(directory: Path, names: Iterable[str]) -> dict[str, str]:
+    """Write the index of shards, where there are several.
 
     Returns:
         SHA-256 (hex) of the index, by its name; nothing where one shard needs none.
     """
     names = sorted(names)
-    for name in names:
-        (directory / f"{name}{UNFINISHED}").rename(directory / name)
     if len(names) <= 1:
         return {}
     headers = {name: read_header(directory / name, where=name) for name in names}

@@ -21,6 +21,7 @@ from weighbridge.resources import Resources, beside_what_is_held
 from weighbridge.scales import GLOBAL_SCALES
 from weighbridge.source import fetch
 from weighbridge.staging import Staging, check_space
+from weighbridge.standing import Standing
 from weighbridge.structure.checkpoint import Checkpoint, carried_files
 from weighbridge.structure.listing import MAX_FILES
 from weighbridge.structure.names import compact
@@ -61,6 +62,7 @@ class Made:
         sections: how it went.
         outcome: the digests that it took of what it wrote.
         files: every file of the checkpoint -> SHA-256 (hex) of what was written into it; the card comes later.
+        standings: each shard as it stands under its own name.
         source_digests: file of the source -> SHA-256 (hex).
         calibration: what calibration really used; None where nothing was calibrated.
     """
@@ -69,6 +71,7 @@ class Made:
     outcome: Outcome
     source_digests: Mapping[str, str]
     files: Mapping[str, str] = field(default_factory=dict)
+    standings: Mapping[str, Standing] = field(default_factory=dict)
     calibration: Mapping[str, Any] | None = None
 
 
@@ -140,14 +143,16 @@ def make(work: Work, staging: Staging, *, pinned: Iterable[str], progress: Progr
     """
     made = (_stream if work.engine == "streaming" else _through_upstream)(work, staging, progress)
     carried = shards.carry_files(work.source, staging.checkpoint)
-    files = {
-        **carried,
-        **shards.write_config(staging.checkpoint, work.plan),
-        **shards.finish(staging.checkpoint, made.outcome.shards),
-        **made.outcome.shard_digests,
-    }
+    config = shards.write_config(staging.checkpoint, work.plan)
     beside = digest_files(work.source, set(pinned) - carried.keys(), progress=progress)
-    return replace(made, files=files, source_digests={**made.source_digests, **carried, **beside})
+    standings = shards.finish(staging.checkpoint, made.outcome.standings)
+    index = shards.write_index(staging.checkpoint, standings)
+    return replace(
+        made,
+        files={**carried, **config, **index, **made.outcome.shard_digests},
+        standings=standings,
+        source_digests={**made.source_digests, **carried, **beside},
+    )
 
 
 def _stream(work: Work, staging: Staging, progress: Progress) -> Made:

@@ -49,15 +49,13 @@ class Outcome:
         found: pieces that an earlier run had finished and that were as it left them.
         altered: numbers of pieces that an earlier run had finished and that were made anew, because they had changed.
         source_digests: SHA-256 (hex) of each source shard.
-        shards: names of the output shards.
         shard_digests: SHA-256 (hex) of each output shard.
-        standings: each output shard as it stood when it was hashed; renaming it changes no more than a time.
+        standings: each output shard as it stood when it was hashed, by the name that it will have.
         tensor_digests: SHA-256 (hex) of each output tensor's bytes, whatever shard holds it.
         inexact: names of written global scales whose reciprocal is not what the source stores.
     """
 
     pieces: int
-    shards: tuple[str, ...] = ()
     found: int = 0
     altered: list[int] = field(default_factory=list)
     source_digests: dict[str, str] = field(default_factory=dict)
@@ -166,8 +164,7 @@ class _Run:
     journal: Journal
 
     def go(self) -> Outcome:
-        names = tuple(shard.name.removesuffix(UNFINISHED) for shard in self.shards)
-        outcome = Outcome(len(self.pieces), names)
+        outcome = Outcome(pieces=len(self.pieces))
         done = self._check_finished(outcome)
         todo = [piece for piece in self.pieces if piece.number not in done]
         group_largest = self._find_largest(todo)
