@@ -104,6 +104,37 @@ def test_what_changed_while_its_replacement_was_built_is_left_and_the_build_is_k
     assert kept_build(target) == NEW
 
 
+def test_build_that_was_kept_takes_its_place_when_it_is_asked_for_again(file_system: str, tmp_path: Path) -> None:
+    target = write(tmp_path / "place" / "target", OLD)
+    with pytest.raises(BuildError):
+        build(target, force=True, meanwhile=CHANGES["a file more"])
+    build(target, force=True)
+    assert contents(target) == NEW
+    assert no_second_name(target) == []
+
+
+def test_what_comes_between_two_renames_is_left_and_the_old_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staging, "_renamed", lambda old, new, how: False)
+    target = write(tmp_path / "place" / "target", OLD)
+    contents_of, seen = staging._contents, 0
+
+    def appear(directory: Path) -> staging.Contents | None:
+        nonlocal seen
+        seen += directory.name == staging.REPLACED
+        if seen == 1:  # the old one was just moved aside
+            write(target, {"photo.jpg": b"mine"})
+        return contents_of(directory)
+
+    monkeypatch.setattr(staging, "_contents", appear)
+    with pytest.raises(BuildError, match="what stood there before is kept in"):
+        build(target, force=True)
+    assert contents(target) == {"photo.jpg": b"mine"}
+    assert contents(target.parent / ".target.staging-key" / staging.REPLACED) == OLD
+    assert kept_build(target) == NEW
+
+
 def state(path: Path) -> dict[str, bytes | str]:
     """A directory's files and what they hold; a file or a link by itself."""
     if path.is_symlink() or not path.is_dir():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -181,6 +184,32 @@ def test_nothing_is_sent_where_there_is_nobody_to_ask(hub: Hub, mini_build: Path
     assert done.code == 2
     assert "--yes" in complaints(done)[0]
     assert hub.requests() == []
+
+
+@pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 2), ("\n", 2)], ids=["yes", "no", "nothing"])
+def test_who_sits_at_a_terminal_is_asked(answer: str, code: int, hub: Hub, mini_build: Path, tmp_path: Path) -> None:
+    variables = {
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_TOKEN": TOKEN,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_OFFLINE": "0",
+        "NO_PROXY": "127.0.0.1,localhost",
+    }
+    command = [sys.executable, "-m", "weighbridge.commands.publish", str(mini_build), REPOSITORY]
+    master, terminal = pty.openpty()
+    process = subprocess.Popen(
+        command, env=environment(variables), stdin=terminal, stdout=subprocess.DEVNULL, stderr=terminal
+    )
+    os.close(terminal)
+    os.write(master, answer.encode())
+    said = b""
+    with suppress(OSError):  # the terminal is closed
+        while part := os.read(master, 4096):
+            said += part
+    os.close(master)
+    assert process.wait() == code, said
+    assert b"upload it, private? [y/N]" in said
+    assert bool(hub.requests()) is (code == 0)
 
 
 STRAYS = (".env", ".netrc", "id_rsa", "train.jsonl", "notes/secret.txt")

@@ -261,6 +261,18 @@ def test_file_that_the_hub_would_not_take_is_refused_where_it_is_named(
     assert "the hub takes nothing of a folder" in outcome.err
 
 
+@pytest.mark.parametrize("name", ["readme.md", "Readme.base.md", "Evidence/x.json", "CONFIG.json"])
+def test_file_that_differs_in_case_alone_from_what_a_build_writes_is_refused_where_it_is_named(
+    name: str, mini: Path, tmp_path: Path, call_build: Command, without_torch: None
+) -> None:
+    source = copy_checkpoint(mini, tmp_path / "source")
+    (source / "README.md").unlink()
+    named(name)(source)
+    outcome = call_build("fp8-dynamic", "--model", source, "--output", tmp_path / "build", "--carry", name)
+    assert outcome.code == 2, outcome
+    assert "one name where case does not count" in outcome.err
+
+
 NAMES = [bytes_of for bytes_of in ODD if bytes_of != "10,050 files"]
 
 

@@ -95,7 +95,7 @@ def fetch(source: Checkpoint, progress: Progress | None = None) -> Checkpoint:
 
 def make_miniature() -> Path:
     """The directory of the miniature; made in the user's cache the first time."""
-    return _made(f"{Path(miniature.NAME).name}-{miniature.version()}", miniature.make)
+    return made_once(f"{Path(miniature.NAME).name}-{miniature.version()}", miniature.make)
 
 
 def make_smollm2() -> Path:
@@ -106,17 +106,17 @@ def make_smollm2() -> Path:
     """
     from weighbridge.trained import smollm2  # torch stays away from every other source
 
-    return _made(f"smollm2-135m-instruct-{smollm2.version()}", lambda staging: smollm2.make(staging, Progress()))
+    return made_once(f"smollm2-135m-instruct-{smollm2.version()}", lambda staging: smollm2.make(staging, Progress()))
 
 
 def make_trained_miniature() -> Path:
     """The directory of the trained miniature; the first time it is trained, which takes a quarter of an hour."""
     from weighbridge.trained import mini
 
-    return _made(f"gemma-4-mini-trained-{mini.version()}", lambda staging: mini.make(staging, Progress()))
+    return made_once(f"gemma-4-mini-trained-{mini.version()}", lambda staging: mini.make(staging, Progress()))
 
 
-def _made(name: str, make: Callable[[Path], None]) -> Path:
+def made_once(name: str, make: Callable[[Path], None]) -> Path:
     """The directory of this name in the user's cache; `make` fills it the first time, one process at a time.
 
     Raises:

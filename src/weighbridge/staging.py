@@ -19,7 +19,7 @@ import socket
 import stat
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,24 +67,21 @@ def claimed(target: Path, *, force: bool, source: Path | None) -> Iterator[Claim
         BuildError: another build has it; or as `check_target`.
     """
     check_target(target, force=force, source=source)
-    place = _beside(target, "claim")
-    made: list[Path] = []
-    try:
-        made = _make_folders(target.parent)
-        descriptor = _lock(place)
+    with ExitStack() as stack:
         try:
+            stack.enter_context(_folders(target.parent))
+            stack.enter_context(_locked(_beside(target, "claim")))
             settled = _settle(target)
-            check_target(target, force=force, source=source)  # nobody else may change it by a build from here on
-            yield Claim(target, _contents(target), settled)
-        finally:
-            place.unlink(missing_ok=True)
-            os.close(descriptor)
-    except OSError as error:
-        raise _explained(error, target, "name another place with --output") from error
-    finally:
-        for folder in reversed(made):
-            with suppress(OSError):  # something is in it now
-                folder.rmdir()
+            found = _contents(target)
+        except OSError as error:
+            raise _explained(error, target, "name another place with --output") from error
+        try:
+            check_target(target, force=force, source=source)  # by a build nobody else changes it from here on
+        except BuildError as error:
+            raise BuildError(
+                error.what, where=error.where, remedy="; ".join(filter(None, (settled, error.remedy)))
+            ) from error
+        yield Claim(target, found, settled)
 
 
 def check_target(target: Path, *, force: bool, source: Path | None) -> None:
@@ -152,15 +149,32 @@ def check_space(target: Path, needed: int) -> None:
         )
 
 
-def _make_folders(folder: Path) -> list[Path]:
-    """Make a directory and those above it; gives the ones that were not there, outermost first."""
+@contextmanager
+def _folders(folder: Path) -> Iterator[None]:
+    """A directory and those above it, which go again if nothing was put into them."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    return missing[::-1]
+    try:
+        yield
+    finally:
+        for made in missing:
+            with suppress(OSError):  # something is in it now
+                made.rmdir()
 
 
 def _beside(target: Path, what: str) -> Path:
     return target.absolute().parent / f".{target.absolute().name}.{what}"
+
+
+@contextmanager
+def _locked(place: Path) -> Iterator[None]:
+    """A file that is this process's until the block ends, and then goes."""
+    descriptor = _lock(place)
+    try:
+        yield
+    finally:
+        place.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 def _lock(place: Path) -> int:
@@ -410,11 +424,13 @@ def _replace_in_two_steps(staging: Staging, claim: Claim) -> None:
     """Where two names cannot be swapped: what is there goes aside first; `_settle` knows what a kill then leaves."""
     target, aside = claim.target, staging.directory / REPLACED
     target.rename(aside)
-    if _contents(aside) == claim.found:
-        with suppress(_Kept, OSError):
+    try:
+        if _contents(aside) == claim.found:
             _rename_over_nothing(staging.checkpoint, target)
             return
-    _rename_over_nothing(aside, target)
+        _rename_over_nothing(aside, target)
+    except _Kept as error:  # in the place of what was moved aside
+        raise _Kept(error.what, where=error.where, remedy=f"what stood there before is kept in {aside}") from error
     raise _changed(target, staging)
 
 

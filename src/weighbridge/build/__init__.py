@@ -12,7 +12,6 @@ from weighbridge import __version__, evidence
 from weighbridge.build.judging import joined, judge
 from weighbridge.build.making import Engine, make, prepare
 from weighbridge.build.signed import check_signed
-from weighbridge.cache import cache_directory
 from weighbridge.conversion_base import base_recipe
 from weighbridge.errors import BuildError
 from weighbridge.identity import identify, pinned_files
@@ -23,7 +22,7 @@ from weighbridge.recipe import LoadedRecipe
 from weighbridge.references import base_of, find_references
 from weighbridge.report import Finding, Report, Section, Severity
 from weighbridge.resources import Resources
-from weighbridge.source import MINIATURE, make_miniature, open_source
+from weighbridge.source import MINIATURE, made_once, make_miniature, open_source
 from weighbridge.staging import Claim, check_exact, claimed, staged
 from weighbridge.structure.checkpoint import Checkpoint, check_unchanged, open_directory
 from weighbridge.structure.needed import left_behind, with_what_goes_along
@@ -149,9 +148,10 @@ def build_base(loaded: LoadedRecipe, *, progress: Progress) -> Checkpoint:
     """
     recipe = base_recipe(loaded)
     name = f"{make_miniature().name}-{recipe.recipe.name}-{recipe.sha256[:12]}-{__version__}"
-    directory = cache_directory() / name
-    if not directory.is_dir():
-        report = build(BuildRequest(loaded=recipe, source=open_source(MINIATURE), output=directory), progress=progress)
+
+    def make(output: Path) -> None:
+        report = build(BuildRequest(loaded=recipe, source=open_source(MINIATURE), output=output), progress=progress)
         if not report.holds:
             raise BuildError(f"its base cannot be built: {report.verdict}", where=loaded.document.where)
-    return open_directory(directory, label=f"{MINIATURE}, {recipe.recipe.name}")
+
+    return open_directory(made_once(name, make), label=f"{MINIATURE}, {recipe.recipe.name}")

@@ -14,8 +14,9 @@ from functools import cache
 from typing import Any
 
 from weighbridge.errors import StructureError
-from weighbridge.structure.checkpoint import BEHAVIOUR_FILES, Checkpoint, carried_files
+from weighbridge.structure.checkpoint import BEHAVIOUR_FILES, CONFIG_FILE, EVIDENCE, Checkpoint, carried_files
 from weighbridge.structure.file_names import check_file_names, check_publishable
+from weighbridge.structure.weights import INDEX_FILE
 
 _NAMED = sorted(map(re.escape, BEHAVIOUR_FILES))
 
@@ -95,6 +96,10 @@ def left_behind(source: Checkpoint, named: Sequence[str]) -> list[str]:
     ]
 
 
+_WRITTEN = (CONFIG_FILE, INDEX_FILE, "README.md", "README.base.md", f"{EVIDENCE}/README.md")
+"""What a build writes itself, beside shards: nothing goes along that differs from it in case alone."""
+
+
 def with_what_goes_along(source: Checkpoint, named: Sequence[str]) -> Checkpoint:
     """A source without the files that a build leaves behind.
 
@@ -116,5 +121,6 @@ def with_what_goes_along(source: Checkpoint, named: Sequence[str]) -> Checkpoint
     left = frozenset(left_behind(source, named))
     kept = replace(source, files={name: fact for name, fact in source.files.items() if name not in left})
     vars(kept).update({"modules": source.modules})  # cached, and the same
+    check_file_names({*carried_files(kept), *_WRITTEN}, where=source.label)
     check_publishable(carried_files(kept), where=source.label)
     return kept
