@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -203,7 +204,8 @@ def _write(work: Work, staging: Staging, progress: Progress, *, hashed: Checkpoi
     from weighbridge.engines import streaming
 
     # What says which pieces are finished is this user's word about this very build, and of no other.
-    key = hmac.digest(secret(), (work.key or staging.directory.name).encode(), "sha256")
+    # A build that is never taken up again needs none that lasts.
+    key = os.urandom(32) if work.key is None else hmac.digest(secret(), work.key.encode(), "sha256")
     return streaming.write(
         work.plan,
         work.source,
