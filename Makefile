@@ -100,9 +100,9 @@ reproduce: $(STAMP) ## build CHECKPOINT= again from its evidence and compare the
 	$(call needs,CHECKPOINT)
 	$(BIN)/python -m weighbridge.commands.reproduce $(CHECKPOINT) $(if $(MODEL),--model $(MODEL)) $(if $(OUTPUT),--output $(OUTPUT)) $(ARGS)
 
-publish: $(STAMP) ## upload CHECKPOINT= to REPO=org/name after checking its evidence; KEY= who must have signed it
+publish: $(STAMP) ## upload CHECKPOINT= to REPO=org/name after checking its evidence; KEY= who must have signed it, PUBLIC=1, YES=1 without asking
 	$(call needs,CHECKPOINT REPO)
-	$(BIN)/python -m weighbridge.commands.publish $(CHECKPOINT) $(REPO) $(if $(KEY),--key $(KEY)) $(ARGS)
+	$(BIN)/python -m weighbridge.commands.publish $(CHECKPOINT) $(REPO) $(if $(KEY),--key $(KEY)) $(if $(PUBLIC),--public) $(if $(YES),--yes) $(ARGS)
 
 test: $(STAMP) ## the tests that CI and a newcomer run
 	$(BIN)/python -m pytest -n 2

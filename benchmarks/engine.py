@@ -141,7 +141,7 @@ def ours_without_digests(directory: Path, output: Path, scheme: str) -> None:
         plan,
         checkpoint,
         output,
-        journal=output / "journal.jsonl",
+        journal=streaming.Journal(output / "journal.jsonl", b""),
         hashed=checkpoint,
         resources=resources,
         progress=Progress(shown=False),

@@ -240,12 +240,11 @@ def calibrated(once: Once) -> tuple[Path, Path, Path]:
         text = directory / "text.txt"
         text.write_text("".join(f"sentence {number} of some text, {number * 7919 % 1000}\n" for number in range(64)))
         calibration = {"dataset": {"file": str(text)}, "samples": 64, "sequence_length": 64, "experts": "all"}
-        modifiers = [{"GPTQModifier": {}}]
         recipe = recipe_of(
             directory / "recipe.yaml",
             "llama",
             method="oneshot",
-            modifiers=modifiers,
+            modifiers=[{"GPTQModifier": {}}],
             calibration=calibration,
             **SCHEMES["W4A16"],
         )
@@ -258,7 +257,7 @@ def calibrated(once: Once) -> tuple[Path, Path, Path]:
 
 def test_ones_own_calibrated_build_is_exact_by_recomputation(calibrated: tuple[Path, Path, Path]) -> None:
     source, recipe, build = calibrated
-    arguments = [build, "--source", source, "--recipe", recipe, "--reference", "none"]
+    arguments: list[str | Path] = [build, "--source", source, "--recipe", recipe, "--reference", "none"]
     plain = run_script("validate.py", *arguments, "--format", "json")
     again = run_script("validate.py", *arguments, "--recompute", "--format", "json")
     assert plain.code == again.code == 0, again.err + again.out
@@ -280,23 +279,11 @@ def test_alteration_below_every_limit_is_seen_by_recomputation(
         tensors[name] = replace(tensors[name], data=bytes([tensors[name].data[0] ^ 1]) + tensors[name].data[1:])
 
     copy = altered(build, tmp_path / "copy", change)
-    outcome = run_script(
-        "validate.py",
-        copy,
-        "--source",
-        source,
-        "--recipe",
-        recipe,
-        "--reference",
-        "none",
-        "--recompute",
-        "--format",
-        "json",
-    )
+    arguments: list[str | Path] = ["--source", source, "--recipe", recipe, "--reference", "none", "--recompute"]
+    outcome = run_script("validate.py", copy, *arguments, "--format", "json")
     findings = [finding for section in outcome.report["sections"] for finding in section.get("findings", ())]
-    seen = {
-        finding["where"] for finding in findings if finding["rule"] in ("audit/not-recomputed", "audit/no-first-column")
-    }
+    rules = ("audit/not-recomputed", "audit/no-first-column")
+    seen = {finding["where"] for finding in findings if finding["rule"] in rules}
     assert seen == {"model.layers.0.mlp.down_proj"}
 
 

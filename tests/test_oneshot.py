@@ -404,11 +404,11 @@ from weighbridge.plan import make_plan
 from weighbridge.progress import Progress
 from weighbridge.recipe import load_recipe
 from weighbridge.source import open_source
-from weighbridge.staging import staged
+from weighbridge.staging import claimed, staged
 
 source = open_source("mini")
 plan = make_plan(load_recipe(sys.argv[1]), source)
-with staged(Path(sys.argv[2])) as staging:
+with claimed(Path(sys.argv[2]), force=False, source=None) as claim, staged(claim) as staging:
     print("loading", flush=True)
     oneshot.quantize(plan, source, staging.checkpoint, device="cpu", progress=Progress(), shard_size=100_000)
     print("done", flush=True)

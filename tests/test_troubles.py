@@ -1095,6 +1095,8 @@ def test_copy_of_the_source_elsewhere_is_proven_as_well(second_building: Path) -
 
 STRAYS = ("consolidated.safetensors", "original/consolidated.00.pth", "pytorch_model.bin", "model.gguf")
 CARRIED = {"original/params.json": b"{}\n", "added_tokens.json": b"{ }\r\n", "notes/config.json": b"[not JSON]"}
+NAMED = ("--carry", "original/*.json", "--carry", "notes/config.json")
+"""What has to be named, because no model needs it."""
 
 
 @pytest.fixture(scope="session")
@@ -1112,7 +1114,7 @@ def altered_building(once: Once, mini: Path) -> Path:
         (source / "README.md").chmod(0o755)
         outcome = run_script(
             "build.py",
-            *("fp8-dynamic", "--model", source, "--output", directory / "build", "--format", "json"),
+            *("fp8-dynamic", "--model", source, "--output", directory / "build", "--format", "json", *NAMED),
             umask=0o027,
         )
         assert outcome.code == 0, outcome

@@ -41,6 +41,32 @@ def key_of(determines: Mapping[str, Any]) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:KEY_DIGITS]
 
 
+SECRET_BYTES = 32
+
+
+def secret() -> bytes:
+    """A key of this user's alone, made the first time: what was authenticated with it was written by this user.
+
+    Raises:
+        WeighbridgeError: it cannot be made, or is not this user's alone.
+    """
+    path = cache_directory() / "secret"
+    try:
+        if not path.is_symlink() and not path.exists():
+            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".secret.")  # for its user alone
+            with os.fdopen(handle, "wb") as file:
+                file.write(os.urandom(SECRET_BYTES))
+            Path(temporary).rename(path)
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
+            found = os.fstat(file.fileno())
+            if found.st_uid == os.geteuid() and not found.st_mode & 0o077 and found.st_size == SECRET_BYTES:
+                return file.read()
+        what, remedy = "is not this user's alone, as a secret must be", "remove it; a new one is made"
+    except OSError as error:
+        what, remedy = f"cannot be made or read ({error.strerror})", "set WEIGHBRIDGE_CACHE to another directory"
+    raise WeighbridgeError(what, where=str(path), remedy=remedy)
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees the old content or the new, never a part.
 

@@ -10,19 +10,23 @@ from pathlib import Path
 
 from weighbridge.errors import StructureError
 from weighbridge.progress import Progress
+from weighbridge.standing import Standing, opened
 
 BLOCK_BYTES = 1024 * 1024
 
 
-def hash_file(path: Path, progress: Progress) -> str:
+def hash_file(path: Path, progress: Progress, *, known: Standing | None = None) -> str:
     """SHA-256 of a file as lower-case hex.
 
+    Args:
+        known: the file as it was read before; None where this is the first time.
+
     Raises:
-        StructureError: it cannot be read.
+        StructureError: it cannot be read, or is no longer what was read before.
     """
     digest = hashlib.sha256()
     try:
-        with path.open("rb", buffering=0) as file:
+        with opened(path, known, where=str(path)) as file:
             for block in blocks_of(file):
                 digest.update(block)
                 progress.advance(len(block))
@@ -31,24 +35,27 @@ def hash_file(path: Path, progress: Progress) -> str:
     return digest.hexdigest()
 
 
-def hash_shard(path: Path, spans: Mapping[str, tuple[int, int]]) -> tuple[str, dict[str, str]]:
+def hash_shard(
+    path: Path, spans: Mapping[str, tuple[int, int]], *, known: Standing | None = None
+) -> tuple[str, dict[str, str]]:
     """SHA-256 of a file, and of some spans of its bytes, by one read.
 
     Args:
         spans: name -> begin and end, counted from the start of the file; they do not overlap.
+        known: as for `hash_file`.
 
     Returns:
         The file's digest, and the digest of each span by name, as lower-case hex.
 
     Raises:
-        StructureError: it cannot be read.
+        StructureError: as for `hash_file`.
     """
     whole = hashlib.sha256()
     parts = {name: hashlib.sha256() for name in spans}
     waiting = deque(sorted((begin, end, name) for name, (begin, end) in spans.items()))
     position = 0
     try:
-        with path.open("rb", buffering=0) as file:
+        with opened(path, known, where=str(path)) as file:
             for block in blocks_of(file):
                 whole.update(block)
                 for begin, end, name in waiting:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from weighbridge.hashing import hash_file
 from weighbridge.progress import Progress
 from weighbridge.report import Section
-from weighbridge.structure.checkpoint import Checkpoint
+from weighbridge.structure.checkpoint import Checkpoint, standing_in
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,12 @@ def digest_files(source: Checkpoint, names: Iterable[str], *, progress: Progress
     """SHA-256 (hex) of files of a source on disk.
 
     Raises:
-        StructureError: a file cannot be read.
+        StructureError: a file cannot be read, or is no longer what was read of it before.
     """
     assert source.directory is not None
     names = list(names)
     with progress.stage("hashing the source", sum(source.files[name].size or 0 for name in names)):
-        return {name: hash_file(source.directory / name, progress) for name in names}
+        return {name: hash_file(source.directory / name, progress, known=standing_in(source, name)) for name in names}
 
 
 def _named(lock: Checkpoint) -> str:

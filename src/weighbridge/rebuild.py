@@ -213,6 +213,7 @@ def _build_request(
 ) -> BuildRequest:
     stated = case.provenance.predicate.build_definition.external_parameters
     engine, device, size, named = (stated.get(name) for name in ("engine", "device", "shardSize", "references"))
+    carried = stated.get("carried")
     if engine not in ("streaming", "upstream") or not isinstance(device, str) or not isinstance(size, int) or size < 1:
         raise EvidenceError("says of no engine, device or size of shards that there is", where="externalParameters")
     engines: dict[str, Engine] = {"streaming": "streaming", "upstream": "upstream"}
@@ -223,6 +224,7 @@ def _build_request(
         references=tuple(map(str, named)) if isinstance(named, list) else (),
         engine=engines[engine],
         resources=replace(request.resources, devices=(device,), shard_size=size),
+        carry=tuple(map(str, carried)) if isinstance(carried, list) else (),
         audited=f"{EVIDENCE}/{AUDIT_REPORT}.json" in case.listing.evidence,  # the model card says what was found
     )
 

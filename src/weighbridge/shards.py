@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from weighbridge.cache import write_atomically
 from weighbridge.formats.tensors import Tensor, payload_bytes
+from weighbridge.hashing import blocks_of
 from weighbridge.plan import Plan
-from weighbridge.structure.checkpoint import CONFIG_FILE, Checkpoint, assemble, carried_files
+from weighbridge.standing import Standing, check_stands, opened, standing_of
+from weighbridge.structure.checkpoint import CONFIG_FILE, Checkpoint, assemble, carried_files, standing_in
 from weighbridge.structure.header import read_header
 from weighbridge.structure.layout import Layout, lay_out
 from weighbridge.structure.weights import INDEX_FILE, SINGLE_FILE
@@ -81,41 +83,80 @@ def unfinished(shard: OutputShard, directory: Path) -> OutputShard:
     return growing
 
 
-def finish(directory: Path) -> None:
-    """Give shards that are whole their own names, and write the index. All else of the checkpoint is there already."""
-    for path in sorted(directory.glob(f"*{UNFINISHED}")):
-        path.rename(path.with_name(path.name.removesuffix(UNFINISHED)))
-    _write_index(directory)
+def finish(directory: Path, standings: Mapping[str, Standing]) -> dict[str, Standing]:
+    """Give shards that are whole their own names.
+
+    Args:
+        standings: names of the shards, each as it stood when it was hashed.
+
+    Returns:
+        How each stands now.
+
+    Raises:
+        StructureError: one changed since it was hashed.
+    """
+    for name, standing in standings.items():
+        growing = directory / f"{name}{UNFINISHED}"
+        check_stands(growing, standing, where=str(growing))
+        growing.rename(directory / name)
+    return {name: standing_of((directory / name).lstat()) for name in standings}
 
 
-def _write_index(directory: Path) -> None:
-    """Write ``model.safetensors.index.json`` for several shards; remove what stands there for one."""
-    path = directory / INDEX_FILE
-    path.unlink(missing_ok=True)
-    headers = {shard.name: read_header(shard, where=shard.name) for shard in sorted(directory.glob("*.safetensors"))}
-    if len(headers) <= 1:
-        return
+def write_index(directory: Path, names: Iterable[str]) -> dict[str, str]:
+    """Write the index of shards, where there are several.
+
+    Returns:
+        SHA-256 (hex) of the index, by its name; nothing where one shard needs none.
+    """
+    names = sorted(names)
+    if len(names) <= 1:
+        return {}
+    headers = {name: read_header(directory / name, where=name) for name in names}
     weight_map = {name: shard for shard, header in headers.items() for name in header.tensors}
     total = sum(stored.tensor.nbytes for header in headers.values() for stored in header.tensors.values())
     content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+    return _written(directory, {INDEX_FILE: (json.dumps(content, indent=2) + "\n").encode()})
 
 
-def write_config(directory: Path, plan: Plan) -> None:
-    """Write config.json (the source's own keys in their order, and the quantization config) and what goes with it."""
+def _written(directory: Path, documents: Mapping[str, bytes]) -> dict[str, str]:
+    """Write small files; gives the SHA-256 (hex) of each."""
+    for name, content in documents.items():
+        write_atomically(directory / name, content)
+    return {name: hashlib.sha256(content).hexdigest() for name, content in documents.items()}
+
+
+def write_config(directory: Path, plan: Plan) -> dict[str, str]:
+    """Write config.json (the source's own keys in their order, and the quantization config) and what goes with it.
+
+    Returns:
+        SHA-256 (hex) of each file that was written.
+    """
     content = json.dumps(plan.output_config(), indent=2, ensure_ascii=False) + "\n"
-    write_atomically(directory / CONFIG_FILE, content.encode())
-    for name, document in plan.documents.items():
-        write_atomically(directory / name, document)
+    return _written(directory, {CONFIG_FILE: content.encode(), **plan.documents})
 
 
-def carry_files(source: Checkpoint, directory: Path) -> None:
-    """Copy every file that is neither weights nor config.json, byte for byte."""
+def carry_files(source: Checkpoint, directory: Path) -> dict[str, str]:
+    """Copy every file that is neither weights nor config.json, byte for byte.
+
+    Returns:
+        SHA-256 (hex) of each.
+
+    Raises:
+        StructureError: one is no longer what it was when the source was listed.
+    """
     assert source.directory is not None
+    digests = {}
     for name in carried_files(source):
         target = directory / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source.directory / name, target)
+        digest = hashlib.sha256()
+        where = f"{source.label}/{name}"
+        with opened(source.directory / name, standing_in(source, name), where=where) as file, target.open("xb") as copy:
+            for block in blocks_of(file):
+                digest.update(block)
+                copy.write(block)
+        digests[name] = digest.hexdigest()
+    return digests
 
 
 def bytes_needed(plan: Plan, source: Checkpoint, *, twice: bool) -> int:

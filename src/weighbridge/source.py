@@ -13,7 +13,7 @@ from weighbridge.cache import cache_directory
 from weighbridge.errors import BuildError, StructureError
 from weighbridge.formats.tensors import FLOATING_SOURCES
 from weighbridge.progress import Progress
-from weighbridge.structure.checkpoint import Checkpoint, open_directory
+from weighbridge.structure.checkpoint import CONFIG_FILE, Checkpoint, open_directory
 from weighbridge.structure.hub import download
 from weighbridge.structure.opening import open_checkpoint
 
@@ -88,12 +88,14 @@ def fetch(source: Checkpoint, progress: Progress | None = None) -> Checkpoint:
     local = open_directory(download(source, progress), label=source.label, origin=source.origin)
     if local.structure != source.structure:
         raise StructureError("what was downloaded has other tensors than the hub's headers said", where=source.label)
+    if local.config != source.config:
+        raise StructureError(f"what was downloaded has another {CONFIG_FILE} than the hub gave", where=source.label)
     return local
 
 
 def make_miniature() -> Path:
     """The directory of the miniature; made in the user's cache the first time."""
-    return _made(f"{Path(miniature.NAME).name}-{miniature.version()}", miniature.make)
+    return made_once(f"{Path(miniature.NAME).name}-{miniature.version()}", miniature.make)
 
 
 def make_smollm2() -> Path:
@@ -104,17 +106,17 @@ def make_smollm2() -> Path:
     """
     from weighbridge.trained import smollm2  # torch stays away from every other source
 
-    return _made(f"smollm2-135m-instruct-{smollm2.version()}", lambda staging: smollm2.make(staging, Progress()))
+    return made_once(f"smollm2-135m-instruct-{smollm2.version()}", lambda staging: smollm2.make(staging, Progress()))
 
 
 def make_trained_miniature() -> Path:
     """The directory of the trained miniature; the first time it is trained, which takes a quarter of an hour."""
     from weighbridge.trained import mini
 
-    return _made(f"gemma-4-mini-trained-{mini.version()}", lambda staging: mini.make(staging, Progress()))
+    return made_once(f"gemma-4-mini-trained-{mini.version()}", lambda staging: mini.make(staging, Progress()))
 
 
-def _made(name: str, make: Callable[[Path], None]) -> Path:
+def made_once(name: str, make: Callable[[Path], None]) -> Path:
     """The directory of this name in the user's cache; `make` fills it the first time, one process at a time.
 
     Raises:

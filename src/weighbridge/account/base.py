@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from weighbridge.hashing import hash_file
 from weighbridge.progress import Progress
-from weighbridge.structure.checkpoint import Checkpoint, read_small
+from weighbridge.structure.checkpoint import Checkpoint, read_small, standing_in
 from weighbridge.structure.hub import read_whole
 
 
@@ -52,7 +52,7 @@ def digest(checkpoint: Checkpoint, name: str) -> str | None:
     if name not in checkpoint.files:
         return None
     if checkpoint.directory is not None:
-        return hash_file(checkpoint.directory / name, Progress())
+        return hash_file(checkpoint.directory / name, Progress(), known=standing_in(checkpoint, name))
     content = read(checkpoint, name)
     return checkpoint.files[name].sha256 if content is None else hashlib.sha256(content).hexdigest()
 
@@ -65,7 +65,7 @@ def read(checkpoint: Checkpoint, name: str) -> bytes | None:
         HubError: the hub did not give it.
     """
     if checkpoint.directory is not None:
-        return read_small(checkpoint.directory / name, label=checkpoint.label)
+        return read_small(checkpoint.directory / name, label=checkpoint.label, known=standing_in(checkpoint, name))
     if not checkpoint.shards:
         return None
     return read_whole(checkpoint, name)

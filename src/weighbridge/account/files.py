@@ -18,6 +18,7 @@ from weighbridge.plan import Plan
 from weighbridge.report import Finding, Severity
 from weighbridge.structure.checkpoint import CONFIG_FILE, EVIDENCE, Checkpoint
 from weighbridge.structure.listing import UNCARRIED_DIRECTORIES
+from weighbridge.structure.needed import needed
 from weighbridge.structure.strict_json import MAX_JSON_BYTES, parse_object
 from weighbridge.structure.weights import INDEX_FILE, PUBLISHERS_FOLDERS, SINGLE_FILE, is_weights, taken_by
 
@@ -215,9 +216,15 @@ def _missing(checkpoint: Checkpoint, base: Base) -> Iterator[Verdict]:
     for name in sorted(base.checkpoint.files.keys() - checkpoint.files.keys() - base.checkpoint.shards.keys()):
         made_anew = name in (CONFIG_FILE, INDEX_FILE, modelopt.HF_QUANT_CONFIG)
         known = base.listed or base.checkpoint.files[name].sha256 is not None
-        if known and not made_anew and not is_weights(name) and harmless(name) is None:
-            what = f"is missing; {base.name} has it"
+        if not known or made_anew or is_weights(name) or harmless(name) is not None:
+            continue
+        what = f"is missing; {base.name} has it"
+        if needed(name, base.checkpoint.config) is not None:
             finding = Finding("account/missing-file", Severity.ERROR, name, what, remedy="copy it from the base")
+            yield _file(name, State.HELD, base.name, finding)
+        elif name.endswith(".py"):
+            what += ", and code that is there may need it"
+            finding = Finding("account/missing-file", Severity.WARNING, name, what, remedy="take it over by its name")
             yield _file(name, State.HELD, base.name, finding)
 
 

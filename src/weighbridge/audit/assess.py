@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from math import comb
 from typing import Any
@@ -45,12 +45,11 @@ from weighbridge.audit.run import WORKER_PIECES, Figures, run
 from weighbridge.audit.smoothing import Smoothed, recover
 from weighbridge.audit.work import STRICT, Allowance, Job, look, stored_shape, volume_of, whole_scale
 from weighbridge.cache import cache_directory, key_of
-from weighbridge.errors import StructureError
 from weighbridge.formats.tensors import payload_bytes
 from weighbridge.plan import FusedGroup
 from weighbridge.progress import Progress
 from weighbridge.resources import Resources, affordable_workers
-from weighbridge.structure.checkpoint import Checkpoint
+from weighbridge.structure.checkpoint import READ_BESIDE, Checkpoint, check_unchanged
 from weighbridge.structure.modules import split_parameter
 
 log = logging.getLogger(__name__)
@@ -176,9 +175,8 @@ def audit(
         if again is not None:
             theirs = stack.enter_context(reader_of(again, progress))
             quantized, kept = recomputed(quantized, kept, stored, again, theirs)
-    for side, identity in zip((checkpoint, base), before, strict=True):
-        if _identities(side) != identity:
-            raise StructureError("has changed while it was read", where=side.label, remedy="audit it again")
+    for side in (checkpoint, base):
+        check_unchanged(side, (*side.shards, *READ_BESIDE & side.files.keys()))
     journal.forget()
     seen = figures.seen.values()
     return Audit(
@@ -366,11 +364,11 @@ def _hashing(base: Checkpoint, source: Reader) -> dict[str, tuple[int, Callable[
 
 
 def _identities(side: Checkpoint) -> dict[str, list[int | str]]:
-    """What tells that a shard was touched: size, inode, times of change; on the hub, the commit."""
+    """What tells that a shard was touched since its header was read: its inode, size, times of change; on the hub, the
+    commit."""
     if side.directory is None:
         return {name: [side.origin.repository, side.origin.revision] for name in side.shards}
-    stats = {name: (side.directory / name).stat() for name in side.shards}
-    return {name: [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns] for name, stat in stats.items()}
+    return {name: [] if it.standing is None else [*astuple(it.standing)] for name, it in side.shards.items()}
 
 
 def _journal_path(

@@ -19,6 +19,7 @@ from weighbridge.audit.pairing import Region
 from weighbridge.errors import StructureError
 from weighbridge.hashing import hash_file
 from weighbridge.progress import Progress
+from weighbridge.standing import check_same
 from weighbridge.structure.checkpoint import Checkpoint
 from weighbridge.structure.header import Header
 from weighbridge.structure.hub import HubId, find_snapshot, read_bytes
@@ -77,6 +78,7 @@ class DirectoryReader:
         self._directory: Path = checkpoint.directory
         self._progress = progress
         self._label = checkpoint.label
+        self._standings = {name: header.standing for name, header in checkpoint.shards.items()}
         self._lock = threading.Lock()
         self._open: dict[str, int] = {}
 
@@ -94,12 +96,13 @@ class DirectoryReader:
 
     def digest(self, file: str) -> str:
         """See `Reader`."""
-        return hash_file(self._directory / file, self._progress)
+        return hash_file(self._directory / file, self._progress, known=self._standings[file])
 
     def _descriptor(self, file: str) -> int:
         with self._lock:
             if file not in self._open:
                 self._open[file] = os.open(self._directory / file, os.O_RDONLY | os.O_CLOEXEC)
+                check_same(self._open[file], self._standings[file], where=f"{self._label}/{file}")
             return self._open[file]
 
     def __enter__(self) -> Self:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from weighbridge import __version__, evidence
 from weighbridge.build.judging import joined, judge
 from weighbridge.build.making import Engine, make, prepare
-from weighbridge.cache import cache_directory
+from weighbridge.build.signed import check_signed
 from weighbridge.conversion_base import base_recipe
 from weighbridge.errors import BuildError
 from weighbridge.identity import identify, pinned_files
@@ -19,11 +20,12 @@ from weighbridge.plan_report import report_plan
 from weighbridge.progress import Progress
 from weighbridge.recipe import LoadedRecipe
 from weighbridge.references import base_of, find_references
-from weighbridge.report import Report
+from weighbridge.report import Finding, Report, Section, Severity
 from weighbridge.resources import Resources
-from weighbridge.source import MINIATURE, make_miniature, open_source
-from weighbridge.staging import check_target, staged
-from weighbridge.structure.checkpoint import Checkpoint, open_directory
+from weighbridge.source import MINIATURE, made_once, make_miniature, open_source
+from weighbridge.staging import Claim, check_exact, claimed, staged
+from weighbridge.structure.checkpoint import Checkpoint, check_unchanged, open_directory
+from weighbridge.structure.needed import left_behind, with_what_goes_along
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,8 @@ class BuildRequest:
         force: replace an output that is not empty, once the new build is whole.
         signer: who signs the evidence; None leaves it unsigned, and saying so.
         audited: hold every weight against the source by the numbers, before the build is kept.
+        carry: names or patterns of files of the source that go along beside what a model needs; see
+            `weighbridge.structure.needed`.
     """
 
     loaded: LoadedRecipe
@@ -53,6 +57,7 @@ class BuildRequest:
     force: bool = False
     signer: evidence.Signer | None = None
     audited: bool = False
+    carry: tuple[str, ...] = ()
 
 
 def build(request: BuildRequest, *, progress: Progress) -> Report:
@@ -62,21 +67,28 @@ def build(request: BuildRequest, *, progress: Progress) -> Report:
         WeighbridgeError: the build could not start or not finish; the output is as it was.
     """
     started = datetime.now(UTC)
-    check_target(request.output, force=request.force, source=request.source.directory)
-    base = base_of(request.loaded, request.source)
+    with claimed(request.output, force=request.force, source=request.source.directory) as claim:
+        report = _build(request, claim, started, progress)
+    if not claim.settled:
+        return report
+    return replace(report, sections=(*report.sections, Section("an earlier run", claim.settled, judges=False)))
+
+
+def _build(request: BuildRequest, claim: Claim, started: datetime, progress: Progress) -> Report:
+    source = with_what_goes_along(request.source, request.carry)
+    base = base_of(request.loaded, source)
     references = find_references(request.loaded, base, request.references)
     # A conversion's base is what its source was made from, and no claim about the source itself.
-    lock = base if base is not None and base.structure == request.source.structure else None
-    plan = make_plan(request.loaded, request.source)
-    log.info("%s by %s into %s", request.source.label, request.loaded.document.where, request.output)
+    lock = base if base is not None and base.structure == source.structure else None
+    plan = make_plan(request.loaded, source)
+    log.info("%s by %s into %s", source.label, request.loaded.document.where, request.output)
     foreseen = report_plan(plan, references)
     if not foreseen.holds:
         return foreseen
-    work = prepare(
-        plan, request.source, request.output, engine=request.engine, resources=request.resources, progress=progress
-    )
-    with staged(request.output, key=work.key) as staging:
+    work = prepare(plan, source, request.output, engine=request.engine, resources=request.resources, progress=progress)
+    with staged(claim, key=work.key) as staging:
         made = make(work, staging, pinned=pinned_files(work.source, lock), progress=progress)
+        check_exact(staging.checkpoint, made.files)
         built = replace(open_directory(staging.checkpoint), label=str(request.output))
         identity = identify(work.source, lock, made.source_digests)
         reports = judge(built, work, made, references, identity, audited=request.audited, progress=progress)
@@ -84,7 +96,7 @@ def build(request: BuildRequest, *, progress: Progress) -> Report:
         if report.holds:
             finished = evidence.FinishedBuild(
                 plan=plan,
-                source=replace(work.source, origin=request.source.origin),
+                source=replace(work.source, origin=source.origin),
                 identity=identity,
                 references=references,
                 reports=reports,
@@ -94,13 +106,38 @@ def build(request: BuildRequest, *, progress: Progress) -> Report:
                 device=work.resources.devices[0].partition(":")[0],
                 shard_size=work.resources.shard_size,
                 named_references=request.references,
+                named_files=request.carry,
                 started=started,
                 stages=progress.stages,
                 calibration=made.calibration,
             )
+            check_unchanged(work.source, (*work.source.shards, *work.source.files))
+            check_exact(staging.checkpoint, made.files)
             evidence.write(staging.checkpoint, finished, signer=request.signer, progress=progress)
+            check_signed(staging.checkpoint, built, made)
             staging.commit()
-    return report
+    return _with_what_was_left(report, left_behind(request.source, request.carry))
+
+
+MOST_NAMED = 20
+"""Files that are named one by one; of more than so many the rest is counted."""
+
+
+def _with_what_was_left(report: Report, names: Sequence[str]) -> Report:
+    """The report as it is printed. The evidence does not say what else lies beside a model: it is nobody's business."""
+    if not names:
+        return report
+    notes = [
+        Finding("build/left-behind", Severity.NOTE, name, "is on no list of what a model needs, and was not taken over")
+        for name in names[:MOST_NAMED]
+    ]
+    if len(names) > MOST_NAMED:
+        what = "are on no list of what a model needs either"
+        more = len(names) - MOST_NAMED
+        notes.append(Finding("build/left-behind", Severity.NOTE, f"{more:,} further files", what, count=more))
+    summary = f"{len(names):,} files of the source were left behind; the build can be told to take them over by name"
+    section = Section("left behind", summary, findings=tuple(notes), judges=False)
+    return replace(report, sections=(*report.sections, section))
 
 
 def build_base(loaded: LoadedRecipe, *, progress: Progress) -> Checkpoint:
@@ -111,9 +148,10 @@ def build_base(loaded: LoadedRecipe, *, progress: Progress) -> Checkpoint:
     """
     recipe = base_recipe(loaded)
     name = f"{make_miniature().name}-{recipe.recipe.name}-{recipe.sha256[:12]}-{__version__}"
-    directory = cache_directory() / name
-    if not directory.is_dir():
-        report = build(BuildRequest(loaded=recipe, source=open_source(MINIATURE), output=directory), progress=progress)
+
+    def make(output: Path) -> None:
+        report = build(BuildRequest(loaded=recipe, source=open_source(MINIATURE), output=output), progress=progress)
         if not report.holds:
             raise BuildError(f"its base cannot be built: {report.verdict}", where=loaded.document.where)
-    return open_directory(directory, label=f"{MINIATURE}, {recipe.recipe.name}")
+
+    return open_directory(made_once(name, make), label=f"{MINIATURE}, {recipe.recipe.name}")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hmac
+import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from weighbridge import shards
+from weighbridge.cache import secret
+from weighbridge.errors import BuildError
 from weighbridge.identity import digest_files
 from weighbridge.plan import Plan, plan_rewrite
 from weighbridge.plan.declare import compressed_tensors_config, declaration_of
@@ -18,7 +22,9 @@ from weighbridge.resources import Resources, beside_what_is_held
 from weighbridge.scales import GLOBAL_SCALES
 from weighbridge.source import fetch
 from weighbridge.staging import Staging, check_space
-from weighbridge.structure.checkpoint import Checkpoint
+from weighbridge.standing import Standing
+from weighbridge.structure.checkpoint import Checkpoint, carried_files
+from weighbridge.structure.listing import MAX_FILES
 from weighbridge.structure.names import compact
 
 if TYPE_CHECKING:
@@ -26,6 +32,9 @@ if TYPE_CHECKING:
     from weighbridge.engines.streaming import Outcome
 
 Engine = Literal["streaming", "upstream"]
+
+EVIDENCE_FILES = 100
+"""Room for what is said of a build, and for what is added to it later."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,8 @@ class Made:
     Attributes:
         sections: how it went.
         outcome: the digests that it took of what it wrote.
+        files: every file of the checkpoint -> SHA-256 (hex) of what was written into it; the card comes later.
+        standings: each shard as it stands under its own name.
         source_digests: file of the source -> SHA-256 (hex).
         calibration: what calibration really used; None where nothing was calibrated.
     """
@@ -60,6 +71,8 @@ class Made:
     sections: Sequence[Section]
     outcome: Outcome
     source_digests: Mapping[str, str]
+    files: Mapping[str, str] = field(default_factory=dict)
+    standings: Mapping[str, Standing] = field(default_factory=dict)
     calibration: Mapping[str, Any] | None = None
 
 
@@ -83,8 +96,12 @@ def prepare(
         from weighbridge.engines.streaming import check_cluster
 
         check_cluster(resources.ray)
+    _check_count(plan, source, resources.shard_size)
     check_space(output, shards.bytes_needed(plan, source, twice=not streaming))
-    source = fetch(source, progress)
+    fetched = fetch(source, progress)
+    # A directory that it was fetched into may hold more than was asked for.
+    source = replace(fetched, files={name: fact for name, fact in fetched.files.items() if name in source.files})
+    vars(source)["modules"] = fetched.modules  # cached, and the same
     key = None
     if streaming:
         from weighbridge.engines.streaming import build_key
@@ -101,6 +118,21 @@ def prepare(
     return Work(plan, source, "streaming" if streaming else "upstream", resources, key)
 
 
+def _check_count(plan: Plan, source: Checkpoint, shard_size: int) -> None:
+    """Refuse a build of more files than anybody who reads its evidence lists.
+
+    Raises:
+        BuildError: with how many there would be.
+    """
+    count = len(shards.lay_out_shards(plan, shard_size)) + len(carried_files(source)) + EVIDENCE_FILES
+    if count > MAX_FILES:
+        raise BuildError(
+            f"would come to {count:,} files with its evidence, and a checkpoint has {MAX_FILES:,} at most",
+            where=source.label,
+            remedy="take over fewer files, or make shards larger",
+        )
+
+
 def make(work: Work, staging: Staging, *, pinned: Iterable[str], progress: Progress) -> Made:
     """Write the whole checkpoint: its shards, its config, and what else the source has.
 
@@ -111,11 +143,17 @@ def make(work: Work, staging: Staging, *, pinned: Iterable[str], progress: Progr
         WeighbridgeError: it cannot be made or written.
     """
     made = (_stream if work.engine == "streaming" else _through_upstream)(work, staging, progress)
-    shards.write_config(staging.checkpoint, work.plan)
-    shards.carry_files(work.source, staging.checkpoint)
-    beside = digest_files(work.source, pinned, progress=progress)
-    shards.finish(staging.checkpoint)
-    return replace(made, source_digests={**made.source_digests, **beside})
+    carried = shards.carry_files(work.source, staging.checkpoint)
+    config = shards.write_config(staging.checkpoint, work.plan)
+    beside = digest_files(work.source, set(pinned) - carried.keys(), progress=progress)
+    standings = shards.finish(staging.checkpoint, made.outcome.standings)
+    index = shards.write_index(staging.checkpoint, standings)
+    return replace(
+        made,
+        files={**carried, **config, **index, **made.outcome.shard_digests},
+        standings=standings,
+        source_digests={**made.source_digests, **carried, **beside},
+    )
 
 
 def _stream(work: Work, staging: Staging, progress: Progress) -> Made:
@@ -158,17 +196,21 @@ def _through_upstream(work: Work, staging: Staging, progress: Progress) -> Made:
     laying = replace(work, plan=relaid, source=written, resources=beside_what_is_held(work.resources))
     outcome = _write(laying, staging, progress, hashed=work.source)
     said = [Section("the build", f"made by {by}"), *sections, *_reciprocals(outcome.inexact, relaid)]
-    return Made(said, outcome, outcome.source_digests, None if record is None else asdict(record))
+    calibration = None if record is None else asdict(record)
+    return Made(said, outcome, outcome.source_digests, calibration=calibration)
 
 
 def _write(work: Work, staging: Staging, progress: Progress, *, hashed: Checkpoint) -> Outcome:
     from weighbridge.engines import streaming
 
+    # What says which pieces are finished is this user's word about this very build, and of no other.
+    # A build that is never taken up again needs none that lasts.
+    key = os.urandom(32) if work.key is None else hmac.digest(secret(), work.key.encode(), "sha256")
     return streaming.write(
         work.plan,
         work.source,
         staging.checkpoint,
-        journal=staging.directory / "journal.jsonl",
+        journal=streaming.Journal(staging.directory / "journal.jsonl", key),
         hashed=hashed,
         resources=work.resources,
         progress=progress,

@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 LOCK = "lock"
 OF_A_BUILD = ("output", "force", "audit", "sign", "engine", "executor", "ray")
 """Options of what a plan does not make."""
-NOT_OF_A_DRAFT = ("plan", "resolved", "reference", "calibration", "format", "report", "gpu", *OF_A_BUILD[1:])
+NOT_OF_A_DRAFT = ("plan", "carry", "resolved", "reference", "calibration", "format", "report", "gpu", *OF_A_BUILD[1:])
 EXAMPLES = {
     "plan": """\
   %(prog)s fp8-dynamic --model mini
@@ -107,10 +107,12 @@ def _plan(options: argparse.Namespace, loaded: LoadedRecipe) -> int:
     from weighbridge.plan_report import report_plan
     from weighbridge.references import base_of, find_references
     from weighbridge.structure.lock import write_lock
+    from weighbridge.structure.needed import with_what_goes_along
 
     model = _model(options, loaded)
     of_miniature = model == MINIATURE and loaded.recipe.method == "convert"
     source = predict_base(loaded) if of_miniature else _source(options, model, loaded)
+    source = with_what_goes_along(source, options.carry)
     base = base_of(loaded, source)
     plan = make_plan(loaded, source)
     report = report_plan(plan, find_references(loaded, base, _named(options)), capacity.demand_of(options))
@@ -118,6 +120,7 @@ def _plan(options: argparse.Namespace, loaded: LoadedRecipe) -> int:
     if report.holds:
         where = "--model PATH" if source.directory is None and not source.shards else f"--model {shlex.quote(model)}"
         where += "".join(f" --follow-links {shlex.quote(str(place))}" for place in options.follow_links)
+        where += "".join(f" --carry {shlex.quote(name)}" for name in options.carry)
         suggest(options, f"{program('build')} {shlex.quote(options.recipe)} {where}")
     return code
 
@@ -151,6 +154,7 @@ def _build(options: argparse.Namespace, loaded: LoadedRecipe) -> int:
         force=options.force,
         signer=open_signer(options.sign) if options.sign else None,
         audited=options.audit,
+        carry=tuple(options.carry),
     )
     report = build(request, progress=Progress())
     code = hand_over(report, options)
@@ -264,6 +268,14 @@ def _parser() -> Parser:
     )
     parser.add_argument("--executor", choices=("local", "ray"), default="local", help="where pieces are done")
     parser.add_argument("--ray", default="auto", metavar="ADDRESS", help="the Ray cluster (default: the one around)")
+    parser.add_argument(
+        "--carry",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="take this file of the model's directory over too (a pattern as in 'original/*.json'; can be given "
+        "again); without, what a model needs goes along and the report names the rest",
+    )
     reference = parser.add_argument(
         "--reference",
         metavar=f"REF|{NO_REFERENCE}",

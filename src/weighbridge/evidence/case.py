@@ -252,6 +252,7 @@ def open_case(
         shards = {name: header for name, header in checkpoint.shards.items() if name in listing.signed}
         files, tensors = hash_shards(directory, shards, progress=progress)
     except StructureError as error:
+        checkpoint = None  # of one that changed while it was hashed nothing can be said either
         findings.append(wrong("evidence/unreadable", error.where, error.what))
     rest = [name for name in listing.signed if name not in files]
     files.update(hash_files(directory, rest, progress=progress))

@@ -45,6 +45,7 @@ class FinishedBuild:
         device: the kind of device that did the arithmetic, e.g. ``cpu``.
         shard_size: bytes of tensors at which a new shard was begun.
         named_references: what ``--reference`` named, if anything.
+        named_files: names or patterns of files that were taken over beside what a model needs.
         started: when the build began, with its time zone.
         stages: what was done when.
         calibration: what calibration really used, as a mapping of plain values; None where nothing was calibrated.
@@ -62,6 +63,7 @@ class FinishedBuild:
     shard_size: int
     started: datetime
     named_references: Sequence[str] = ()
+    named_files: Sequence[str] = ()
     stages: Sequence[Stage] = field(default_factory=tuple)
     calibration: Mapping[str, Any] | None = None
 

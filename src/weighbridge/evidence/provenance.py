@@ -61,6 +61,7 @@ def provenance_statement(
                     "device": build.device,
                     "shardSize": build.shard_size,
                     "references": list(build.named_references),
+                    "carried": list(build.named_files),
                 },
                 internal_parameters=dict(machine()),
                 resolved_dependencies=[

@@ -20,16 +20,15 @@ from weighbridge.formats.tensors import Structure
 from weighbridge.hashing import hash_file, hash_shard
 from weighbridge.progress import Progress
 from weighbridge.structure.checkpoint import EVIDENCE, GITS_OWN
+from weighbridge.structure.file_names import check_file_names
 from weighbridge.structure.header import Header
-from weighbridge.structure.listing import MAX_FOLDERS, of_hub, places_of
+from weighbridge.structure.listing import MAX_FILES, MAX_FOLDERS, of_hub, places_of
 
 UNSIGNED = (".git", *GITS_OWN)
 """What Model Signing leaves out at the top of a model; the hub adds a ``.gitattributes`` of its own."""
 
 HUB_CLIENT = ".cache/huggingface"
 """Where the hub's client keeps notes in a directory that it downloads into."""
-
-MAX_FILES = 10_000
 
 _LISTED = re.compile(r"([0-9a-f]{64})  (.+)")
 
@@ -55,11 +54,14 @@ def list_all(directory: Path) -> Listing:
     """List everything in a directory; links are named as odd, but for those of the hub client's own making.
 
     Raises:
-        StructureError: it cannot be read, or holds more or deeper than any checkpoint does.
+        StructureError: it cannot be read, or holds more or deeper than any checkpoint does, or a file of a name that no
+            list of files can have.
     """
     places = places_of(directory)
     signed, evidence, uncovered, odd = [], [], [], {}
-    for name in _walk(directory):
+    names = _walk(directory)
+    check_file_names(names, where=str(directory))
+    for name in names:
         path = directory / name
         mode = path.lstat().st_mode
         if not (stat.S_ISREG(mode) or (stat.S_ISLNK(mode) and of_hub(path, places))):
@@ -108,7 +110,7 @@ def read_files(raw: bytes, *, where: str) -> dict[str, str]:
     """What `write_files` wrote.
 
     Raises:
-        StructureError: not such a list, a name that leaves the directory, or one twice.
+        StructureError: not such a list, a name that leaves the directory or that no list can have, or one twice.
     """
     files: dict[str, str] = {}
     for line in _lines(raw, where=where):
@@ -117,6 +119,7 @@ def read_files(raw: bytes, *, where: str) -> dict[str, str]:
         if match is None or ".." in parts or match[2].startswith("/") or match[2] in files:
             raise StructureError(f"{line[:80]!r} is no line of a list of digests", where=where)
         files[match[2]] = match[1]
+    check_file_names(files, where=where)
     return files
 
 
@@ -155,7 +158,7 @@ def hash_shards(
     """SHA-256 (hex) of shards, and of the bytes of each tensor in them, by one read.
 
     Raises:
-        StructureError: one cannot be read.
+        StructureError: one cannot be read, or is no longer the one whose header was read.
     """
     files: dict[str, str] = {}
     tensors: dict[str, str] = {}
@@ -163,7 +166,7 @@ def hash_shards(
         for shard, header in shards.items():
             start = header.data_offset
             spans = {name: (start + stored.begin, start + stored.end) for name, stored in header.tensors.items()}
-            files[shard], found = hash_shard(directory / shard, spans)
+            files[shard], found = hash_shard(directory / shard, spans, known=header.standing)
             tensors.update(found)
             progress.advance((directory / shard).stat().st_size)
     return files, tensors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,6 +16,7 @@ from weighbridge.formats.declaration import Declaration
 from weighbridge.formats.quantization import read_declaration
 from weighbridge.formats.schemes import Scheme
 from weighbridge.formats.tensors import Structure, Tensor
+from weighbridge.standing import Standing, check_same, check_stands, standing_of
 from weighbridge.structure.header import Header, check_name, read_header
 from weighbridge.structure.listing import list_files
 from weighbridge.structure.modules import check_experts, quantizable_modules
@@ -23,6 +25,8 @@ from weighbridge.structure.strict_json import MAX_JSON_BYTES, parse_object
 from weighbridge.structure.weights import INDEX_FILE, SINGLE_FILE, is_pickle, is_weights
 
 CONFIG_FILE = "config.json"
+READ_BESIDE = frozenset({CONFIG_FILE, INDEX_FILE, modelopt.HF_QUANT_CONFIG})
+"""The files beside the shards that say what the shards hold."""
 
 GITS_OWN = (".gitattributes", ".github", ".gitignore")
 """What git and its hosts keep at the top of a repository: no part of a model, and no signature covers it."""
@@ -42,10 +46,15 @@ BEHAVIOUR_FILES = frozenset(
 
 @dataclass(frozen=True)
 class FileFact:
-    """What is known of a file without reading it: its size in bytes and, where somebody recorded it, its SHA-256."""
+    """What is known of a file without reading it: its size in bytes and, where somebody recorded it, its SHA-256.
+
+    Attributes:
+        standing: for a file on disk, as it was when it was listed, or read; see `weighbridge.standing`.
+    """
 
     size: int | None = None
     sha256: str | None = None
+    standing: Standing | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -182,26 +191,33 @@ def open_directory(
     if not directory.is_dir():
         raise StructureError("no such directory" if not directory.exists() else "is no directory", where=label)
     names = list_files(directory, label=label, follow=follow)
+    read: dict[str, Standing] = {}
+
+    def content(name: str) -> bytes:
+        raw, read[name] = _read_known(directory / name, label=label)
+        return raw
+
     index = None
     if INDEX_FILE in names:
-        index = read_index(read_small(directory / INDEX_FILE, label=label), where=f"{label}/{INDEX_FILE}")
+        index = read_index(content(INDEX_FILE), where=f"{label}/{INDEX_FILE}")
         missing = sorted(set(index.values()) - set(names))
         if missing:
             what = f"the index names the shard {missing[0]}, which is not there"
             raise StructureError(what, where=label, remedy="fetch or copy the checkpoint again, whole")
     shard_names = choose_shards(names, index, label=label)
     check_config_is_there(names, label=label)
-    config = parse_object(read_small(directory / CONFIG_FILE, label=label), where=f"{label}/{CONFIG_FILE}")
+    config = parse_object(content(CONFIG_FILE), where=f"{label}/{CONFIG_FILE}")
     quant_config = None
     if modelopt.HF_QUANT_CONFIG in names:
-        raw = read_small(directory / modelopt.HF_QUANT_CONFIG, label=label)
-        quant_config = parse_object(raw, where=f"{label}/{modelopt.HF_QUANT_CONFIG}")
+        quant_config = parse_object(content(modelopt.HF_QUANT_CONFIG), where=f"{label}/{modelopt.HF_QUANT_CONFIG}")
+    shards = {shard: read_header(directory / shard, where=f"{label}/{shard}") for shard in shard_names}
+    read.update({name: header.standing for name, header in shards.items() if header.standing is not None})
     return assemble(
         label=label,
-        shards={shard: read_header(directory / shard, where=f"{label}/{shard}") for shard in shard_names},
+        shards=shards,
         index=index,
         config=config,
-        files={name: _file_fact(directory / name, label=label) for name in names},
+        files={name: _file_fact(directory / name, read.get(name), label=label) for name in names},
         directory=directory,
         origin=origin,
         quant_config=quant_config,
@@ -285,12 +301,36 @@ def check_config_is_there(names: Iterable[str], *, label: str) -> None:
         raise StructureError(what, where=label, remedy="take it from where the weights come from")
 
 
-def _file_fact(path: Path, *, label: str) -> FileFact:
-    """Size, and for the small files that change behaviour the digest."""
+def _file_fact(path: Path, read: Standing | None, *, label: str) -> FileFact:
+    """Size, and for the small files that change behaviour the digest; `read` is the file as it was read already."""
     if path.name in BEHAVIOUR_FILES:
-        content = read_small(path, label=label)
-        return FileFact(len(content), hashlib.sha256(content).hexdigest())
-    return FileFact(path.stat().st_size)
+        content, standing = _read_known(path, label=label)
+        return FileFact(len(content), hashlib.sha256(content).hexdigest(), standing)
+    try:
+        standing = read or standing_of(path.stat())
+    except OSError as error:
+        raise StructureError(f"{path.name} cannot be read ({error.strerror})", where=label) from error
+    return FileFact(standing.size, None, standing)
+
+
+def check_unchanged(checkpoint: Checkpoint, names: Iterable[str]) -> None:
+    """Refuse a checkpoint on disk of which a file is no longer what was read, by its header or when it was listed.
+
+    Raises:
+        StructureError: with the first such file.
+    """
+    for name in names if checkpoint.directory is not None else ():
+        assert checkpoint.directory is not None
+        known = standing_in(checkpoint, name)
+        check_stands(checkpoint.directory / name, known, where=f"{checkpoint.label}/{name}")
+
+
+def standing_in(checkpoint: Checkpoint, name: str) -> Standing | None:
+    """A file of a checkpoint as it was read first; None where that is not known."""
+    if name in checkpoint.shards:
+        return checkpoint.shards[name].standing
+    fact = checkpoint.files.get(name)
+    return None if fact is None else fact.standing
 
 
 def carried_files(checkpoint: Checkpoint) -> list[str]:
@@ -304,17 +344,29 @@ def carried_files(checkpoint: Checkpoint) -> list[str]:
     )
 
 
-def read_small(path: Path, *, label: str) -> bytes:
+def read_small(path: Path, *, label: str, known: Standing | None = None) -> bytes:
     """Read a file that should be small.
 
+    Args:
+        known: the file as it was read before; None where this is the first time.
+
     Raises:
-        StructureError: unreadable, or larger than any JSON file of a checkpoint is.
+        StructureError: unreadable, or larger than any JSON file of a checkpoint is, or no longer what was read before.
     """
+    return _read_known(path, known, label=label)[0]
+
+
+def _read_known(path: Path, known: Standing | None = None, *, label: str) -> tuple[bytes, Standing]:
+    """A small file, and which file it was that was read."""
+    where = f"{label}/{path.name}"
     try:
         with path.open("rb") as file:
+            check_same(file.fileno(), known, where=where)
+            standing = standing_of(os.fstat(file.fileno()))
             raw = file.read(MAX_JSON_BYTES + 1)
+            check_same(file.fileno(), standing, where=where)
     except OSError as error:
         raise StructureError(f"{path.name} cannot be read ({error.strerror})", where=label) from error
     if len(raw) > MAX_JSON_BYTES:
         raise StructureError(f"{path.name} is larger than {MAX_JSON_BYTES:,} bytes", where=label)
-    return raw
+    return raw, standing

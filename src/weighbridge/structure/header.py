@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from weighbridge.errors import StructureError
 from weighbridge.formats.tensors import DTYPE_BITS, StoredTensor, Tensor
+from weighbridge.standing import Standing, check_same, standing_of
 from weighbridge.structure.strict_json import parse_object
 
 LENGTH_BYTES = 8
@@ -36,11 +37,13 @@ class Header:
         tensors: tensor name -> dtype, shape and byte range, in the order of their bytes.
         metadata: the ``__metadata__`` strings.
         data_offset: where the tensors' bytes begin, counted from the start of the file.
+        standing: the file that it was read from, as it was then; None for one on the hub, which a commit names.
     """
 
     tensors: Mapping[str, StoredTensor]
     metadata: Mapping[str, str]
     data_offset: int
+    standing: Standing | None = field(default=None, compare=False)
 
 
 def read_header(path: Path, *, where: str) -> Header:
@@ -51,12 +54,13 @@ def read_header(path: Path, *, where: str) -> Header:
     """
     try:
         with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            length = header_length(file.read(LENGTH_BYTES), file_size=size, where=where)
+            standing = standing_of(os.fstat(file.fileno()))
+            length = header_length(file.read(LENGTH_BYTES), file_size=standing.size, where=where)
             raw = file.read(length)
+            check_same(file.fileno(), standing, where=where)
     except OSError as error:
         raise StructureError(f"cannot be read ({error.strerror})", where=where) from error
-    return parse_header(raw, file_size=size, where=where)
+    return replace(parse_header(raw, file_size=standing.size, where=where), standing=standing)
 
 
 def header_length(first_bytes: bytes, *, file_size: int, where: str) -> int:

@@ -38,6 +38,7 @@ from weighbridge.structure.checkpoint import (
     read_index,
     read_small,
 )
+from weighbridge.structure.file_names import fault_of
 from weighbridge.structure.header import LENGTH_BYTES, Header, header_length, parse_header
 from weighbridge.structure.hub_client import (
     HubUnreachable,
@@ -58,7 +59,6 @@ from weighbridge.structure.weights import INDEX_FILE
 log = logging.getLogger(__name__)
 
 FIRST_READ = 256 * 1024
-MAX_FILE_NAME = 1024
 DEFAULT_BRANCH = "main"
 
 _ID = re.compile(r"(?P<repository>[\w][\w.-]{0,95}/[\w][\w.-]{0,95})(?:@(?P<revision>[\w][\w./-]{0,127}))?", re.ASCII)
@@ -326,13 +326,7 @@ def _read_files(raw: bytes, commit: str, *, where: str) -> dict[str, FileFact]:
 
 
 def _check_file_name(name: object, *, where: str) -> str:
-    if (
-        not isinstance(name, str)
-        or len(name) > MAX_FILE_NAME
-        or not name.isprintable()
-        or "\\" in name
-        or any(part in ("", ".", "..") for part in name.split("/"))
-    ):
+    if not isinstance(name, str) or fault_of(name):
         raise HubError(f"lists {str(name)[:80]!r}, which is no name of a file in a repository", where=where)
     return name
 

@@ -5,6 +5,7 @@ soon as it is ready. The numbers are llm-compressor's; see `weighbridge.engines.
 """
 
 from weighbridge.engines.streaming.executors import check_cluster
+from weighbridge.engines.streaming.journal import Journal
 from weighbridge.engines.streaming.run import Outcome, build_key, write
 
-__all__ = ["Outcome", "build_key", "check_cluster", "write"]
+__all__ = ["Journal", "Outcome", "build_key", "check_cluster", "write"]

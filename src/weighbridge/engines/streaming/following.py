@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from weighbridge.errors import StructureError
 from weighbridge.hashing import blocks_of
 from weighbridge.progress import Progress
+from weighbridge.standing import Standing, opened
 
 STEP_BYTES = 32 * 1024 * 1024
 
@@ -20,13 +21,17 @@ class FollowingHash:
     The distance is short, so that the bytes are still in the page cache. It is not nothing, so that there is something
     left to hash beside the last shard, whose own digest can begin only when all its pieces are written.
 
+    Args:
+        paths: the files, each as it stood when it was read first.
+
     Attributes:
         size: bytes of all files.
         digests: file name -> SHA-256 (hex), of the files that are done.
     """
 
-    def __init__(self, paths: Sequence[Path], *, distance: int, progress: Progress) -> None:
+    def __init__(self, paths: Mapping[Path, Standing | None], *, distance: int, progress: Progress) -> None:
         self.size = sum(path.stat().st_size for path in paths)
+        self._standings = paths
         self.digests: dict[str, str] = {}
         self._distance = distance
         self._progress = progress
@@ -52,11 +57,11 @@ class FollowingHash:
         """Hash the next `STEP_BYTES`, or what is left of a file.
 
         Raises:
-            StructureError: a file cannot be read.
+            StructureError: a file cannot be read, or is no longer the one whose header was read.
         """
         path, count = self._left[0], 0
         try:
-            with path.open("rb", buffering=0) as file:
+            with opened(path, self._standings[path], where=str(path)) as file:
                 file.seek(self._offset)
                 for block in blocks_of(file, STEP_BYTES):
                     self._digest.update(block)

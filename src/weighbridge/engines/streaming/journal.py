@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 import os
 from collections.abc import Mapping
@@ -12,36 +14,60 @@ from weighbridge.engines.streaming.work import Done
 
 
 class Journal:
-    """An append-only file of finished pieces; one line each, a torn last line counts for nothing."""
+    """An append-only file of finished pieces; one line each, a torn last line counts for nothing.
 
-    def __init__(self, path: Path) -> None:
+    Each line is authenticated with a key that does not lie beside it: whoever can write where a build grows could
+    otherwise put bytes there and say that they were finished.
+    """
+
+    def __init__(self, path: Path, key: bytes) -> None:
         self.path = path
+        self._key = key
 
     def finished(self) -> dict[int, Done]:
-        """The pieces that the journal says are done, by number. Nothing is believed before it is read back."""
+        """The pieces that the journal says are done, by number; a line that was not written with the key says nothing.
+
+        Nothing is believed before it is read back.
+        """
         done = {}
         for line in self._lines():
-            entry = json.loads(line)
-            done[entry["piece"]] = Done(**entry)
+            try:
+                entry = json.loads(line)
+                said, item = entry.pop("authentic"), Done(**entry)
+            except (ValueError, TypeError, KeyError, AttributeError):
+                continue
+            if hmac.compare_digest(str(said).encode(), self._code(item).encode()):
+                done[item.piece] = item
         return done
 
     def rewrite(self, done: Mapping[int, Done]) -> None:
         """Begin again with these pieces: what was torn or found altered is forgotten."""
         temporary = self.path.with_suffix(".new")
-        temporary.write_text("".join(_line(item) for item in done.values()))
+        temporary.unlink(missing_ok=True)
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+            file.writelines(map(self._line, done.values()))
         temporary.replace(self.path)
 
     def add(self, done: Done) -> None:
         """Write down a finished piece. A kill leaves a whole line or one that does not end."""
-        with self.path.open("ab", buffering=0) as file:
-            os.write(file.fileno(), _line(done).encode())
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.write(descriptor, self._line(done).encode())
+        finally:
+            os.close(descriptor)
 
     def _lines(self) -> list[str]:
-        if not self.path.exists():
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:  # none, or a link
             return []
-        *whole, _torn = self.path.read_text().split("\n")
-        return whole
+        with os.fdopen(descriptor, "rb") as file:
+            *whole, _torn = file.read().split(b"\n")
+        return [line.decode(errors="replace") for line in whole]
 
+    def _line(self, done: Done) -> str:
+        return json.dumps({**asdict(done), "authentic": self._code(done)}, separators=(",", ":")) + "\n"
 
-def _line(done: Done) -> str:
-    return json.dumps(asdict(done), separators=(",", ":")) + "\n"
+    def _code(self, done: Done) -> str:
+        content = json.dumps(asdict(done), sort_keys=True, separators=(",", ":"))
+        return hmac.new(self._key, content.encode(), hashlib.sha256).hexdigest()

@@ -16,6 +16,7 @@ from weighbridge.formats.schemes import Scheme
 from weighbridge.formats.tensors import DTYPE_BITS, Tensor
 from weighbridge.plan import Part, Place, Plan
 from weighbridge.shards import OutputShard
+from weighbridge.standing import Standing
 from weighbridge.structure.checkpoint import Checkpoint
 
 PIECE_BYTES = 4 * 1024 * 1024
@@ -94,12 +95,14 @@ class Job:
 
     Attributes:
         source: directory of the source's shards.
+        standings: these shards as they were when their headers were read.
         output: directory of the output's shards, which exist already in their full size.
         device: torch device of the kernels, e.g. ``cpu`` or ``cuda:0``.
         digests: whether what is written is hashed.
     """
 
     source: Path
+    standings: Mapping[str, Standing | None]
     output: Path
     device: str
     digests: bool

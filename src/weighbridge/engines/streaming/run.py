@@ -8,7 +8,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,9 @@ from weighbridge.plan import Plan
 from weighbridge.progress import Progress
 from weighbridge.resources import Resources, affordable_workers
 from weighbridge.shards import UNFINISHED, OutputShard, lay_out_shards, unfinished
-from weighbridge.structure.checkpoint import Checkpoint
+from weighbridge.staging import clear_but
+from weighbridge.standing import Standing, standing_of
+from weighbridge.structure.checkpoint import Checkpoint, check_unchanged
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ class Outcome:
         altered: numbers of pieces that an earlier run had finished and that were made anew, because they had changed.
         source_digests: SHA-256 (hex) of each source shard.
         shard_digests: SHA-256 (hex) of each output shard.
+        standings: each output shard as it stood when it was hashed, by the name that it will have.
         tensor_digests: SHA-256 (hex) of each output tensor's bytes, whatever shard holds it.
         inexact: names of written global scales whose reciprocal is not what the source stores.
     """
@@ -58,6 +61,7 @@ class Outcome:
     altered: list[int] = field(default_factory=list)
     source_digests: dict[str, str] = field(default_factory=dict)
     shard_digests: dict[str, str] = field(default_factory=dict)
+    standings: dict[str, Standing] = field(default_factory=dict)
     tensor_digests: dict[str, str] = field(default_factory=dict)
     inexact: list[str] = field(default_factory=list)
 
@@ -65,16 +69,15 @@ class Outcome:
 def build_key(plan: Plan, source: Checkpoint, resources: Resources) -> str:
     """A name for everything that determines a build's bytes: recipe, source, layout, tools, kind of device.
 
-    A source file counts by its identity on disk (name, size, inode, times of change), so that one that was touched
-    between two runs begins a new build; its digest is taken while it is read.
+    A source file counts by what it was on disk when its header was read (name, size, inode, times of change), so that
+    one that was touched between two runs begins a new build; its digest is taken while it is read.
     """
-    assert source.directory is not None
-    stats = {name: (source.directory / name).stat() for name in source.shards}
+    standings = {name: header.standing for name, header in source.shards.items()}
     decides = {"method", "format", "scheme", "config_groups", "ignore", "fused_groups", "kv_cache", "convert"}
     return key_of(
         {
             "recipe": plan.loaded.recipe.model_dump(mode="json", include=decides),
-            "source": {name: [s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns] for name, s in stats.items()},
+            "source": {name: None if it is None else [*astuple(it)] for name, it in standings.items()},
             "shard_size": resources.shard_size,
             "piece_bytes": PIECE_BYTES,
             "device": sorted({device.partition(":")[0] for device in resources.devices}),
@@ -105,14 +108,15 @@ def write(
     source: Checkpoint,
     output: Path,
     *,
-    journal: Path,
+    journal: Journal,
     hashed: Checkpoint,
     resources: Resources,
     progress: Progress,
 ) -> Outcome:
     """Write a build's shards into `output`, going on where an earlier run with the same `journal` stopped.
 
-    Their names end in `UNFINISHED` until `weighbridge.shards.finish` says that they are whole.
+    Their names end in `UNFINISHED` until `weighbridge.shards.finish` says that they are whole. Whatever else `output`
+    holds goes.
 
     Args:
         source: what is read; the plan's own source, on disk.
@@ -120,24 +124,33 @@ def write(
 
     Raises:
         BuildError: a weight that cannot be quantized, or a source that cannot be read.
+        StructureError: the source changed since its headers were read.
         WeighbridgeError: too little memory for one worker.
         OSError: the output cannot be written.
     """
     assert source.directory is not None
     check_covered(plan)
-    shards = [unfinished(shard, output) for shard in lay_out_shards(plan, resources.shard_size)]
+    laid_out = lay_out_shards(plan, resources.shard_size)
+    clear_but(output, {name for shard in laid_out for name in (shard.name, f"{shard.name}{UNFINISHED}")})
+    shards = [unfinished(shard, output) for shard in laid_out]
     for shard in shards:
         _make_file(output / shard.name, shard)
-    paths = source.directory.resolve(), output.resolve()
-    jobs = [Job(*paths, device, resources.digests) for device in resources.devices]
+    standings = {name: header.standing for name, header in source.shards.items()}
+    jobs = [
+        Job(source.directory.resolve(), standings, output.resolve(), device, resources.digests)
+        for device in resources.devices
+    ]
     pieces = cut(plan, source, shards)
     lean = all(device == "cpu" for device in resources.devices) and all(part.stored is None for part in plan.parts)
     each = (WORKER_PIECES_CPU if lean else WORKER_PIECES) * PIECE_BYTES
     workers = affordable_workers(resources.workers, resources.memory, each=each)
     log.info("%d pieces, %d workers, on %s", len(pieces), workers, ", ".join(resources.devices))
     with RayExecutor(resources.ray) if resources.ray else LocalExecutor(workers) as executor:
-        run = _Run(shards, pieces, jobs, _shard_paths(hashed), resources.digests, executor, progress, Journal(journal))
-        return run.go()
+        run = _Run(shards, pieces, jobs, _shard_paths(hashed), resources.digests, executor, progress, journal)
+        outcome = run.go()
+    for read in (source, hashed):
+        check_unchanged(read, read.shards)
+    return outcome
 
 
 @dataclass
@@ -145,7 +158,7 @@ class _Run:
     shards: Sequence[OutputShard]
     pieces: Sequence[Piece]
     jobs: Sequence[Job]
-    hashed: Sequence[Path]
+    hashed: Mapping[Path, Standing | None]
     digests: bool
     executor: Executor
     progress: Progress
@@ -158,17 +171,10 @@ class _Run:
         group_largest = self._find_largest(todo)
         self._do(todo, done, group_largest, outcome)
         for item in done.values():
-            outcome.tensor_digests.update(item.tensors)
+            self._check_written(item, outcome)
             outcome.inexact += item.inexact
         outcome.inexact.sort()
         return outcome
-
-    @functools.cached_property
-    def split_tensors(self) -> frozenset[str]:
-        """Output tensors that several pieces write, whose digests only a read of the finished shard can give."""
-        return frozenset(
-            name for piece in self.pieces for strip in piece.strips if not strip.whole for name in strip.names.values()
-        )
 
     def _job(self, piece: Piece) -> Job:
         return self.jobs[piece.number % len(self.jobs)]
@@ -221,7 +227,7 @@ class _Run:
         missing = Counter(file for piece in todo for file in piece.files)
         whole = [shard.name for shard in self.shards if not missing[shard.name]]
         last = max((shard.layout.file_size for shard in self.shards if missing[shard.name]), default=0)
-        hashing = FollowingHash(self.hashed if self.digests else (), distance=last, progress=self.progress)
+        hashing = FollowingHash(self.hashed if self.digests else {}, distance=last, progress=self.progress)
         to_read = sum(piece.source_bytes for piece in todo)
         read = 0
 
@@ -256,20 +262,30 @@ class _Run:
         outcome.source_digests.update(hashing.digests)
 
     def _hash_shard(self, name: str, outcome: Outcome) -> Task:
+        """Hash a shard and every tensor in it as they lie there: what is signed is what was read back, not what was
+        meant to be written."""
         layout = next(shard.layout for shard in self.shards if shard.name == name)
         head = len(layout.head)
-        spans = {
-            tensor: (head + begin, head + end)
-            for tensor, (begin, end) in layout.ranges.items()
-            if tensor in self.split_tensors
-        }
+        spans = {tensor: (head + begin, head + end) for tensor, (begin, end) in layout.ranges.items()}
         path = self.jobs[0].output / name
 
         def work() -> None:
-            outcome.shard_digests[name.removesuffix(UNFINISHED)], tensors = hash_shard(path, spans)
+            final = name.removesuffix(UNFINISHED)
+            outcome.shard_digests[final], tensors = hash_shard(path, spans)
+            outcome.standings[final] = standing_of(path.lstat())
             outcome.tensor_digests.update(tensors)
 
         return lambda: self.executor.submit_here(work)
+
+    def _check_written(self, done: Done, outcome: Outcome) -> None:
+        """Refuse a shard in which a tensor is not what the piece that wrote it had written."""
+        for tensor, digest in done.tensors.items() if self.digests else ():
+            if outcome.tensor_digests[tensor] != digest:
+                raise BuildError(
+                    "is not what this build wrote: somebody else writes into the directory that it grows in",
+                    where=tensor,
+                    remedy="find out who, and build anew",
+                )
 
     def _in_turn(self, tasks: deque[Task], after: Callable[[Any], Iterable[Task]]) -> Iterator[Any]:
         """Results as they come; what `after` makes of a result goes to the front. A failure cancels what is waiting."""
@@ -288,9 +304,9 @@ class _Run:
                 future.cancel()
 
 
-def _shard_paths(checkpoint: Checkpoint) -> list[Path]:
+def _shard_paths(checkpoint: Checkpoint) -> dict[Path, Standing | None]:
     assert checkpoint.directory is not None
-    return [checkpoint.directory / name for name in checkpoint.shards]
+    return {checkpoint.directory / name: header.standing for name, header in checkpoint.shards.items()}
 
 
 def _with_piece(function: Callable[[Job, Piece], Any], job: Job, piece: Piece) -> tuple[Piece, Any]:
@@ -299,7 +315,8 @@ def _with_piece(function: Callable[[Job, Piece], Any], job: Job, piece: Piece) -
 
 def _make_file(path: Path, shard: OutputShard) -> None:
     """A file of the shard's full size that begins with its header; what is in it already stays."""
-    with path.open("r+b" if path.exists() else "w+b") as file:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    with os.fdopen(descriptor, "r+b") as file:
         file.write(shard.layout.head)
         file.flush()
         if os.fstat(file.fileno()).st_size != shard.layout.file_size:

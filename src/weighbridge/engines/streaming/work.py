@@ -19,6 +19,7 @@ from weighbridge.engines.kernels.encoding import SOURCES
 from weighbridge.engines.rewriting import Rewrite, Rewritten, Stored, UnusableScale, rewritten
 from weighbridge.engines.streaming.pieces import COPY, Job, Piece, Read, Span, Strip
 from weighbridge.errors import BuildError
+from weighbridge.standing import Standing, check_same
 
 WEIGHT_SHAPE = "weight_shape"
 
@@ -46,6 +47,7 @@ def largest(job: Job, piece: Piece) -> dict[int, float]:
 
     Raises:
         BuildError: a weight holds NaN or infinity, or the source cannot be read.
+        StructureError: the source is no longer the one whose header was read.
     """
     kernels = load_kernels(job.device)
     found: dict[int, float] = {}
@@ -65,6 +67,7 @@ def do(job: Job, piece: Piece, group_largest: Mapping[int, float]) -> Done:
 
     Raises:
         BuildError: a weight holds NaN or infinity, or the source cannot be read.
+        StructureError: the source is no longer the one whose header was read.
         OSError: the output cannot be written.
     """
     everything = hashlib.sha256()
@@ -132,7 +135,7 @@ def _rewritten(job: Job, strip: Strip, rewrite: Rewrite) -> Rewritten:
 def _read_source(job: Job, read: Read) -> memoryview:
     span = read.span
     try:
-        content = _read(job.source / span.file, span)
+        content = _read(job.source / span.file, span, known=job.standings[span.file])
     except OSError as error:
         raise BuildError(f"the source cannot be read ({error.strerror})", where=span.file) from error
     if len(content) != span.size:
@@ -155,11 +158,16 @@ class _Buffers(threading.local):
 _buffers = _Buffers()
 
 
-def _read(path: Path, span: Span) -> memoryview:
-    """A span of a file, in this thread's buffer; valid until the thread reads the next."""
+def _read(path: Path, span: Span, *, known: Standing | None = None) -> memoryview:
+    """A span of a file, in this thread's buffer; valid until the thread reads the next.
+
+    Args:
+        known: the file as it stood when its header was read, for one that this build does not write itself.
+    """
     target = _buffers.of(span.size)
     count = 0
     with path.open("rb", buffering=0) as file:
+        check_same(file.fileno(), known, where=str(path))
         while count < span.size and (more := os.preadv(file.fileno(), [target[count:]], span.offset + count)):
             count += more
     return target[:count]
