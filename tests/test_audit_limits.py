@@ -95,7 +95,7 @@ def coarse(factor: float) -> Module:
     """A row of which every weight is as far from the nearest place as can be, under so many times the needed scale."""
     scale = np.float32(factor)
     places = np.array([-3, -2, -1, 0, 1, 2] * 10, np.float32)
-    weight = np.concatenate([np.float32([7.5]), (places + np.float32(0.5)) * scale]).astype(np.float32)[None, :64]
+    weight = np.concatenate([[7.5], (places + np.float32(0.5)) * scale]).astype(np.float32)[None, :64]
     weight = np.pad(weight, ((0, 0), (0, 64 - weight.shape[1])), constant_values=scale / 2)
     codes = np.concatenate([[np.rint(7.5 / scale)], np.tile(places, 11)])[:64].astype(int)
     codes[61:] = 0
