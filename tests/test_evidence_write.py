@@ -61,7 +61,7 @@ def finished_in(directory: Path) -> FinishedBuild:
     return FinishedBuild(
         plan=plan,
         source=source,
-        identity=identify(source, base_of_source(source, preferred=loaded.recipe.base.model), digests),
+        identity=identify(source.shards, base_of_source(source, preferred=loaded.recipe.base.model), digests),
         references=(),
         reports={MAIN_REPORT: validate(built, plan=plan, base=Base(source, "mini", listed=True)), "audit": AUDIT},
         shard_digests=shards,

@@ -18,7 +18,8 @@ from weighbridge import __version__
 from weighbridge.build import BuildRequest, build, build_base
 from weighbridge.build.making import Engine
 from weighbridge.errors import EvidenceError
-from weighbridge.evidence.case import Case, open_case, wrong
+from weighbridge.evidence.case import Case, open_case
+from weighbridge.evidence.checked import wrong
 from weighbridge.evidence.environment import installed, machine, repository
 from weighbridge.evidence.finished import AUDIT_REPORT
 from weighbridge.evidence.provenance import CALIBRATION, RECIPE, REFERENCE_FILE, REPOSITORY, SOURCE_FILE, stamp

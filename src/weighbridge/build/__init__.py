@@ -18,7 +18,7 @@ from weighbridge.plan import make_plan
 from weighbridge.plan_report import report_plan
 from weighbridge.progress import Progress
 from weighbridge.recipe import LoadedRecipe
-from weighbridge.references import base_of, find_references
+from weighbridge.references import base_of, find_references, lock_of
 from weighbridge.report import Report
 from weighbridge.resources import Resources
 from weighbridge.source import MINIATURE, make_miniature, open_source
@@ -65,8 +65,7 @@ def build(request: BuildRequest, *, progress: Progress) -> Report:
     check_target(request.output, force=request.force, source=request.source.directory)
     base = base_of(request.loaded, request.source)
     references = find_references(request.loaded, base, request.references)
-    # A conversion's base is what its source was made from, and no claim about the source itself.
-    lock = base if base is not None and base.structure == request.source.structure else None
+    lock = lock_of(base, request.source)
     plan = make_plan(request.loaded, request.source)
     log.info("%s by %s into %s", request.source.label, request.loaded.document.where, request.output)
     foreseen = report_plan(plan, references)
@@ -78,7 +77,7 @@ def build(request: BuildRequest, *, progress: Progress) -> Report:
     with staged(request.output, key=work.key) as staging:
         made = make(work, staging, pinned=pinned_files(work.source, lock), progress=progress)
         built = replace(open_directory(staging.checkpoint), label=str(request.output))
-        identity = identify(work.source, lock, made.source_digests)
+        identity = identify(work.source.shards, lock, made.source_digests)
         reports = judge(built, work, made, references, identity, audited=request.audited, progress=progress)
         report = joined(reports)
         if report.holds:
