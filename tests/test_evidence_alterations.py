@@ -32,7 +32,7 @@ BESIDE = (
     "report.md",
     "log.jsonl",
 )
-STATED = ("claims.jsonl", "model.sig")
+STATED = ("claims.jsonl", "model.sig", "evidence.sig")
 
 
 @dataclass(frozen=True)
@@ -218,9 +218,7 @@ def _model_signed_by_another(copy: Path, builds: Builds) -> None:
     from weighbridge.evidence.subject import read_files
 
     files = read_files((copy / EVIDENCE / "files.sha256").read_bytes(), where="")
-    scratch = copy.parent / "scratch"
-    scratch.mkdir()
-    bundle = KeySigner.open(builds.others_key).sign_model(scratch, files, name="gemma-4-mini-fp8-dynamic")
+    bundle = KeySigner.open(builds.others_key).sign_model(files, name="gemma-4-mini-fp8-dynamic")
     rewrite(copy / EVIDENCE / "model.sig", bundle)
 
 
@@ -231,6 +229,7 @@ def _unsigned(copy: Path, _: Builds) -> None:
     ]
     (copy / EVIDENCE / "claims.jsonl").unlink()
     (copy / EVIDENCE / "model.sig").unlink()
+    (copy / EVIDENCE / "evidence.sig").unlink()
     write_lines(copy, plain, "statements.jsonl")
 
 
@@ -282,7 +281,7 @@ ALTERATIONS = [
     *(Alteration(f"{name} removed", name, _removed(name)) for name in FILES),
     *(Alteration(f"{name} behind a link", name, _linked(name)) for name in FILES),
     *(Alteration(f"a bit of evidence/{name}", name, _bit(f"evidence/{name}", 0.4)) for name in (*BESIDE, *STATED)),
-    *(Alteration(f"evidence/{name} removed", name, _removed(f"evidence/{name}")) for name in (*BESIDE, "model.sig")),
+    *(Alteration(f"evidence/{name} removed", name, _removed(f"evidence/{name}")) for name in (*BESIDE, "model.sig", "evidence.sig")),
     Alteration("evidence/claims.jsonl removed", "evidence/", _removed("evidence/claims.jsonl")),
     *(Alteration(f"evidence/{name} behind a link", name, _linked(f"evidence/{name}")) for name in (*BESIDE, *STATED)),
     Alteration("the first bit of the shard", SHARD, _bit(SHARD, 0.0)),

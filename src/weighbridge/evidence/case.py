@@ -31,8 +31,18 @@ from weighbridge.evidence.statements import (
     sha256_of,
     write_statement,
 )
-from weighbridge.evidence.subject import Listing, hash_files, hash_shards, list_all, read_files, root_digest
-from weighbridge.evidence.write import ADDED, CLAIMS, FILES, PROVENANCE, SIGNATURE, START, STATEMENTS, TEST_RESULT
+from weighbridge.evidence.subject import HUB_CLIENT, Listing, hash_files, hash_shards, list_all, read_files, root_digest
+from weighbridge.evidence.write import (
+    ADDED,
+    CLAIMS,
+    FILES,
+    PROVENANCE,
+    SIGNATURE,
+    START,
+    STATEMENTS,
+    TENSORS,
+    TEST_RESULT,
+)
 from weighbridge.expectation import Expected
 from weighbridge.identity import Identity, identify
 from weighbridge.plan import make_plan
@@ -44,6 +54,10 @@ from weighbridge.structure.checkpoint import EVIDENCE, Checkpoint, Origin, open_
 from weighbridge.structure.lock import open_lock
 from weighbridge.structure.strict_json import parse_object
 
+THEIR_OWN = (".git/", f"{HUB_CLIENT}/")
+"""Where git and the hub's client keep what no digest covers, each in a copy that it made."""
+MOST_BYTES = 8 * 1024 * 1024
+"""Of a file of evidence/ but the lists of files and tensors: a statement of so many takes 300 MB to hold."""
 ADDED_NAME = re.compile(r"[a-z][a-z0-9-]{0,40}")
 
 
@@ -101,7 +115,10 @@ class Case:
         """
         if f"{EVIDENCE}/{name}" not in self.listing.evidence:
             raise StructureError("is not there", where=f"{EVIDENCE}/{name}")
-        return read_small(self.directory / EVIDENCE / name, label=EVIDENCE)
+        path = self.directory / EVIDENCE / name
+        if name not in (FILES, TENSORS) and path.stat().st_size > MOST_BYTES:
+            raise StructureError(f"is larger than {MOST_BYTES:,} bytes", where=f"{EVIDENCE}/{name}")
+        return read_small(path, label=EVIDENCE)
 
     def own(self, name: str) -> bytes:
         """A small file of the checkpoint itself.
@@ -318,8 +335,8 @@ def open_case(
 
 
 def _uncovered(name: str) -> Severity:
-    """The hub and its client put some files there on their own; others have no business there."""
-    return Severity.NOTE if name == ".gitattributes" or name.startswith(".cache/") else Severity.ERROR
+    """Git, the hub and its client put some files there on their own; others have no business there."""
+    return Severity.NOTE if name == ".gitattributes" or name.startswith(THEIR_OWN) else Severity.ERROR
 
 
 def _read_claims(case: Case) -> Iterator[Finding]:

@@ -69,7 +69,8 @@ def _check_files(case: Case) -> Checked:
         wrong("evidence/file-missing", name, "is listed, but not there")
         for name in sorted(removed - case.listing.odd.keys())
     ]
-    return Checked(f"{len(case.files):,} files hashed and held against {EVIDENCE}/{FILES}", tuple(findings))
+    words = tuple(f"what {name} holds: no digest covers it" for name in case.listing.uncovered)
+    return Checked(f"{len(case.files):,} files hashed and held against {EVIDENCE}/{FILES}", tuple(findings), words)
 
 
 def _check_tensors(case: Case) -> Checked:
@@ -101,12 +102,14 @@ def _check_signatures(case: Case) -> Checked:
         words = ("all of it: whoever can change the files can change what is said of them",)
         return Checked("unsigned", (finding,), words)
     findings: list[Finding] = []
-    envelopes: list[tuple[str, Envelope | None]] = [(claim.where, claim.envelope) for claim in (*case.claims, *case.added)]
+    envelopes: list[tuple[str, Envelope | None]] = [
+        (claim.where, claim.envelope) for claim in (*case.claims, *case.added)
+    ]
     for name, files, called, ignored in _signed(case):
         where = f"{EVIDENCE}/{name}"
-        envelope = read_envelope(case.read(name), where=where)
-        envelopes.append((where, envelope))
-        signed = read_model_statement(envelope, ignored=ignored, where=where)
+        bundle = read_envelope(case.read(name), where=where)
+        envelopes.append((where, bundle))
+        signed = read_model_statement(bundle, ignored=ignored, where=where)
         if signed.root != root_digest(files) or signed.name != called:
             findings.append(wrong("evidence/subject", where, f"is a signature over something else than {called}"))
         for file in sorted(signed.files.keys() | files.keys()):
