@@ -254,7 +254,7 @@ def test_verification_says_what_rests_on_the_word_of_the_signer(mini_build: Path
     report = call_validate(mini_build, "--evidence", "--format", "json").report
     words = report["sections"][-1]["facts"]
     assert "no --source was given" in words["the source"]
-    assert "which packages" in words["the statements"]
+    assert "which packages" in words["the provenance"]
 
 
 def test_source_that_was_read_is_recognized(mini_build: Path, mini: Path, call_validate: Command) -> None:

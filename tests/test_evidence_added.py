@@ -103,8 +103,8 @@ def test_result_of_an_unsigned_build_is_plain(mini_build: Path, tmp_path: Path) 
     assert verify(build, progress=Progress()).holds
 
 
-def _flip(name: str) -> Callable[[Path, Path], None]:
-    return lambda build, _: flip(build / EVIDENCE / name, at=0.4)
+def _flip(name: str, at: float = 0.4) -> Callable[[Path, Path], None]:
+    return lambda build, _: flip(build / EVIDENCE / name, at=at)
 
 
 def _removed(name: str) -> Callable[[Path, Path], None]:
@@ -160,7 +160,7 @@ def _about_the_build_itself(build: Path, key: Path) -> None:
 ALTERATIONS: dict[str, tuple[Callable[[Path, Path], None], tuple[str, str]]] = {
     "a bit of its report": (_flip("added/serving.json"), ("evidence/altered", "evidence/added/serving.json")),
     "a bit of its text": (_flip("added/serving.md"), ("evidence/altered", "evidence/added/serving.md")),
-    "a bit of its statement": (_flip(ADDED), ("evidence/malformed", f"evidence/{ADDED}:1")),
+    "a bit of its statement": (_flip(ADDED, at=0.0), ("evidence/malformed", f"evidence/{ADDED}:1")),
     "its report removed": (_removed("added/serving.json"), ("evidence/missing", "evidence/added/serving.json")),
     "its statement removed": (_removed(ADDED), ("evidence/unbound", "evidence/added/serving.json")),
     "its statement twice": (_doubled, ("evidence/malformed", f"evidence/{ADDED}:2")),

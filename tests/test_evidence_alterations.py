@@ -361,7 +361,7 @@ ALTERATIONS = [
     ),
     Alteration(
         "a lie about the base",
-        "README.md",
+        "base model",
         _lied(PROVENANCE, *DEFINITION, "resolvedDependencies", 1, "uri", value="https://huggingface.co/a/b"),
     ),
     Alteration(

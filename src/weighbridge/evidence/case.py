@@ -202,7 +202,11 @@ class Case:
     @cached_property
     def lock(self) -> Checkpoint | None:
         """The lock in references/ of the base that has the tensors that the evidence says of the source."""
-        return lock_of(base_of(self.loaded, self.start), self.start)
+        return lock_of(self._base_lock, self.start)
+
+    @cached_property
+    def _base_lock(self) -> Checkpoint | None:
+        return base_of(self.loaded, self.start)
 
     @cached_property
     def identity(self) -> Identity:
@@ -282,7 +286,8 @@ class Case:
         """
         start = self.start if self.source is None else self.source
         why = "as the evidence has it" if self.source is None else "as it was named"
-        references = find_references(self.loaded, base_of(self.loaded, start))
+        base = self._base_lock if self.source is None else base_of(self.loaded, start)
+        references = find_references(self.loaded, base)
         return Expected(make_plan(self.loaded, start), references, Base(start, start.label, listed=True, why=why))
 
     @property

@@ -196,7 +196,7 @@ def _check_added_bound(case: Case) -> Iterator[Finding]:
         if claim.bound.get(PROVENANCE) != provenance:
             yield wrong("evidence/replayed", claim.where, "belongs to the provenance of another build")
         reports = claim.bound.keys() - {PROVENANCE}
-        if added_name(claim) is None or reports & taken:
+        if added_name(claim) in (None, *case.results) or reports & taken:
             yield wrong("evidence/malformed", claim.where, "speaks of no report of its own")
         taken |= reports
 

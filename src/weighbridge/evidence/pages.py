@@ -13,6 +13,7 @@ from weighbridge.evidence.case import Case
 from weighbridge.evidence.checked import Checked, wrong
 from weighbridge.evidence.finished import MAIN_REPORT
 from weighbridge.evidence.stated import moment, packages
+from weighbridge.evidence.statements import sha256_of
 from weighbridge.evidence.verdict import build_verdict
 from weighbridge.evidence.write import (
     BOM,
@@ -149,7 +150,7 @@ def _check_stamp(case: Case, where: str, stamped: str) -> Iterator[Finding]:
 def check_pages(case: Case) -> Checked:
     """Reports say of the source what is known of it, and their pages and texts say what they say, and not a word more."""
     findings: list[Finding] = []
-    told = {name: case.beside[f"{EVIDENCE}/{name}"] for name in (TENSORS, FILES, f"{MAIN_REPORT}.json")}
+    told = {name: sha256_of(case.read(name))["sha256"] for name in (TENSORS, FILES, f"{MAIN_REPORT}.json")}
     main = case.report(MAIN_REPORT)
     chain = chain_section(case.base, case.loaded, main.subject, case.root, told)
     findings += _check_main(case, main)

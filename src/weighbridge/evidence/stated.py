@@ -84,6 +84,7 @@ def check_provenance(case: Case) -> Checked:
     ]
     parameters = case.parameters
     words = [
+        "what the recipe says that shows in no tensor: its name and description, its base, how it is calibrated",
         "when it was built, on what machine, with which packages and which commit of Weighbridge",
         f"that the {parameters.get('engine')} engine made it on {parameters.get('device')}, "
         f"with shards of {parameters.get('shardSize')} bytes",
@@ -182,6 +183,7 @@ def _check_dependencies(case: Case) -> Iterator[Finding]:
     if case.dependencies.get(RECIPE) != recipe:
         yield wrong("evidence/recipe", f"{EVIDENCE}/{RECIPE}", "is not the recipe that the provenance names")
     files = {str(item.name): item for item in file_resources(case.base, case.sources)}
+    pinned = pinned_wheels()
     for item in stated:
         name = str(item.name)
         if name in (RECIPE, BASE):
@@ -198,7 +200,7 @@ def _check_dependencies(case: Case) -> Iterator[Finding]:
             if item not in _repositories(item):
                 yield _lie(name, "is not stated as a commit of Weighbridge is")
         else:
-            yield from _check_package(item)
+            yield from _check_package(item, pinned)
     for name in (BASE, REPOSITORY):
         if name not in names:
             yield _lie(name, "is not named")
@@ -282,12 +284,12 @@ def _package(item: Resource) -> Installed | None:
     return found if known and distribution_resource(found) == item else None
 
 
-def _check_package(item: Resource) -> Iterator[Finding]:
+def _check_package(item: Resource, wheels: Mapping[tuple[str, str], str]) -> Iterator[Finding]:
     found = _package(item)
     if found is None:
         yield _lie(str(item.name), "is nothing that a build is made from, or not stated as such a thing is")
         return
-    pinned = pinned_wheels().get((found.name, found.version))
+    pinned = wheels.get((found.name, found.version))
     if UNKNOWN not in (found.wheel, pinned or UNKNOWN) and found.wheel != pinned:
         yield _lie(found.name, f"is said to be of another wheel than constraints.txt has of {found.version}")
 

@@ -195,7 +195,7 @@ def called_by_name(report: Report, names: Mapping[str, str], known: str = "") ->
         known: a name with a slash that is no path.
     """
     paths = {report.subject: report.subject.rstrip("/").rpartition("/")[2], **names}
-    named = {path: name for path, name in paths.items() if "/" in path and path != known}
+    named = {path: name for path, name in paths.items() if path not in ("", name, known)}
 
     def renamed(text: str) -> str:
         for path, name in named.items():
