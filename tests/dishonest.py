@@ -13,12 +13,17 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch  # of the writer, by whoever lies; nothing of the checker is ever replaced
 
-from weighbridge.evidence import FinishedBuild, write
+from weighbridge.build import BuildRequest, build
+from weighbridge.evidence import FinishedBuild, Signer, write
 from weighbridge.evidence.environment import Installed, installed
-from weighbridge.evidence.signing import KeySigner
+from weighbridge.evidence.signing import KeySigner, make_key_pair, open_verifier
 from weighbridge.evidence.statements import ProvenanceStatement, TestResultStatement
+from weighbridge.evidence.verify import verify
 from weighbridge.progress import Progress
-from weighbridge.report import Report, Section
+from weighbridge.recipe import load_recipe
+from weighbridge.report import Report, Section, Severity
+from weighbridge.source import open_source
+from weighbridge.structure.checkpoint import Checkpoint
 
 WRITER = "weighbridge.evidence.write"
 
@@ -36,7 +41,6 @@ class Lie:
         seen: the rule that refuses it where the source is at hand, if that makes a difference.
         build: changes the values that evidence is written of.
         wraps: functions of the writer -> what takes the place of each.
-        after: changes what was written; for files that are no part of the evidence.
     """
 
     what: str
@@ -203,3 +207,41 @@ def all_of(*changes: Callable[[FinishedBuild], FinishedBuild]) -> Callable[[Fini
         return build
 
     return change
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where liars work: a build that is finished but for its evidence, what it says of itself, and a right key."""
+
+    unfinished: Path
+    finished: FinishedBuild
+    key: Path
+
+    def forged(self, lie: Lie, target: Path) -> Path:
+        """The build of a liar."""
+        return forge(lie, self.finished, self.unfinished, target, self.key)
+
+    def checked(self, build: Path, source: Checkpoint | None = None) -> Report:
+        """What the checker says of a build, with the key of whoever signed it."""
+        public = open_verifier(self.key.with_suffix(".pub.pem"))
+        return verify(build, verifier=public, source=source, progress=Progress(shown=False))
+
+
+def open_workshop(place: Path) -> Workshop:
+    """Build the miniature, and stop right before its evidence is written."""
+    make_key_pair(place / "key.pem", place / "key.pub.pem", curve="P-256")
+    kept: list[FinishedBuild] = []
+
+    def keep(directory: Path, finished: FinishedBuild, *, signer: Signer | None, progress: Progress) -> None:
+        shutil.copytree(directory, place / "unfinished")
+        kept.append(finished)
+
+    request = BuildRequest(loaded=load_recipe("fp8-dynamic"), source=open_source("mini"), output=place / "mini-fp8")
+    with patch("weighbridge.evidence.write", keep):
+        assert build(request, progress=Progress(shown=False)).holds
+    return Workshop(place / "unfinished", kept[0], place / "key.pem")
+
+
+def errors(report: Report) -> set[str]:
+    """The rules of what is wrong."""
+    return {finding.rule for finding in report.findings() if finding.severity is Severity.ERROR}

@@ -74,7 +74,9 @@ def fetched(repository: str, revision: str) -> Change:
     """Fetched from the hub, in the reports too."""
 
     def change(build: FinishedBuild) -> FinishedBuild:
-        return _called_source(replace(build, source=replace(build.source, origin=Origin(repository, revision))), repository)
+        return _called_source(
+            replace(build, source=replace(build.source, origin=Origin(repository, revision))), repository
+        )
 
     return change
 
@@ -108,6 +110,11 @@ def other_shard(build: FinishedBuild) -> FinishedBuild:
     return with_digests(**SHARD_DIGEST)(build)
 
 
+def still_proven(build: FinishedBuild) -> FinishedBuild:
+    claim = Claim(MINI, reference_lock(MINI).origin.revision)
+    return replace(called(claim)(build), identity=Identity(build.identity.lock, claim, build.identity.digests))
+
+
 IDENTITIES = [
     Lie(f"{GOOGLES}, proven", "evidence/identity", build=called(Claim(GOOGLE, GOOGLES_COMMIT))),
     Lie(
@@ -128,14 +135,22 @@ IDENTITIES = [
     Lie("Google's at no revision", "evidence/identity", build=called(Claim(GOOGLE, ""))),
     Lie("Google's at another revision", "evidence/identity", build=called(Claim(GOOGLE, NO_COMMIT))),
     Lie("Google's in other letters", "evidence/identity", build=called(Claim(GOOGLE.lower(), GOOGLES_COMMIT))),
-    Lie("Google's in letters that look alike", "evidence/identity", build=called(Claim("gооgle/gemma", NO_COMMIT))),
+    Lie(
+        "Google's in letters that look alike",
+        "evidence/identity",
+        build=called(Claim("g\u043e\u043egle/gemma", NO_COMMIT)),
+    ),
     Lie("the QAT twin, proven", "evidence/identity", build=called(Claim(f"{GOOGLE}-qat-q4_0-unquantized", NO_COMMIT))),
     Lie("nobody's model, proven", "evidence/identity", build=called(Claim("acme/secret", NO_COMMIT))),
     Lie("the miniature at another revision", "evidence/identity", build=called(Claim(MINI, NO_COMMIT))),
     Lie("less than is known", "evidence/identity", build=called(Claim("", "", Unproven.UNKNOWN))),
     Lie("less than is known of a file", "evidence/identity", build=called(Claim(MINI, "", Unproven.MISSING, "a"))),
     Lie("fetched from Google, as the commit known here", "evidence/identity", build=fetched(GOOGLE, GOOGLES_COMMIT)),
-    Lie("fetched from Google, as a commit unknown here", word=f"fetched from {GOOGLE}@0000", build=fetched(GOOGLE, NO_COMMIT)),
+    Lie(
+        "fetched from Google, as a commit unknown here",
+        word=f"fetched from {GOOGLE}@0000",
+        build=fetched(GOOGLE, NO_COMMIT),
+    ),
     Lie("fetched from a mirror", word="fetched from org/mirror@0000", build=fetched("org/mirror", NO_COMMIT)),
     Lie(
         "a shard of nobody's, honestly unproven",
@@ -152,10 +167,16 @@ IDENTITIES = [
     Lie(
         "a shard of nobody's, called proven",
         "evidence/identity",
-        build=all_of(other_shard, lambda build: _still_proven(build)),
+        build=all_of(other_shard, still_proven),
     ),
-    Lie("another sentence in the report alone", "evidence/identity", build=section("the source mini", summary="is mine")),
-    Lie("a proven source in no section", "evidence/identity", build=report(lambda said: _without(said, "the source mini"))),
+    Lie(
+        "another sentence in the report alone", "evidence/identity", build=section("the source mini", summary="is mine")
+    ),
+    Lie(
+        "a proven source in no section",
+        "evidence/identity",
+        build=report(lambda said: _without(said, "the source mini")),
+    ),
     Lie(
         "a second sentence about the source",
         "evidence/identity",
@@ -167,11 +188,6 @@ IDENTITIES = [
         build=report(lambda said: replace(said, verdict=f"{said.verdict}, which is {GOOGLE}")),
     ),
 ]
-
-
-def _still_proven(build: FinishedBuild) -> FinishedBuild:
-    claim = Claim(MINI, reference_lock(MINI).origin.revision)
-    return replace(called(claim)(build), identity=Identity(build.identity.lock, claim, build.identity.digests))
 
 
 def _without(said: Report, title: str) -> Report:
@@ -211,12 +227,19 @@ def _more_files(**digests: str) -> dict[str, Wrap]:
 
 
 BASES = [
-    *(Lie(f"of the base: {what}", "evidence/identity", wraps=dependency("base model", lie)) for what, lie in BASE_FIELDS),
+    *(
+        Lie(f"of the base: {what}", "evidence/identity", wraps=dependency("base model", lie))
+        for what, lie in BASE_FIELDS
+    ),
     *(Lie(f"of a file: {what}", "evidence/", wraps=dependency(f"source/{name}", lie)) for what, name, lie in FILES),
     Lie("the base not named", "evidence/identity", wraps=dependencies(lambda items: items.pop(1))),
     Lie("a carried file of another digest, everywhere", "evidence/carried", wraps=_more_files(tokenizer__json=ZERO)),
     Lie("config.json of another digest, everywhere", "evidence/identity", wraps=_more_files(config__json=ZERO)),
-    Lie("a shard of another digest, everywhere but in the identity", "evidence/identity", wraps=_more_files(**SHARD_DIGEST)),
+    Lie(
+        "a shard of another digest, everywhere but in the identity",
+        "evidence/identity",
+        wraps=_more_files(**SHARD_DIGEST),
+    ),
     Lie(
         "a carried file that was not read",
         "evidence/",
@@ -259,15 +282,41 @@ STARTS = [
     Lie("a tensor more in the source", "evidence/", build=planned(_another_tensor)),
     Lie("a tensor less in the source", "evidence/", build=planned(_fewer_tensors)),
     Lie("a source in F32", "evidence/", build=planned(_as_f32)),
-    Lie("the structure of Google's model", "evidence/", build=planned(lambda source: replace(source, structure=reference_lock(GOOGLE).structure))),
-    Lie("another key in the source's config", "evidence/source", build=planned(lambda source: replace(source, config={**source.config, "more": 1}))),
-    Lie("the config of Google's model", "evidence/", build=planned(lambda source: replace(source, config=reference_lock(GOOGLE).config))),
-    Lie("another name in the structure", "evidence/source", wraps=start("repository: mini\n", f"repository: {GOOGLE}\n")),
+    Lie(
+        "the structure of Google's model",
+        "evidence/",
+        build=planned(lambda source: replace(source, structure=reference_lock(GOOGLE).structure)),
+    ),
+    Lie(
+        "another key in the source's config",
+        "evidence/source",
+        build=planned(lambda source: replace(source, config={**source.config, "more": 1})),
+    ),
+    Lie(
+        "the config of Google's model",
+        "evidence/",
+        build=planned(lambda source: replace(source, config=reference_lock(GOOGLE).config)),
+    ),
+    Lie(
+        "another name in the structure", "evidence/source", wraps=start("repository: mini\n", f"repository: {GOOGLE}\n")
+    ),
     Lie("another base in the structure", "evidence/source", wraps=start(f"base: {MINI}\n", f"base: {GOOGLE}\n")),
-    Lie("another revision in the structure", "evidence/source", wraps=start("revision: ''\n", f"revision: {GOOGLES_COMMIT}\n")),
+    Lie(
+        "another revision in the structure",
+        "evidence/source",
+        wraps=start("revision: ''\n", f"revision: {GOOGLES_COMMIT}\n"),
+    ),
     Lie("another basis in the structure", "evidence/source", wraps=start("basis: read\n", "basis: exact\n")),
-    Lie("a note in the structure", "evidence/source", wraps=start("basis: read\n", "basis: read\nnote: seen by Google\n")),
-    Lie("a comment in the structure", "evidence/malformed", wraps=output("_start", lambda said: f"# audited by Google\n{said}")),
+    Lie(
+        "a note in the structure",
+        "evidence/source",
+        wraps=start("basis: read\n", "basis: read\nnote: seen by Google\n"),
+    ),
+    Lie(
+        "a comment in the structure",
+        "evidence/malformed",
+        wraps=output("_start", lambda said: f"# audited by Google\n{said}"),
+    ),
     Lie(
         "another size of a shard",
         "evidence/source",
@@ -331,7 +380,11 @@ ASKED = [
     Lie("a revision that is none", "evidence/provenance", wraps=parameter("revision", "main")),
     Lie("an engine that there is not", "evidence/provenance", wraps=parameter("engine", "certified")),
     Lie("another engine, in the provenance alone", "evidence/bom", wraps=parameter("engine", "upstream")),
-    Lie("another engine, everywhere", word="that the upstream engine made it", build=lambda build: replace(build, engine="upstream")),
+    Lie(
+        "another engine, everywhere",
+        word="that the upstream engine made it",
+        build=lambda build: replace(build, engine="upstream"),
+    ),
     Lie("another device, in the provenance alone", "evidence/bom", wraps=parameter("device", "cuda")),
     Lie("another device, everywhere", word="made it on cuda", build=lambda build: replace(build, device="cuda")),
     Lie("a device that is none", "evidence/provenance", build=lambda build: replace(build, device="a TPU, audited")),
@@ -348,54 +401,172 @@ ASKED = [
     Lie("references that are none", "evidence/provenance", wraps=parameter("references", [1])),
     Lie("one thing more that was asked for", "evidence/provenance", wraps=parameter("certified", True)),
     Lie("one thing less that was asked for", "evidence/provenance", wraps=provenance(drop(*PARAMETERS, "engine"))),
-    Lie("another kind of build", "evidence/other-build", wraps=provenance(put(*DEFINITION, "buildType", value="urn:x"))),
+    Lie(
+        "another kind of build", "evidence/other-build", wraps=provenance(put(*DEFINITION, "buildType", value="urn:x"))
+    ),
     *(
-        Lie(f"another machine: {name}", word="on what machine", wraps=provenance(put(*DEFINITION, "internalParameters", name, value="x")))
+        Lie(
+            f"another machine: {name}",
+            word="on what machine",
+            wraps=provenance(put(*DEFINITION, "internalParameters", name, value="x")),
+        )
         for name in ("machine", "system", "libc", "python")
     ),
-    Lie("one thing more about the machine", "evidence/provenance", wraps=provenance(put(*DEFINITION, "internalParameters", "hsm", value="x"))),
+    Lie(
+        "one thing more about the machine",
+        "evidence/provenance",
+        wraps=provenance(put(*DEFINITION, "internalParameters", "hsm", value="x")),
+    ),
     Lie("no machine", "evidence/provenance", wraps=provenance(put(*DEFINITION, "internalParameters", value={}))),
-    Lie("another builder", "evidence/provenance", wraps=provenance(put(*DETAILS, "builder", "id", value="https://github.com/actions/runner"))),
-    Lie("a second builder", "evidence/provenance", wraps=provenance(put(*DETAILS, "builder", "version", "google", value="1"))),
-    Lie("no version", "evidence/provenance", wraps=provenance(put(*DETAILS, "builder", "version", "weighbridge", value=""))),
+    Lie(
+        "another builder",
+        "evidence/provenance",
+        wraps=provenance(put(*DETAILS, "builder", "id", value="https://github.com/actions/runner")),
+    ),
+    Lie(
+        "a second builder",
+        "evidence/provenance",
+        wraps=provenance(put(*DETAILS, "builder", "version", "google", value="1")),
+    ),
+    Lie(
+        "no version",
+        "evidence/provenance",
+        wraps=provenance(put(*DETAILS, "builder", "version", "weighbridge", value="")),
+    ),
     Lie(
         "another version",
         word="version '9.9' of Weighbridge is stated to have written it",
         wraps=provenance(put(*DETAILS, "builder", "version", "weighbridge", value="9.9")),
     ),
-    Lie("an earlier time", word="when it was built", build=lambda build: replace(build, started=datetime(2026, 1, 1, tzinfo=UTC))),
+    Lie(
+        "an earlier time",
+        word="when it was built",
+        build=lambda build: replace(build, started=datetime(2026, 1, 1, tzinfo=UTC)),
+    ),
     Lie("an end before the beginning", "evidence/provenance", wraps=stamped("2020-01-01T00:00:00Z")),
     Lie("an end in the future", "evidence/provenance", wraps=stamped("2999-01-01T00:00:00Z")),
     Lie("a day that there is not", "evidence/provenance", wraps=stamped("2026-02-31T00:00:00Z")),
-    Lie("another end, in the provenance alone", "evidence/provenance", wraps=provenance(put(*DETAILS, "metadata", "finishedOn", value="2019-01-01T00:00:00Z"))),
+    Lie(
+        "another end, in the provenance alone",
+        "evidence/provenance",
+        wraps=provenance(put(*DETAILS, "metadata", "finishedOn", value="2019-01-01T00:00:00Z")),
+    ),
     Lie("a package left out, everywhere", word="with which packages", wraps=packaged(lambda found: found[1:])),
     Lie("no packages, everywhere", word="with which packages", wraps=packaged(lambda found: ())),
-    Lie("a package more, everywhere", word="with which packages", wraps=packaged(lambda found: (*found, Installed("zz-safe", "1.0", "unknown", ZERO)))),
-    Lie("another version of a package, everywhere", word="with which packages", wraps=_first(version="99.0", wheel="unknown")),
+    Lie(
+        "a package more, everywhere",
+        word="with which packages",
+        wraps=packaged(lambda found: (*found, Installed("zz-safe", "1.0", "unknown", ZERO))),
+    ),
+    Lie(
+        "another version of a package, everywhere",
+        word="with which packages",
+        wraps=_first(version="99.0", wheel="unknown"),
+    ),
     Lie("other content of a package, everywhere", word="with which packages", wraps=_first(content=ZERO)),
     Lie("another wheel than is pinned, everywhere", "evidence/provenance", wraps=_wheel(ZERO)),
     Lie("a wheel that is none", "evidence/", wraps=_first(wheel="audited")),
     Lie("a package left out of the provenance alone", "evidence/bom", wraps=dependencies(lambda items: items.pop())),
-    Lie("a word more about a package", "evidence/provenance", wraps=dependency("numpy", put("annotations", "audited", value=True))),
-    Lie("a package under another name", "evidence/provenance", wraps=dependency("numpy", put("name", value="numpy-audited"))),
-    Lie("something that nothing is made from", "evidence/provenance", wraps=dependencies(lambda items: items.append({"name": "audit", "digest": {"sha256": ZERO}}))),
+    Lie(
+        "a word more about a package",
+        "evidence/provenance",
+        wraps=dependency("numpy", put("annotations", "audited", value=True)),
+    ),
+    Lie(
+        "a package under another name",
+        "evidence/provenance",
+        wraps=dependency("numpy", put("name", value="numpy-audited")),
+    ),
+    Lie(
+        "something that nothing is made from",
+        "evidence/provenance",
+        wraps=dependencies(lambda items: items.append({"name": "audit", "digest": {"sha256": ZERO}})),
+    ),
     Lie("a dependency twice", "evidence/malformed", wraps=dependencies(lambda items: items.append(items[0]))),
-    Lie("another commit of Weighbridge", word="which commit of Weighbridge", wraps={"weighbridge.evidence.provenance.repository": lambda _: lambda: Repository(NO_COMMIT, True)}),
-    Lie("a commit of Weighbridge that is none", "evidence/provenance", wraps={"weighbridge.evidence.provenance.repository": lambda _: lambda: Repository("v1", True)}),
-    Lie("no commit of Weighbridge", word="which commit of Weighbridge", wraps={"weighbridge.evidence.provenance.repository": lambda _: lambda: None}),
-    Lie("a word more about Weighbridge", "evidence/provenance", wraps=dependency("weighbridge", put("annotations", "audited", value=True))),
-    Lie("Weighbridge not named", "evidence/provenance", wraps=dependencies(lambda items: items.__setitem__(slice(None), [i for i in items if i["name"] != "weighbridge"]))),
-    Lie("another digest of the recipe", "evidence/recipe", wraps=dependency("recipe.yaml", put("digest", "sha256", value=ZERO))),
-    Lie("a word more about the recipe", "evidence/recipe", wraps=dependency("recipe.yaml", put("annotations", value={"approved": True}))),
-    Lie("a reference left out", "evidence/reference", wraps=dependencies(lambda items: items.__setitem__(slice(None), [i for i in items if not i["name"].startswith("references/")]))),
-    Lie("a reference more", "evidence/reference", wraps=dependencies(lambda items: items.append({"name": f"references/{GOOGLE}.yaml", "digest": {"sha256": ZERO}}))),
-    Lie("a word more about a reference", "evidence/provenance", wraps=dependency("references/weighbridge/gemma-4-mini-FP8-dynamic.yaml", put("uri", value="https://example.org"))),
-    Lie("a calibration that was none", "evidence/provenance", wraps=dependencies(lambda items: items.append({"name": "calibration", "digest": {"sha256": ZERO}, "annotations": {"token_ids_sha256": ZERO}}))),
-    Lie("a file that is none of a build's", "evidence/unbound", wraps=byproducts(lambda items: items.append({"name": "evidence/certificate.pdf", "digest": {"sha256": ZERO}}))),
-    Lie("a by-product from elsewhere", "evidence/unbound", wraps=byproducts(lambda items: items.append({"name": "audit by Google", "digest": {"sha256": ZERO}}))),
+    Lie(
+        "another commit of Weighbridge",
+        word="which commit of Weighbridge",
+        wraps={"weighbridge.evidence.provenance.repository": lambda _: lambda: Repository(NO_COMMIT, True)},
+    ),
+    Lie(
+        "a commit of Weighbridge that is none",
+        "evidence/provenance",
+        wraps={"weighbridge.evidence.provenance.repository": lambda _: lambda: Repository("v1", True)},
+    ),
+    Lie(
+        "no commit of Weighbridge",
+        word="which commit of Weighbridge",
+        wraps={"weighbridge.evidence.provenance.repository": lambda _: lambda: None},
+    ),
+    Lie(
+        "a word more about Weighbridge",
+        "evidence/provenance",
+        wraps=dependency("weighbridge", put("annotations", "audited", value=True)),
+    ),
+    Lie(
+        "Weighbridge not named",
+        "evidence/provenance",
+        wraps=dependencies(
+            lambda items: items.__setitem__(slice(None), [i for i in items if i["name"] != "weighbridge"])
+        ),
+    ),
+    Lie(
+        "another digest of the recipe",
+        "evidence/recipe",
+        wraps=dependency("recipe.yaml", put("digest", "sha256", value=ZERO)),
+    ),
+    Lie(
+        "a word more about the recipe",
+        "evidence/recipe",
+        wraps=dependency("recipe.yaml", put("annotations", value={"approved": True})),
+    ),
+    Lie(
+        "a reference left out",
+        "evidence/reference",
+        wraps=dependencies(
+            lambda items: items.__setitem__(slice(None), [i for i in items if not i["name"].startswith("references/")])
+        ),
+    ),
+    Lie(
+        "a reference more",
+        "evidence/reference",
+        wraps=dependencies(
+            lambda items: items.append({"name": f"references/{GOOGLE}.yaml", "digest": {"sha256": ZERO}})
+        ),
+    ),
+    Lie(
+        "a word more about a reference",
+        "evidence/provenance",
+        wraps=dependency(
+            "references/weighbridge/gemma-4-mini-FP8-dynamic.yaml", put("uri", value="https://example.org")
+        ),
+    ),
+    Lie(
+        "a calibration that was none",
+        "evidence/provenance",
+        wraps=dependencies(
+            lambda items: items.append(
+                {"name": "calibration", "digest": {"sha256": ZERO}, "annotations": {"token_ids_sha256": ZERO}}
+            )
+        ),
+    ),
+    Lie(
+        "a file that is none of a build's",
+        "evidence/unbound",
+        wraps=byproducts(lambda items: items.append({"name": "evidence/certificate.pdf", "digest": {"sha256": ZERO}})),
+    ),
+    Lie(
+        "a by-product from elsewhere",
+        "evidence/unbound",
+        wraps=byproducts(lambda items: items.append({"name": "audit by Google", "digest": {"sha256": ZERO}})),
+    ),
     Lie("a by-product twice", "evidence/malformed", wraps=byproducts(lambda items: items.append(items[0]))),
     Lie("a by-product left out", "evidence/missing", wraps=byproducts(lambda items: items.pop(0))),
-    Lie("a word more about a by-product", "evidence/provenance", wraps=byproducts(lambda items: items[0].update(uri="https://example.org"))),
+    Lie(
+        "a word more about a by-product",
+        "evidence/provenance",
+        wraps=byproducts(lambda items: items[0].update(uri="https://example.org")),
+    ),
 ]
 
 
@@ -404,15 +575,22 @@ def _called_source(build: FinishedBuild, name: str) -> FinishedBuild:
     lied = replace(build, source=replace(build.source, label=name))
 
     def change(said: Report) -> Report:
-        sections = [replace(part, title=f"the source {name}") if part.title == "the source mini" else part for part in said.sections]
-        return replace(said, verdict=said.verdict.replace("the source mini", f"the source {name}"), sections=tuple(sections))
+        sections = [
+            replace(part, title=f"the source {name}") if part.title == "the source mini" else part
+            for part in said.sections
+        ]
+        return replace(
+            said, verdict=said.verdict.replace("the source mini", f"the source {name}"), sections=tuple(sections)
+        )
 
     return report(change)(lied)
 
 
 # How it was judged
 
-FAKE = Report("audit", "the build", "derives from its base", (Section("its quantized weights", "185 modules: 185 exact"),))
+FAKE = Report(
+    "audit", "the build", "derives from its base", (Section("its quantized weights", "185 modules: 185 exact"),)
+)
 FAILED = Finding("audit/odd", Severity.ERROR, "model.norm.weight", "is odd")
 
 
@@ -423,24 +601,68 @@ def with_report(name: str, said: Report) -> Change:
 JUDGED = [
     Lie("a better sentence about the plan", "evidence/results", build=section(PLAN, summary="all is well")),
     Lie("notes that are not told", "evidence/results", build=section("what servers make of it", findings=())),
-    Lie("findings that there are not", "evidence/results", build=section(PLAN, findings=(Finding("x/y", Severity.NOTE, "a", "b"),))),
+    Lie(
+        "findings that there are not",
+        "evidence/results",
+        build=section(PLAN, findings=(Finding("x/y", Severity.NOTE, "a", "b"),)),
+    ),
     Lie("a section left out", "evidence/results", build=report(lambda said: _without(said, PLAN))),
-    Lie("a section of the auditor's", word="audited by Google", build=more_section(Section("audited by Google", "all is well"))),
+    Lie(
+        "a section of the auditor's",
+        word="audited by Google",
+        build=more_section(Section("audited by Google", "all is well")),
+    ),
     Lie("figures that are not so", word="facts and figures", build=section(PLAN, facts={"audited": "by Google"})),
     Lie("another command", "evidence/results", build=report(lambda said: replace(said, command="audit"))),
-    Lie("another verdict", "evidence/results", build=report(lambda said: replace(said, verdict="audited and certified"))),
+    Lie(
+        "another verdict", "evidence/results", build=report(lambda said: replace(said, verdict="audited and certified"))
+    ),
     Lie("an audit that was none", word="the build, audit", build=with_report("audit", FAKE)),
-    Lie("answers that were not measured", word="the build, quality", build=with_report("quality", replace(FAKE, command="quality"))),
-    Lie("an audit that failed", "evidence/results", build=with_report("audit", replace(FAKE, sections=(Section("x", "y", findings=(FAILED,)),)))),
+    Lie(
+        "answers that were not measured",
+        word="the build, quality",
+        build=with_report("quality", replace(FAKE, command="quality")),
+    ),
+    Lie(
+        "an audit that failed",
+        "evidence/results",
+        build=with_report("audit", replace(FAKE, sections=(Section("x", "y", findings=(FAILED,)),))),
+    ),
     Lie("a report of another kind", "evidence/unbound", build=with_report("certificate", FAKE)),
-    Lie("results that passed otherwise", "evidence/results", wraps=result(put("predicate", "passedTests", value=["everything"]))),
-    Lie("a better result than the worst", "evidence/results", wraps=result(lambda content: content["predicate"].update(result="WARNED"))),
-    Lie("results of another recipe", "evidence/results", wraps=result(put("predicate", "configuration", 0, "digest", "sha256", value=ZERO))),
-    Lie("a page that says more", "evidence/page", wraps=text("page_of", "</body>", "<p>Certified by Google</p></body>")),
-    Lie("a page that calls it Google's", "evidence/page", wraps=text("page_of", "weighbridge/gemma-4-mini@65c4c61", f"{GOOGLE}@4d7ae49")),
-    Lie("a chain from another base", "evidence/page", wraps=output("chain_section", lambda said: Section("from base to evidence", "from Google's", judges=False))),
+    Lie(
+        "results that passed otherwise",
+        "evidence/results",
+        wraps=result(put("predicate", "passedTests", value=["everything"])),
+    ),
+    Lie(
+        "a better result than the worst",
+        "evidence/results",
+        wraps=result(lambda content: content["predicate"].update(result="WARNED")),
+    ),
+    Lie(
+        "results of another recipe",
+        "evidence/results",
+        wraps=result(put("predicate", "configuration", 0, "digest", "sha256", value=ZERO)),
+    ),
+    Lie(
+        "a page that says more", "evidence/page", wraps=text("page_of", "</body>", "<p>Certified by Google</p></body>")
+    ),
+    Lie(
+        "a page that calls it Google's",
+        "evidence/page",
+        wraps=text("page_of", "weighbridge/gemma-4-mini@65c4c61", f"{GOOGLE}@4d7ae49"),
+    ),
+    Lie(
+        "a chain from another base",
+        "evidence/page",
+        wraps=output("chain_section", lambda said: Section("from base to evidence", "from Google's", judges=False)),
+    ),
     Lie("another guide", "evidence/page", wraps=output("guide", lambda said: said + b"\nCertified by Google.\n")),
-    Lie("a log that tells of an audit", word="log.jsonl tells", build=lambda build: replace(build, stages=(*build.stages, *_stage()))),
+    Lie(
+        "a log that tells of an audit",
+        word="log.jsonl tells",
+        build=lambda build: replace(build, stages=(*build.stages, *_stage())),
+    ),
 ]
 
 
@@ -554,15 +776,56 @@ PAGES = [
 # The checkpoint and its lists
 
 SUBJECTS = [
-    Lie("another name of the checkpoint", "evidence/subject", wraps=output("subject_of", lambda said: said.model_copy(update={"name": "gemma-4-26B"}))),
-    Lie("another digest of the checkpoint", "evidence/subject", wraps=output("subject_of", lambda said: said.model_copy(update={"digest": {"sha256": ZERO}}))),
-    Lie("a second digest of the checkpoint", "evidence/subject", wraps=output("subject_of", lambda said: said.model_copy(update={"digest": {**said.digest, "sha512": ZERO}}))),
-    Lie("a word more about the checkpoint", "evidence/subject", wraps=output("subject_of", lambda said: said.model_copy(update={"annotations": {"audited": True}}))),
-    Lie("an address of the checkpoint", "evidence/subject", wraps=output("subject_of", lambda said: said.model_copy(update={"uri": f"https://huggingface.co/{GOOGLE}"}))),
-    Lie("another digest of a shard of the build", "evidence/file-altered", build=lambda build: replace(build, shard_digests={name: ZERO for name in build.shard_digests})),
-    Lie("another digest of a tensor", "evidence/tensor-altered", build=lambda build: replace(build, tensor_digests={**build.tensor_digests, next(iter(build.tensor_digests)): ZERO})),
-    Lie("a file that is not listed", "evidence/file-added", wraps=output("list_all", lambda found: replace(found, signed=tuple(name for name in found.signed if name != "tokenizer.json")))),
-    Lie("a tensor that is not listed", "evidence/tensor-altered", wraps=output("write_tensors", lambda said: said.split(b"\n", 1)[1])),
+    Lie(
+        "another name of the checkpoint",
+        "evidence/subject",
+        wraps=output("subject_of", lambda said: said.model_copy(update={"name": "gemma-4-26B"})),
+    ),
+    Lie(
+        "another digest of the checkpoint",
+        "evidence/subject",
+        wraps=output("subject_of", lambda said: said.model_copy(update={"digest": {"sha256": ZERO}})),
+    ),
+    Lie(
+        "a second digest of the checkpoint",
+        "evidence/subject",
+        wraps=output("subject_of", lambda said: said.model_copy(update={"digest": {**said.digest, "sha512": ZERO}})),
+    ),
+    Lie(
+        "a word more about the checkpoint",
+        "evidence/subject",
+        wraps=output("subject_of", lambda said: said.model_copy(update={"annotations": {"audited": True}})),
+    ),
+    Lie(
+        "an address of the checkpoint",
+        "evidence/subject",
+        wraps=output("subject_of", lambda said: said.model_copy(update={"uri": f"https://huggingface.co/{GOOGLE}"})),
+    ),
+    Lie(
+        "another digest of a shard of the build",
+        "evidence/file-altered",
+        build=lambda build: replace(build, shard_digests=dict.fromkeys(build.shard_digests, ZERO)),
+    ),
+    Lie(
+        "another digest of a tensor",
+        "evidence/tensor-altered",
+        build=lambda build: replace(
+            build, tensor_digests={**build.tensor_digests, next(iter(build.tensor_digests)): ZERO}
+        ),
+    ),
+    Lie(
+        "a file that is not listed",
+        "evidence/file-added",
+        wraps=output(
+            "list_all",
+            lambda found: replace(found, signed=tuple(name for name in found.signed if name != "tokenizer.json")),
+        ),
+    ),
+    Lie(
+        "a tensor that is not listed",
+        "evidence/tensor-altered",
+        wraps=output("write_tensors", lambda said: said.split(b"\n", 1)[1]),
+    ),
 ]
 
 
@@ -585,11 +848,17 @@ def recipe(old: str, new: str) -> Change:
 
 RECIPES = [
     Lie("a recipe of another scheme", "evidence/", build=recipe("scheme: FP8_DYNAMIC", "scheme: FP8_BLOCK")),
-    Lie("a recipe that keeps more", "evidence/", build=recipe("  - re:.*router\n", "  - re:.*router\n  - re:.*experts.*\n")),
+    Lie(
+        "a recipe that keeps more",
+        "evidence/",
+        build=recipe("  - re:.*router\n", "  - re:.*router\n  - re:.*experts.*\n"),
+    ),
     Lie("a recipe that keeps less", "evidence/", build=recipe("  - re:.*vision_tower.*\n", "")),
     Lie("a recipe of another licence", "evidence/results", build=recipe("licence: apache-2.0", "licence: mit")),
     Lie("a recipe of another name", word="shows in no tensor", build=recipe("name: fp8-dynamic", "name: certified")),
-    Lie("a recipe with other words", word="shows in no tensor", build=recipe("FP8 (E4M3) weights", "Certified weights")),
+    Lie(
+        "a recipe with other words", word="shows in no tensor", build=recipe("FP8 (E4M3) weights", "Certified weights")
+    ),
     Lie("a recipe of another base", word="shows in no tensor", build=recipe(f"model: {GOOGLE}", "model: acme/model")),
     Lie(
         "a recipe with another engine's method",
@@ -598,4 +867,81 @@ RECIPES = [
     ),
 ]
 
-LIES = [*IDENTITIES, *BASES, *STARTS, *ASKED, *JUDGED, *PAGES, *SUBJECTS, *RECIPES]
+# What it was calibrated with
+
+CALIBRATION = """\
+calibration:
+  dataset: {hub: HuggingFaceH4/ultrachat_200k, revision: 8049631c405ae6576f93f445c6b8166f76f5505a, split: train_sft}
+  samples: 4
+  sequence_length: 64
+  seed: 7
+  experts: routed
+references:
+"""
+RECORD: dict[str, Any] = {
+    "dataset": "HuggingFaceH4/ultrachat_200k@8049631c405ae6576f93f445c6b8166f76f5505a, train_sft",
+    "revision": "8049631c405ae6576f93f445c6b8166f76f5505a",
+    "file_sha256": "",
+    "rows_available": 100,
+    "rows": (3, 1, 99, 42),
+    "tokens": 256,
+    "token_ids_sha256": ONE,
+    "sequence_length": 64,
+    "batch_size": 1,
+    "render": "text",
+    "seed": 7,
+    "experts": "routed",
+    "modifiers": ("QuantizationModifier",),
+    "tools": {"llmcompressor": "0.14.0.1"},
+}
+
+
+def calibrated(**changed: Any) -> Change:
+    """A build that was calibrated, and a record that says otherwise in part."""
+    record = {key: value for key, value in {**RECORD, **changed}.items() if value is not None}
+
+    def change(build: FinishedBuild) -> FinishedBuild:
+        oneshot = recipe("method: model_free_ptq\n", "method: oneshot\n")(build)
+        return replace(recipe("references:\n", CALIBRATION)(oneshot), engine="upstream", calibration=record)
+
+    return change
+
+
+CALIBRATED_WITH = "what it was calibrated with, and that it was"
+RECORDS: Sequence[tuple[str, Any]] = [
+    ("dataset", "wikitext"),
+    ("revision", NO_COMMIT),
+    ("rows", (3, 1, 99)),
+    ("rows", (3, 1, 99, 99)),
+    ("rows", (3, 1, 99, 100)),
+    ("rows", ("a", "b", "c", "d")),
+    ("rows_available", "many"),
+    ("sequence_length", 65),
+    ("sequence_length", 0),
+    ("batch_size", 2),
+    ("seed", 8),
+    ("experts", "all"),
+    ("audited", True),
+    ("tools", None),
+    ("token_ids_sha256", "audited"),
+]
+CALIBRATIONS = [
+    Lie("a calibration that nobody saw", word=CALIBRATED_WITH, build=calibrated()),
+    Lie("a calibration with other tokens", word=CALIBRATED_WITH, build=calibrated(token_ids_sha256=ZERO)),
+    Lie("a calibration with more tokens", word=CALIBRATED_WITH, build=calibrated(tokens=10**9)),
+    Lie("a calibration with other rows", word=CALIBRATED_WITH, build=calibrated(rows=(5, 6, 7, 8))),
+    Lie("a calibration by other tools", word=CALIBRATED_WITH, build=calibrated(tools={"llmcompressor": "99"})),
+    Lie("a calibration with a file", word=CALIBRATED_WITH, build=calibrated(dataset="x.txt", file_sha256=ZERO)),
+    Lie("no calibration", "evidence/provenance", build=lambda build: replace(calibrated()(build), calibration=None)),
+    Lie(
+        "a calibration by the data-free engine",
+        "evidence/provenance",
+        build=lambda build: replace(calibrated()(build), engine="streaming"),
+    ),
+    *(
+        Lie(f"a calibration of other {key}: {value}", "evidence/provenance", build=calibrated(**{key: value}))
+        for key, value in RECORDS
+    ),
+]
+
+LIES = [*IDENTITIES, *BASES, *STARTS, *ASKED, *JUDGED, *PAGES, *SUBJECTS, *RECIPES, *CALIBRATIONS]

@@ -254,6 +254,7 @@ def test_verification_says_what_rests_on_the_word_of_the_signer(mini_build: Path
     report = call_validate(mini_build, "--evidence", "--format", "json").report
     words = report["sections"][-1]["facts"]
     assert "no --source was given" in words["the source"]
+    assert "that these bytes became those" in words["the source"]
     assert "which packages" in words["the provenance"]
 
 

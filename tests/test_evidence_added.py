@@ -145,7 +145,9 @@ def _taken_over(build: Path, other: Path) -> None:
 
 
 def _better(build: Path, _: Path) -> None:
-    edit_document(build / EVIDENCE / "added/serving.json", lambda report: report["sections"][0].update(summary="splendid"))
+    edit_document(
+        build / EVIDENCE / "added/serving.json", lambda report: report["sections"][0].update(summary="splendid")
+    )
 
 
 def _about_the_build_itself(build: Path, key: Path) -> None:

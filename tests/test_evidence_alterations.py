@@ -281,7 +281,10 @@ ALTERATIONS = [
     *(Alteration(f"{name} removed", name, _removed(name)) for name in FILES),
     *(Alteration(f"{name} behind a link", name, _linked(name)) for name in FILES),
     *(Alteration(f"a bit of evidence/{name}", name, _bit(f"evidence/{name}", 0.4)) for name in (*BESIDE, *STATED)),
-    *(Alteration(f"evidence/{name} removed", name, _removed(f"evidence/{name}")) for name in (*BESIDE, "model.sig", "evidence.sig")),
+    *(
+        Alteration(f"evidence/{name} removed", name, _removed(f"evidence/{name}"))
+        for name in (*BESIDE, "model.sig", "evidence.sig")
+    ),
     Alteration("evidence/claims.jsonl removed", "evidence/", _removed("evidence/claims.jsonl")),
     *(Alteration(f"evidence/{name} behind a link", name, _linked(f"evidence/{name}")) for name in (*BESIDE, *STATED)),
     Alteration("the first bit of the shard", SHARD, _bit(SHARD, 0.0)),

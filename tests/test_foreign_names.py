@@ -5,6 +5,7 @@ What they would lead to is there: pipes that nobody writes into, a file of a ter
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import sys
@@ -17,11 +18,9 @@ import pytest
 
 from tests.checkpoints import copy_checkpoint, rewrite
 from tests.conftest import Outcome, call_main
-from tests.dishonest import Lie, dependencies, dependency, forge, provenance, put, text
-from tests.dishonest_table import recipe
+from tests.dishonest import Lie, Workshop, dependencies, dependency, errors, open_workshop, provenance, put, text
+from tests.dishonest_table import MINI, recipe
 from tests.evidence import EVIDENCE
-from tests.test_dishonest_builders import Workshop, errors
-from tests.test_dishonest_builders import workshop as workshop  # a fixture
 from weighbridge.catalogue import REFERENCES, known_lock, lock_file
 from weighbridge.commands import reproduce
 from weighbridge.errors import RecipeError, StructureError, WeighbridgeError
@@ -58,6 +57,11 @@ def watched() -> Iterator[list[str]]:
         _opened = None
 
 
+@pytest.fixture(scope="module")
+def workshop(mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    return open_workshop(tmp_path_factory.mktemp("workshop"))
+
+
 @pytest.fixture
 def traps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory full of what must not be opened, under the names that hostile evidence has."""
@@ -86,9 +90,44 @@ def names(traps: Path) -> list[str]:
         *climbing,
         *(f"google/../{path}" for path in climbing),
         *("pipe", "sparse", "secret", "link", "org", "./pipe", "org/pipe", "org/secret", "org/folder", "org//secret"),
-        *("/", "//", ".", "..", "../..", "~", "~root", "", " ", "/proc/kmsg", "/proc/self/mem", "/dev/zero", "/dev/stdin"),
-        *("a/b/c", "a/..", "../a", "a/.", "a/b\0", "a\0/b", "google/gemma\n", "a/" + "b" * 5000, "ö/ü", "ａ/ｂ", "a/\u202eb"),
-        *("file:///etc/passwd", "https://example.org/x", "hf://a/b", "C:\\a", "a\\b/c", "$HOME/a", "`id`/a", "%2e%2e/a"),
+        *(
+            "/",
+            "//",
+            ".",
+            "..",
+            "../..",
+            "~",
+            "~root",
+            "",
+            " ",
+            "/proc/kmsg",
+            "/proc/self/mem",
+            "/dev/zero",
+            "/dev/stdin",
+        ),
+        *(
+            "a/b/c",
+            "a/..",
+            "../a",
+            "a/.",
+            "a/b\0",
+            "a\0/b",
+            "google/gemma\n",
+            "a/" + "b" * 5000,
+            "ö/ü",
+            "\uff41/\uff42",
+            "a/\u202eb",
+        ),
+        *(
+            "file:///etc/passwd",
+            "https://example.org/x",
+            "hf://a/b",
+            "C:\\a",
+            "a\\b/c",
+            "$HOME/a",
+            "`id`/a",
+            "%2e%2e/a",
+        ),
     ]
 
 
@@ -135,13 +174,11 @@ RECIPE = (REFERENCES.parent / "recipes/google/gemma-4-26B-A4B-it/fp8-dynamic.yam
 
 @pytest.mark.parametrize("number", range(COUNT))
 def test_text_that_a_stranger_s_recipe_names_is_refused(number: int, traps: Path) -> None:
-    import json
-
     name = names(traps)[number] or "x"
     raw = f"{RECIPE}quality:\n  max_kl: 1.0\n  text: {json.dumps(name)}\n".encode()
     with watched() as opened, pytest.raises(RecipeError) as refusal:
         without_files(read_recipe(raw, where="recipe.yaml"))
-    assert opened == []
+    assert outside(opened, traps) == []
     assert len(str(refusal.value)) < 800
 
 
@@ -166,8 +203,6 @@ convert: {{experts: split}}
 
 @pytest.mark.parametrize("number", range(COUNT))
 def test_recipe_that_a_stranger_s_recipe_names_is_of_the_catalogue(number: int, traps: Path) -> None:
-    import json
-
     name = names(traps)[number] or "x"
     raw = CONVERTED.format(name=json.dumps(name)).encode()
     with watched() as opened, pytest.raises(WeighbridgeError):
@@ -205,20 +240,29 @@ def hostile_provenance(name: str) -> Mapping[str, Lie]:
     parameters = ("predicate", "buildDefinition", "externalParameters")
     return {
         "a reference": Lie("a", wraps=dependencies(lambda items: items.append(reference))),
-        "a reference that is no lock": Lie("b", wraps=dependencies(lambda items: items.append({**reference, "name": f"references/{name}"}))),
+        "a reference that is no lock": Lie(
+            "b", wraps=dependencies(lambda items: items.append({**reference, "name": f"references/{name}"}))
+        ),
         "the base": Lie("c", wraps=dependency("base model", put("uri", value=base))),
         "the model": Lie("d", wraps=provenance(put(*parameters, "model", value=name))),
         "the references asked for": Lie("e", wraps=provenance(put(*parameters, "references", value=[name]))),
-        "a file of the source": Lie("f", wraps=dependencies(lambda items: items.append({**reference, "name": f"source/{name}"}))),
+        "a file of the source": Lie(
+            "f", wraps=dependencies(lambda items: items.append({**reference, "name": f"source/{name}"}))
+        ),
         "the start": Lie("g", wraps=text("_start", "base: weighbridge/gemma-4-mini\n", f"base: {quoted(name)}\n")),
         "the start's own name": Lie("h", wraps=text("_start", "repository: mini\n", f"repository: {quoted(name)}\n")),
-        "a by-product": Lie("i", wraps=provenance(lambda said: said["predicate"]["runDetails"]["byproducts"].append({**reference, "name": f"evidence/{name}"}))),
+        "a by-product": Lie(
+            "i",
+            wraps=provenance(
+                lambda said: said["predicate"]["runDetails"]["byproducts"].append(
+                    {**reference, "name": f"evidence/{name}"}
+                )
+            ),
+        ),
     }
 
 
 def quoted(name: str) -> str:
-    import json
-
     return json.dumps(name)
 
 
@@ -229,19 +273,35 @@ SOME = (0, 1, 3, 10, 18, 30, 33, 36, 41, 51)
 
 def outside(opened: list[str], *places: Path) -> list[str]:
     """What was opened of the traps, or of the system where secrets and endless files lie."""
-    return [path for path in opened if path.startswith(tuple(map(str, places))) or path.startswith(("/proc/kmsg", "/etc/passwd"))]
+    return [
+        path
+        for path in opened
+        if path.startswith(tuple(map(str, places))) or path.startswith(("/proc/kmsg", "/etc/passwd"))
+    ]
 
 
-@pytest.mark.parametrize("number", SOME)
+@pytest.mark.parametrize("number", SOME[:3])
 @pytest.mark.parametrize("place", PLACES)
 def test_checking_opens_nothing_that_a_provenance_names(
     place: str, number: int, workshop: Workshop, traps: Path, tmp_path: Path
 ) -> None:
+    check_checking(place, number, workshop, traps, tmp_path)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("number", range(COUNT))
+@pytest.mark.parametrize("place", PLACES)
+def test_checking_opens_nothing_of_any_name(
+    place: str, number: int, workshop: Workshop, traps: Path, tmp_path: Path
+) -> None:
+    check_checking(place, number, workshop, traps, tmp_path)
+
+
+def check_checking(place: str, number: int, workshop: Workshop, traps: Path, tmp_path: Path) -> None:
     lie = hostile_provenance(names(traps)[number])[place]
-    build = forge(lie, workshop.finished, workshop.unfinished, tmp_path / "build", workshop.key)
-    public = open_verifier(workshop.key.with_suffix(".pub.pem"))
+    build = workshop.forged(lie, tmp_path / "build")
     with watched() as opened:
-        report = verify(build, verifier=public, progress=Progress(shown=False))
+        report = workshop.checked(build)
     assert outside(opened, traps) == []
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 < 4 * GIGABYTE
     if place != "the model" and place != "the references asked for":
@@ -252,12 +312,24 @@ def call_reproduce(*arguments: str | Path) -> Outcome:
     return call_main(reproduce.main, (*arguments, "--elsewhere", "--memory", "64GiB"))
 
 
-@pytest.mark.parametrize("number", range(COUNT))
+@pytest.mark.parametrize("number", SOME)
 def test_rebuilding_opens_no_reference_that_a_provenance_names(
     number: int, workshop: Workshop, traps: Path, tmp_path: Path
 ) -> None:
+    check_rebuilding(number, workshop, traps, tmp_path)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("number", sorted(set(range(COUNT)) - set(SOME)))
+def test_rebuilding_opens_no_reference_of_any_name(
+    number: int, workshop: Workshop, traps: Path, tmp_path: Path
+) -> None:
+    check_rebuilding(number, workshop, traps, tmp_path)
+
+
+def check_rebuilding(number: int, workshop: Workshop, traps: Path, tmp_path: Path) -> None:
     lie = hostile_provenance(names(traps)[number])["the references asked for"]
-    build = forge(lie, workshop.finished, workshop.unfinished, tmp_path / "build", workshop.key)
+    build = workshop.forged(lie, tmp_path / "build")
     with watched() as opened:
         outcome = call_reproduce(build)
     assert outside(opened, traps) == []
@@ -268,36 +340,42 @@ def test_rebuilding_opens_no_reference_that_a_provenance_names(
 
 def test_reference_that_a_user_names_is_opened(workshop: Workshop, traps: Path, tmp_path: Path) -> None:
     lie = hostile_provenance("/somewhere")["the references asked for"]
-    build = forge(lie, workshop.finished, workshop.unfinished, tmp_path / "build", workshop.key)
+    build = workshop.forged(lie, tmp_path / "build")
     lock = REFERENCES / "weighbridge/gemma-4-mini-FP8-dynamic.yaml"
     assert call_reproduce(build, "--reference", lock).code == 0
 
 
+@pytest.mark.parametrize("name", [MINI, f"{MINI}@65c4c61b745416d0550b6de908d159b7091ab1ab"])
 def test_rebuilding_does_not_take_a_directory_here_for_the_model_that_is_named(
-    workshop: Workshop, traps: Path, tmp_path: Path
+    name: str, workshop: Workshop, traps: Path, tmp_path: Path
 ) -> None:
-    (traps / "weighbridge/gemma-4-mini").mkdir(parents=True)
+    (traps / name).mkdir(parents=True)
     lie = hostile_provenance("elsewhere")["the model"]
-    build = forge(lie, workshop.finished, workshop.unfinished, tmp_path / "build", workshop.key)
-    outcome = call_reproduce(build)
-    assert outcome.code == 2
-    assert "name yourself what is meant" in outcome.err
+    build = workshop.forged(lie, tmp_path / "build")
+    with watched() as opened:
+        outcome = call_reproduce(build)
+    assert outside(opened, traps) == []
+    assert (outcome.code, outcome.out) == (2, "")
 
 
 @pytest.mark.parametrize("name", ["pipe", "sparse", "secret", "/proc/kmsg"])
-def test_rebuilding_opens_no_text_that_the_recipe_names(name: str, workshop: Workshop, traps: Path, tmp_path: Path) -> None:
+def test_rebuilding_opens_no_text_that_the_recipe_names(
+    name: str, workshop: Workshop, traps: Path, tmp_path: Path
+) -> None:
     limited = recipe("references:\n", f"quality: {{max_kl: 1.0, windows: 2, text: {name}}}\nreferences:\n")
-    build = forge(Lie("a", build=limited), workshop.finished, workshop.unfinished, tmp_path / "build", workshop.key)
+    build = workshop.forged(Lie("a", build=limited), tmp_path / "build")
     with watched() as opened:
         outcome = call_reproduce(build)
     assert outside(opened, traps) == [] and name not in opened
     assert (outcome.code, outcome.out) == (2, "")
 
 
-@pytest.mark.parametrize("device", ["/dev/zero", "", "cuda:../../x", "a\0b", "x" * 10_000, "ｃｐｕ", 1, None])
+@pytest.mark.parametrize(
+    "device", ["/dev/zero", "", "cuda:../../x", "a\0b", "x" * 10_000, "\uff43\uff50\uff55", 1, None]
+)
 def test_rebuilding_takes_no_device_that_is_none(device: object, workshop: Workshop, tmp_path: Path) -> None:
     lie = Lie("a", wraps=provenance(put("predicate", "buildDefinition", "externalParameters", "device", value=device)))
-    build = forge(lie, workshop.finished, workshop.unfinished, tmp_path / "build", workshop.key)
+    build = workshop.forged(lie, tmp_path / "build")
     outcome = call_reproduce(build)
     assert (outcome.code, outcome.out) == (2, "")
 
@@ -320,11 +398,23 @@ TRAPS: Mapping[str, Callable[[Path], None]] = {
     "a link to the kernel's log": lambda path: path.symlink_to("/proc/kmsg"),
     "a folder": lambda path: path.mkdir(),
 }
-IN_EVIDENCE = ("files.sha256", "source.yaml", "recipe.yaml", "bom.cdx.json", "report.html", "claims.jsonl", "model.sig", "evidence.sig", "log.jsonl")
+IN_EVIDENCE = (
+    "files.sha256",
+    "source.yaml",
+    "recipe.yaml",
+    "bom.cdx.json",
+    "report.html",
+    "claims.jsonl",
+    "model.sig",
+    "evidence.sig",
+    "log.jsonl",
+)
 
 
 @pytest.mark.parametrize("trap", [*TRAPS, "a file of a terabyte"])
-@pytest.mark.parametrize("name", [*(f"evidence/{name}" for name in IN_EVIDENCE), "README.md", "README.base.md", "LICENSE"])
+@pytest.mark.parametrize(
+    "name", [*(f"evidence/{name}" for name in IN_EVIDENCE), "README.md", "README.base.md", "LICENSE"]
+)
 def test_checking_ends_whatever_lies_in_the_place_of_a_file(
     name: str, trap: str, signed_builds: Path, tmp_path: Path
 ) -> None:
@@ -346,5 +436,3 @@ def test_statement_of_many_small_parts_is_refused_by_its_size(signed_builds: Pat
     report = verify(copy, progress=Progress(shown=False))
     told = [finding.message for finding in report.findings() if finding.where == "evidence/bom.cdx.json"]
     assert any("larger than" in message for message in told)
-
-

@@ -256,7 +256,13 @@ def test_model_statement_that_leaves_out_what_it_has_to_be_over_is_refused(path:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("hash_type", "blake3"), ("allow_symlinks", True), ("method", "shards"), ("shard_size", 1), ("ignore_paths", None)],
+    [
+        ("hash_type", "blake3"),
+        ("allow_symlinks", True),
+        ("method", "shards"),
+        ("shard_size", 1),
+        ("ignore_paths", None),
+    ],
 )
 def test_model_statement_that_was_taken_otherwise_is_refused(key: str, value: object) -> None:
     with pytest.raises(StructureError, match="is no Model Signing"):

@@ -73,10 +73,8 @@ def audit_sections(
         progress=progress,
     )
     lock = base_of_source(base, preferred=loaded.recipe.base.model if loaded is not None else "")
-    if found.digests:
-        identity = identify(base.shards, lock, {**found.digests, **_beside(base, lock)})
-    else:
-        identity = sampled(lock)
+    digests = {**found.digests, **_beside(base, lock)}
+    identity = identify(base.shards, lock, digests) if found.digests else sampled(lock)
     return [identity.section(base), *audit.sections(found)]
 
 

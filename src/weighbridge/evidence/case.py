@@ -195,7 +195,7 @@ class Case:
 
     @property
     def fetched(self) -> Origin:
-        """The repository and revision of the hub that the provenance says that the source was fetched from, if it was."""
+        """Where on the hub the provenance says that the source was fetched from, if it was."""
         revision = self.parameters.get("revision")
         return Origin(self.model, revision) if isinstance(revision, str) and revision else Origin()
 
@@ -216,7 +216,7 @@ class Case:
 
     @cached_property
     def base(self) -> BaseModel:
-        """The base model as a build of this source by this recipe names it; what the evidence says is held against it."""
+        """The base as a build of this source by this recipe names it: what the evidence says is held against it."""
         return base_model(self.identity, self.fetched, self.model, self.loaded.recipe)
 
     @cached_property
@@ -359,7 +359,11 @@ def _read_claims(case: Case) -> Iterator[Finding]:
 
 def _read_lines(case: Case, name: str, claims: list[Claim], *, signed: bool) -> Iterator[Finding]:
     """Read the statements of a file, in envelopes where the build is signed."""
-    lines = case.read(name).split(b"\n")
+    try:
+        lines = case.read(name).split(b"\n")
+    except StructureError as error:
+        yield wrong("evidence/unreadable", error.where, error.what)
+        return
     if lines.pop() != b"":
         yield wrong("evidence/malformed", f"{EVIDENCE}/{name}", "does not end with a whole line")
     for number, line in enumerate(lines, 1):

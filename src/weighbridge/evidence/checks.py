@@ -136,8 +136,8 @@ def _check_signatures(case: Case) -> Checked:
 
 
 def _signed(case: Case) -> Iterator[tuple[str, Mapping[str, str], str, Collection[str]]]:
-    """Each Model Signing bundle that belongs there: its file, what it has to be over, how it calls that, and what it may
-    say that it leaves out."""
+    """Each Model Signing bundle that belongs there: its file, what it has to be over, what it calls that, and what it
+    may say that it leaves out."""
     yield SIGNATURE, case.listed, str(case.provenance.subject[0].name), IGNORED
     beside = {name.removeprefix(f"{EVIDENCE}/"): digest for name, digest in case.beside.items()}
     later = {name for name in beside if name.startswith(f"{ADDED_FOLDER}/")}
@@ -242,7 +242,7 @@ def _check_results(case: Case) -> Checked:
 
 
 def _same(said: Section, section: Section, case: Case) -> bool:
-    """Whether a section comes out as it was stated; by another version, whether it holds as well and in the same words."""
+    """Whether a section comes out as it was stated; another version may have found other things on the way."""
     if (section.summary, section.holds) != (said.summary, said.holds):
         return False
     return not case.same_version or _found(said) == _found(section)

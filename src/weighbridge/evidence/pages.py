@@ -148,7 +148,7 @@ def _check_stamp(case: Case, where: str, stamped: str) -> Iterator[Finding]:
 
 
 def check_pages(case: Case) -> Checked:
-    """Reports say of the source what is known of it, and their pages and texts say what they say, and not a word more."""
+    """Reports say of the source what is known of it, and their pages and texts say what they say, not a word more."""
     findings: list[Finding] = []
     told = {name: sha256_of(case.read(name))["sha256"] for name in (TENSORS, FILES, f"{MAIN_REPORT}.json")}
     main = case.report(MAIN_REPORT)

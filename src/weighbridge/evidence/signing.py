@@ -34,8 +34,8 @@ MODEL_SIGNATURE = "https://model_signing/signature/v1.0"
 SIGSTORE = "sigstore"
 CURVES = ("secp256r1", "secp384r1", "secp521r1")
 IGNORED = (EVIDENCE, *UNSIGNED, HUB_CLIENT)
-"""What the checkpoint's signature is not over: the evidence, which has one of its own, and what git and the hub's client
-keep beside a download."""
+"""What the checkpoint's signature is not over: the evidence, which has one of its own, and what git and the hub's
+client keep beside a download."""
 
 MODEL_SIGNATURE_FILE, EVIDENCE_SIGNATURE_FILE, ADDED_SIGNATURE_FILE = "model.sig", "evidence.sig", "added.sig"
 ADDED_FOLDER = "added"

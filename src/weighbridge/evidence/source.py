@@ -27,24 +27,25 @@ def check_source(case: Case) -> Checked:
     """What was read is the base that it is said to be, as far as that can be seen from here."""
     sources = case.sources
     findings = [*_check_identity(case), *_check_start(case), *_check_carried(case), *_unproven(case)]
-    summary, words = f"{len(sources)} files of the source stated", []
     base = case.base
+    named = f"{base.repository}@{base.revision[:12]}" if base.revision else base.repository
+    summary, words = f"{len(sources)} files of the source stated", []
     if base.proven:
-        summary += f", which {base.sentence}"
-    else:
-        named = f"{base.repository}@{base.revision[:12]}" if base.revision else base.repository
-        words.append(f"that {named} is what was read: by the digests that are stated, its {base.sentence}")
-        if case.source is None:
-            words.append(f"that the source has the tensors, the config.json and the sizes that {EVIDENCE}/{START} says")
+        summary += f", by the digests that references/ has of {named}"
+    if case.source is None:
+        words.append(f"that {named} is what was read: digests are stated, and no --source was given to hash")
+    elif not base.proven:
+        words.append(f"that {named} is what was read: the source that was given {base.sentence}")
+    if not base.proven and case.source is None:
+        words.append(f"that the source has the tensors, the config.json and the sizes that {EVIDENCE}/{START} says")
     if case.fetched.repository:
         words.append(f"that it was fetched from {case.fetched.repository}@{case.fetched.revision[:12]}")
     elif case.model != base.repository:
         words.append(f"that the source was called {case.model}")
+    words.append("that these bytes became those: rebuild it, or audit the numbers")
     if case.source is None:
-        words.append("that the files that are stated were read: no --source was given to compare with")
         return Checked(summary, tuple(findings), tuple(words))
     findings += _check_given(case, case.source)
-    words.append("that these bytes became those: rebuild it, or audit the numbers")
     return Checked(f"{summary}; all of them hashed in {case.source.label}", tuple(findings), tuple(words))
 
 

@@ -184,23 +184,22 @@ def _check_dependencies(case: Case) -> Iterator[Finding]:
         yield wrong("evidence/recipe", f"{EVIDENCE}/{RECIPE}", "is not the recipe that the provenance names")
     files = {str(item.name): item for item in file_resources(case.base, case.sources)}
     pinned = pinned_wheels()
-    for item in stated:
+    for item in (item for item in stated if item.name not in (RECIPE, BASE)):
         name = str(item.name)
-        if name in (RECIPE, BASE):
-            continue
         if name.startswith(SOURCE_FILE):
-            if item != files.get(name) or not _has_sha256(item):
-                yield _lie(name, f"is not stated as a file of {case.base.repository} is")
+            so = item == files.get(name) and _has_sha256(item)
         elif name.startswith(REFERENCE_FILE):
-            if item != Resource(name=name, digest=item.digest) or not _has_sha256(item):
-                yield _lie(name, "is not stated as a reference is")
-        elif name == CALIBRATION:
-            yield from _check_calibration(case, item)
+            so = item == Resource(name=name, digest=item.digest) and _has_sha256(item)
         elif name == REPOSITORY:
-            if item not in _repositories(item):
-                yield _lie(name, "is not stated as a commit of Weighbridge is")
+            so = item in _repositories(item)
+        elif name == CALIBRATION:
+            so = _is_calibration(item)
+            yield from _check_calibration(case, item)
         else:
-            yield from _check_package(item, pinned)
+            so = _package(item) is not None
+            yield from _check_wheel(item, pinned)
+        if not so:
+            yield _lie(name, "is nothing that a build is made from, or is not stated as such a thing is")
     for name in (BASE, REPOSITORY):
         if name not in names:
             yield _lie(name, "is not named")
@@ -220,18 +219,20 @@ def _repositories(item: Resource) -> Collection[Resource]:
     return [repository_resource(None), *map(repository_resource, known)]
 
 
-def _check_calibration(case: Case, item: Resource) -> Iterator[Finding]:
-    """The record of a calibration is one by its form, and does not contradict the recipe."""
-    record = item.annotations or {}
-    calibration = case.loaded.recipe.calibration
+def _is_calibration(item: Resource) -> bool:
+    """Whether it is the record of a calibration by its form."""
     try:
-        again = list(calibration_resources(record))
+        return list(calibration_resources(item.annotations or {})) == [item] and _has_sha256(item)
     except (KeyError, TypeError):
-        again = []
-    if again != [item] or not _has_sha256(item):
-        yield _lie(CALIBRATION, "is not stated by the digest of its tokens")
+        return False
+
+
+def _check_calibration(case: Case, item: Resource) -> Iterator[Finding]:
+    """The record of a calibration does not contradict the recipe."""
+    calibration = case.loaded.recipe.calibration
     if calibration is not None:
-        yield from (_lie(f"{CALIBRATION}.{key}", "is not what the recipe says") for key in _other(record, calibration))
+        for key in _other(item.annotations or {}, calibration):
+            yield _lie(f"{CALIBRATION}.{key}", "is not what the recipe says")
 
 
 def _other(record: Mapping[str, JsonValue], calibration: Calibration) -> Iterator[str]:
@@ -284,13 +285,11 @@ def _package(item: Resource) -> Installed | None:
     return found if known and distribution_resource(found) == item else None
 
 
-def _check_package(item: Resource, wheels: Mapping[tuple[str, str], str]) -> Iterator[Finding]:
+def _check_wheel(item: Resource, wheels: Mapping[tuple[str, str], str]) -> Iterator[Finding]:
+    """A package of a version that is pinned here is of the wheel that is."""
     found = _package(item)
-    if found is None:
-        yield _lie(str(item.name), "is nothing that a build is made from, or not stated as such a thing is")
-        return
-    pinned = wheels.get((found.name, found.version))
-    if UNKNOWN not in (found.wheel, pinned or UNKNOWN) and found.wheel != pinned:
+    pinned = UNKNOWN if found is None else wheels.get((found.name, found.version), UNKNOWN)
+    if found is not None and UNKNOWN not in (found.wheel, pinned) and found.wheel != pinned:
         yield _lie(found.name, f"is said to be of another wheel than constraints.txt has of {found.version}")
 
 

@@ -18,4 +18,5 @@ def build_verdict(subject: str, tensors: int, references: Sequence[Section], sou
     """
     held = "; ".join(f"{section.title}: {section.summary}" for section in references)
     against = held or "no reference was named for this base, so it was held against its plan alone"
-    return f"{subject} is built and holds: {tensors:,} tensors as planned; {against}; the source {source}: {identity.sentence}"
+    said = f"{tensors:,} tensors as planned; {against}; the source {source}: {identity.sentence}"
+    return f"{subject} is built and holds: {said}"

@@ -1,4 +1,4 @@
-"""A recipe that a stranger wrote, as a build may follow it: nothing that it names is opened here but what is our own."""
+"""A recipe that a stranger wrote, as a build may follow it: nothing that it names is opened but what is our own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from weighbridge.recipe.quality import CARRIED_TEXTS
 def without_files(loaded: LoadedRecipe) -> LoadedRecipe:
     """The recipe with the names in it that lead to files led to the catalogue, and to nowhere else.
 
-    Recipes go by their names in the catalogue, texts by those that every environment carries, data sets by their hub id.
+    Recipes go by their names in the catalogue, texts by those that every environment carries, data sets by hub ids.
     What somebody else's machine had under some path is not what this one has there.
 
     Raises:
