@@ -39,6 +39,7 @@ class Lie:
         rule: the rule of an error that refuses it; empty where nobody can know.
         word: where nobody can know: what the report says that it takes the builder's word for.
         seen: the rule that refuses it where the source is at hand, if that makes a difference.
+        before: changes files of the checkpoint, before its evidence is written.
         build: changes the values that evidence is written of.
         wraps: functions of the writer -> what takes the place of each.
     """
@@ -47,6 +48,7 @@ class Lie:
     rule: str = ""
     word: str = ""
     seen: str = ""
+    before: Callable[[Path], object] = lambda directory: None
     build: Callable[[FinishedBuild], FinishedBuild] = lambda build: build
     wraps: Mapping[str, Wrap] = field(default_factory=dict)
 
@@ -76,6 +78,7 @@ def _lying(lie: Lie) -> Iterator[None]:
 def forge(lie: Lie, honest: FinishedBuild, unfinished: Path, target: Path, key: Path) -> Path:
     """The build of a liar, with its evidence; its weights are hard links to those of the honest one."""
     shutil.copytree(unfinished, target, copy_function=_link_weights)
+    lie.before(target)
     with _lying(lie):
         write(target, lie.build(honest), signer=KeySigner.open(key), progress=Progress(shown=False))
     return target

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from tests.dishonest import (
@@ -30,7 +32,7 @@ from weighbridge.evidence import FinishedBuild
 from weighbridge.evidence.environment import Installed, Repository
 from weighbridge.formats.tensors import Tensor
 from weighbridge.identity import Claim, Identity, Unproven
-from weighbridge.report import Finding, Report, Section, Severity
+from weighbridge.report import Area, Areas, Finding, Report, Section, Severity
 from weighbridge.structure.checkpoint import Checkpoint, FileFact, Origin
 
 GOOGLE, MINI = "google/gemma-4-26B-A4B-it", "weighbridge/gemma-4-mini"
@@ -829,6 +831,52 @@ SUBJECTS = [
 ]
 
 
+TEMPLATE = "{{ messages }} and a word of my own"
+TEMPLATE_DIGEST = hashlib.sha256(TEMPLATE.encode()).hexdigest()
+
+
+def _other_template(directory: Path) -> None:
+    (directory / "chat_template.jinja").write_text(TEMPLATE)
+
+
+def area(size: int) -> Change:
+    """A picture of bytes in the report that no honest one has."""
+    return section(PLAN, figures=(Areas("bytes", tuple(Area("a", "b", "c", size) for _ in range(3000))),))
+
+
+def _another_file(directory: Path) -> None:
+    (directory / "more.json").write_text("{}")
+
+
+CARRIED = [
+    Lie("another template than the source's", "evidence/carried", before=_other_template),
+    Lie(
+        "another template, stated as the source's",
+        "evidence/identity",
+        before=_other_template,
+        wraps=_more_files(chat_template__jinja=TEMPLATE_DIGEST),
+    ),
+    Lie("a file that the source has not", "evidence/", before=_another_file),
+    Lie(
+        "a file that the source has not, stated as its own",
+        word="that these files are the base's own, which no lock has digests of: more.json",
+        seen="evidence/source",
+        before=_another_file,
+        build=lambda build: _with_file(build, "more.json", b"{}"),
+    ),
+    Lie("a picture of nothing", word="facts and figures", build=area(0)),
+    Lie("a picture of less than nothing", word="facts and figures", build=area(-1)),
+]
+
+
+def _with_file(build: FinishedBuild, name: str, content: bytes) -> FinishedBuild:
+    """A file more in the source, with its digest; the reports name it as they name all of no known digest."""
+    digests = {**build.identity.digests, name: hashlib.sha256(content).hexdigest()}
+    source = replace(build.source, files={**build.source.files, name: FileFact(len(content))})
+    lied = replace(build, source=source, identity=replace(build.identity, digests=digests))
+    return report(lambda said: _of_identity(said, build.identity, lied))(lied)
+
+
 # The recipe
 
 
@@ -944,4 +992,4 @@ CALIBRATIONS = [
     ),
 ]
 
-LIES = [*IDENTITIES, *BASES, *STARTS, *ASKED, *JUDGED, *PAGES, *SUBJECTS, *RECIPES, *CALIBRATIONS]
+LIES = [*IDENTITIES, *BASES, *STARTS, *ASKED, *JUDGED, *PAGES, *SUBJECTS, *CARRIED, *RECIPES, *CALIBRATIONS]

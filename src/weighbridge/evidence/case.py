@@ -211,8 +211,7 @@ class Case:
     @cached_property
     def identity(self) -> Identity:
         """Who the source is: by the digests that the provenance has of its files, and by the locks that are here."""
-        shards = [name for name in self.sources if name.endswith(".safetensors")]
-        return identify(shards, self.lock, self.sources)
+        return identify(self.source_shards, self.lock, self.sources)
 
     @cached_property
     def base(self) -> BaseModel:
@@ -255,6 +254,11 @@ class Case:
             for name, item in self.dependencies.items()
             if name.startswith(SOURCE_FILE)
         }
+
+    @property
+    def source_shards(self) -> tuple[str, ...]:
+        """The shards of the source, among the files that the provenance says were read."""
+        return tuple(name for name in self.sources if name.endswith(".safetensors"))
 
     def opened(self) -> Checkpoint:
         """The checkpoint by its headers.

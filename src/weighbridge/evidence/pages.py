@@ -28,13 +28,14 @@ from weighbridge.evidence.write import (
 )
 from weighbridge.identity import identity_section
 from weighbridge.model_card import card_metadata
-from weighbridge.report import PRESENTERS, Finding, Report, Severity
+from weighbridge.report import PRESENTERS, Finding, Report, Section, Severity
 from weighbridge.structure.checkpoint import EVIDENCE
 from weighbridge.structure.strict_json import parse_object
-from weighbridge.structure.weights import is_weights
 
 WORDED = ("description", "modelCard", "pedigree", "properties")
 """Parts of the model in a bill of materials that another version may word otherwise."""
+UNPRESENTABLE = (ArithmeticError, LookupError, RecursionError, TypeError, ValueError)
+"""What presenters raise of figures that no report of ours has: a stranger's may be negative, endless or no numbers."""
 _PROVEN = re.compile(r"is ([\w.-]+/[\w.-]+(?:@\w+)?) by SHA-256", re.ASCII)
 
 
@@ -156,13 +157,7 @@ def check_pages(case: Case) -> Checked:
     findings += _check_main(case, main)
     for name in case.results:
         report = case.report(name)
-        forms = {f"{name}.md": PRESENTERS["markdown"](report), f"{name}.html": page_of(report, chain)}
-        for file, text in forms.items():
-            raw = case.read(file)
-            if raw != text.encode():
-                what = f"does not say what {name}.json says"
-                findings.append(Finding("evidence/page", _strictness(case), f"{EVIDENCE}/{file}", what))
-            findings += _check_proven(case, f"{EVIDENCE}/{file}", raw.decode(errors="replace"))
+        findings += _check_forms(case, name, report, chain)
         if not report.holds:
             findings.append(wrong("evidence/results", f"{EVIDENCE}/{name}.json", "does not hold"))
     if case.read(GUIDE) != guide(signed=case.signed):
@@ -177,11 +172,25 @@ def check_pages(case: Case) -> Checked:
     )
 
 
+def _check_forms(case: Case, name: str, report: Report, chain: Section) -> Iterator[Finding]:
+    """A report's text and page say what it says."""
+    try:
+        forms = {f"{name}.md": PRESENTERS["markdown"](report), f"{name}.html": page_of(report, chain)}
+    except UNPRESENTABLE:
+        yield wrong("evidence/page", f"{EVIDENCE}/{name}.json", "has figures that cannot be shown")
+        return
+    for file, text in forms.items():
+        raw = case.read(file)
+        if raw != text.encode(errors="surrogatepass"):
+            what = f"does not say what {name}.json says"
+            yield Finding("evidence/page", _strictness(case), f"{EVIDENCE}/{file}", what)
+        yield from _check_proven(case, f"{EVIDENCE}/{file}", raw.decode(errors="replace"))
+
+
 def _check_main(case: Case, report: Report) -> Iterator[Finding]:
     """The build's own report calls the source what it is, and its verdict is the one that its sections come to."""
     where = f"{EVIDENCE}/{MAIN_REPORT}.json"
-    start = case.start
-    beside = [name for name in start.files if name not in case.sources or not is_weights(name)]
+    beside = case.start.files.keys() - set(case.source_shards)
     expected = identity_section(case.identity, case.model, beside)
     named = [section for section in report.sections if section.title.startswith("the source ")]
     if named != [expected]:

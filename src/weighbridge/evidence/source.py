@@ -34,6 +34,7 @@ def check_source(case: Case) -> Checked:
         summary += f", by the digests that references/ has of {named}"
     if case.source is None:
         words.append(f"that {named} is what was read: digests are stated, and no --source was given to hash")
+        words += _of_no_known_digest(case)
     elif not base.proven:
         words.append(f"that {named} is what was read: the source that was given {base.sentence}")
     if not base.proven and case.source is None:
@@ -47,6 +48,15 @@ def check_source(case: Case) -> Checked:
         return Checked(summary, tuple(findings), tuple(words))
     findings += _check_given(case, case.source)
     return Checked(f"{summary}; all of them hashed in {case.source.label}", tuple(findings), tuple(words))
+
+
+def _of_no_known_digest(case: Case) -> Iterator[str]:
+    """The files that a proven base may have otherwise: no lock here has their digests."""
+    lock = case.identity.lock
+    if case.base.proven and lock is not None:
+        names = [name for name in sorted(case.sources) if name not in lock.files or not lock.files[name].sha256]
+        if names:
+            yield f"that these files are the base's own, which no lock has digests of: {', '.join(names)}"
 
 
 def _check_identity(case: Case) -> Iterator[Finding]:
