@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.dishonest import (
+    WRITER,
     Lie,
     Wrap,
     all_of,
@@ -46,6 +47,7 @@ PLAN = "against the recipe's plan"
 GOOGLES = "the published google/gemma-4-26B-A4B-it"
 
 Change = Callable[[FinishedBuild], FinishedBuild]
+Figures = tuple[Areas, ...]
 
 
 # Who the base is
@@ -839,9 +841,9 @@ def _other_template(directory: Path) -> None:
     (directory / "chat_template.jinja").write_text(TEMPLATE)
 
 
-def area(size: int) -> Change:
-    """A picture of bytes in the report that no honest one has."""
-    return section(PLAN, figures=(Areas("bytes", tuple(Area("a", "b", "c", size) for _ in range(3000))),))
+def areas(size: int, *, count: int) -> Figures:
+    """A picture of bytes that no honest report has."""
+    return (Areas("bytes", tuple(Area("a", "b", "c", size) for _ in range(count))),)
 
 
 def _another_file(directory: Path) -> None:
@@ -862,10 +864,19 @@ CARRIED = [
         word="that these files are the base's own, which no lock has digests of: more.json",
         seen="evidence/source",
         before=_another_file,
-        build=lambda build: _with_file(build, "more.json", b"{}"),
+        build=all_of(
+            lambda build: _with_file(build, "more.json", b"{}"),
+            section("the account", summary="8 files, 185 keys, 481 tensors held"),
+        ),
     ),
-    Lie("a picture of nothing", word="facts and figures", build=area(0)),
-    Lie("a picture of less than nothing", word="facts and figures", build=area(-1)),
+    Lie("a picture of nothing", word="facts and figures", build=section(PLAN, figures=areas(0, count=30))),
+    Lie("a picture of less than nothing", word="facts and figures", build=section(PLAN, figures=areas(-1, count=30))),
+    Lie(
+        "a picture that nobody can draw",
+        "evidence/page",
+        build=section(PLAN, figures=areas(1, count=20_000)),
+        wraps={f"{WRITER}.page_of": lambda _: lambda *_arguments: ""},
+    ),
 ]
 
 

@@ -28,12 +28,14 @@ from weighbridge.evidence.write import (
 )
 from weighbridge.identity import identity_section
 from weighbridge.model_card import card_metadata
-from weighbridge.report import PRESENTERS, Finding, Report, Section, Severity
+from weighbridge.report import PRESENTERS, Areas, Finding, Report, Section, Severity
 from weighbridge.structure.checkpoint import EVIDENCE
 from weighbridge.structure.strict_json import parse_object
 
 WORDED = ("description", "modelCard", "pedigree", "properties")
 """Parts of the model in a bill of materials that another version may word otherwise."""
+MOST_AREAS = 5_000
+"""Of the pictures in a report: to draw so many takes seconds, and the time grows with the square."""
 UNPRESENTABLE = (ArithmeticError, LookupError, RecursionError, TypeError, ValueError)
 """What presenters raise of figures that no report of ours has: a stranger's may be negative, endless or no numbers."""
 _PROVEN = re.compile(r"is ([\w.-]+/[\w.-]+(?:@\w+)?) by SHA-256", re.ASCII)
@@ -174,6 +176,10 @@ def check_pages(case: Case) -> Checked:
 
 def _check_forms(case: Case, name: str, report: Report, chain: Section) -> Iterator[Finding]:
     """A report's text and page say what it says."""
+    figures = [figure for section in report.sections for figure in section.figures if isinstance(figure, Areas)]
+    if sum(len(figure.areas) for figure in figures) > MOST_AREAS:
+        yield wrong("evidence/page", f"{EVIDENCE}/{name}.json", "has more to draw than a report of a build has")
+        return
     try:
         forms = {f"{name}.md": PRESENTERS["markdown"](report), f"{name}.html": page_of(report, chain)}
     except UNPRESENTABLE:
