@@ -222,6 +222,11 @@ def _model_signed_by_another(copy: Path, builds: Builds) -> None:
     rewrite(copy / EVIDENCE / "model.sig", bundle)
 
 
+def _signature_swapped(copy: Path, _: Builds) -> None:
+    """A right signature of the right key, over something else of the same build."""
+    rewrite(copy / EVIDENCE / "evidence.sig", (copy / EVIDENCE / "model.sig").read_bytes())
+
+
 def _unsigned(copy: Path, _: Builds) -> None:
     """The statements without their envelopes, and no signature."""
     plain = [
@@ -344,6 +349,8 @@ ALTERATIONS = [
     Alteration("the provenance of an older build of the same bytes", "", _claim_from("older", PROVENANCE)),
     Alteration("the bill of an older build of the same bytes", "bom.cdx.json", _from("older", "evidence/bom.cdx.json")),
     Alteration("the log of an older build of the same bytes", "log.jsonl", _from("older", "evidence/log.jsonl")),
+    Alteration("the signature over an older build's evidence", "evidence.sig", _from("older", "evidence/evidence.sig")),
+    Alteration("the checkpoint's signature over its evidence", "evidence.sig", _signature_swapped),
     Alteration("all evidence of another build", "", _evidence_of("other")),
     Alteration("the result left out", "test-result/report", _lines(lambda lines: lines[1:])),
     Alteration("the provenance left out", "evidence", _lines(lambda lines: lines[:1])),
