@@ -62,3 +62,10 @@ def test_what_nobody_can_know_is_told_as_the_builder_s_word(lie: Lie, workshop: 
 def test_lie_is_refused_beside_the_source(lie: Lie, workshop: Workshop, tmp_path: Path) -> None:
     report = workshop.checked(workshop.forged(lie, tmp_path / "build"), open_source("mini"))
     assert [rule for rule in errors(report) if rule.startswith(lie.seen)] != []
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("lie", LIES, ids=lambda lie: lie.what)
+def test_what_is_refused_alone_is_refused_beside_the_source_too(lie: Lie, workshop: Workshop, tmp_path: Path) -> None:
+    report = workshop.checked(workshop.forged(lie, tmp_path / "build"), open_source("mini"))
+    assert bool(errors(report)) == bool(lie.rule or lie.seen), report.verdict
