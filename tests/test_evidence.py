@@ -41,7 +41,7 @@ PLAIN = {
     ),
     *("statements.jsonl", "tensors.sha256"),
 }
-SIGNED = PLAIN - {"statements.jsonl"} | {"claims.jsonl", "model.sig"}
+SIGNED = PLAIN - {"statements.jsonl"} | {"claims.jsonl", "model.sig", "evidence.sig"}
 SHELL = re.compile(r"```sh\n(.*?)```", re.DOTALL)
 
 
@@ -126,7 +126,7 @@ def test_provenance_names_every_file_of_the_source_by_digest(
 
 def test_provenance_says_whether_the_base_is_proven(dependencies: dict[str, dict[str, Any]]) -> None:
     base = dependencies["base model"]
-    assert base["annotations"]["proven"] is True
+    assert base["annotations"]["identity"]["proven"] is True
     assert base["digest"] == {"gitCommit": "65c4c61b745416d0550b6de908d159b7091ab1ab"}
 
 
@@ -143,7 +143,7 @@ def test_provenance_names_every_installed_package_by_what_it_installed(
 
 def test_provenance_binds_every_other_file_of_the_evidence(build: Path, provenance: dict[str, Any]) -> None:
     bound = {item["name"]: item["digest"]["sha256"] for item in provenance["predicate"]["runDetails"]["byproducts"]}
-    there = {f"evidence/{name}" for name in SIGNED - {"claims.jsonl"}}
+    there = {f"evidence/{name}" for name in SIGNED - {"claims.jsonl", "evidence.sig"}}
     assert {name: digest for name, digest in bound.items() if name.startswith("evidence/")} == {
         name: sha256(build / name) for name in there
     }
@@ -254,7 +254,8 @@ def test_verification_says_what_rests_on_the_word_of_the_signer(mini_build: Path
     report = call_validate(mini_build, "--evidence", "--format", "json").report
     words = report["sections"][-1]["facts"]
     assert "no --source was given" in words["the source"]
-    assert "which packages" in words["the statements"]
+    assert "that these bytes became those" in words["the source"]
+    assert "which packages" in words["the provenance"]
 
 
 def test_source_that_was_read_is_recognized(mini_build: Path, mini: Path, call_validate: Command) -> None:

@@ -19,7 +19,7 @@ from weighbridge.evidence.verify import verify
 from weighbridge.progress import Progress
 from weighbridge.report import Finding, Report, Section, Severity
 
-ADDED = "added.jsonl"
+ADDED = "added/added.jsonl"
 
 
 def report_of(*findings: Finding, summary: str = "every parameter was filled") -> Report:
@@ -71,14 +71,14 @@ def test_added_statement_is_a_test_result_about_the_same_subject(recorded: Path)
 
 
 def test_where_things_lay_is_not_told(recorded: Path) -> None:
-    assert b"/somewhere" not in (recorded / EVIDENCE / "serving.json").read_bytes()
-    assert b"/somewhere" not in (recorded / EVIDENCE / "serving.md").read_bytes()
+    assert b"/somewhere" not in (recorded / EVIDENCE / "added/serving.json").read_bytes()
+    assert b"/somewhere" not in (recorded / EVIDENCE / "added/serving.md").read_bytes()
 
 
 def test_result_of_the_same_name_takes_the_place_of_the_earlier(recorded: Path, key: Path) -> None:
     add(recorded, report_of(summary="once more"), key=key)
     assert len(lines_of(recorded, ADDED)) == 1
-    assert "once more" in (recorded / EVIDENCE / "serving.md").read_text()
+    assert "once more" in (recorded / EVIDENCE / "added/serving.md").read_text()
     assert errors(recorded, key) == []
 
 
@@ -89,7 +89,8 @@ def test_results_of_several_names_stand_beside_each_other(recorded: Path, key: P
 
 
 def test_what_a_kill_left_of_a_result_does_not_stop_the_next(build: Path, key: Path) -> None:
-    (build / EVIDENCE / "serving.json").write_text("{")
+    (build / EVIDENCE / "added").mkdir()
+    (build / EVIDENCE / "added/serving.json").write_text("{")
     assert errors(build, key) != []
     add(build, report_of(), key=key)
     assert errors(build, key) == []
@@ -102,8 +103,8 @@ def test_result_of_an_unsigned_build_is_plain(mini_build: Path, tmp_path: Path) 
     assert verify(build, progress=Progress()).holds
 
 
-def _flip(name: str) -> Callable[[Path, Path], None]:
-    return lambda build, _: flip(build / EVIDENCE / name, at=0.4)
+def _flip(name: str, at: float = 0.4) -> Callable[[Path, Path], None]:
+    return lambda build, _: flip(build / EVIDENCE / name, at=at)
 
 
 def _removed(name: str) -> Callable[[Path, Path], None]:
@@ -139,12 +140,14 @@ def _of_an_older_build(build: Path, key: Path) -> None:
 
 
 def _taken_over(build: Path, other: Path) -> None:
-    for name in (ADDED, "serving.json", "serving.md"):
+    for name in (ADDED, "added/serving.json", "added/serving.md"):
         rewrite(build / EVIDENCE / name, (other / EVIDENCE / name).read_bytes())
 
 
 def _better(build: Path, _: Path) -> None:
-    edit_document(build / EVIDENCE / "serving.json", lambda report: report["sections"][0].update(summary="splendid"))
+    edit_document(
+        build / EVIDENCE / "added/serving.json", lambda report: report["sections"][0].update(summary="splendid")
+    )
 
 
 def _about_the_build_itself(build: Path, key: Path) -> None:
@@ -157,17 +160,17 @@ def _about_the_build_itself(build: Path, key: Path) -> None:
 
 
 ALTERATIONS: dict[str, tuple[Callable[[Path, Path], None], tuple[str, str]]] = {
-    "a bit of its report": (_flip("serving.json"), ("evidence/altered", "evidence/serving.json")),
-    "a bit of its text": (_flip("serving.md"), ("evidence/altered", "evidence/serving.md")),
-    "a bit of its statement": (_flip(ADDED), ("evidence/malformed", f"evidence/{ADDED}:1")),
-    "its report removed": (_removed("serving.json"), ("evidence/missing", "evidence/serving.json")),
-    "its statement removed": (_removed(ADDED), ("evidence/unbound", "evidence/serving.json")),
+    "a bit of its report": (_flip("added/serving.json"), ("evidence/altered", "evidence/added/serving.json")),
+    "a bit of its text": (_flip("added/serving.md"), ("evidence/altered", "evidence/added/serving.md")),
+    "a bit of its statement": (_flip(ADDED, at=0.0), ("evidence/malformed", f"evidence/{ADDED}:1")),
+    "its report removed": (_removed("added/serving.json"), ("evidence/missing", "evidence/added/serving.json")),
+    "its statement removed": (_removed(ADDED), ("evidence/unbound", "evidence/added/serving.json")),
     "its statement twice": (_doubled, ("evidence/malformed", f"evidence/{ADDED}:2")),
     "its statement no longer signed": (_plain, ("evidence/malformed", f"evidence/{ADDED}:1")),
     "its statement signed by another": (_signed_by_another, ("evidence/signature", f"evidence/{ADDED}:1")),
     "that of another build": (_of_another_build, ("evidence/subject", f"evidence/{ADDED}:1")),
     "that of an older build of the same bytes": (_of_an_older_build, ("evidence/replayed", f"evidence/{ADDED}:1")),
-    "a better word in its report": (_better, ("evidence/altered", "evidence/serving.json")),
+    "a better word in its report": (_better, ("evidence/altered", "evidence/added/serving.json")),
     "a statement about the build's own report": (
         _about_the_build_itself,
         ("evidence/malformed", f"evidence/{ADDED}:1"),

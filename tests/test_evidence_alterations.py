@@ -32,7 +32,7 @@ BESIDE = (
     "report.md",
     "log.jsonl",
 )
-STATED = ("claims.jsonl", "model.sig")
+STATED = ("claims.jsonl", "model.sig", "evidence.sig")
 
 
 @dataclass(frozen=True)
@@ -218,10 +218,13 @@ def _model_signed_by_another(copy: Path, builds: Builds) -> None:
     from weighbridge.evidence.subject import read_files
 
     files = read_files((copy / EVIDENCE / "files.sha256").read_bytes(), where="")
-    scratch = copy.parent / "scratch"
-    scratch.mkdir()
-    bundle = KeySigner.open(builds.others_key).sign_model(scratch, files, name="gemma-4-mini-fp8-dynamic")
+    bundle = KeySigner.open(builds.others_key).sign_model(files, name="gemma-4-mini-fp8-dynamic")
     rewrite(copy / EVIDENCE / "model.sig", bundle)
+
+
+def _signature_swapped(copy: Path, _: Builds) -> None:
+    """A right signature of the right key, over something else of the same build."""
+    rewrite(copy / EVIDENCE / "evidence.sig", (copy / EVIDENCE / "model.sig").read_bytes())
 
 
 def _unsigned(copy: Path, _: Builds) -> None:
@@ -231,6 +234,7 @@ def _unsigned(copy: Path, _: Builds) -> None:
     ]
     (copy / EVIDENCE / "claims.jsonl").unlink()
     (copy / EVIDENCE / "model.sig").unlink()
+    (copy / EVIDENCE / "evidence.sig").unlink()
     write_lines(copy, plain, "statements.jsonl")
 
 
@@ -282,7 +286,10 @@ ALTERATIONS = [
     *(Alteration(f"{name} removed", name, _removed(name)) for name in FILES),
     *(Alteration(f"{name} behind a link", name, _linked(name)) for name in FILES),
     *(Alteration(f"a bit of evidence/{name}", name, _bit(f"evidence/{name}", 0.4)) for name in (*BESIDE, *STATED)),
-    *(Alteration(f"evidence/{name} removed", name, _removed(f"evidence/{name}")) for name in (*BESIDE, "model.sig")),
+    *(
+        Alteration(f"evidence/{name} removed", name, _removed(f"evidence/{name}"))
+        for name in (*BESIDE, "model.sig", "evidence.sig")
+    ),
     Alteration("evidence/claims.jsonl removed", "evidence/", _removed("evidence/claims.jsonl")),
     *(Alteration(f"evidence/{name} behind a link", name, _linked(f"evidence/{name}")) for name in (*BESIDE, *STATED)),
     Alteration("the first bit of the shard", SHARD, _bit(SHARD, 0.0)),
@@ -342,6 +349,8 @@ ALTERATIONS = [
     Alteration("the provenance of an older build of the same bytes", "", _claim_from("older", PROVENANCE)),
     Alteration("the bill of an older build of the same bytes", "bom.cdx.json", _from("older", "evidence/bom.cdx.json")),
     Alteration("the log of an older build of the same bytes", "log.jsonl", _from("older", "evidence/log.jsonl")),
+    Alteration("the signature over an older build's evidence", "evidence.sig", _from("older", "evidence/evidence.sig")),
+    Alteration("the checkpoint's signature over its evidence", "evidence.sig", _signature_swapped),
     Alteration("all evidence of another build", "", _evidence_of("other")),
     Alteration("the result left out", "test-result/report", _lines(lambda lines: lines[1:])),
     Alteration("the provenance left out", "evidence", _lines(lambda lines: lines[:1])),
@@ -362,7 +371,7 @@ ALTERATIONS = [
     ),
     Alteration(
         "a lie about the base",
-        "README.md",
+        "base model",
         _lied(PROVENANCE, *DEFINITION, "resolvedDependencies", 1, "uri", value="https://huggingface.co/a/b"),
     ),
     Alteration(

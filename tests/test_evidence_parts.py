@@ -26,6 +26,7 @@ from weighbridge.evidence.statements import read_statement
 from weighbridge.evidence.subject import list_all, read_files, root_digest, write_files, write_tensors
 from weighbridge.evidence.write import base_card
 from weighbridge.formats.tensors import Tensor
+from weighbridge.identity import Claim, Unproven
 from weighbridge.model_card import Declared, card_metadata, declared_licence
 from weighbridge.recipe import load_recipe
 from weighbridge.structure.checkpoint import open_directory
@@ -241,13 +242,13 @@ def test_recipe_and_source_must_agree_on_the_licence(declared: Declared | None, 
 
 @pytest.fixture
 def facts(mini_build: Path) -> CardFacts:
-    base = BaseModel("weighbridge/gemma-4-mini", "", "identity unproven: nobody looked")
+    base = BaseModel("weighbridge/gemma-4-mini", "", Claim("", "", Unproven.SAMPLED))
     return CardFacts(load_recipe("fp8-dynamic"), open_directory(mini_build), base, {})
 
 
 def test_card_does_not_call_an_unproven_base_by_name_as_if_it_were_known(facts: CardFacts) -> None:
     assert "what was handed over as [weighbridge/gemma-4-mini]" in blocks(facts)["base"]
-    assert "identity unproven: nobody looked" in blocks(facts)["base"]
+    assert "identity unproven: only a sample of it was read" in blocks(facts)["base"]
 
 
 def test_card_names_no_directory_that_a_build_was_held_against(facts: CardFacts) -> None:

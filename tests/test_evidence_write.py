@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,14 +12,15 @@ import pytest
 from tests.checkpoints import copy_checkpoint
 from tests.evidence import EVIDENCE, lines_of
 from weighbridge.account import Base
-from weighbridge.evidence import MAIN_REPORT, FinishedBuild, write
+from weighbridge.evidence import MAIN_REPORT, FinishedBuild, build_verdict, licence_section, write
 from weighbridge.evidence.subject import hash_shards
 from weighbridge.evidence.verify import verify
+from weighbridge.expectation import values_of
 from weighbridge.identity import digest_files, identify
 from weighbridge.plan import make_plan
 from weighbridge.progress import Progress
 from weighbridge.recipe import load_recipe
-from weighbridge.references import base_of_source
+from weighbridge.references import base_of_source, find_references
 from weighbridge.report import Finding, Report, Section, Severity
 from weighbridge.source import open_source
 from weighbridge.structure.checkpoint import open_directory
@@ -58,12 +60,19 @@ def finished_in(directory: Path) -> FinishedBuild:
     loaded = load_recipe("fp8-dynamic")
     plan = make_plan(loaded, source)
     digests = digest_files(source, [*source.shards, *source.files], progress=Progress())
+    lock = base_of_source(source, preferred=loaded.recipe.base.model)
+    identity = identify(source.shards, lock, digests)
+    references = find_references(loaded, lock)
+    context = [identity.section(source), *values_of(built, plan), licence_section(source, loaded.recipe)]
+    base = Base(source, "mini", listed=True)
+    report = validate(built, plan=plan, references=references, base=base, context=context)
+    verdict = build_verdict(built.label, len(built.structure), report.sections[-len(references) :], "mini", identity)
     return FinishedBuild(
         plan=plan,
         source=source,
-        identity=identify(source, base_of_source(source, preferred=loaded.recipe.base.model), digests),
-        references=(),
-        reports={MAIN_REPORT: validate(built, plan=plan, base=Base(source, "mini", listed=True)), "audit": AUDIT},
+        identity=identity,
+        references=references,
+        reports={MAIN_REPORT: replace(report, command="build", verdict=verdict), "audit": AUDIT},
         shard_digests=shards,
         tensor_digests=tensors,
         engine="streaming",

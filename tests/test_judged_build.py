@@ -49,7 +49,7 @@ def test_result_of_evaluate_is_recorded_in_the_evidence(
     build = copy_checkpoint(mini_build, tmp_path / "build")
     outcome = call_main(evaluate.main, (build, "--source", "mini", "--windows", "2", "--record"))
     assert outcome.code == 0, outcome.err
-    content = (build / "evidence/quality.json").read_text()
+    content = (build / "evidence/added/quality.json").read_text()
     assert str(tmp_path) not in content
     assert call_validate(build, "--evidence").code == 0
 

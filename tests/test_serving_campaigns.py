@@ -96,7 +96,7 @@ def test_result_is_recorded_in_the_evidence(
     few = ("--windows", "2", "--length", "32", "--record")
     outcome = call_main(serve_check.main, [build, "--source", "smollm2", "--serving-python", python, *few])
     assert outcome.code == 0, outcome.out + outcome.err
-    assert json.loads((build / "evidence/serving.json").read_text())["holds"]
+    assert json.loads((build / "evidence/added/serving.json").read_text())["holds"]
     assert call_validate(build, "--evidence").code == 0
 
 

@@ -19,7 +19,9 @@ from tests.checkpoints import copy_checkpoint, rewrite
 from tests.conftest import Command, Outcome, call_main
 from weighbridge.commands import key
 from weighbridge.errors import EvidenceError, StructureError
+from weighbridge.evidence.added import add_result
 from weighbridge.evidence.signing import (
+    IGNORED,
     Envelope,
     KeySigner,
     SigstoreVerifier,
@@ -27,10 +29,13 @@ from weighbridge.evidence.signing import (
     open_signer,
     open_verifier,
     read_envelope,
+    read_model_statement,
     write_envelope,
 )
 from weighbridge.evidence.subject import hash_files, list_all
+from weighbridge.evidence.verify import verify
 from weighbridge.progress import Progress
+from weighbridge.report import Report, Section
 
 CURVES = ("P-256", "P-384", "P-521")
 PAYLOAD = b'{"_type":"https://in-toto.io/Statement/v1"}'
@@ -69,10 +74,16 @@ def test_signature_of_another_key_is_refused_by_name(pair: tuple[Path, Path], tm
         open_verifier(pair[1]).check(envelope)
 
 
-def run_model_signing(checkpoint: Path, public: Path) -> Outcome:
-    """``model_signing verify key`` as a person types it, with no further option."""
-    command = [sys.executable, "-m", "model_signing", "verify", "key", str(checkpoint)]
-    command += ["--signature", str(checkpoint / "evidence/model.sig"), "--public_key", str(public)]
+def run_model_signing(checkpoint: Path, public: Path, *, signature: str = "evidence/model.sig") -> Outcome:
+    """``model_signing verify key`` as a person types it, with no further option.
+
+    Args:
+        signature: below the checkpoint; that of a folder of its evidence lies in the folder itself.
+    """
+    path = checkpoint / signature
+    model = checkpoint if signature == "evidence/model.sig" else path.parent
+    command = [sys.executable, "-m", "model_signing", "verify", "key", str(model)]
+    command += ["--signature", str(path), "--public_key", str(public)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return Outcome(done.returncode, done.stdout, done.stderr)
 
@@ -82,9 +93,7 @@ def test_model_signing_accepts_a_bundle_of_each_curve(
 ) -> None:
     copy = copy_checkpoint(mini_build, tmp_path / "copy")
     files = hash_files(copy, list_all(copy).signed, progress=Progress())
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    (copy / "evidence/model.sig").write_bytes(open_signer(str(pair[0])).sign_model(scratch, files, name="x"))
+    (copy / "evidence/model.sig").write_bytes(open_signer(str(pair[0])).sign_model(files, name="x"))
     done = run_model_signing(copy, pair[1])
     assert done.code == 0, done.err + done.out
 
@@ -106,6 +115,54 @@ def test_model_signing_refuses_a_file_that_was_added(signed_builds: Path, tmp_pa
     copy = copy_checkpoint(signed_builds / "build", tmp_path / "copy")
     (copy / "more.json").write_text("{}")
     assert run_model_signing(copy, signed_builds / "key.pub.pem").code != 0
+
+
+SEAL, LATER = "evidence/evidence.sig", "evidence/added/added.sig"
+
+
+def test_model_signing_accepts_the_evidence_as_it_stands(signed_builds: Path) -> None:
+    done = run_model_signing(signed_builds / "build", signed_builds / "key.pub.pem", signature=SEAL)
+    assert done.code == 0, done.err + done.out
+
+
+@pytest.mark.parametrize("name", ["report.html", "report.md", "bom.cdx.json", "claims.jsonl", "log.jsonl", "model.sig"])
+def test_model_signing_sees_altered_evidence(name: str, signed_builds: Path, tmp_path: Path) -> None:
+    copy = copy_checkpoint(signed_builds / "build", tmp_path / "copy")
+    rewrite(copy / "evidence" / name, (copy / "evidence" / name).read_bytes() + b"\n")
+    done = run_model_signing(copy, signed_builds / "key.pub.pem", signature=SEAL)
+    assert done.code != 0
+    assert name in done.err + done.out
+
+
+def test_model_signing_sees_what_was_put_into_the_evidence(signed_builds: Path, tmp_path: Path) -> None:
+    copy = copy_checkpoint(signed_builds / "build", tmp_path / "copy")
+    (copy / "evidence/certificate.pdf").write_bytes(b"%PDF")
+    assert run_model_signing(copy, signed_builds / "key.pub.pem", signature=SEAL).code != 0
+
+
+@pytest.fixture
+def recorded(signed_builds: Path, tmp_path: Path) -> Path:
+    """A signed build with two results that came later."""
+    copy = copy_checkpoint(signed_builds / "build", tmp_path / "copy")
+    report = Report("serve-check", "x", "x serves", (Section("loading in vLLM", "as expected"),))
+    signer = KeySigner.open(signed_builds / "key.pem")
+    for name in ("serving", "quality"):
+        add_result(copy, name, report, names={}, signer=signer, progress=Progress())
+    return copy
+
+
+@pytest.mark.parametrize("signature", ["evidence/model.sig", SEAL, LATER])
+def test_model_signing_accepts_a_build_with_results_that_came_later(
+    signature: str, recorded: Path, signed_builds: Path
+) -> None:
+    done = run_model_signing(recorded, signed_builds / "key.pub.pem", signature=signature)
+    assert done.code == 0, done.err + done.out
+
+
+@pytest.mark.parametrize("name", ["serving.json", "serving.md", "quality.json", "added.jsonl"])
+def test_model_signing_sees_an_altered_result_that_came_later(name: str, recorded: Path, signed_builds: Path) -> None:
+    rewrite(recorded / "evidence/added" / name, (recorded / "evidence/added" / name).read_bytes() + b"\n")
+    assert run_model_signing(recorded, signed_builds / "key.pub.pem", signature=LATER).code != 0
 
 
 @pytest.mark.campaign
@@ -138,23 +195,90 @@ def test_envelope_is_read_back_as_it_was_written(payload: bytes, keyid: str, sig
     assert read_envelope(write_envelope(envelope), where="a") == envelope
 
 
-@given(payload=st.binary(min_size=1), at=st.integers(min_value=0))
-def test_no_other_spelling_of_a_payload_is_read(payload: bytes, at: int) -> None:
-    """Base64 has several spellings of some bytes; only the proper one is accepted."""
-    text = base64.b64encode(payload).decode()
-    place = at % len(text)
-    for letter in "AQgw=":
-        changed = text[:place] + letter + text[place + 1 :]
-        content = {
-            "payload": changed,
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+RAGGED = st.binary(min_size=1).filter(lambda raw: len(raw) % 3 != 0)
+"""Bytes whose last letter in base64 has bits to spare, so that other letters decode alike."""
+
+
+def other_spellings(raw: bytes) -> list[str]:
+    """What decodes to the same bytes and is not how they are written."""
+    text = base64.b64encode(raw).decode()
+    place = len(text.rstrip("=")) - 1
+    changed = [text[:place] + letter + text[place + 1 :] for letter in LETTERS if letter != text[place]]
+    return [other for other in changed if base64.b64decode(other, validate=True) == raw]
+
+
+@pytest.mark.parametrize("part", ["payload", "sig"])
+@given(raw=RAGGED)
+def test_no_other_spelling_of_the_same_bytes_is_read(part: str, raw: bytes) -> None:
+    spellings = other_spellings(raw)
+    assert len(spellings) in (3, 15)
+    for text in spellings:
+        said = {"payload": "AAAA", "sig": "AAAA", part: text}
+        envelope = {
+            "payload": said["payload"],
             "payloadType": "application/vnd.in-toto+json",
-            "signatures": [{"keyid": "", "sig": "AA=="}],
+            "signatures": [{"keyid": "", "sig": said["sig"]}],
         }
-        try:
-            found = read_envelope(json.dumps(content).encode(), where="a").payload
-        except StructureError:
-            continue
-        assert (found == payload) == (changed == text)
+        with pytest.raises(StructureError):
+            read_envelope(json.dumps(envelope).encode(), where="a")
+
+
+def model_statement(**serialization: object) -> Envelope:
+    """What a Model Signing bundle holds over one file, with some of how it was taken changed."""
+    resource = {"name": "config.json", "algorithm": "sha256", "digest": "0" * 64}
+    taken = {"method": "files", "hash_type": "sha256", "allow_symlinks": False, "ignore_paths": ["evidence", ".git"]}
+    statement = {
+        "_type": "https://in-toto.io/Statement/v1",
+        "subject": [{"name": "x", "digest": {"sha256": "1" * 64}}],
+        "predicateType": "https://model_signing/signature/v1.0",
+        "predicate": {"serialization": {**taken, **serialization}, "resources": [resource]},
+    }
+    return Envelope(json.dumps(statement).encode(), "", b"")
+
+
+def test_model_statement_over_all_files_is_read() -> None:
+    assert read_model_statement(model_statement(), where="evidence/model.sig").files == {"config.json": "0" * 64}
+
+
+LEFT_OUT = [
+    *("config.json", "model.safetensors", ".", "", "./config.json", "evidence/../config.json", "/", "*", "README.md"),
+    *(".cache", ".cache/huggingface/../..", "Evidence", "evidence/", "tokenizer.json", ".gitattributes/..", "added"),
+]
+
+
+@pytest.mark.parametrize("path", LEFT_OUT)
+def test_model_statement_that_leaves_out_what_it_has_to_be_over_is_refused(path: str) -> None:
+    envelope = model_statement(ignore_paths=["evidence", path])
+    with pytest.raises(StructureError, match="leaves out files"):
+        read_model_statement(envelope, where="evidence/model.sig")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hash_type", "blake3"),
+        ("allow_symlinks", True),
+        ("method", "shards"),
+        ("shard_size", 1),
+        ("ignore_paths", None),
+    ],
+)
+def test_model_statement_that_was_taken_otherwise_is_refused(key: str, value: object) -> None:
+    with pytest.raises(StructureError, match="is no Model Signing"):
+        read_model_statement(model_statement(**{key: value}), where="evidence/model.sig")
+
+
+def test_signed_build_whose_signature_leaves_out_a_file_is_refused(signed_builds: Path, tmp_path: Path) -> None:
+    """Rightly signed, over every file, with a list that lets other tools pass one over."""
+    copy = copy_checkpoint(signed_builds / "build", tmp_path / "copy")
+    files = hash_files(copy, list_all(copy).signed, progress=Progress())
+    signer = KeySigner.open(signed_builds / "key.pem")
+    ignored = (*IGNORED, "chat_template.jinja")
+    rewrite(copy / "evidence/model.sig", signer.sign_model(files, name="gemma-4-mini-fp8-dynamic", ignored=ignored))
+    report = verify(copy, verifier=open_verifier(signed_builds / "key.pub.pem"), progress=Progress())
+    told = {finding.where: finding.message for finding in report.findings() if finding.rule == "evidence/unreadable"}
+    assert "leaves out files" in told["evidence/model.sig"]
 
 
 TYPE = b'"payloadType":"application/vnd.in-toto+json"'

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
 from weighbridge.errors import RecipeError, StructureError
 from weighbridge.structure.checkpoint import Checkpoint
-from weighbridge.structure.hub import parse_hub_id
 from weighbridge.structure.lock import is_source_lock, open_lock
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,6 +17,8 @@ _HERE = ROOT if (ROOT / "recipes").is_dir() else Path(__file__).parent
 RECIPES = _HERE / "recipes"
 REFERENCES = _HERE / "references"
 LONGEST_PATH = 1024
+_PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}"
+_LOCK_NAME = re.compile(rf"{_PART}/{_PART}")
 MAIN_MODEL = "google/gemma-4-26B-A4B-it"
 """The model that a short name such as ``fp8-dynamic`` means."""
 
@@ -38,6 +40,15 @@ def find_recipe(name: str) -> Path:
             what = "is a directory, not a recipe" if path.is_dir() else "no such recipe file"
             raise RecipeError(what, where=name or "''", remedy=_suggest(name))
         return path
+    return own_recipe(name)
+
+
+def own_recipe(name: str) -> Path:
+    """The catalogue's file of a recipe by its catalogue name, or the last part of that: all that a stranger may name.
+
+    Raises:
+        RecipeError: no such name, or a short one that several models share.
+    """
     names = recipe_names()
     for known in (name, f"{MAIN_MODEL}/{name}"):
         if known in names:
@@ -51,8 +62,21 @@ def find_recipe(name: str) -> Path:
 
 
 def lock_path(name: str) -> Path:
-    """The file of a structure lock in references/ by its name ``org/build``."""
+    """Where the lock of this name lies in references/, or would: a name of our own; see `lock_file` for any other."""
     return REFERENCES / f"{name}.yaml"
+
+
+def lock_file(name: object) -> Path | None:
+    """The file of a lock in references/ by a name that anybody wrote; None for whatever is no name of a lock there.
+
+    Every name out of evidence, a recipe, a lock or a config comes to a file of references/ by this function, and by no
+    other way: so that none leads elsewhere.
+    """
+    if not isinstance(name, str) or not _LOCK_NAME.fullmatch(name):
+        return None
+    path = lock_path(name)
+    inside = path.is_file() and path.resolve().is_relative_to(REFERENCES.resolve())
+    return path if inside else None
 
 
 def reference_lock(name: str) -> Checkpoint:
@@ -61,22 +85,20 @@ def reference_lock(name: str) -> Checkpoint:
     Raises:
         StructureError: there is none, or it is malformed.
     """
-    path = lock_path(name)
-    if not path.is_file():
+    path = lock_file(name)
+    if path is None:
         raise StructureError("references/ holds no lock of this name", where=name)
     return open_lock(path)
 
 
 def known_lock(name: object) -> Checkpoint | None:
-    """The lock in references/ of a repository that a stranger names; None for none, and for what is no hub id.
+    """The lock in references/ of a repository that a stranger names; None where there is none; see `lock_file`.
 
     Raises:
         StructureError: it is malformed.
     """
-    hub_id = parse_hub_id(name) if isinstance(name, str) else None
-    if hub_id is None or hub_id.revision is not None or not lock_path(hub_id.repository).is_file():
-        return None
-    return open_lock(lock_path(hub_id.repository))
+    path = lock_file(name)
+    return None if path is None else open_lock(path)
 
 
 def source_locks() -> Iterator[Checkpoint]:

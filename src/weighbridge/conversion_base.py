@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from weighbridge.catalogue import lock_path, reference_lock
+from weighbridge.catalogue import known_lock
 from weighbridge.errors import BuildError
 from weighbridge.plan import make_plan
 from weighbridge.recipe import LoadedRecipe, load_recipe
@@ -44,9 +44,7 @@ def locked_base(loaded: LoadedRecipe, base: Checkpoint) -> Checkpoint | None:
     if loaded.recipe.base.recipe is not None:
         names += [reference.lock for reference in base_recipe(loaded).recipe.references]
     for name in names:
-        if not lock_path(name).is_file():
-            continue
-        lock = reference_lock(name)
-        if lock.origin.base == base.origin.base and lock.declaration is not None:
+        lock = known_lock(name)
+        if lock is not None and lock.origin.base == base.origin.base and lock.declaration is not None:
             return replace(lock, config=base.config)
     return None

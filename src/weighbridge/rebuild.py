@@ -7,6 +7,7 @@ recipe. Where one differs there is nothing to compare, and the reason is said be
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,8 +18,10 @@ from typing import Any
 from weighbridge import __version__
 from weighbridge.build import BuildRequest, build, build_base
 from weighbridge.build.making import Engine
-from weighbridge.errors import EvidenceError
-from weighbridge.evidence.case import Case, open_case, wrong
+from weighbridge.catalogue import lock_file
+from weighbridge.errors import EvidenceError, RecipeError, StructureError
+from weighbridge.evidence.case import Case, open_case
+from weighbridge.evidence.checked import wrong
 from weighbridge.evidence.environment import installed, machine, repository
 from weighbridge.evidence.finished import AUDIT_REPORT
 from weighbridge.evidence.provenance import CALIBRATION, RECIPE, REFERENCE_FILE, REPOSITORY, SOURCE_FILE, stamp
@@ -29,12 +32,17 @@ from weighbridge.evidence.write import PROVENANCE
 from weighbridge.identity import digest_files
 from weighbridge.progress import Progress
 from weighbridge.recipe import LoadedRecipe
+from weighbridge.recipe.foreign import without_files
+from weighbridge.references import NO_REFERENCE
 from weighbridge.report import PRESENTERS, Finding, Report, Section, Severity
 from weighbridge.resources import Resources
 from weighbridge.source import MADE, MINIATURE, fetch, open_model, open_source
-from weighbridge.structure.checkpoint import EVIDENCE, Checkpoint, Origin
+from weighbridge.structure.checkpoint import EVIDENCE, Checkpoint
+from weighbridge.structure.opening import hub_name
 
 REBUILT = "same bytes"
+MOST_REFERENCES = 100
+_DEVICE = re.compile(r"[a-z]{1,20}(:[0-9]{1,4})?")
 
 
 @dataclass(frozen=True)
@@ -43,8 +51,10 @@ class Rebuild:
 
     Attributes:
         directory: the checkpoint whose evidence is followed.
-        model: where the source is; None for where the evidence says that it was.
+        model: where the source is; None for the repository of the hub that the evidence names.
         calibrated: what makes the recipe one that is calibrated with a local file, where the first build was.
+        text: the file that answers are measured on, where the first build's were measured on one.
+        references: what it is held against in place of what the evidence names; None for that.
         output: where it is built again; None for a temporary directory that goes afterwards.
         elsewhere: build even where the environment differs, to see whether the bytes do.
         resources: workers and memory; what shows in the bytes is taken from the evidence.
@@ -53,6 +63,8 @@ class Rebuild:
     directory: Path
     model: str | None = None
     calibrated: Callable[[LoadedRecipe], LoadedRecipe] | None = None
+    text: str | None = None
+    references: tuple[str, ...] | None = None
     output: Path | None = None
     elsewhere: bool = False
     resources: Resources = field(default_factory=Resources)
@@ -76,14 +88,14 @@ def rebuild(request: Rebuild, *, progress: Progress) -> tuple[Report, bytes]:
             where=str(request.directory),
             remedy="see what validate.py --evidence says",
         )
+    loaded = _followed(request, case.loaded)
+    references = _references(case) if request.references is None else request.references
     sections = [_environment(case, elsewhere=request.elsewhere)]
     if sections[-1].holds:
-        loaded = case.loaded
         source = _source(request, case, loaded, progress)
         sections.append(_inputs(case, loaded, source, progress))
         if sections[-1].holds:
-            built = loaded if request.calibrated is None else request.calibrated(loaded)
-            sections.append(_built(request, case, built, source, progress))
+            sections.append(_built(replace(request, references=references), case, loaded, source, progress))
     held = all(section.holds for section in sections)
     verdict = (
         f"{request.directory} was built again: {sections[-1].summary}"
@@ -92,6 +104,58 @@ def rebuild(request: Rebuild, *, progress: Progress) -> tuple[Report, bytes]:
     )
     report = Report("reproduce", str(request.directory), verdict, tuple(sections))
     return report, _statement(report, case)
+
+
+def _followed(request: Rebuild, loaded: LoadedRecipe) -> LoadedRecipe:
+    """The recipe's copy as it is built by: its files are those that were named here, and no others.
+
+    Raises:
+        RecipeError: it names one that was not.
+    """
+    if request.calibrated is not None:
+        named = request.calibrated(loaded)
+        calibration, loaded = named.recipe.calibration, _changed(named, calibration=None)
+    if request.text is not None:
+        if loaded.recipe.quality is None:
+            what = "measures no answers, so a text has no meaning"
+            raise RecipeError(what, where=loaded.document.where, remedy="leave it out")
+        quality = loaded.recipe.quality.model_copy(update={"text": None})
+        loaded = _changed(loaded, quality=quality)
+    own = without_files(loaded)
+    if request.calibrated is not None:
+        own = _changed(own, calibration=calibration)
+    if request.text is not None and own.recipe.quality is not None:
+        own = _changed(own, quality=own.recipe.quality.model_copy(update={"text": request.text}))
+    return own
+
+
+def _changed(loaded: LoadedRecipe, **parts: object) -> LoadedRecipe:
+    return replace(loaded, recipe=loaded.recipe.model_copy(update=parts))
+
+
+def _references(case: Case) -> tuple[str, ...]:
+    """The references that the evidence names: locks of this repository, and checkpoints on the hub.
+
+    Raises:
+        EvidenceError: it names anything else, which is not opened.
+    """
+    named = case.parameters.get("references")
+    if not isinstance(named, list) or len(named) > MOST_REFERENCES:
+        raise EvidenceError("names no list of references", where="externalParameters.references")
+    return tuple(map(_reference, named))
+
+
+def _reference(name: object) -> str:
+    if name == NO_REFERENCE:
+        return NO_REFERENCE
+    own = lock_file(name.removeprefix(REFERENCE_FILE).removesuffix(".yaml")) if isinstance(name, str) else None
+    if own is not None:
+        return str(own)
+    try:
+        return hub_name(str(name))
+    except StructureError as error:
+        remedy = "name yourself what it is held against"
+        raise EvidenceError(error.what, where=f"externalParameters.references: {name}", remedy=remedy) from error
 
 
 def _first_reason(sections: Sequence[Section]) -> str:
@@ -166,15 +230,24 @@ def _source(request: Rebuild, case: Case, loaded: LoadedRecipe, progress: Progre
 
     Where it comes from shows in the model card; that these are the same bytes is seen by their digests.
     """
-    base = case.base
-    stated = str(case.provenance.predicate.build_definition.external_parameters.get("model"))
-    model = request.model or (stated if stated in MADE else "@".join(filter(None, (base.repository, base.revision))))
+    stated, origin = case.model, case.fetched
+    model = request.model or (stated if stated in MADE else _on_hub(case))
     if loaded.recipe.method != "convert":
         source = fetch(open_source(model), progress)
     else:
         source = build_base(loaded, progress=progress) if model == MINIATURE else fetch(open_model(model), progress)
-    origin = Origin(repository=base.repository, revision=base.revision) if stated == base.repository else Origin()
     return replace(source, origin=origin, label=stated if stated in MADE else source.label)
+
+
+def _on_hub(case: Case) -> str:
+    """Where the hub has the source: where it was fetched from, or else its base at its commit.
+
+    Raises:
+        StructureError: the evidence names no repository of the hub.
+    """
+    base, fetched = case.base, case.fetched
+    named = (fetched.repository, fetched.revision) if fetched.repository else (base.repository, base.revision)
+    return hub_name("@".join(filter(None, named)))
 
 
 def _inputs(case: Case, loaded: LoadedRecipe, source: Checkpoint, progress: Progress) -> Section:
@@ -212,18 +285,19 @@ def _build_request(
     request: Rebuild, case: Case, loaded: LoadedRecipe, source: Checkpoint, output: Path
 ) -> BuildRequest:
     stated = case.provenance.predicate.build_definition.external_parameters
-    engine, device, size, named = (stated.get(name) for name in ("engine", "device", "shardSize", "references"))
     carried = stated.get("carried")
-    if engine not in ("streaming", "upstream") or not isinstance(device, str) or not isinstance(size, int) or size < 1:
+    engine, device, size = (stated.get(name) for name in ("engine", "device", "shardSize"))
+    known = engine in ("streaming", "upstream") and isinstance(device, str) and _DEVICE.fullmatch(device)
+    if not known or not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise EvidenceError("says of no engine, device or size of shards that there is", where="externalParameters")
     engines: dict[str, Engine] = {"streaming": "streaming", "upstream": "upstream"}
     return BuildRequest(
         loaded=loaded,
         source=source,
         output=output,
-        references=tuple(map(str, named)) if isinstance(named, list) else (),
-        engine=engines[engine],
-        resources=replace(request.resources, devices=(device,), shard_size=size),
+        references=request.references or (),
+        engine=engines[str(engine)],
+        resources=replace(request.resources, devices=(str(device),), shard_size=size),
         carry=tuple(map(str, carried)) if isinstance(carried, list) else (),
         audited=f"{EVIDENCE}/{AUDIT_REPORT}.json" in case.listing.evidence,  # the model card says what was found
     )

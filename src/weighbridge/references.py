@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weighbridge.catalogue import lock_path, reference_lock, source_locks
+from weighbridge.catalogue import known_lock, reference_lock, source_locks
 from weighbridge.errors import StructureError
 from weighbridge.recipe import Explanation, LoadedRecipe, Reference
 from weighbridge.structure.checkpoint import Checkpoint
-from weighbridge.structure.lock import open_lock
 from weighbridge.structure.opening import open_checkpoint
 
 NO_REFERENCE = "none"
@@ -66,6 +65,15 @@ def base_of(loaded: LoadedRecipe, source: Checkpoint) -> Checkpoint | None:
     return base_of_source(source, preferred=preferred)
 
 
+def lock_of(base: Checkpoint | None, source: Checkpoint) -> Checkpoint | None:
+    """The lock of the very base that `source` is, by its structure: what its digests are held against.
+
+    Args:
+        base: see `base_of`. A conversion's is what its source was made from, and no claim about the source itself.
+    """
+    return base if base is not None and base.structure == source.structure else None
+
+
 def base_of_source(source: Checkpoint, *, preferred: str) -> Checkpoint | None:
     """The lock of the base model with exactly this structure: `preferred` (a hub id) before any other that has it."""
     return next((lock for lock in _locks(preferred) if lock.structure == source.structure), None)
@@ -113,7 +121,7 @@ def _sizes(config: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _locks(preferred: str) -> Iterator[Checkpoint]:
-    path = lock_path(preferred)
-    if path.is_file():
-        yield open_lock(path)
+    lock = known_lock(preferred)
+    if lock is not None:
+        yield lock
     yield from (lock for lock in source_locks() if lock.origin.repository != preferred)

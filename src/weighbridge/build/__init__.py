@@ -19,7 +19,7 @@ from weighbridge.plan import make_plan
 from weighbridge.plan_report import report_plan
 from weighbridge.progress import Progress
 from weighbridge.recipe import LoadedRecipe
-from weighbridge.references import base_of, find_references
+from weighbridge.references import base_of, find_references, lock_of
 from weighbridge.report import Finding, Report, Section, Severity
 from weighbridge.resources import Resources
 from weighbridge.source import MINIATURE, made_once, make_miniature, open_source
@@ -78,8 +78,7 @@ def _build(request: BuildRequest, claim: Claim, started: datetime, progress: Pro
     source = with_what_goes_along(request.source, request.carry)
     base = base_of(request.loaded, source)
     references = find_references(request.loaded, base, request.references)
-    # A conversion's base is what its source was made from, and no claim about the source itself.
-    lock = base if base is not None and base.structure == source.structure else None
+    lock = lock_of(base, source)
     plan = make_plan(request.loaded, source)
     log.info("%s by %s into %s", source.label, request.loaded.document.where, request.output)
     foreseen = report_plan(plan, references)
@@ -90,7 +89,7 @@ def _build(request: BuildRequest, claim: Claim, started: datetime, progress: Pro
         made = make(work, staging, pinned=pinned_files(work.source, lock), progress=progress)
         check_exact(staging.checkpoint, made.files)
         built = replace(open_directory(staging.checkpoint), label=str(request.output))
-        identity = identify(work.source, lock, made.source_digests)
+        identity = identify(work.source.shards, lock, made.source_digests)
         reports = judge(built, work, made, references, identity, audited=request.audited, progress=progress)
         report = joined(reports)
         if report.holds:

@@ -77,14 +77,8 @@ def _structure(
     report = validate(built, plan=work.plan, references=references, base=base, context=context)
     if not report.holds:
         return replace(report, command="build", verdict=f"nothing was kept: {report.verdict}")
-    held = "; ".join(
-        f"{section.title}: {section.summary}" for section in report.sections[-len(references) :] if references
-    )
-    against = held or "no reference was named for this base, so it was held against its plan alone"
-    verdict = (
-        f"{built.label} is built and holds: {len(built.structure):,} tensors as planned; {against}; "
-        f"the source {work.plan.source.label}: {identity.sentence}"
-    )
+    held = report.sections[len(report.sections) - len(references) :]
+    verdict = evidence.build_verdict(built.label, len(built.structure), held, work.plan.source.label, identity)
     return replace(report, command="build", verdict=verdict)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from weighbridge.account.base import digest
 from weighbridge.commands.run import positive, size
 from weighbridge.errors import StructureError, WeighbridgeError
-from weighbridge.identity import Identity, identify, pinned_files
+from weighbridge.identity import identify, pinned_files, sampled
 from weighbridge.progress import Progress
 from weighbridge.references import base_of_source
 from weighbridge.report import Section
@@ -81,10 +81,8 @@ def audit_sections(
             again=again,
         )
     lock = base_of_source(base, preferred=loaded.recipe.base.model if loaded is not None else "")
-    if found.digests:
-        identity = identify(base, lock, {**found.digests, **_beside(base, lock)})
-    else:
-        identity = Identity(lock, "only a sample of it was read", {})
+    digests = {**found.digests, **_beside(base, lock)}
+    identity = identify(base.shards, lock, digests) if found.digests else sampled(lock)
     return [identity.section(base), *audit.sections(found)]
 
 

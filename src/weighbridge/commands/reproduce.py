@@ -55,6 +55,15 @@ def _parser() -> Parser:
     parser.add_argument(
         "--calibration", metavar="FILE", help="the file that it was calibrated with, if build.py was given one"
     )
+    parser.add_argument(
+        "--text", metavar="FILE", help="the file that its answers were measured on, if its recipe named one"
+    )
+    parser.add_argument(
+        "--reference",
+        metavar="REF",
+        action="append",
+        help="what to hold it against in place of what its evidence names (can be given again)",
+    )
     parser.add_argument("--output", type=Path, metavar="DIR", help="keep what is built here (default: it goes again)")
     parser.add_argument(
         "--workers", type=positive, metavar="N", help="pieces worked on at a time (default: every core)"
@@ -82,6 +91,8 @@ def _reproduce(options: argparse.Namespace) -> int:
         directory=options.checkpoint,
         model=options.model,
         calibrated=partial(calibrated_with, file=options.calibration) if options.calibration else None,
+        text=options.text,
+        references=tuple(options.reference) if options.reference else None,
         output=options.output,
         elsewhere=options.elsewhere,
         resources=Resources(workers=options.workers, memory=options.memory),

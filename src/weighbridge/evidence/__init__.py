@@ -3,6 +3,7 @@
 from weighbridge.evidence.finished import AUDIT_REPORT, MAIN_REPORT, QUALITY_REPORT, FinishedBuild
 from weighbridge.evidence.licence import licence_section
 from weighbridge.evidence.signing import Signer, open_signer
+from weighbridge.evidence.verdict import build_verdict
 from weighbridge.evidence.write import write
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "QUALITY_REPORT",
     "FinishedBuild",
     "Signer",
+    "build_verdict",
     "licence_section",
     "open_signer",
     "write",

@@ -9,15 +9,15 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from weighbridge import __version__
 from weighbridge.evidence.card import BaseModel, model_name, tensor_rows
 from weighbridge.evidence.environment import UNKNOWN, Installed
-from weighbridge.evidence.finished import FinishedBuild
 from weighbridge.evidence.licence import spdx
 from weighbridge.formats.tensors import payload_bytes
-from weighbridge.recipe import Recipe
+from weighbridge.recipe import LoadedRecipe, Recipe
 from weighbridge.structure.checkpoint import Checkpoint
 
 SCHEMA = "http://cyclonedx.org/schema/bom-1.7.schema.json"
@@ -25,40 +25,60 @@ MODEL = "model"
 NAMESPACE = uuid.UUID("6d2c5c2b-6d0c-5c52-8b2f-2b0f6a1c6d11")
 
 
-def write_bom(
-    build: FinishedBuild, *, root: str, files: Mapping[str, str], environment: Sequence[Installed], finished: str
-) -> bytes:
-    """The bill of materials of a build.
+@dataclass(frozen=True)
+class BomFacts:
+    """All that a bill of materials is made of: what a verifier has, too, or reads in the provenance.
 
-    Args:
+    Attributes:
+        built: the build, by its structure and schemes: as planned, or as its headers have it.
         root: the checkpoint's root digest (hex).
         files: SHA-256 (hex) of each of its files.
+        engine: what made the numbers; `device`: on what kind of device.
         environment: what was installed where it was built.
         finished: when, RFC 3339 in UTC.
     """
-    recipe = build.plan.loaded.recipe
-    content = {
+
+    loaded: LoadedRecipe
+    base: BaseModel
+    built: Checkpoint
+    root: str
+    files: Mapping[str, str]
+    engine: str
+    device: str
+    environment: Sequence[Installed]
+    finished: str
+
+
+def write_bom(facts: BomFacts) -> bytes:
+    """The bill of materials of a build."""
+    return (json.dumps(bill(facts), indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def bill(facts: BomFacts) -> dict[str, Any]:
+    """The same as the value that is written."""
+    recipe = facts.loaded.recipe
+    component = model_component(recipe, facts.base, facts.built, root=facts.root, files=facts.files)
+    return {
         "$schema": SCHEMA,
         "bomFormat": "CycloneDX",
         "specVersion": "1.7",
-        "serialNumber": f"urn:uuid:{uuid.uuid5(NAMESPACE, root + finished)}",
+        "serialNumber": f"urn:uuid:{uuid.uuid5(NAMESPACE, facts.root + facts.finished)}",
         "version": 1,
         "metadata": {
-            "timestamp": finished,
+            "timestamp": facts.finished,
             "tools": {"components": [{"type": "application", "name": "weighbridge", "version": __version__}]},
-            "component": model_component(recipe, build.base, build.plan.predicted, root=root, files=files),
+            "component": component,
         },
-        "components": [_distribution(found) for found in environment],
-        "dependencies": [{"ref": MODEL, "dependsOn": [found.purl for found in environment]}],
-        "formulation": [_formula(build)],
+        "components": [_distribution(found) for found in facts.environment],
+        "dependencies": [{"ref": MODEL, "dependsOn": [found.purl for found in facts.environment]}],
+        "formulation": [_formula(facts)],
     }
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def model_component(
     recipe: Recipe, base: BaseModel, built: Checkpoint, *, root: str, files: Mapping[str, str]
 ) -> dict[str, Any]:
-    """The model itself: a function of what a verifier has too, but for the sentence about the base."""
+    """The model itself: a function of what a verifier has, too."""
     name = model_name(base, recipe)
     return {
         "type": "machine-learning-model",
@@ -140,7 +160,7 @@ def _distribution(found: Installed) -> dict[str, Any]:
     return component if found.wheel == UNKNOWN else {**component, "hashes": [_hash(found.wheel)]}
 
 
-def _formula(build: FinishedBuild) -> dict[str, Any]:
+def _formula(facts: BomFacts) -> dict[str, Any]:
     """How it was made: one workflow from the base and the recipe to the model."""
     return {
         "bom-ref": "formula",
@@ -148,11 +168,11 @@ def _formula(build: FinishedBuild) -> dict[str, Any]:
             {
                 "bom-ref": "build",
                 "uid": "build",
-                "name": f"{build.engine} build on {build.device}",
+                "name": f"{facts.engine} build on {facts.device}",
                 "taskTypes": ["build", "test"],
                 "inputs": [{"resource": {"ref": "base"}}],
                 "outputs": [{"type": "artifact", "resource": {"ref": MODEL}}],
-                "properties": [{"name": "weighbridge:recipe:sha256", "value": build.plan.loaded.sha256}],
+                "properties": [{"name": "weighbridge:recipe:sha256", "value": facts.loaded.sha256}],
             }
         ],
     }

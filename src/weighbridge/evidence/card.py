@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from weighbridge.evidence.results import Result
 from weighbridge.formats import FORMATS
 from weighbridge.formats.modelopt import METHOD as MODELOPT
+from weighbridge.identity import Claim
 from weighbridge.recipe import LoadedRecipe, Recipe
 from weighbridge.roles import Role, role_of
 from weighbridge.structure.checkpoint import Checkpoint
@@ -31,17 +32,22 @@ class BaseModel:
     Attributes:
         repository: hub id; that of the recipe where the source itself has none.
         revision: the commit, or empty.
-        sentence: what is proven of it, e.g. ``is google/gemma-4-26B-A4B-it@4d7ae49 by SHA-256``.
+        claim: who it is by the digests of its files.
     """
 
     repository: str
     revision: str
-    sentence: str
+    claim: Claim
 
     @property
     def proven(self) -> bool:
         """Whether what was read is that model by its digests."""
-        return self.sentence.startswith("is ")
+        return self.claim.proven
+
+    @property
+    def sentence(self) -> str:
+        """What is proven of it, e.g. ``is google/gemma-4-26B-A4B-it@4d7ae49 by SHA-256``."""
+        return self.claim.sentence
 
 
 @dataclass(frozen=True)

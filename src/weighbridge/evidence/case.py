@@ -11,34 +11,53 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+from pydantic import JsonValue
+
 from weighbridge import __version__
 from weighbridge.account import Base
 from weighbridge.errors import StructureError
 from weighbridge.evidence.card import BaseModel
-from weighbridge.evidence.provenance import BASE, RECIPE, SOURCE_FILE
+from weighbridge.evidence.checked import wrong
+from weighbridge.evidence.finished import base_model
+from weighbridge.evidence.provenance import RECIPE, SOURCE_FILE
 from weighbridge.evidence.results import Result, results_of
-from weighbridge.evidence.signing import Envelope, Verifier, read_envelope, write_envelope
+from weighbridge.evidence.signing import ADDED_FOLDER, Envelope, Verifier, read_envelope, write_envelope
 from weighbridge.evidence.statements import (
     ProvenanceStatement,
     Resource,
     Statement,
     TestResultStatement,
     read_statement,
+    sha256_of,
     write_statement,
 )
-from weighbridge.evidence.subject import Listing, hash_files, hash_shards, list_all, read_files, root_digest
-from weighbridge.evidence.write import ADDED, CLAIMS, FILES, PROVENANCE, SIGNATURE, START, STATEMENTS, TEST_RESULT
+from weighbridge.evidence.subject import HUB_CLIENT, Listing, hash_files, hash_shards, list_all, read_files, root_digest
+from weighbridge.evidence.write import (
+    ADDED,
+    CLAIMS,
+    FILES,
+    PROVENANCE,
+    SIGNATURE,
+    START,
+    STATEMENTS,
+    TENSORS,
+    TEST_RESULT,
+)
 from weighbridge.expectation import Expected
+from weighbridge.identity import Identity, identify
 from weighbridge.plan import make_plan
 from weighbridge.progress import Progress
 from weighbridge.recipe import LoadedRecipe, read_recipe
-from weighbridge.references import base_of, find_references
-from weighbridge.report import Finding, Severity
-from weighbridge.structure.checkpoint import EVIDENCE, Checkpoint, open_directory, read_small
+from weighbridge.references import base_of, find_references, lock_of
+from weighbridge.report import Finding, Report, Severity, read_report
+from weighbridge.structure.checkpoint import EVIDENCE, Checkpoint, Origin, open_directory, read_small
 from weighbridge.structure.lock import open_lock
 from weighbridge.structure.strict_json import parse_object
 
-HUB = "https://huggingface.co/"
+THEIR_OWN = (".git/", f"{HUB_CLIENT}/")
+"""Where git and the hub's client keep what no digest covers, each in a copy that it made."""
+MOST_BYTES = 8 * 1024 * 1024
+"""Of a file of evidence/ but the lists of files and tensors: a statement of so many takes 300 MB to hold."""
 ADDED_NAME = re.compile(r"[a-z][a-z0-9-]{0,40}")
 
 
@@ -96,7 +115,26 @@ class Case:
         """
         if f"{EVIDENCE}/{name}" not in self.listing.evidence:
             raise StructureError("is not there", where=f"{EVIDENCE}/{name}")
-        return read_small(self.directory / EVIDENCE / name, label=EVIDENCE)
+        path = self.directory / EVIDENCE / name
+        if name not in (FILES, TENSORS) and path.stat().st_size > MOST_BYTES:
+            raise StructureError(f"is larger than {MOST_BYTES:,} bytes", where=f"{EVIDENCE}/{name}")
+        return read_small(path, label=EVIDENCE)
+
+    def own(self, name: str) -> bytes:
+        """A small file of the checkpoint itself.
+
+        Raises:
+            StructureError: it is not there as a regular file, or too large.
+        """
+        if name not in self.listing.signed:
+            raise StructureError("is not there", where=name)
+        return read_small(self.directory / name, label=str(self.directory))
+
+    @cached_property
+    def beside(self) -> Mapping[str, str]:
+        """The files of evidence/ by SHA-256 (hex), as they are now."""
+        prefix = f"{EVIDENCE}/"
+        return {name: sha256_of(self.read(name.removeprefix(prefix)))["sha256"] for name in self.listing.evidence}
 
     @cached_property
     def listed(self) -> Mapping[str, str]:
@@ -145,20 +183,54 @@ class Case:
         """The recipe's copy."""
         return read_recipe(self.read(RECIPE), where=f"{EVIDENCE}/{RECIPE}")
 
+    @property
+    def parameters(self) -> Mapping[str, JsonValue]:
+        """What the provenance says that the build was asked for."""
+        return self.provenance.predicate.build_definition.external_parameters
+
+    @property
+    def model(self) -> str:
+        """What the provenance says that the source was called."""
+        return str(self.parameters.get("model"))
+
+    @property
+    def fetched(self) -> Origin:
+        """Where on the hub the provenance says that the source was fetched from, if it was."""
+        revision = self.parameters.get("revision")
+        return Origin(self.model, revision) if isinstance(revision, str) and revision else Origin()
+
+    @cached_property
+    def lock(self) -> Checkpoint | None:
+        """The lock in references/ of the base that has the tensors that the evidence says of the source."""
+        return lock_of(self._base_lock, self.start)
+
+    @cached_property
+    def _base_lock(self) -> Checkpoint | None:
+        return base_of(self.loaded, self.start)
+
+    @cached_property
+    def identity(self) -> Identity:
+        """Who the source is: by the digests that the provenance has of its files, and by the locks that are here."""
+        return identify(self.source_shards, self.lock, self.sources)
+
     @cached_property
     def base(self) -> BaseModel:
-        """The base model as the provenance names it."""
-        stated = self.dependencies.get(BASE)
-        if stated is None or stated.uri is None or not stated.uri.startswith(HUB):
-            raise StructureError("names no base model", where="provenance")
-        sentence = (stated.annotations or {}).get("identity", "")
-        return BaseModel(stated.uri.removeprefix(HUB), (stated.digest or {}).get("gitCommit", ""), str(sentence))
+        """The base as a build of this source by this recipe names it: what the evidence says is held against it."""
+        return base_model(self.identity, self.fetched, self.model, self.loaded.recipe)
 
     @cached_property
     def results(self) -> Mapping[str, tuple[Result, ...]]:
         """The results in the reports, by the reports' names."""
         names = [name.removeprefix(TEST_RESULT) for name in self.byproducts if name.startswith(TEST_RESULT)]
         return {name: self.results_in(f"{name}.json") for name in names}
+
+    def report(self, name: str) -> Report:
+        """A report of the build.
+
+        Raises:
+            StructureError: it is not there, or not as Weighbridge writes it.
+        """
+        return read_report(self.read(f"{name}.json"), where=f"{EVIDENCE}/{name}.json")
 
     @cached_property
     def added_files(self) -> Mapping[str, str]:
@@ -182,6 +254,11 @@ class Case:
             for name, item in self.dependencies.items()
             if name.startswith(SOURCE_FILE)
         }
+
+    @property
+    def source_shards(self) -> tuple[str, ...]:
+        """The shards of the source, among the files that the provenance says were read."""
+        return tuple(name for name in self.sources if name.endswith(".safetensors"))
 
     def opened(self) -> Checkpoint:
         """The checkpoint by its headers.
@@ -213,13 +290,19 @@ class Case:
         """
         start = self.start if self.source is None else self.source
         why = "as the evidence has it" if self.source is None else "as it was named"
-        references = find_references(self.loaded, base_of(self.loaded, start))
+        base = self._base_lock if self.source is None else base_of(self.loaded, start)
+        references = find_references(self.loaded, base)
         return Expected(make_plan(self.loaded, start), references, Base(start, start.label, listed=True, why=why))
 
     @property
     def same_version(self) -> bool:
         """Whether the evidence was written by this very version, so that it can be written again and compared."""
-        return self.provenance.predicate.run_details.builder.version.get("weighbridge") == __version__
+        return self.version == __version__
+
+    @property
+    def version(self) -> str:
+        """The version of Weighbridge that wrote the evidence, by its own word."""
+        return self.provenance.predicate.run_details.builder.version.get("weighbridge", "")
 
 
 def open_case(
@@ -262,8 +345,8 @@ def open_case(
 
 
 def _uncovered(name: str) -> Severity:
-    """The hub and its client put some files there on their own; others have no business there."""
-    return Severity.NOTE if name == ".gitattributes" or name.startswith(".cache/") else Severity.ERROR
+    """Git, the hub and its client put some files there on their own; others have no business there."""
+    return Severity.NOTE if name == ".gitattributes" or name.startswith(THEIR_OWN) else Severity.ERROR
 
 
 def _read_claims(case: Case) -> Iterator[Finding]:
@@ -281,7 +364,11 @@ def _read_claims(case: Case) -> Iterator[Finding]:
 
 def _read_lines(case: Case, name: str, claims: list[Claim], *, signed: bool) -> Iterator[Finding]:
     """Read the statements of a file, in envelopes where the build is signed."""
-    lines = case.read(name).split(b"\n")
+    try:
+        lines = case.read(name).split(b"\n")
+    except StructureError as error:
+        yield wrong("evidence/unreadable", error.where, error.what)
+        return
     if lines.pop() != b"":
         yield wrong("evidence/malformed", f"{EVIDENCE}/{name}", "does not end with a whole line")
     for number, line in enumerate(lines, 1):
@@ -300,13 +387,9 @@ def _read_lines(case: Case, name: str, claims: list[Claim], *, signed: bool) -> 
 
 def added_name(claim: Claim) -> str | None:
     """What judged, of a statement in added.jsonl; None where it does not name the two forms of one report."""
+    folder = f"{EVIDENCE}/{ADDED_FOLDER}/"
     stems = {name.removesuffix(".json").removesuffix(".md") for name in claim.bound if name != PROVENANCE}
     stem = stems.pop() if len(stems) == 1 else ""
-    name = stem.removeprefix(f"{EVIDENCE}/")
-    whole = claim.bound.keys() == {PROVENANCE, f"{EVIDENCE}/{name}.json", f"{EVIDENCE}/{name}.md"}
+    name = stem.removeprefix(folder)
+    whole = claim.bound.keys() == {PROVENANCE, f"{folder}{name}.json", f"{folder}{name}.md"}
     return name if whole and ADDED_NAME.fullmatch(name) else None
-
-
-def wrong(rule: str, where: str, message: str, *, remedy: str = "", count: int = 1) -> Finding:
-    """A finding that fails."""
-    return Finding(rule, Severity.ERROR, where, message, count=count, remedy=remedy)

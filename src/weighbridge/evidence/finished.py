@@ -17,7 +17,7 @@ from weighbridge.recipe import Recipe
 from weighbridge.references import AgainstReference
 from weighbridge.report import Report
 from weighbridge.source import MADE, MINIATURE
-from weighbridge.structure.checkpoint import Checkpoint
+from weighbridge.structure.checkpoint import Checkpoint, Origin
 
 MAIN_REPORT = "report"
 """The report of the build itself, among the reports by name."""
@@ -69,7 +69,7 @@ class FinishedBuild:
 
     @property
     def base(self) -> BaseModel:
-        return base_model(self.source, self.identity, self.plan.loaded.recipe)
+        return base_model(self.identity, self.source.origin, self.model, self.plan.loaded.recipe)
 
     @property
     def model(self) -> str:
@@ -77,16 +77,23 @@ class FinishedBuild:
         return called(self.source)
 
 
-def base_model(source: Checkpoint, identity: Identity, recipe: Recipe) -> BaseModel:
-    """The base by its name on the hub and what is proven of it."""
-    origin = source.origin
+def base_model(identity: Identity, origin: Origin, model: str, recipe: Recipe) -> BaseModel:
+    """The base by its name on the hub and what is proven of it; a verifier names it by this very function.
+
+    A proven base has the name that it was published under, wherever it was fetched from.
+
+    Args:
+        origin: the repository and revision that the source was fetched from; an empty one where it was not.
+        model: what the source is called; see `called`.
+    """
+    claim = identity.claim
+    if claim.proven:
+        return BaseModel(claim.repository, claim.revision, claim)
     if origin.repository:
-        return BaseModel(origin.repository, origin.revision, identity.sentence)
-    if identity.lock is not None:
-        revision = identity.lock.origin.revision if identity.proven else ""
-        return BaseModel(identity.lock.origin.repository, revision, identity.sentence)
-    own = called(source) == MINIATURE
-    return BaseModel(miniature.NAME if own else recipe.base.model, "", identity.sentence)
+        return BaseModel(origin.repository, origin.revision, claim)
+    if claim.repository:
+        return BaseModel(claim.repository, "", claim)
+    return BaseModel(miniature.NAME if model == MINIATURE else recipe.base.model, "", claim)
 
 
 def called(source: Checkpoint) -> str:

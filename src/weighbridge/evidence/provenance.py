@@ -1,4 +1,7 @@
-"""SLSA provenance of a build: what it was made from, by what, and what it left beside the checkpoint."""
+"""SLSA provenance of a build: what it was made from, by what, and what it left beside the checkpoint.
+
+Each part is a plain function of what a verifier has or reads, too, so that each can be written again and compared.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,13 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
+from pydantic import JsonValue
+
 from weighbridge import __version__
-from weighbridge.catalogue import lock_path
+from weighbridge.catalogue import lock_file
+from weighbridge.evidence.card import BaseModel
 from weighbridge.evidence.environment import UNKNOWN, Installed, Repository, machine, repository
 from weighbridge.evidence.finished import FinishedBuild
 from weighbridge.evidence.statements import (
@@ -23,8 +28,11 @@ from weighbridge.evidence.statements import (
     RunDetails,
     Times,
 )
+from weighbridge.identity import Claim
+from weighbridge.references import AgainstReference
 
 BUILDER = "urn:weighbridge:builder:local"
+HUB = "https://huggingface.co/"
 SOURCE_FILE = "source/"
 REFERENCE_FILE = "references/"
 RECIPE = "recipe.yaml"
@@ -56,7 +64,7 @@ def provenance_statement(
                 external_parameters={
                     "recipe": build.plan.loaded.recipe.name,
                     "model": build.model,
-                    "revision": build.base.revision,
+                    "revision": build.source.origin.revision,
                     "engine": build.engine,
                     "device": build.device,
                     "shardSize": build.shard_size,
@@ -65,13 +73,13 @@ def provenance_statement(
                 },
                 internal_parameters=dict(machine()),
                 resolved_dependencies=[
-                    _recipe(build),
-                    _base(build),
-                    *_files(build, source_digests),
-                    *_references(build),
-                    *_calibration(build.calibration),
-                    _repository(repository()),
-                    *map(_distribution, environment),
+                    recipe_resource(build.plan.loaded.sha256),
+                    base_resource(build.base),
+                    *file_resources(build.base, source_digests),
+                    *reference_resources(build.references),
+                    *calibration_resources(build.calibration),
+                    repository_resource(repository()),
+                    *map(distribution_resource, environment),
                 ],
             ),
             run_details=RunDetails(
@@ -88,52 +96,60 @@ def stamp(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _recipe(build: FinishedBuild) -> Resource:
-    return Resource(name=RECIPE, digest={"sha256": build.plan.loaded.sha256})
+def recipe_resource(sha256: str) -> Resource:
+    """The recipe by its digest (hex)."""
+    return Resource(name=RECIPE, digest={"sha256": sha256})
 
 
-def _base(build: FinishedBuild) -> Resource:
-    base = build.base
-    proven = build.identity.proven
+def base_resource(base: BaseModel) -> Resource:
+    """The base by its name on the hub, its commit where that is known, and who the source is by its digests."""
     return Resource(
         name=BASE,
-        uri=f"https://huggingface.co/{base.repository}",
+        uri=f"{HUB}{base.repository}",
         digest={"gitCommit": base.revision} if base.revision else None,
-        annotations={"identity": base.sentence, "proven": proven},
+        annotations={"identity": written_claim(base.claim)},
     )
 
 
-def _files(build: FinishedBuild, digests: Mapping[str, str]) -> Iterator[Resource]:
-    """Each file of the source, as a part of the base only where it is proven to be that."""
-    base = build.base
+def written_claim(claim: Claim) -> JsonValue:
+    """The claim of who a source is, as the provenance has it: one value, of which all that is said of it is made."""
+    said = {"repository": claim.repository, "revision": claim.revision, "reason": claim.reason and str(claim.reason)}
+    said |= {"file": claim.file, "found": claim.found, "expected": claim.expected}
+    return {"proven": claim.proven, **{key: value for key, value in said.items() if value}}
+
+
+def file_resources(base: BaseModel, digests: Mapping[str, str]) -> Iterator[Resource]:
+    """Each file of the source, by its digest (hex), and where the base has it where its commit is known."""
     for name in sorted(digests):
-        uri = f"https://huggingface.co/{base.repository}/resolve/{base.revision}/{name}" if base.revision else None
+        uri = f"{HUB}{base.repository}/resolve/{base.revision}/{name}" if base.revision else None
         yield Resource(name=f"{SOURCE_FILE}{name}", uri=uri, digest={"sha256": digests[name]})
 
 
-def _references(build: FinishedBuild) -> Iterator[Resource]:
-    for against in build.references:
+def reference_resources(references: Sequence[AgainstReference]) -> Iterator[Resource]:
+    """The locks of references/ among what a build was held against, by their digests."""
+    for against in references:
         repository = against.reference.origin.repository
-        path: Path | None = lock_path(repository) if repository else None
-        if path is not None and path.is_file():
+        path = lock_file(repository)
+        if path is not None:
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             yield Resource(name=f"{REFERENCE_FILE}{repository}.yaml", digest={"sha256": digest})
 
 
-def _calibration(record: Mapping[str, Any] | None) -> Iterator[Resource]:
+def calibration_resources(record: Mapping[str, Any] | None) -> Iterator[Resource]:
     """The text that was calibrated with, by the digest of the tokens that the model saw of it."""
     if record is not None:
         digest = {"sha256": record["token_ids_sha256"]}
         yield Resource(name=CALIBRATION, digest=digest, annotations=json.loads(json.dumps(record)))
 
 
-def _repository(found: Repository | None) -> Resource:
+def repository_resource(found: Repository | None) -> Resource:
+    """This repository by its commit, where that is known."""
     if found is None:
         return Resource(name=REPOSITORY, uri=f"pkg:pypi/weighbridge@{__version__}", annotations={"commit": UNKNOWN})
     return Resource(name=REPOSITORY, digest={"gitCommit": found.commit}, annotations={"clean": found.clean})
 
 
-def _distribution(found: Installed) -> Resource:
+def distribution_resource(found: Installed) -> Resource:
     """A distribution by its wheel, where the constraints file pins one, and by what that installed."""
     return Resource(
         name=found.name,

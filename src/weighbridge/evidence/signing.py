@@ -11,7 +11,8 @@ import binascii
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -33,7 +34,17 @@ MODEL_SIGNATURE = "https://model_signing/signature/v1.0"
 SIGSTORE = "sigstore"
 CURVES = ("secp256r1", "secp384r1", "secp521r1")
 IGNORED = (EVIDENCE, *UNSIGNED, HUB_CLIENT)
-"""What a signature is not over: the evidence, and what git and the hub's client keep beside a download."""
+"""What the checkpoint's signature is not over: the evidence, which has one of its own, and what git and the hub's
+client keep beside a download."""
+
+MODEL_SIGNATURE_FILE, EVIDENCE_SIGNATURE_FILE, ADDED_SIGNATURE_FILE = "model.sig", "evidence.sig", "added.sig"
+ADDED_FOLDER = "added"
+"""The folder of evidence/ for what comes after the build, which has a signature of its own, too."""
+
+EVIDENCE_IGNORED = (EVIDENCE_SIGNATURE_FILE, ADDED_FOLDER, *UNSIGNED)
+"""What the signature over evidence/ is not over: itself, and what comes after it."""
+
+ADDED_IGNORED = (ADDED_SIGNATURE_FILE, *UNSIGNED)
 
 
 @dataclass(frozen=True)
@@ -59,8 +70,12 @@ class Signer(Protocol):
     def sign_statement(self, payload: bytes) -> bytes:
         """One line of JSON: an envelope, or a bundle around one."""
 
-    def sign_model(self, directory: Path, files: Mapping[str, str], *, name: str) -> bytes:
-        """The Model Signing bundle over files: name -> SHA-256 (hex)."""
+    def sign_model(self, files: Mapping[str, str], *, name: str, ignored: Collection[str] = IGNORED) -> bytes:
+        """The Model Signing bundle over the files of a folder: name -> SHA-256 (hex).
+
+        Args:
+            ignored: paths in that folder that it is not over.
+        """
 
 
 class Verifier(Protocol):
@@ -193,11 +208,11 @@ class KeySigner:
         signature = self.key.sign(pae(payload), ec.ECDSA(_hash_of(public)))
         return write_envelope(Envelope(payload, key_id(public), signature))
 
-    def sign_model(self, directory: Path, files: Mapping[str, str], *, name: str) -> bytes:
+    def sign_model(self, files: Mapping[str, str], *, name: str, ignored: Collection[str] = IGNORED) -> bytes:
         from model_signing import signing
 
         config = signing.Config().use_elliptic_key_signer(private_key=self.path)
-        return _sign_model(config, directory, files, name=name)
+        return _sign_model(config, files, name=name, ignored=ignored)
 
 
 class SigstoreSigner:
@@ -233,12 +248,12 @@ class SigstoreSigner:
             bundle: str = signer.sign_dsse(Statement(payload)).to_json()
         return json.dumps(json.loads(bundle), separators=(",", ":")).encode()
 
-    def sign_model(self, directory: Path, files: Mapping[str, str], *, name: str) -> bytes:
+    def sign_model(self, files: Mapping[str, str], *, name: str, ignored: Collection[str] = IGNORED) -> bytes:
         from model_signing import signing
 
         with _explained():
             config = signing.Config().use_sigstore_signer(identity_token=self._token())
-            return _sign_model(config, directory, files, name=name)
+            return _sign_model(config, files, name=name, ignored=ignored)
 
 
 @dataclass(frozen=True)
@@ -320,11 +335,29 @@ def make_key_pair(private: Path, public: Path, *, curve: str) -> None:
     )
 
 
-def read_model_statement(envelope: Envelope, *, where: str) -> tuple[str, dict[str, str]]:
-    """The root digest and the files (name -> SHA-256, hex) that a Model Signing bundle is about.
+@dataclass(frozen=True)
+class SignedFiles:
+    """What a Model Signing bundle is about.
+
+    Attributes:
+        name: what it calls the folder.
+        root: its root digest (hex).
+        files: name -> SHA-256 (hex).
+    """
+
+    name: str
+    root: str
+    files: Mapping[str, str]
+
+
+def read_model_statement(envelope: Envelope, *, ignored: Collection[str] = IGNORED, where: str) -> SignedFiles:
+    """What a Model Signing bundle is about.
+
+    Args:
+        ignored: paths that it may say that it is not over, beside itself.
 
     Raises:
-        StructureError: it is no statement of Model Signing v1.0 over files by SHA-256.
+        StructureError: it is no statement of Model Signing v1.0 over files by SHA-256, or says more than these do.
     """
     statement = parse_object(envelope.payload, where=where)
     try:
@@ -332,15 +365,31 @@ def read_model_statement(envelope: Envelope, *, where: str) -> tuple[str, dict[s
         serialization, resources = statement["predicate"]["serialization"], statement["predicate"]["resources"]
         if statement["predicateType"] != MODEL_SIGNATURE or serialization["method"] != "files":
             raise StructureError("is no Model Signing v1.0 statement over files", where=where)
-        if not set(serialization.get("ignore_paths", ())) <= {*IGNORED, f"{EVIDENCE}/model.sig"}:
+        if not set(serialization.get("ignore_paths", ())) <= {*ignored, where}:
             raise StructureError("leaves out files that a signature has to be over", where=where)
         files = {resource["name"]: resource["digest"] for resource in resources}
         root = subject["digest"]["sha256"]
-        if not all(_is_sha256(digest) for digest in (root, *files.values())) or not all(map(str.isprintable, files)):
+        plain = (
+            statement.keys() == {"_type", "subject", "predicateType", "predicate"}
+            and subject.keys() == {"name", "digest"}
+            and subject["digest"].keys() == {"sha256"}
+            and statement["predicate"].keys() == {"serialization", "resources"}
+            and serialization.keys() <= {"method", "hash_type", "allow_symlinks", "ignore_paths"}
+            and (serialization["hash_type"], serialization["allow_symlinks"]) == ("sha256", False)
+            and all(resource == _resource(*pair) for resource, pair in zip(resources, files.items(), strict=True))
+        )
+        if not plain or not all(_is_sha256(digest) for digest in (root, *files.values())):
+            raise ValueError
+        if not all(map(str.isprintable, (subject["name"], *files))):
             raise ValueError
     except (KeyError, TypeError, ValueError, AttributeError):
         raise StructureError("is no Model Signing v1.0 statement", where=where) from None
-    return root, files
+    return SignedFiles(subject["name"], root, files)
+
+
+def _resource(name: str, digest: str) -> dict[str, str]:
+    """A file as Model Signing v1.0 has it."""
+    return {"name": name, "algorithm": "sha256", "digest": digest}
 
 
 def _is_sha256(value: Any) -> bool:
@@ -355,19 +404,20 @@ def _hash_of(key: ec.EllipticCurvePublicKey) -> HashAlgorithm:
     return chosen[key.curve.key_size]
 
 
-def _sign_model(config: Any, directory: Path, files: Mapping[str, str], *, name: str) -> bytes:
+def _sign_model(config: Any, files: Mapping[str, str], *, name: str, ignored: Collection[str]) -> bytes:
     """Sign digests that are known already: Model Signing would read every shard again to take them."""
     from model_signing import manifest
     from model_signing._hashing.hashing import Digest
 
-    arguments = {"method": "files", "hash_type": "sha256", "allow_symlinks": False, "ignore_paths": list(IGNORED)}
+    arguments = {"method": "files", "hash_type": "sha256", "allow_symlinks": False, "ignore_paths": list(ignored)}
     serialization = manifest.SerializationType.from_args(arguments)
     items = [serialization.new_item(file, Digest("sha256", bytes.fromhex(digest))) for file, digest in files.items()]
     known = manifest.Manifest(name, items, serialization)
 
-    path = directory / "model.sig"
-    config.set_hashing_config(SimpleNamespace(hash=lambda _: known)).sign(directory, path)
-    return path.read_bytes()
+    with tempfile.TemporaryDirectory() as scratch:  # it signs into a file, and evidence/ has one of that name
+        path = Path(scratch) / MODEL_SIGNATURE_FILE
+        config.set_hashing_config(SimpleNamespace(hash=lambda _: known)).sign(scratch, path)
+        return path.read_bytes()
 
 
 def _read_key(path: Path) -> bytes:

@@ -86,7 +86,7 @@ def _walk(directory: Path) -> list[str]:
         here = Path(folder)
         depth = len(here.relative_to(directory).parts)
         links = [name for name in folders if (here / name).is_symlink()]
-        folders[:] = [name for name in folders if name not in links and not (depth == 0 and name == ".git")]
+        folders[:] = [name for name in folders if name not in links]
         found += [(here / name).relative_to(directory).as_posix() for name in (*files, *links)]
         if depth > MAX_FOLDERS or len(found) > MAX_FILES:
             raise StructureError("holds more files or deeper folders than a checkpoint", where=str(directory))

@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from weighbridge.errors import EvidenceError, StructureError, WeighbridgeError
-from weighbridge.evidence.case import Case, open_case, wrong
-from weighbridge.evidence.checks import CHECKS, UNPROVEN, Checked, validated
+from weighbridge.evidence.case import Case, open_case
+from weighbridge.evidence.checked import Checked, wrong
+from weighbridge.evidence.checks import CHECKS, validated
 from weighbridge.evidence.signing import Verifier
+from weighbridge.evidence.source import UNPROVEN
 from weighbridge.progress import Progress
 from weighbridge.report import Finding, Report, Section, Severity
 from weighbridge.structure.checkpoint import EVIDENCE, Checkpoint
@@ -42,8 +44,8 @@ def judge(case: Case, findings: Sequence[Finding]) -> Report:
     for title, check in CHECKS.items():
         checked = _checked(check, case)
         sections.append(Section(title, checked.summary, findings=checked.findings))
-        if checked.word:
-            words[title] = checked.word
+        if checked.words:
+            words[title] = "; ".join(checked.words)
     sections += validated(case)
     title = "what rests on the word of whoever wrote it"
     sections.append(Section(title, f"{len(words)} things", facts=words, judges=False))

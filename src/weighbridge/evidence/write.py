@@ -9,19 +9,26 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from weighbridge.evidence.bom import write_bom
-from weighbridge.evidence.card import BASE_CARD, CARD, CardFacts, write_card
+from weighbridge.evidence.bom import BomFacts, write_bom
+from weighbridge.evidence.card import BASE_CARD, CARD, BaseModel, CardFacts, write_card
 from weighbridge.evidence.environment import installed
 from weighbridge.evidence.finished import AUDIT_REPORT, MAIN_REPORT, FinishedBuild
 from weighbridge.evidence.provenance import RECIPE, provenance_statement, stamp
 from weighbridge.evidence.results import Result, result_statement, results_of
-from weighbridge.evidence.signing import Signer
+from weighbridge.evidence.signing import (
+    ADDED_FOLDER,
+    EVIDENCE_IGNORED,
+    EVIDENCE_SIGNATURE_FILE,
+    MODEL_SIGNATURE_FILE,
+    Signer,
+)
 from weighbridge.evidence.statements import Resource, sha256_of, subject_of, write_statement
 from weighbridge.evidence.subject import hash_files, list_all, root_digest, write_files, write_tensors
 from weighbridge.identity import digest_files
 from weighbridge.progress import Progress
+from weighbridge.recipe import LoadedRecipe
 from weighbridge.report import PRESENTERS, Chain, Finding, Link, Report, Section
-from weighbridge.structure.checkpoint import CONFIG_FILE, EVIDENCE, Checkpoint, carried_files
+from weighbridge.structure.checkpoint import CONFIG_FILE, EVIDENCE, Checkpoint, Origin, carried_files
 from weighbridge.structure.lock import write_lock
 from weighbridge.structure.weights import INDEX_FILE
 
@@ -32,11 +39,12 @@ START = "source.yaml"
 BOM = "bom.cdx.json"
 LOG = "log.jsonl"
 STATEMENTS, CLAIMS = "statements.jsonl", "claims.jsonl"
-ADDED = "added.jsonl"
+ADDED = f"{ADDED_FOLDER}/added.jsonl"
 """Statements of results that came after the build; see `weighbridge.evidence.added`."""
 PROVENANCE = "provenance"
 """How such a statement names the provenance of its build."""
-SIGNATURE = "model.sig"
+SIGNATURE, EVIDENCE_SIGNATURE = MODEL_SIGNATURE_FILE, EVIDENCE_SIGNATURE_FILE
+"""The signature over the checkpoint's own files, and the one over evidence/ as the build leaves it."""
 TEST_RESULT = "test-result/"
 """How provenance names the statement of a report's results among its by-products."""
 
@@ -73,20 +81,22 @@ def write(directory: Path, build: FinishedBuild, *, signer: Signer | None = None
     (beside / FILES).write_bytes(write_files(files))
     (beside / TENSORS).write_bytes(write_tensors(build.plan.predicted.structure, build.tensor_digests))
     environment = installed()
-    bom = write_bom(build, root=root, files=files, environment=environment, finished=stamp(datetime.now(UTC)))
-    (beside / BOM).write_bytes(bom)
+    loaded, predicted = build.plan.loaded, build.plan.predicted
+    finished = stamp(datetime.now(UTC))
+    made = build.engine, build.device, environment, finished
+    (beside / BOM).write_bytes(write_bom(BomFacts(loaded, build.base, predicted, root, files, *made)))
     (beside / GUIDE).write_bytes(guide(signed=signer is not None))
     (beside / LOG).write_text("".join(json.dumps(asdict(stage)) + "\n" for stage in build.stages))
 
-    subject = subject_of(CardFacts(build.plan.loaded, build.plan.predicted, build.base, {}).name, root)
+    subject = subject_of(CardFacts(loaded, predicted, build.base, {}).name, root)
     if signer is not None:
-        (beside / SIGNATURE).write_bytes(signer.sign_model(beside, files, name=str(subject.name)))
-    chain = _chain(build, root, beside)
-    for name, report in build.reports.items():
-        page = _without_paths(report, build)
-        page = replace(page, sections=(*page.sections, chain))
-        (beside / f"{name}.html").write_text(PRESENTERS["html"](page))
-    recipe = Resource(name=RECIPE, digest=sha256_of(build.plan.loaded.raw))
+        (beside / SIGNATURE).write_bytes(signer.sign_model(files, name=str(subject.name)))
+    told_by = {name: _sha256(beside / name) for name in (TENSORS, FILES, f"{MAIN_REPORT}.json")}
+    reports = {name: _without_paths(report, build) for name, report in build.reports.items()}
+    chain = chain_section(build.base, loaded, reports[MAIN_REPORT].subject, root, told_by)
+    for name, report in reports.items():
+        (beside / f"{name}.html").write_text(page_of(report, chain))
+    recipe = Resource(name=RECIPE, digest=sha256_of(loaded.raw))
     payloads = {
         name: write_statement(result_statement(results, subject, [recipe])) for name, results in written.items()
     }
@@ -94,26 +104,34 @@ def write(directory: Path, build: FinishedBuild, *, signer: Signer | None = None
         *(_file(beside, path.name) for path in sorted(beside.iterdir())),
         *(Resource(name=TEST_RESULT + name, digest=sha256_of(payload)) for name, payload in payloads.items()),
     ]
-    made = provenance_statement(build, subject, source_digests=sources, environment=environment, byproducts=byproducts)
-    lines = [*payloads.values(), write_statement(made)]
+    how = provenance_statement(build, subject, source_digests=sources, environment=environment, byproducts=byproducts)
+    lines = [*payloads.values(), write_statement(how)]
     if signer is not None:
         lines = [signer.sign_statement(line) for line in lines]
     (beside / (STATEMENTS if signer is None else CLAIMS)).write_bytes(b"".join(line + b"\n" for line in lines))
+    if signer is not None:
+        there = {path.name: _sha256(path) for path in beside.iterdir()}
+        signature = signer.sign_model(there, name=EVIDENCE, ignored=EVIDENCE_IGNORED)
+        (beside / EVIDENCE_SIGNATURE).write_bytes(signature)
 
 
 def source_digests(source: Checkpoint, known: Mapping[str, str], *, progress: Progress) -> dict[str, str]:
-    """SHA-256 (hex) of every file of a source that a build reads: shards, config, index, and what is carried over."""
+    """SHA-256 (hex) of every file of a source that a build reads: shards, config, index, what is carried over, and what
+    says who it is."""
     read = {*source.shards, *carried_files(source), *({CONFIG_FILE, INDEX_FILE} & source.files.keys())}
-    digests = {name: digest for name, digest in known.items() if name in read}
-    return {**digests, **digest_files(source, sorted(read - digests.keys()), progress=progress)}
+    return {**known, **digest_files(source, sorted(read - known.keys()), progress=progress)}
 
 
 def _start(build: FinishedBuild, digests: Mapping[str, str]) -> str:
     """What the build started from, as a lock: under its own name, with the digest of each file that was read."""
     source = build.plan.source
     files = {name: replace(build.source.files[name], sha256=digests.get(name)) for name in build.source.files}
-    origin = replace(build.source.origin, repository=build.model, base=build.base.repository)
-    return write_lock(replace(source, files=files, origin=origin))
+    return write_lock(replace(source, files=files, origin=start_origin(build.model, build.source.origin, build.base)))
+
+
+def start_origin(model: str, fetched: Origin, base: BaseModel) -> Origin:
+    """What a build started from, by what it is called: it names nothing but that, and the base."""
+    return Origin(repository=model, revision=fetched.revision, base=base.repository)
 
 
 def guide(*, signed: bool) -> bytes:
@@ -134,16 +152,28 @@ def _without_paths(report: Report, build: FinishedBuild) -> Report:
     return called_by_name(report, {build.source.label: build.model}, build.source.origin.repository)
 
 
-def _chain(build: FinishedBuild, root: str, beside: Path) -> Section:
-    """From the base to the evidence, each by what it can be told from every other."""
-    base, loaded = build.base, build.plan.loaded
-    tensors, files, report = (_sha256(beside / name) for name in (TENSORS, FILES, f"{MAIN_REPORT}.json"))
+def page_of(report: Report, chain: Section) -> str:
+    """A report as its page in the evidence."""
+    return PRESENTERS["html"](replace(report, sections=(*report.sections, chain)))
+
+
+def chain_section(
+    base: BaseModel, loaded: LoadedRecipe, subject: str, root: str, told_by: Mapping[str, str]
+) -> Section:
+    """From the base to the evidence, each by what it can be told from every other.
+
+    Args:
+        subject: what the build's own report is about.
+        root: the checkpoint's root digest (hex).
+        told_by: SHA-256 (hex) of the lists of tensors and files and of that report, by their names.
+    """
+    tensors, files, report = (told_by[name] for name in (TENSORS, FILES, f"{MAIN_REPORT}.json"))
     links = (
         Link("base", base.repository, {"commit": base.revision or "unknown", "whether it is that": base.sentence}),
         Link("recipe", loaded.recipe.name, {f"SHA-256 of {RECIPE}": loaded.sha256}),
         Link(
             "build",
-            build.reports[MAIN_REPORT].subject.rstrip("/").rpartition("/")[2],
+            subject,
             {"root digest (OpenSSF Model Signing v1.0)": root, "content digest of its tensors": tensors},
         ),
         Link(
@@ -165,7 +195,7 @@ def called_by_name(report: Report, names: Mapping[str, str], known: str = "") ->
         known: a name with a slash that is no path.
     """
     paths = {report.subject: report.subject.rstrip("/").rpartition("/")[2], **names}
-    named = {path: name for path, name in paths.items() if "/" in path and path != known}
+    named = {path: name for path, name in paths.items() if path not in ("", name, known)}
 
     def renamed(text: str) -> str:
         for path, name in named.items():

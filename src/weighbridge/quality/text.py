@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from weighbridge.errors import DatasetError
+from weighbridge.recipe.quality import CARRIED_TEXTS
 from weighbridge.trained.text import held_out_text
 
-CODE, ENGLISH = "code", "english"
+CODE, ENGLISH = CARRIED_TEXTS
 WINDOW = 256
 """Tokens of a window, a beginning-of-sequence token not counted."""
 

@@ -10,6 +10,8 @@ from weighbridge.strict_yaml import Strict
 
 LIMITS = ("max_kl", "min_agreement", "max_perplexity_ratio")
 DEFAULT_WINDOWS = 64
+CARRIED_TEXTS = ("code", "english")
+"""Texts that every environment carries, by name: all others are files."""
 
 
 class Quality(Strict):

@@ -13,6 +13,7 @@ from weighbridge.report.findings import (
     Table,
 )
 from weighbridge.report.present import PRESENTERS
+from weighbridge.report.reading import read_report
 
 __all__ = [
     "PRESENTERS",
@@ -26,4 +27,5 @@ __all__ = [
     "Section",
     "Severity",
     "Table",
+    "read_report",
 ]

@@ -46,6 +46,20 @@ def open_checkpoint(reference: str, *, follow: Sequence[Path] = ()) -> Checkpoin
         raise HubError(what, where=reference, remedy=_meant(path) or error.remedy) from error
 
 
+def hub_name(name: str) -> str:
+    """A hub id that a stranger's file names, as `open_checkpoint` opens it: from the hub, and from nowhere here.
+
+    Raises:
+        StructureError: it is no hub id; or something of that name lies here, and would be opened in its place.
+    """
+    if parse_hub_id(name) is None:
+        raise StructureError("is no hub id, and no other name is opened that evidence has", where=name)
+    if Path(name).exists():
+        what = "is a hub id in the evidence, but something of this name lies here, too"
+        raise StructureError(what, where=name, remedy="name yourself what is meant")
+    return name
+
+
 def _meant(path: Path) -> str:
     """The question whether something with a similar name was meant that lies where `path` would; empty for nothing."""
     close = get_close_matches(path.name, [beside.name for beside in path.parent.glob("*")], n=1)

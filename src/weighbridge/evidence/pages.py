@@ -1,0 +1,231 @@
+"""What a person reads of the evidence: reports and their pages, card, bill of materials and guide, written again."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+from weighbridge.errors import StructureError
+from weighbridge.evidence.bom import BomFacts, bill
+from weighbridge.evidence.card import CARD, CardFacts, blocks, kept_card, write_card
+from weighbridge.evidence.case import Case
+from weighbridge.evidence.checked import Checked, wrong
+from weighbridge.evidence.finished import MAIN_REPORT
+from weighbridge.evidence.stated import moment, packages
+from weighbridge.evidence.statements import sha256_of
+from weighbridge.evidence.verdict import build_verdict
+from weighbridge.evidence.write import (
+    BOM,
+    FILES,
+    GUIDE,
+    LOG,
+    TENSORS,
+    called,
+    chain_section,
+    guide,
+    page_of,
+)
+from weighbridge.identity import identity_section
+from weighbridge.model_card import card_metadata
+from weighbridge.report import PRESENTERS, Areas, Finding, Report, Section, Severity
+from weighbridge.structure.checkpoint import EVIDENCE
+from weighbridge.structure.strict_json import parse_object
+
+WORDED = ("description", "modelCard", "pedigree", "properties")
+"""Parts of the model in a bill of materials that another version may word otherwise."""
+MOST_AREAS = 5_000
+"""Of the pictures in a report: to draw so many takes seconds, and the time grows with the square."""
+UNPRESENTABLE = (ArithmeticError, LookupError, RecursionError, TypeError, ValueError)
+"""What presenters raise of figures that no report of ours has: a stranger's may be negative, endless or no numbers."""
+_PROVEN = re.compile(r"is ([\w.-]+/[\w.-]+(?:@\w+)?) by SHA-256", re.ASCII)
+
+
+def check_card(case: Case) -> Checked:
+    """The model card says what recipe, tensors and results say, and not a word more."""
+    if CARD not in case.files:
+        return Checked("is no card", (wrong("evidence/card", CARD, "is not there"),))
+    raw = case.own(CARD)
+    facts = CardFacts(case.loaded, case.opened(), case.base, called(case.results), kept_card(case.files))
+    text = raw.decode(errors="replace")
+    findings = [*_check_metadata(case, raw), *_check_proven(case, CARD, text)]
+    untrue = [part for part, block in blocks(facts).items() if block not in text]
+    severity = _strictness(case)
+    findings += [
+        Finding("evidence/card", severity, CARD, f"its part on the {part} does not say what was measured")
+        for part in untrue
+    ]
+    if not untrue and raw != write_card(facts):
+        findings.append(Finding("evidence/card", severity, CARD, "says more than was measured"))
+    words = () if case.same_version else (_by_another(case, CARD),)
+    return Checked("written again from recipe, tensors and reports, and compared", tuple(findings), words)
+
+
+def _check_metadata(case: Case, raw: bytes) -> Iterator[Finding]:
+    """What the hub reads of a card is so, whichever version wrote it."""
+    metadata = card_metadata(raw, where=CARD)
+    for key, ours in (("base_model", case.base.repository), ("license", case.loaded.recipe.base.licence)):
+        if metadata.get(key) != ours:
+            yield wrong("evidence/card", CARD, f"its {key} is {metadata.get(key)}, and not {ours}")
+
+
+def _check_proven(case: Case, name: str, text: str) -> Iterator[Finding]:
+    """No text calls the source proven to be what it is not proven to be, whichever version wrote it."""
+    said = set(_PROVEN.findall(text))
+    ours = set(_PROVEN.findall(case.base.sentence))
+    for other in sorted(said - ours):
+        yield wrong(
+            "evidence/identity", name, f"says that the source is {other} by SHA-256, but it {case.base.sentence}"
+        )
+
+
+def _by_another(case: Case, what: str) -> str:
+    return f"what {what} says: version {case.version[:40]!r} of Weighbridge is stated to have written it"
+
+
+def check_bom(case: Case) -> Checked:
+    """The bill of materials lists this model, this base and the packages that the provenance lists, and no more."""
+    where = f"{EVIDENCE}/{BOM}"
+    raw = case.read(BOM)
+    bom = parse_object(raw, where=where)
+    metadata = bom.get("metadata")
+    stamped = metadata.get("timestamp") if isinstance(metadata, dict) else None
+    if not isinstance(metadata, dict) or not isinstance(stamped, str):
+        raise StructureError("is no bill of materials of a model", where=where)
+    parameters = case.parameters
+    made = str(parameters.get("engine")), str(parameters.get("device")), tuple(packages(case)), stamped
+    expected = bill(BomFacts(case.loaded, case.base, case.opened(), case.root, case.listed, *made))
+    theirs, ours = metadata.get("component"), expected["metadata"]["component"]
+    theirs = theirs if isinstance(theirs, dict) else {}
+    findings = [
+        Finding("evidence/bom", _worded(case, part), where, f"the model's {part} is not what it should be")
+        for part in sorted(ours.keys() | theirs.keys())
+        if ours.get(part) != theirs.get(part)
+    ]
+    listed = [item if isinstance(item, dict) else {} for item in _listed(bom)]
+    for item in expected["components"]:
+        if item not in listed:
+            findings.append(
+                wrong("evidence/bom", item["purl"], "is listed otherwise in the bill than in the provenance")
+            )
+    known = [item["purl"] for item in expected["components"]]
+    for item in listed:
+        if item.get("purl") not in known:
+            findings.append(wrong("evidence/bom", str(item.get("purl")), "is listed in the bill alone"))
+    own = {key: value for key, value in bom.items() if key not in ("metadata", "components")}
+    for key in sorted(own.keys() | (expected.keys() - {"metadata", "components"})):
+        if own.get(key) != expected.get(key):
+            findings.append(
+                Finding("evidence/bom", _strictness(case), where, f"its {key[:40]} is not what it should be")
+            )
+    findings += _check_stamp(case, where, stamped)
+    if not findings and case.same_version and raw != _written(expected):
+        findings.append(wrong("evidence/bom", where, "says more than was built, or otherwise"))
+    findings += _check_proven(case, where, raw.decode(errors="replace"))
+    words = () if case.same_version else (_by_another(case, where),)
+    return Checked(f"{len(listed)} packages and the model held against provenance and tensors", tuple(findings), words)
+
+
+def _worded(case: Case, part: str) -> Severity:
+    return _strictness(case) if part in WORDED else Severity.ERROR
+
+
+def _listed(bom: dict[str, object]) -> list[object]:
+    components = bom.get("components")
+    return components if isinstance(components, list) else []
+
+
+def _written(content: dict[str, object]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _check_stamp(case: Case, where: str, stamped: str) -> Iterator[Finding]:
+    """The bill was written while it was built."""
+    times = case.provenance.predicate.run_details.metadata
+    try:
+        within = moment(times.started_on) <= moment(stamped) <= moment(times.finished_on)
+    except ValueError:
+        within = False
+    if not within:
+        yield wrong("evidence/bom", where, "is of another time than the build")
+
+
+def check_pages(case: Case) -> Checked:
+    """Reports say of the source what is known of it, and their pages and texts say what they say, not a word more."""
+    findings: list[Finding] = []
+    told = {name: sha256_of(case.read(name))["sha256"] for name in (TENSORS, FILES, f"{MAIN_REPORT}.json")}
+    main = case.report(MAIN_REPORT)
+    chain = chain_section(case.base, case.loaded, main.subject, case.root, told)
+    findings += _check_main(case, main)
+    for name in case.results:
+        report = case.report(name)
+        findings += _check_forms(case, name, report, chain)
+        if not report.holds:
+            findings.append(wrong("evidence/results", f"{EVIDENCE}/{name}.json", "does not hold"))
+    if case.read(GUIDE) != guide(signed=case.signed):
+        what = "is not the guide that Weighbridge writes"
+        findings.append(Finding("evidence/page", _strictness(case), f"{EVIDENCE}/{GUIDE}", what))
+    findings += _check_log(case)
+    words = ["the places, facts and figures that the reports give beside each result", f"what {EVIDENCE}/{LOG} tells"]
+    if not case.same_version:
+        words.append(_by_another(case, "each report and the guide"))
+    return Checked(
+        f"{len(case.results)} reports written again in each form, and compared", tuple(findings), tuple(words)
+    )
+
+
+def _check_forms(case: Case, name: str, report: Report, chain: Section) -> Iterator[Finding]:
+    """A report's text and page say what it says."""
+    figures = [figure for section in report.sections for figure in section.figures if isinstance(figure, Areas)]
+    if sum(len(figure.areas) for figure in figures) > MOST_AREAS:
+        yield wrong("evidence/page", f"{EVIDENCE}/{name}.json", "has more to draw than a report of a build has")
+        return
+    try:
+        forms = {f"{name}.md": PRESENTERS["markdown"](report), f"{name}.html": page_of(report, chain)}
+    except UNPRESENTABLE:
+        yield wrong("evidence/page", f"{EVIDENCE}/{name}.json", "has figures that cannot be shown")
+        return
+    for file, text in forms.items():
+        raw = case.read(file)
+        if raw != text.encode(errors="surrogatepass"):
+            what = f"does not say what {name}.json says"
+            yield Finding("evidence/page", _strictness(case), f"{EVIDENCE}/{file}", what)
+        yield from _check_proven(case, f"{EVIDENCE}/{file}", raw.decode(errors="replace"))
+
+
+def _check_main(case: Case, report: Report) -> Iterator[Finding]:
+    """The build's own report calls the source what it is, and its verdict is the one that its sections come to."""
+    where = f"{EVIDENCE}/{MAIN_REPORT}.json"
+    beside = case.start.files.keys() - set(case.source_shards)
+    expected = identity_section(case.identity, case.model, beside)
+    named = [section for section in report.sections if section.title.startswith("the source ")]
+    if named != [expected]:
+        yield Finding(
+            "evidence/identity",
+            Severity.ERROR,
+            where,
+            f"does not say of the source what is known: it {case.base.sentence}",
+        )
+    references = [section for section in report.sections if section.title.startswith("against ")]
+    references = [section for section in references if section.title != "against the recipe's plan"]
+    verdict = build_verdict(report.subject, len(case.opened().structure), references, case.model, case.identity)
+    if (report.command, report.verdict) != ("build", verdict):
+        yield Finding("evidence/results", _strictness(case), where, "its verdict is not what its sections come to")
+
+
+def _check_log(case: Case) -> Iterator[Finding]:
+    """The log is lines of stages."""
+    for number, line in enumerate(case.read(LOG).split(b"\n")[:-1], 1):
+        where = f"{EVIDENCE}/{LOG}:{number}"
+        try:
+            stage = parse_object(line, where=where)
+        except StructureError as error:
+            yield wrong("evidence/malformed", where, error.what)
+            continue
+        if not all(isinstance(value, str | int | float) for value in stage.values()):
+            yield wrong("evidence/malformed", where, "is no stage of a build")
+
+
+def _strictness(case: Case) -> Severity:
+    """Another version may word things otherwise, and its files are bound by digest all the same."""
+    return Severity.ERROR if case.same_version else Severity.WARNING
