@@ -71,16 +71,16 @@ def compensated(
     width = COLUMNS // scale.shape[1]
     codes = np.rint(quantized[0].float().numpy() / scale.repeat(width, 1) + zero.repeat(width, 1)).astype(np.int64)
     half = 1 << (bits - 1)
-    return stored(scheme, np.clip(codes, -half, half - 1), scale, None if symmetric else zero)
+    return stored(scheme, base(weight_seed), np.clip(codes, -half, half - 1), scale, None if symmetric else zero)
 
 
-def stored(scheme: Scheme, codes: Array, scale: Array, zero: Array | None) -> Module:
-    """A module that stores these codes, -8 to 7 or -128 to 127, and scales."""
+def stored(scheme: Scheme, weight: Array, codes: Array, scale: Array, zero: Array | None) -> Module:
+    """A module that stores these codes, -8 to 7 or -128 to 127, and scales, beside its base's weight."""
     bits = scheme.weights.num_bits
     arrays = {"weight_packed": packed(codes, bits), "weight_scale": bf16_bits(scale)}
     if zero is not None:
         arrays["weight_zero_point"] = packed(zero.astype(np.int64).T, bits).T.copy()
-    return Module(bf16_bits(base()), "BF16", scheme, arrays)
+    return Module(bf16_bits(weight), "BF16", scheme, arrays)
 
 
 def packed(codes: Array, bits: int) -> Array:
@@ -167,7 +167,7 @@ def rounded(module: Module) -> Array:
     """Codes of round-to-nearest under the scales that are stored."""
     scale = float_values(module.arrays["weight_scale"], "BF16")
     half = 1 << (module.scheme.weights.num_bits - 1)
-    quotients = base() / scale.repeat(COLUMNS // scale.shape[1], 1)
+    quotients = float_values(module.weight, "BF16") / scale.repeat(COLUMNS // scale.shape[1], 1)
     found: Array = np.clip(np.rint(quotients), -half, half - 1).astype(np.int64)
     return found
 
@@ -187,7 +187,7 @@ def rank_one(share: float) -> Attack:
 
     def attack(module: Module, random: np.random.Generator) -> Array:
         edit = np.outer(random.standard_normal(ROWS), random.standard_normal(COLUMNS))
-        edit *= np.sqrt(share * (base() ** 2).sum() / (edit**2).sum())
+        edit *= np.sqrt(share * (float_values(module.weight, "BF16") ** 2).sum() / (edit**2).sum())
         scale = float_values(module.arrays["weight_scale"], "BF16")
         moves = np.rint(edit / scale.repeat(COLUMNS // scale.shape[1], 1)).astype(np.int64)
         return codes_of(module) + moves
@@ -289,3 +289,42 @@ def test_scale_that_is_not_the_largest_values_is_refused() -> None:
     scales = honest.arrays["weight_scale"].copy()
     scales[5, 1] ^= 1
     assert verdict_of(replace(honest, arrays={**honest.arrays, "weight_scale": scales}), 0.01)[0] is Verdict.DIVERGES
+
+
+# --- many of them
+
+SEED, MANY, SHARE = 20261127, 100, 4
+SURELY_SEEN = [name for name in ATTACKS if name not in ("another expert", "another expert but one column")]
+
+
+def setting(random: np.random.Generator) -> tuple[int, int | None, bool, float, str | None]:
+    group = [32, 64, 128, None][int(random.integers(4))]
+    order = [None, "static"][int(random.integers(2))] if group is not None else None
+    return 4, group, bool(random.integers(2)), float(random.choice([0.1, 0.01])), order
+
+
+def judged_wrongly(numbers: range) -> list[str]:
+    """Honest modules that are refused, and altered ones that are not."""
+    wrong = []
+    for number in numbers:
+        random = np.random.default_rng([SEED, number])
+        told = setting(random)
+        honest = compensated(*told, weight_seed=number)
+        attack = SURELY_SEEN[int(random.integers(len(SURELY_SEEN)))]
+        altered = with_codes(honest, ATTACKS[attack](honest, random)) if told[2] else honest
+        for module, expected in ((honest, Verdict.COMPENSATED), (altered, Verdict.DIVERGES)):
+            verdict, why = verdict_of(module, told[3])
+            if verdict is not expected and (module is honest or told[2]):
+                wrong.append(f"seed {SEED}, number {number}, {told}, {attack}: {verdict}, {why}")
+    return wrong
+
+
+def test_a_share_of_many_is_judged_rightly() -> None:
+    assert judged_wrongly(range(SHARE)) == []
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("part", range(4))
+def test_none_of_many_is_judged_wrongly(part: int) -> None:
+    each = MANY // 4
+    assert judged_wrongly(range(part * each, (part + 1) * each)) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -147,7 +148,7 @@ def _check_parameters(case: Case) -> Iterator[Finding]:
     if isinstance(named, list) and not all(isinstance(name, str) and name for name in named):
         yield _lie("externalParameters.references", "names no references")
     carried = parameters.get("carried")
-    if isinstance(carried, list) and not all(isinstance(name, str) and name in case.listed for name in carried):
+    if isinstance(carried, list) and not all(fnmatch.filter(case.listed, str(pattern)) for pattern in carried):
         yield _lie("externalParameters.carried", "names files that are not there")
     internal = case.provenance.predicate.build_definition.internal_parameters
     if tuple(internal) != MACHINE or not all(isinstance(value, str) for value in internal.values()):

@@ -1,0 +1,227 @@
+"""Smoothed weights: with factors as AWQ chooses them, and with factors, codes and norms that nobody honest would."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.audit_rows import integers
+from tests.checkpoints import RawTensor, Tensors, write_tensors
+from weighbridge.audit import Audit, audit, conclusion
+from weighbridge.audit.arithmetic import narrowed
+from weighbridge.audit.method import Mapped, Method
+from weighbridge.engines.kernels import load_kernels
+from weighbridge.formats.schemes import to_config
+from weighbridge.progress import Progress
+from weighbridge.resources import Resources
+from weighbridge.structure.checkpoint import open_directory
+
+Array = np.ndarray[Any, Any]
+SEED, MANY, SHARE = 20261127, 100, 6
+LAYER = "model.layers.0"
+WIDTH, INNER, GROUP = 128, 256, 32
+AWQ = (
+    Mapped("AWQModifier", "re:.*input_layernorm$", ("re:.*q_proj$", "re:.*k_proj$")),
+    Mapped("AWQModifier", "re:.*up_proj$", ("re:.*down_proj$",)),
+)
+
+
+@dataclass
+class Smoothing:
+    """A layer, and by what its channels are smoothed.
+
+    Attributes:
+        weights: name -> the base's own, float32 that BF16 has.
+        after_norm: factors of the channels behind the norm.
+        after_up: factors of the channels between ``up_proj`` and ``down_proj``.
+    """
+
+    weights: dict[str, Array]
+    after_norm: Array
+    after_up: Array
+
+
+def bf16(values: Array) -> Array:
+    return narrowed(np.ascontiguousarray(values, np.float32), "BF16")
+
+
+def factors(random: np.random.Generator, weight: Array) -> Array:
+    """Factors as AWQ chooses them: of twenty mixtures of activations and weights, the one of the least loss."""
+    sizes = np.exp(random.standard_normal(weight.shape[1]))
+    inputs = random.standard_normal((256, weight.shape[1])) * sizes
+    best, chosen = np.inf, np.ones(weight.shape[1], np.float32)
+    for ratio in np.linspace(0, 1, 20):
+        found = np.abs(inputs).mean(0) ** ratio / (np.abs(weight).mean(0) + 1e-4) ** (1 - ratio)
+        scaled = bf16(found / np.sqrt(found.max() * found.min()))
+        smoothed = weight * scaled
+        scale = np.abs(smoothed).reshape(len(weight), -1, GROUP).max(2).repeat(GROUP, 1) / 7.5
+        loss = float(((inputs @ (np.clip(np.rint(smoothed / scale), -8, 7) * scale / scaled - weight).T) ** 2).sum())
+        if loss < best:
+            best, chosen = loss, scaled
+    return chosen
+
+
+def layer(random: np.random.Generator) -> Smoothing:
+    shapes = {"self_attn.q_proj": (WIDTH, WIDTH), "self_attn.k_proj": (64, WIDTH)}
+    shapes |= {"mlp.up_proj": (INNER, WIDTH), "mlp.down_proj": (WIDTH, INNER)}
+    weights = {
+        f"{LAYER}.{name}.weight": bf16(
+            0.02 * random.standard_normal(shape) * np.exp(0.3 * random.standard_normal(shape))
+        )
+        for name, shape in shapes.items()
+    }
+    weights[f"{LAYER}.input_layernorm.weight"] = bf16(1 + 0.1 * random.standard_normal(WIDTH))
+    both = np.concatenate([weights[f"{LAYER}.self_attn.{name}.weight"] for name in ("q_proj", "k_proj")])
+    down = weights[f"{LAYER}.mlp.down_proj.weight"]
+    return Smoothing(weights, factors(random, both), factors(random, down))
+
+
+def raw(values: Array) -> RawTensor:
+    bits = (np.ascontiguousarray(values, np.float32).view("<u4") >> np.uint32(16)).astype("<u2")
+    return RawTensor("BF16", values.shape, bits.tobytes())
+
+
+def written(given: Smoothing, directory: Path) -> tuple[Path, Path]:
+    """The base, and the build that smoothing and rounding to nearest make of it."""
+    base, build = directory / "base", directory / "build"
+    base.mkdir()
+    build.mkdir()
+    write_tensors(base, {name: raw(values) for name, values in given.weights.items()})
+    (base / "config.json").write_text('{"model_type": "any"}')
+    norm = f"{LAYER}.input_layernorm.weight"
+    tensors: Tensors = {norm: raw(bf16(given.weights[norm] / given.after_norm))}
+    for name, values in given.weights.items():
+        if name == norm:
+            continue
+        smoothed = values
+        if "self_attn" in name:
+            smoothed = bf16(values * given.after_norm)
+        elif "up_proj" in name:
+            smoothed = bf16(values / given.after_up[:, None])
+        else:
+            smoothed = bf16(values * given.after_up)
+        tensors |= quantized(name.removesuffix(".weight"), smoothed)
+    write_tensors(build, tensors)
+    declared = {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": {"targets": ["Linear"], **to_config(integers(4, group=GROUP))}},
+        "ignore": [],
+    }
+    (build / "config.json").write_text(json.dumps({"model_type": "any", "quantization_config": declared}))
+    return base, build
+
+
+def quantized(module: str, weight: Array) -> Tensors:
+    bits = (weight.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+    arrays = load_kernels("cpu").quantize(bits, "BF16", integers(4, group=GROUP))
+    packed, scale = arrays["weight_packed"], arrays["weight_scale"]
+    return {
+        f"{module}.weight_packed": RawTensor("I32", packed.shape, packed.tobytes()),
+        f"{module}.weight_scale": RawTensor("BF16", scale.shape, scale.tobytes()),
+        f"{module}.weight_shape": RawTensor("I64", (2,), np.array(weight.shape, "<i8").tobytes()),
+    }
+
+
+def look(base: Path, build: Path) -> Audit:
+    return audit(
+        open_directory(build),
+        open_directory(base),
+        method=Method("a recipe", smoothing=AWQ),
+        groups=(),
+        sample=None,
+        resources=Resources(workers=1, digests=False),
+        progress=Progress(shown=False),
+    )
+
+
+def one_in_a_group(factor: float) -> Callable[[Smoothing, np.random.Generator], None]:
+    """One channel of each group is multiplied by this, the others are left."""
+
+    def change(given: Smoothing, random: np.random.Generator) -> None:
+        chosen = random.integers(GROUP) + np.arange(0, WIDTH, GROUP)
+        given.after_norm = np.ones(WIDTH, np.float32)
+        given.after_norm[chosen] = factor
+
+    return change
+
+
+def spread(most: float) -> Callable[[Smoothing, np.random.Generator], None]:
+    """Each channel is multiplied by any factor from 1 / `most` to `most`."""
+
+    def change(given: Smoothing, random: np.random.Generator) -> None:
+        given.after_norm = bf16(np.exp(random.uniform(-np.log(most), np.log(most), WIDTH)))
+
+    return change
+
+
+def between_layers(given: Smoothing, random: np.random.Generator) -> None:
+    """One channel of each group between two linears is multiplied by 1,024."""
+    given.after_up = np.ones(INNER, np.float32)
+    given.after_up[random.integers(GROUP) + np.arange(0, INNER, GROUP)] = 1024
+
+
+FACTORS = {
+    "1,024 on one channel of a group": one_in_a_group(1024),
+    "64 on one channel of a group": one_in_a_group(64),
+    "16 on one channel of a group": one_in_a_group(16),
+    "any from 1/8 to 8": spread(8),
+    "any from 1/64 to 64": spread(64),
+    "1,024 between two linears": between_layers,
+}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", FACTORS)
+def test_factors_beyond_what_awq_chooses_are_refused(kind: str, seed: int, tmp_path: Path) -> None:
+    random = np.random.default_rng([SEED, seed])
+    given = layer(random)
+    FACTORS[kind](given, random)
+    found = look(*written(given, tmp_path))
+    assert {judged.rule for judged in found.diverging} == {"audit/beyond-smoothing"}
+
+
+def altered(tensors: Tensors, random: np.random.Generator) -> None:
+    """Some rows of a smoothed weight hold other codes."""
+    name = f"{LAYER}.self_attn.q_proj.weight_packed"
+    data = bytearray(tensors[name].data)
+    begin = int(random.integers(WIDTH)) * WIDTH // 2
+    data[begin : begin + WIDTH // 2] = random.integers(0, 256, WIDTH // 2, dtype=np.uint8).tobytes()
+    tensors[name] = RawTensor("I32", tensors[name].shape, bytes(data))
+
+
+def judged_wrongly(numbers: range, directory: Path) -> list[str]:
+    """Honest builds that are refused, and altered ones that are not."""
+    from tests.checkpoints import edit_tensors
+
+    wrong = []
+    for number in numbers:
+        random = np.random.default_rng([SEED, number])
+        place = directory / str(number)
+        place.mkdir()
+        base, build = written(layer(random), place)
+        found = look(base, build)
+        if conclusion(found) != "derives from the base as smoothed, within stated limits":
+            wrong.append(f"seed {SEED}, number {number}: honest, and {found.diverging[:2]}, {found.leftovers}")
+        edit_tensors(build, lambda tensors, random=random: altered(tensors, random))  # type: ignore[misc]
+        if {judged.name for judged in look(base, build).diverging} != {f"{LAYER}.self_attn.q_proj"}:
+            wrong.append(f"seed {SEED}, number {number}: a row of q_proj altered, and not seen")
+    return wrong
+
+
+def test_a_share_of_smoothed_builds_is_judged_rightly(tmp_path: Path) -> None:
+    assert judged_wrongly(range(SHARE), tmp_path) == []
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("part", range(4))
+def test_no_smoothed_build_is_judged_wrongly(part: int, tmp_path: Path) -> None:
+    each = MANY // 4
+    assert judged_wrongly(range(part * each, (part + 1) * each), tmp_path) == []
