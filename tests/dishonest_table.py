@@ -403,6 +403,8 @@ ASKED = [
         build=lambda build: replace(build, named_references=("RedHatAI/x",)),
     ),
     Lie("references that are none", "evidence/provenance", wraps=parameter("references", [1])),
+    Lie("files taken over by name that are not there", "evidence/provenance", wraps=parameter("carried", ["x.txt"])),
+    Lie("files taken over that are no names", "evidence/provenance", wraps=parameter("carried", "x.txt")),
     Lie("one thing more that was asked for", "evidence/provenance", wraps=parameter("certified", True)),
     Lie("one thing less that was asked for", "evidence/provenance", wraps=provenance(drop(*PARAMETERS, "engine"))),
     Lie(

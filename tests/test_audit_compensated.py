@@ -311,10 +311,12 @@ def judged_wrongly(numbers: range) -> list[str]:
         told = setting(random)
         honest = compensated(*told, weight_seed=number)
         attack = SURELY_SEEN[int(random.integers(len(SURELY_SEEN)))]
-        altered = with_codes(honest, ATTACKS[attack](honest, random)) if told[2] else honest
-        for module, expected in ((honest, Verdict.COMPENSATED), (altered, Verdict.DIVERGES)):
+        judged = [(honest, Verdict.COMPENSATED)]
+        if told[2]:  # attacks know no zero points
+            judged.append((with_codes(honest, ATTACKS[attack](honest, random)), Verdict.DIVERGES))
+        for module, expected in judged:
             verdict, why = verdict_of(module, told[3])
-            if verdict is not expected and (module is honest or told[2]):
+            if verdict is not expected:
                 wrong.append(f"seed {SEED}, number {number}, {told}, {attack}: {verdict}, {why}")
     return wrong
 

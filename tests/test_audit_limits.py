@@ -265,7 +265,7 @@ def rows_of_module(module: Module) -> Any:
 
 @pytest.mark.parametrize(
     ("rows", "columns", "expected"),
-    [(64, 32, True), (63, 32, False), (8192, 4096, True), (8194, 4097, False)],
+    [(48, 32, True), (47, 32, False), (288, 256, True), (287, 256, False), (8192, 4096, True), (8194, 4097, False)],
 )
 def test_volume_is_asked_of_what_spans_one_and_can_be_held(rows: int, columns: int, expected: bool) -> None:
     assert compensation.has_volume(rows, columns) == expected

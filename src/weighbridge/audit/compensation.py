@@ -143,7 +143,7 @@ def _beyond(seen: Measure, limits: Limits) -> Iterator[str]:
 
 def has_volume(rows: int, columns: int) -> bool:
     """Whether so many rows span a volume, and there are few enough columns to hold their products."""
-    return rows >= 2 * columns and columns <= MOST_COLUMNS
+    return rows >= max(9 * columns // 8, columns + 16) and columns <= MOST_COLUMNS
 
 
 def volume(weights: Floats, rows: Rows) -> float:
