@@ -254,6 +254,7 @@ ATTACKS: dict[str, Attack] = {
     "half as large": lambda module, _: but_one_column(codes_of(module) // 2, rounded(module)),
     "a fifth moved by one": moved(0.2),
     "half moved by one": moved(0.5),
+    "an edit of a fifth of the energy": rank_one(0.2),
     "an edit of half the energy": rank_one(0.5),
 }
 
@@ -268,7 +269,7 @@ def test_what_compensation_cannot_make_is_refused(attack: str, seed: int) -> Non
 
 
 UNSEEN: dict[str, Attack] = {
-    "a fiftieth moved by one": moved(0.02),
+    "a twentieth moved by one": moved(0.05),
     "an edit of a two-hundredth of the energy": rank_one(0.005),
 }
 """What docs/explanation/audit.md says may stay unseen."""

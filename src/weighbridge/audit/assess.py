@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 from functools import partial
 from math import comb
 from typing import Any
@@ -37,10 +37,11 @@ from weighbridge.audit.pairing import (
     Pairing,
     QuantizedPair,
     pair,
+    regions,
 )
 from weighbridge.audit.pieces import PIECE_BYTES, Piece, Sample, Strip, cut, units_of
 from weighbridge.audit.reading import HUB_BYTES, Reader, reader_of
-from weighbridge.audit.recomputed import Kept, Quantized, recomputed
+from weighbridge.audit.recomputed import Kept, Quantized, recomputed, scales_of_data
 from weighbridge.audit.run import WORKER_PIECES, Figures, run
 from weighbridge.audit.smoothing import Smoothed, recover
 from weighbridge.audit.work import STRICT, Allowance, Job, look, stored_shape, volume_of, whole_scale
@@ -88,6 +89,7 @@ class Audit:
         digests: SHA-256 (hex) of the base's shards.
         found: pieces that an earlier run had finished.
         recomputed: the recipe was run again, and what came out compared.
+        scales_of_data: name of each scale that comes from calibration data -> whether it came out the same then.
         smoothed_limit: steps by which any code of a smoothed module can be moved without being surely seen.
     """
 
@@ -104,6 +106,7 @@ class Audit:
     found: int = 0
     smoothed_limit: float = 0.0
     recomputed: bool = False
+    scales_of_data: Mapping[str, bool] = field(default_factory=dict)
 
     @property
     def judged(self) -> list[Judged]:
@@ -172,9 +175,11 @@ def audit(
         differing = list(_different(pairing, figures)) if sample is None else []
         dequantized = find_dequantized(differing, method, base, stored, source)
         quantized, kept = _judged(job, pairing, figures, smoothed, dequantized, method, sample)
+        scales: Mapping[str, bool] = {}
         if again is not None:
             theirs = stack.enter_context(reader_of(again, progress))
             quantized, kept = recomputed(quantized, kept, stored, again, theirs)
+            scales = scales_of_data(quantized, regions(checkpoint), stored, again, theirs)
     for side in (checkpoint, base):
         check_unchanged(side, (*side.shards, *READ_BESIDE & side.files.keys()))
     journal.forget()
@@ -194,6 +199,7 @@ def audit(
         sample=sample,
         found=figures.found,
         recomputed=again is not None,
+        scales_of_data=scales,
         smoothed_limit=max((_limit(item, smoothed) for item in pairing.pairs), default=0.0),
     )
 

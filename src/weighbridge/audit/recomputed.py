@@ -8,12 +8,14 @@ import numpy as np
 
 from weighbridge.audit.judge import Judged, Verdict
 from weighbridge.audit.measure import Measure
-from weighbridge.audit.pairing import KeptPair, QuantizedPair, Region, regions
+from weighbridge.audit.pairing import KV_CACHE_SCALES, KeptPair, QuantizedPair, Region, regions
 from weighbridge.audit.reading import Reader
 from weighbridge.structure.checkpoint import Checkpoint
 
 PROVEN = frozenset({Verdict.IDENTICAL, Verdict.EXACT})
 """Verdicts that running the recipe again could not improve."""
+
+OF_ACTIVATIONS = ("input_", "output_")
 
 PART_BYTES = 16 * 1024 * 1024
 
@@ -45,6 +47,25 @@ def recomputed(
         ],
         [(item, improved(judged, {item.name: item.stored})) for item, judged in kept],
     )
+
+
+def scales_of_data(
+    quantized: Quantized, stored: Mapping[str, Region], checkpoint: Reader, again: Checkpoint, theirs: Reader
+) -> dict[str, bool]:
+    """Name of each scale that comes from calibration data, of activations and caches, and whether `again` has it so.
+
+    Args:
+        stored: every tensor of the checkpoint.
+
+    Raises:
+        StructureError, HubError: a side cannot be read.
+    """
+    found = regions(again)
+    names = [
+        f"{item.name}.{local}" for item, _, _ in quantized for local in item.stored if local.startswith(OF_ACTIVATIONS)
+    ]
+    names += [name for name in stored if name.rpartition(".")[2] in KV_CACHE_SCALES]
+    return {name: name in found and _same(checkpoint, stored[name], theirs, found[name]) for name in names}
 
 
 def _same(one: Reader, region: Region, other: Reader, theirs: Region) -> bool:

@@ -25,6 +25,7 @@ _CHANGED = {
     Verdict.DEQUANTIZED: "made floats again",
 }
 _DISTRUST = "do not serve it: take another build, or build it here from the base"
+_UNSAID = f"{_DISTRUST}; if GPTQ, AWQ or SmoothQuant made it, name the recipe that says so"
 
 
 def sections(audit: Audit) -> list[Section]:
@@ -82,7 +83,11 @@ def _whole(audit: Audit) -> Section:
     if audit.recomputed:
         same = sum(judged.verdict is Verdict.RECOMPUTED for judged in audit.judged)
         rest = sum(judged.verdict not in PROVEN for judged in audit.judged)
-        facts["come out the same when the recipe is run again"] = f"{same:,} of {rest:,} that are not exact without"
+        scales = audit.scales_of_data
+        facts["come out the same when the recipe is run again"] = (
+            f"{same:,} of {rest:,} that are not exact without, and {sum(scales.values()):,} of {len(scales):,} scales "
+            "of activations and caches"
+        )
     if any(judged.verdict is Verdict.COMPENSATED for judged in audit.judged):
         facts["surely seen where compensated"] = _limits(audit)
     if any(judged.verdict is Verdict.PAIRED for _, _, judged in audit.quantized):
@@ -119,7 +124,8 @@ def _quantized(audit: Audit) -> Section:
     quantized = [(item, seen, judged) for item, seen, judged in audit.quantized]
     counts = Counter(judged.verdict for _, _, judged in quantized)
     said = ", ".join(f"{counts[verdict]:,} {verdict}" for verdict in sorted(counts, key=lambda item: ORDER[item]))
-    findings = [*_findings(judged for _, _, judged in quantized if judged.verdict is Verdict.DIVERGES)]
+    diverging = (judged for _, _, judged in quantized if judged.verdict is Verdict.DIVERGES)
+    findings = [*_findings(diverging, distrust=_DISTRUST if audit.method.said_by else _UNSAID)]
     findings += _findings(
         (judged for _, _, judged in quantized if judged.verdict is Verdict.NEAREST),
         Severity.ERROR if audit.method.promises_exact else Severity.NOTE,
@@ -141,6 +147,9 @@ def _not_recomputed(audit: Audit) -> Iterator[Judged]:
     for judged in audit.judged:
         if judged.verdict in (Verdict.COMPENSATED, Verdict.PAIRED):
             yield Judged(judged.name, judged.verdict, "audit/not-recomputed", why)
+    for name, same in audit.scales_of_data.items():
+        if not same:
+            yield Judged(name, Verdict.COMPENSATED, "audit/not-recomputed", why)
 
 
 def _kept(audit: Audit) -> Section:
@@ -184,7 +193,9 @@ def _leftovers(audit: Audit) -> Section:
     return Section("dropped and added tensors", said or "none", findings=tuple(findings))
 
 
-def _findings(judged: Iterable[Judged], severity: Severity = Severity.ERROR) -> Iterator[Finding]:
+def _findings(
+    judged: Iterable[Judged], severity: Severity = Severity.ERROR, *, distrust: str = _DISTRUST
+) -> Iterator[Finding]:
     """Tensors of one trouble together; one that stands alone says where and how much."""
     alike: dict[tuple[str, str], dict[str, str]] = {}
     for item in judged:
@@ -199,7 +210,7 @@ def _findings(judged: Iterable[Judged], severity: Severity = Severity.ERROR) -> 
                 str(pattern),
                 f"{why}: {detail}" if detail else why,
                 count=len(pattern),
-                remedy=_REMEDY.get(rule, _DISTRUST) if severity is Severity.ERROR else "",
+                remedy=_REMEDY.get(rule, distrust) if severity is Severity.ERROR else "",
             )
 
 
