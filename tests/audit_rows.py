@@ -11,7 +11,7 @@ import numpy as np
 from weighbridge.audit.measure import Measure
 from weighbridge.audit.pairing import QuantizedPair, Region
 from weighbridge.audit.pieces import Strip
-from weighbridge.audit.work import STRICT, Allowance, Job, examine
+from weighbridge.audit.work import STRICT, Allowance, Job, examine, volume_of
 from weighbridge.engines.kernels import load_kernels
 from weighbridge.formats import FORMATS
 from weighbridge.formats.schemes import PRESETS, QuantizationArgs, Scheme
@@ -83,6 +83,13 @@ class Module:
         """What the audit measures of all rows."""
         job = Job((self.pair,), Memory(self.arrays), Memory({"base": self.weight}), {"module": allowance})
         return examine(job, self.pair, Strip(0, ((0, len(self.weight)),)))
+
+    def volume(self, allowance: Allowance = STRICT) -> float:
+        """The volume that the audit measures of its errors."""
+        job = Job((self.pair,), Memory(self.arrays), Memory({"base": self.weight}), {"module": allowance})
+        found = volume_of(job, self.pair)
+        assert found is not None
+        return found
 
 
 def quantized(weight: Array, dtype: str, scheme: Scheme) -> Module:

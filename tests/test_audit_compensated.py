@@ -12,7 +12,7 @@ import pytest
 
 from tests.audit_rows import Module, integers
 from weighbridge.audit import compensation
-from weighbridge.audit.grid import float_values, grid_of, rows_of
+from weighbridge.audit.grid import float_values
 from weighbridge.audit.judge import Verdict, judge_quantized
 from weighbridge.audit.work import Allowance
 from weighbridge.formats.schemes import Scheme, to_config
@@ -124,16 +124,9 @@ def verdict_of(module: Module, dampening: float) -> tuple[Verdict, str]:
         dampening=dampening,
         promises_scales=True,
     )
-    if found.verdict is Verdict.COMPENSATED and volume_of(module) > compensation.VOLUME:
+    if found.verdict is Verdict.COMPENSATED and module.volume() > compensation.VOLUME:
         return Verdict.DIVERGES, "volume"
     return found.verdict, found.detail
-
-
-def volume_of(module: Module) -> float:
-    grid = grid_of(module.scheme)
-    assert grid is not None
-    rows = rows_of(grid, module.form, module.arrays, "BF16", COLUMNS, None)
-    return compensation.volume(float_values(module.weight, "BF16"), rows)
 
 
 SETTINGS = [
@@ -153,7 +146,7 @@ def test_what_gptq_makes_is_compensated(
 ) -> None:
     module = compensated(bits, group, symmetric, dampening, order)
     assert verdict_of(module, dampening) == (Verdict.COMPENSATED, "")
-    assert volume_of(module) < 2
+    assert module.volume() < 2
 
 
 @pytest.mark.parametrize(("bits", "group", "symmetric", "dampening", "order"), SETTINGS)

@@ -82,9 +82,12 @@ def test_places_are_those_of_the_codes() -> None:
 @pytest.mark.parametrize("dtype", SOURCES)
 def test_rounding_to_a_dtype_is_numpys(dtype: str) -> None:
     random = np.random.default_rng(1)
-    exponents = random.integers(-24, 14, 4096)
+    exponents = random.integers(-24, 17, 4096)
     values = (random.standard_normal(4096) * 2.0**exponents).astype(np.float32)
-    expected = {"F16": values.astype(np.float16).astype(np.float32), "F32": values}.get(dtype, _bf16_by_search(values))
+    values[:3] = 65519, 65520, -70000  # the last that F16 has, and what it has not
+    with np.errstate(over="ignore"):
+        halves = values.astype(np.float16).astype(np.float32)
+    expected = {"F16": halves, "F32": values}.get(dtype, _bf16_by_search(values))
     assert (narrowed(values, dtype) == expected).all()
     assert (_rounded_by_loops(values, dtype) == expected).all()
 
@@ -187,12 +190,12 @@ def test_every_preset_has_a_grid() -> None:
     assert {name for name, scheme in PRESETS.items() if grid_of(scheme) is None} == set()
 
 
-# --- each of 65,536 BF16 values under each code
+# --- all else that could be stored
 
 
 @pytest.mark.parametrize("scheme", ["FP8_DYNAMIC", "W4A16 per row", "W8A8"])
 def test_no_other_code_is_exact(scheme: str) -> None:
-    """For one weight after another, each code but the one that is stored is another than round-to-nearest's."""
+    """Of one weight, each code but the one that is stored is another than round-to-nearest's."""
     weight = hard_weight("ties", "BF16", 8, 64)
     honest = quantized(weight, "BF16", SCHEMES[scheme])
     local = next(name for name in ("weight_packed", "weight") if name in honest.arrays)

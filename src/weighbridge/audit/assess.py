@@ -200,18 +200,19 @@ def audit(
         found=figures.found,
         recomputed=again is not None,
         scales_of_data=scales,
-        smoothed_limit=max((_limit(item, smoothed) for item in pairing.pairs), default=0.0),
+        smoothed_limit=max((_limit(item, job.allowances) for item in pairing.pairs), default=0.0),
     )
 
 
-def _limit(item: Pair, smoothed: Smoothed) -> float:
+def _limit(item: Pair, allowances: Mapping[str, Allowance]) -> float:
     """Steps beyond which a moved code of a smoothed module is further off than its uncertain factors could explain."""
-    allowance = smoothed.allowances.get(item.name)
-    if allowance is None or not isinstance(item, QuantizedPair):
+    allowance = allowances.get(item.name)
+    if allowance is None or allowance.dampening is not None or not isinstance(item, QuantizedPair):
         return 0.0
     args = item.scheme.weights
     # In steps, a float is at most twice its fraction's range from zero: 16 for E4M3, 4 for E2M1.
-    widest = float(1 << (args.num_bits - 1)) if args.type == "int" else 16.0 if args.num_bits == 8 else 4.0
+    integers = 1 << (args.num_bits - 1 if args.symmetric else args.num_bits)
+    widest = float(integers) if args.type == "int" else 16.0 if args.num_bits == 8 else 4.0
     return 1 + 2 * allowance.slack * widest
 
 
@@ -261,7 +262,7 @@ def _judged(
             dampening=allowance.dampening,
             promises_scales=method.promises_scales,
         )
-        if judged.verdict is Verdict.COMPENSATED and sample is None:
+        if allowance.dampening is not None and judged.verdict in (Verdict.COMPENSATED, Verdict.PAIRED) and not sample:
             judged = _judge_volume(job, item, judged)
         shape = stored_shape(job.checkpoint, item)
         if judged.verdict is not Verdict.DIVERGES and shape not in (None, item.weight.shape):

@@ -21,14 +21,16 @@ LEAN = 0.5
 """How much of the moved codes may have gone up more than down, or down more than up; 0.2 is measured."""
 
 VOLUME = 3.0
-"""How much larger than that of uniform rounding errors the volume of a module's errors may be. No rounding error is
-more than half a step, whose square is three times that of a uniform one; 1.7 is measured."""
+"""How much larger than that of uniform rounding errors the volume of a module's errors may be; 1.7 is measured."""
 
 MOST_COLUMNS = 4096
 """Of a module whose volume is asked for: its matrix of products is held in memory."""
 
 LIVE = 1 / 8
 """Share of rows in which a column is not zero once it is rounded, from which on it counts as one that is used."""
+
+LEAST_ROWS = 64
+"""Rows from which on the limits of modules hold; of fewer, as a sample may have, those of rows alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +55,8 @@ _BY_DAMPENING = (
     (0.01, Limits(0.4, 0.06, 0.75, 24)),
     (0.0, Limits(0.75, 0.12, 0.9, 110)),
 )
-"""From this dampening on. Measured with 0.1, 0.01 and 0.001, over 7,459 modules of 190 settings: honest modules take
-up at most 0.77 of the projections, 0.88 of the moved codes and 0.67 of the noise."""
+"""From this dampening on. Measured with 0.1, 0.01 and 0.001, over 7,180 modules: honest ones take up at most 0.77 of
+the projections, 0.88 of the moved codes and 0.67 of the noise."""
 
 _OF_EIGHT_BITS = Limits(0.2, 0.003, 1, math.inf)
 """Projections have less to compensate for."""
@@ -89,7 +91,7 @@ def measured(
             *weights, rows.codes, rows.grid.nibbles, places, tiles, signal, dot, zero, live
         )
         rounding.squared_steps(*weights, places, tiles, steps)
-        bound = rows.columns * rows.widest.astype(np.float64) ** 2 / (4 * np.float64(dampening))
+        bound = rows.columns * rows.widest.astype(np.float64) ** 2 * (1 + dampening) / (4 * np.float64(dampening))
         strayed = np.flatnonzero(~(noise <= bound))
         askew = np.abs(1 - dot / signal) > limits_of(rows.grid.bits, dampening).row_projection
     askew &= signal > 0
@@ -100,7 +102,8 @@ def measured(
         first=int(np.flatnonzero(askew)[0]) if askew.any() else int(strayed[0]) if len(strayed) else -1,
         settled=_bits(hit == 0),
         zero_columns=_bits(zero == 1),
-        live_columns=_bits(live > LIVE * count),
+        # A few rows say nothing of what a column is used for.
+        live_columns=_bits(live > LIVE * count) if count >= LEAST_ROWS else 0,
         dot=float(dot.sum()),
         expected=float(steps.sum()) / 12,
         ups=int(ups),
@@ -118,17 +121,19 @@ def beyond(seen: Measure, bits: int, dampening: float) -> str:
 
 
 def _beyond(seen: Measure, limits: Limits) -> Iterator[str]:
+    if seen.askew_rows:
+        yield (
+            f"{seen.askew_rows:,} of {seen.rows:,} rows hold less, or more, of the base's row than "
+            f"{1 - limits.row_projection:g} to {1 + limits.row_projection:g} of it"
+        )
+    if seen.rows < LEAST_ROWS:
+        return
     moved = seen.not_nearest / max(seen.elements, 1)
     noise = seen.noise / seen.expected if seen.expected else math.inf if seen.noise else 0.0
     projection = seen.dot / seen.signal if seen.signal else 1.0
     dead = (seen.zero_columns & seen.live_columns).bit_count()
     if dead:
         yield f"{dead:,} columns are zero where the base's are not: calibration never reached them, or they were erased"
-    if seen.askew_rows:
-        yield (
-            f"{seen.askew_rows:,} of {seen.rows:,} rows hold less, or more, of the base's row than "
-            f"{1 - limits.row_projection:g} to {1 + limits.row_projection:g} of it"
-        )
     if not abs(1 - projection) <= limits.projection:
         yield f"it holds {projection:.4f} of the base's weight, where within {limits.projection:g} of 1 is possible"
     if moved > limits.moved:
@@ -146,30 +151,43 @@ def has_volume(rows: int, columns: int) -> bool:
     return rows >= max(9 * columns // 8, columns + 16) and columns <= MOST_COLUMNS
 
 
-def volume(weights: Floats, rows: Rows) -> float:
+class Volume:
     """How large the volume that a module's errors span is beside that of uniform rounding errors, by dimension.
 
     Compensation multiplies rounding errors by a triangular matrix with ones on its diagonal, whatever the Hessian.
-    That leaves the determinant of their products as it was: that of the rounding errors themselves.
-
-    Args:
-        weights: of the base, float32 [rows, columns]; all of them, of a shape that has a volume.
+    That leaves the determinant of their products as it was: that of the rounding errors themselves. Holds the products
+    of columns, float64, and takes rows as they come.
     """
-    count, columns = weights.shape
-    with np.errstate(all="ignore"):
-        errors = (weights - values_of(rows) * spread(rows, rows.divisors)).astype(np.float64)
-        steps = np.empty(count, np.float64)
-        rounding.squared_steps(weights, False, rows.grid.places, rows.tiles, steps)
-        # Rows may be scaled: each by what its own rounding errors would be.
-        errors /= np.sqrt(np.maximum(steps / 12 / columns, np.finfo(np.float32).tiny))[:, None]
-    if not np.isfinite(errors).all():
-        return math.inf
-    sign, logarithm = np.linalg.slogdet(errors.T @ errors)
-    if sign <= 0:
-        return 0.0
-    degrees = (count - np.arange(columns)) / 2
-    expected = (np.log(2) + _digamma(degrees)).sum()
-    return float(np.exp((logarithm - expected) / columns))
+
+    def __init__(self, columns: int) -> None:
+        self._products = np.zeros((columns, columns))
+        self._rows = 0
+
+    def add(self, weights: Floats, rows: Rows) -> None:
+        """Take in rows of the base, float32 [rows, columns], and what is stored of them."""
+        with np.errstate(all="ignore"):
+            errors = (weights - values_of(rows) * spread(rows, rows.divisors)).astype(np.float64)
+            steps = np.empty(len(weights), np.float64)
+            rounding.squared_steps(weights, False, rows.grid.places, rows.tiles, steps)
+            # Rows may be scaled: each by what its own rounding errors would be.
+            errors /= np.sqrt(np.maximum(steps / 12 / weights.shape[1], np.finfo(np.float32).tiny))[:, None]
+            self._products += errors.T @ errors
+        self._rows += len(weights)
+
+    @property
+    def size(self) -> float:
+        """1 of uniform rounding errors; infinite where errors are none, or repeat one another."""
+        if not np.isfinite(self._products).all():
+            return math.inf
+        # Columns without an error, as padded ones are, span nothing.
+        said = np.flatnonzero(self._products.diagonal() > 0)
+        if not len(said):
+            return 0.0
+        sign, logarithm = np.linalg.slogdet(self._products[np.ix_(said, said)])
+        if sign <= 0:
+            return math.inf
+        expected = (np.log(2) + _digamma((self._rows - np.arange(len(said))) / 2)).sum()
+        return float(np.exp((logarithm - expected) / len(said)))
 
 
 def _digamma(values: Any) -> Any:

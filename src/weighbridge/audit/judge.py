@@ -83,13 +83,15 @@ def judge_quantized(
         dampening: of the Hessian by which its rows may make up for errors; None where they may not.
         promises_scales: whether its scales must be those of the largest values.
     """
-    broken = _broken(item, seen, smoothed=smoothed, coarseness=coarseness, dampening=dampening)
+    exact = seen.exact and scale_holds and not smoothed
+    allowed = None if exact else dampening  # what is exact needs no allowance
+    broken = _broken(item, seen, smoothed=smoothed, coarseness=coarseness, dampening=allowed)
     if broken is not None or smoothed:
         return broken or Judged(item.name, Verdict.PAIRED)
-    if seen.exact and scale_holds:
+    if exact:
         return Judged(item.name, Verdict.EXACT)
     if dampening is not None:
-        if not promises_scales or (scale_holds and not seen.different_scales):
+        if not promises_scales or (scale_holds and not seen.different_scales and not seen.unpredicted):
             return Judged(item.name, Verdict.COMPENSATED)
         why = "has scales that are not those of the largest values, as the recipe says"
         return Judged(item.name, Verdict.DIVERGES, "audit/scales", why, f"{seen.different_scales:,} differ")

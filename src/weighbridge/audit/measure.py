@@ -15,8 +15,9 @@ class Measure:
     Attributes:
         elements: weights that were looked at.
         rows: rows that were looked at.
-        different_codes: bytes of codes that are not those of round-to-nearest by this scheme.
-        different_scales: bytes of scales, or zero points, that are not.
+        different_codes: codes that are not those of round-to-nearest by this scheme, and rows with something stored
+            beyond the last column.
+        different_scales: tiles whose scale, or zero point, is not.
         unpredicted: rows for which there was no round-to-nearest to hold them against.
         not_nearest: weights whose code is not the nearest under the stored scale.
         first: index of the first such weight, or of the first of a row that is loose or has strayed; -1 for none.

@@ -5,10 +5,12 @@ Nothing is excused for what the checkpoint says of itself: whoever altered its w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from weighbridge.errors import RecipeError
 from weighbridge.formats.schemes import QuantizationArgs
 from weighbridge.recipe import LoadedRecipe, load_recipe
 from weighbridge.structure.checkpoint import Checkpoint
@@ -70,12 +72,24 @@ def method_of(checkpoint: Checkpoint, loaded: LoadedRecipe | None) -> Method:
     for entry in recipe.modifiers:
         for name, options in entry.items():
             if name == "GPTQModifier":
-                dampening = float(options.get("dampening_frac", DAMPENING))
+                dampening = _dampening(options.get("dampening_frac", DAMPENING), loaded)
             if name in SMOOTHING:
                 mapped += _mapped(name, options.get("mappings") or _default_mappings(name, checkpoint))
     unsmoothed = not any(name in SMOOTHING for entry in recipe.modifiers for name in entry)
     scales = unsmoothed and all(_is_min_max(group.scheme.weights) for group in recipe.groups)
     return Method(loaded.document.where, scales and dampening is None, scales, dampening, tuple(mapped))
+
+
+def _dampening(stated: Any, loaded: LoadedRecipe) -> float:
+    """GPTQ's share of the Hessian's mean diagonal.
+
+    Raises:
+        RecipeError: it is no share of anything, so that no limit follows from it.
+    """
+    if isinstance(stated, bool) or not isinstance(stated, int | float) or not 0 < stated < math.inf:
+        what = f"says dampening_frac {stated!r}, of which no limit of compensation follows"
+        raise RecipeError(what, where=loaded.document.where, remedy="say a number above zero")
+    return float(stated)
 
 
 def _mapped(modifier: str, mappings: Sequence[Any]) -> list[Mapped]:

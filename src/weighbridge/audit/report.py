@@ -55,7 +55,9 @@ def _how(audit: Audit) -> str:
     """How closely a checkpoint derives from its base."""
     verdicts = {judged.verdict for judged in audit.judged}
     if Verdict.RECOMPUTED in verdicts and verdicts <= {*PROVEN, Verdict.RECOMPUTED}:
-        return "derives exactly from the base, as running its recipe again shows"
+        others = sum(not same for same in audit.scales_of_data.values())
+        but = f", but for {others:,} scales of activations and caches" if others else ""
+        return f"derives exactly from the base, as running its recipe again shows{but}"
     if audit.method.promises_exact and Verdict.NEAREST in verdicts:
         return "derives from the base, but not exactly, as the recipe promises"
     if verdicts & {Verdict.COMPENSATED, Verdict.PAIRED, Verdict.DEQUANTIZED}:
@@ -88,9 +90,9 @@ def _whole(audit: Audit) -> Section:
             f"{same:,} of {rest:,} that are not exact without, and {sum(scales.values()):,} of {len(scales):,} scales "
             "of activations and caches"
         )
-    if any(judged.verdict is Verdict.COMPENSATED for judged in audit.judged):
+    if audit.method.dampening is not None:
         facts["surely seen where compensated"] = _limits(audit)
-    if any(judged.verdict is Verdict.PAIRED for _, _, judged in audit.quantized):
+    if audit.smoothed_limit:
         facts["surely seen where smoothed"] = f"a code moved by {audit.smoothed_limit:.3g} steps"
     return Section("the audit", f"{conclusion(audit)}: {decides}", facts=facts, judges=_derives(audit))
 
@@ -103,8 +105,8 @@ def _limits(audit: Audit) -> str:
         for item, seen, judged in audit.quantized
         if judged.verdict is Verdict.COMPENSATED
     ]
-    said = [f"a row moved by {1 / math.sqrt(audit.method.dampening):.3g} of its widest steps, root mean square"]
-    if audit.method.promises_scales:
+    said = [f"a row moved by {math.sqrt(1 + 1 / audit.method.dampening):.3g} of its widest steps, root mean square"]
+    if audit.method.promises_scales and audit.sample is None:
         said.append("any change of a scale")
     if settled:
         columns = f"{min(settled):,} to {max(settled):,}" if min(settled) < max(settled) else f"{settled[0]:,}"
@@ -145,11 +147,11 @@ def _not_recomputed(audit: Audit) -> Iterator[Judged]:
     """What is within limits, but is not what running the recipe again gives."""
     why = "is not what running its recipe again gives: other data, another machine, or an alteration within the limits"
     for judged in audit.judged:
-        if judged.verdict in (Verdict.COMPENSATED, Verdict.PAIRED):
+        if judged.verdict not in {*PROVEN, Verdict.RECOMPUTED, Verdict.DIVERGES}:
             yield Judged(judged.name, judged.verdict, "audit/not-recomputed", why)
     for name, same in audit.scales_of_data.items():
         if not same:
-            yield Judged(name, Verdict.COMPENSATED, "audit/not-recomputed", why)
+            yield Judged(name, Verdict.DIVERGES, "audit/not-recomputed", why)
 
 
 def _kept(audit: Audit) -> Section:

@@ -120,7 +120,9 @@ def _rounded(dtype: Any, value: Any) -> Any:
         magnitude = uint32(bits & 0x7FFFFFFF)
         normal = uint32((magnitude + 0xFFF + ((magnitude >> 13) & 1)) & 0xFFFFE000)
         subnormal = _bits_of(float32(float32(_float_of(magnitude) + float32(0.5)) - float32(0.5)))
-        return _float_of(uint32((subnormal if magnitude < 0x38800000 else normal) | (bits & 0x80000000)))
+        finite = subnormal if magnitude < 0x38800000 else normal
+        # From half a step beyond 65,504 on.
+        return _float_of(uint32((finite if magnitude < 0x477FF000 else uint32(0x7F800000)) | (bits & 0x80000000)))
     return value
 
 
@@ -425,16 +427,17 @@ def _is_between(places: Any, place: Any, spare: Any, value: Any) -> Any:
 
 @_jit
 def _not_nearest(
-    places: Any, dtype: Any, weights: Any, values: Any, divisors: Any, zeros: Any, slack: Any, wrong: Any
+    places: Any, dtype: Any, weights: Any, values: Any, divisors: Any, zeros: Any, slacks: Any, wrong: Any
 ) -> None:
     for column in range(weights.shape[0]):
         value, zero = values[column], zeros[column]
         quotient = float32(weights[column] / divisors[column])
-        spare = float32(abs(quotient) * slack)
+        place = float32(quotient + zero)
+        spare = float32(float32(abs(quotient) * slacks[0]) + float32(abs(place) * slacks[1]))
         kept = _rounded(dtype, float32(_rounded(dtype, quotient) + zero))
         # What was rounded to the weights' dtype may lie on a midpoint, which may go either way.
         tie = float32(abs(kept) * float32(2.0**-23))
-        near = _is_between(places, float32(quotient + zero), spare, value) | _is_between(places, kept, tie, value)
+        near = _is_between(places, place, spare, value) | _is_between(places, kept, tie, value)
         wrong[column] = not near
 
 
@@ -447,7 +450,7 @@ def not_nearest(
     nibbles: Any,
     places: Any,
     tiles: Any,
-    slack: Any,
+    slacks: Any,
     columns_hit: Any,
 ) -> Any:
     """How many codes are not the nearest to their weights, however ties go, and the index of the first (-1 for none).
@@ -456,7 +459,7 @@ def not_nearest(
 
     Args:
         dtype: to which the quotient may have been rounded.
-        slack: relative uncertainty of a quotient.
+        slacks: relative uncertainty of a quotient, and of its place once a zero point is added, float32.
         others: as in `examine`.
     """
     rows, columns = weights.shape
@@ -471,7 +474,7 @@ def not_nearest(
             _spread(zeros[row // height], width, row_zeros)
         _decode(codes[row], nibbles, places.values, values)
         _widen(weights[row], is_bf16, row_weights)
-        _not_nearest(places, dtype, row_weights, values, row_divisors, row_zeros, slack, wrong)
+        _not_nearest(places, dtype, row_weights, values, row_divisors, row_zeros, slacks, wrong)
         found = 0
         for column in range(columns):
             found += wrong[column]
@@ -513,7 +516,7 @@ def directions(
     zero: Any,
     live: Any,
 ) -> Any:
-    """How many codes are above the nearest, and how many below; which columns are zero, and how often they should not.
+    """Count the codes above the nearest, and those below; find the columns that are stored as zero.
 
     Args:
         signal: float64 [rows], to be filled with the sums of squares of the weights.

@@ -13,8 +13,8 @@ from weighbridge.audit import compensation, rounding
 from weighbridge.audit.arithmetic import PRECISIONS, Arithmetic, arithmetics_of, own_rule
 from weighbridge.audit.grid import Array, Floats, Grid, Rows, float_values, grid_of, rows_of, spread, values_of
 from weighbridge.audit.measure import Difference, Measure
-from weighbridge.audit.pairing import KeptPair, Pair, QuantizedPair, Region
-from weighbridge.audit.pieces import Piece, Spans, Strip, units_of
+from weighbridge.audit.pairing import KeptPair, Pair, Pairing, QuantizedPair, Region
+from weighbridge.audit.pieces import Piece, Spans, Strip, cut, units_of
 from weighbridge.audit.reading import ARRAYS, Buffers, Reader, read_rows
 from weighbridge.formats import FORMATS
 from weighbridge.formats.tensors import FLOATING_SOURCES, Tensor
@@ -145,7 +145,7 @@ def examine(job: Job, item: QuantizedPair, strip: Strip) -> Measure:
         return replace(seen, unpredicted=strip.rows, amax=nan)
     stored = stored_rows(job.checkpoint, item, strip.spans)
     whole = whole_scale(job.checkpoint, item)
-    scale_dtype = item.stored["weight_scale"].tensor.dtype
+    scale_dtype = _scale_dtype(item)
     rows = rows_of(grid, item.form, stored, scale_dtype, columns, whole)
     arithmetics = arithmetics_of(grid, item.scheme, item.form, weights.dtype, whole)
     noise = np.empty(seen.rows, np.float64)
@@ -171,7 +171,7 @@ def examine(job: Job, item: QuantizedPair, strip: Strip) -> Measure:
         grid.nibbles,
         grid.places,
         rows.tiles,
-        np.float32(QUOTIENT_SLACK + allowance.slack),
+        _slacks(item, grid, allowance),
         hit,
     )
     if allowance.dampening is None:
@@ -189,18 +189,31 @@ def examine(job: Job, item: QuantizedPair, strip: Strip) -> Measure:
 
 
 def volume_of(job: Job, item: QuantizedPair) -> float | None:
-    """The volume of a compensated module's errors, all rows in memory; see `compensation.volume`."""
+    """The volume of a compensated module's errors; None where it has none. Reads the module a second time."""
     grid, (count, columns) = grid_of(item.scheme), item.weight.shape
     if grid is None or not compensation.has_volume(count, columns):
         return None
-    spans = ((0, count),)
-    allowance = job.allowances.get(item.name, STRICT)
-    values = float_values(read(job.base, item.source, spans, "source"), item.weight.dtype)
-    if allowance.smoothed:
-        values = _smoothed(values, spans, allowance)
-    stored, scale_dtype = stored_rows(job.checkpoint, item, spans), item.stored["weight_scale"].tensor.dtype
-    rows = rows_of(grid, item.form, stored, scale_dtype, columns, whole_scale(job.checkpoint, item))
-    return compensation.volume(values, rows)
+    allowance, volume = job.allowances.get(item.name, STRICT), compensation.Volume(columns)
+    for piece in cut(Pairing((item,))):
+        for strip in piece.strips:
+            values = float_values(read(job.base, item.source, strip.spans, "source"), item.weight.dtype)
+            if allowance.smoothed:
+                values = _smoothed(values, strip.spans, allowance)
+            stored, scale_dtype = stored_rows(job.checkpoint, item, strip.spans), _scale_dtype(item)
+            volume.add(
+                values, rows_of(grid, item.form, stored, scale_dtype, columns, whole_scale(job.checkpoint, item))
+            )
+    return volume.size
+
+
+def _scale_dtype(item: QuantizedPair) -> str:
+    return item.stored["weight_scale"].tensor.dtype
+
+
+def _slacks(item: QuantizedPair, grid: Grid, allowance: Allowance) -> tuple[np.float32, np.float32]:
+    """How uncertain a quotient is, and its place: with zero points that was rounded to the weights' dtype once more."""
+    again = PRECISIONS[item.weight.dtype].epsilon / 2 if allowance.smoothed and not grid.symmetric else 0.0
+    return np.float32(QUOTIENT_SLACK + allowance.slack), np.float32(again)
 
 
 def _taken(raw: Array, dtype: str, grid: Grid, spans: Spans, allowance: Allowance) -> Weights | None:

@@ -95,7 +95,7 @@ def check_provenance(case: Case) -> Checked:
         words.append("what it was calibrated with, and that it was")
     named = parameters.get("references")
     if named:
-        words.append(f"that it was held against {', '.join(map(str, named))}" if isinstance(named, list) else "")
+        words.append(f"that it was held against {', '.join(map(str, named)) if isinstance(named, list) else named}")
     return Checked(
         f"{len(case.dependencies)} things that it was made from, each by what is known of it",
         tuple(findings),
@@ -148,11 +148,16 @@ def _check_parameters(case: Case) -> Iterator[Finding]:
     if isinstance(named, list) and not all(isinstance(name, str) and name for name in named):
         yield _lie("externalParameters.references", "names no references")
     carried = parameters.get("carried")
-    if isinstance(carried, list) and not all(fnmatch.filter(case.listed, str(pattern)) for pattern in carried):
+    if isinstance(carried, list) and not all(_matches(case, str(pattern)) for pattern in carried):
         yield _lie("externalParameters.carried", "names files that are not there")
     internal = case.provenance.predicate.build_definition.internal_parameters
     if tuple(internal) != MACHINE or not all(isinstance(value, str) for value in internal.values()):
         yield _lie("internalParameters", f"has not the keys {', '.join(MACHINE)}")
+
+
+def _matches(case: Case, pattern: str) -> bool:
+    """Whether a pattern is of a file that the evidence lists."""
+    return any(fnmatch.fnmatchcase(name, pattern) for name in case.listed)
 
 
 def _check_times(case: Case) -> Iterator[Finding]:
