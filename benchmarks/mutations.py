@@ -1,0 +1,473 @@
+"""Which small mistakes in the code the tests would not notice.
+
+    python -m benchmarks.mutations [--count 200] [--seed N] [--packages audit,evidence,structure,diff,plan,account]
+
+Makes one mutant of the code after the other (`benchmarks.mutants`) and runs the tests that are nearest to it, the
+fastest first: a test that fails kills it. What survives is tried once more against more files, and only then counts as
+survived. Every number of a limit in audit/ is always among the mutants, twice and half of it; the others are drawn at
+random from a seed, from each package its share. Results are appended to a file (--results), so
+that a campaign that was interrupted goes on where it was; those of another version of a file are not taken for this.
+
+Neither mutmut 3.8 nor Cosmic Ray 8.7 can do it here: mutmut mutates the bodies of functions alone, which leaves out
+every limit that a module states, and calls them through a dispatcher that numba cannot compile; Cosmic Ray runs one
+and the same command for all mutants of a session, where this needs the tests of each, and has no change of a limit to
+its double and no removed branch.
+
+Each worker has a copy of the checkout under the temporary directory, with an environment of its own: a .pth file there
+names first the copy's src, then the packages of the environment that runs this, whose own .pth files (the editable
+installation among them) are not read from such a line. So subprocesses, too, import the mutant. A written file gets a
+time of its own in whole seconds, since .pyc files are held against nothing finer; numba's cache, which knows a file by
+its digest, is one that nobody else has, and a fresh one for mutants of what numba compiles. Files whose tests do not
+pass in such a copy without a change are not used, and listed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import hashlib
+import json
+import math
+import os
+import queue
+import random
+import re
+import shutil
+import signal
+import site
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import venv
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+from benchmarks.mutants import LIMIT, Mutant, mutants_of
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = "src/weighbridge"
+PACKAGES = ("audit", "evidence", "structure", "diff", "plan", "account")
+ALL_LIMITS = ("audit",)
+"""Packages of which every limit is mutated."""
+
+PYTEST = "-m pytest -x -p no:cacheprovider --no-header --tb=line -rfE --hypothesis-seed=0"
+PYTEST_FAILED, PYTEST_INTERRUPTED, PYTEST_USAGE = 1, 2, 4
+KILLED, BROKEN, SURVIVED, TIMED_OUT = "killed", "killed at import", "survived", "timed out"
+SLACK, LEAST_SECONDS = 4, 60
+"""A run of tests may take so many times what it took unmutated, but at least so many seconds."""
+MOST_SECONDS = 600
+"""What the fastest file may take, and whatever else is nearest to a module has to be faster than the time for all."""
+
+
+# --- which mutants
+
+
+def files_of(package: str) -> list[str]:
+    """The Python files of a package, or the module of that name."""
+    if (ROOT / SOURCE / f"{package}.py").is_file():
+        return [f"{SOURCE}/{package}.py"]
+    found = sorted((ROOT / SOURCE / package).rglob("*.py"))
+    if not found:
+        raise SystemExit(f"error: {SOURCE} has no package or module '{package}'")
+    return [path.relative_to(ROOT).as_posix() for path in found]
+
+
+def choose(packages: Sequence[str], count: int, seed: int) -> list[tuple[str, Mutant]]:
+    """The mutants to try with their packages, in an order that makes a fair sample of its beginning.
+
+    They are all limits where all of them are, and `count` places at random, with one mutant of each; a package has a
+    share by the square root of its places, so that a small one is not left out.
+    """
+    chooser = random.Random(seed)
+    chosen, places = [], {}
+    for package in packages:
+        here: dict[tuple[str, int, int], list[Mutant]] = defaultdict(list)
+        for mutant in (mutant for path in files_of(package) for mutant in mutants_of(ROOT, path)):
+            if mutant.kind == LIMIT and package in ALL_LIMITS:
+                chosen.append((package, mutant))
+            else:
+                here[mutant.path, mutant.begin, mutant.end].append(mutant)
+        places[package] = list(here.values())
+    total = sum(math.sqrt(len(here)) for here in places.values())
+    for package, some in places.items():
+        share = min(len(some), round(count * math.sqrt(len(some)) / total))
+        chosen += [(package, chooser.choice(place)) for place in chooser.sample(some, share)]
+    chooser.shuffle(chosen)
+    return chosen
+
+
+# --- which tests
+
+
+@cache
+def _imports(path: str) -> frozenset[str]:
+    """The files of the repository that a file imports, and where those that it imports from a package come from."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.Import):
+            found.update(file for name in node.names if (file := _file_of(name.name)) is not None)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None and not node.level:
+            for name in node.names:
+                found.update(_origins(node.module, name.name))
+    return frozenset(found - {path})
+
+
+def _origins(module: str, name: str) -> Iterator[str]:
+    """The file that ``from module import name`` takes `name` from, through a package's own imports."""
+    whole, file = _file_of(f"{module}.{name}"), _file_of(module)
+    if whole is not None:
+        yield whole
+    elif file is not None:
+        yield file
+        if file.endswith("__init__.py"):
+            for node in ast.parse((ROOT / file).read_text()).body:
+                if isinstance(node, ast.ImportFrom) and any(name in (one.name, one.asname) for one in node.names):
+                    yield from _origins(node.module or "", name)
+
+
+def _file_of(module: str) -> str | None:
+    parts = module.split(".")
+    head = {"weighbridge": "src/weighbridge", "tests": "tests"}.get(parts[0])
+    stem = "/".join([head or parts[0], *parts[1:]])
+    paths = (f"{stem}.py", f"{stem}/__init__.py") if head or len(parts) == 1 else ()
+    return next((path for path in paths if (ROOT / path).is_file()), None)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """The test files, and what each of them imports."""
+
+    imports: Mapping[str, frozenset[str]]
+
+    @classmethod
+    def read(cls) -> Suite:
+        """Those of the checkout. What tests share (conftest apart, which imports nearly all) counts as their own."""
+        paths = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").glob("test_*.py"))
+        return cls({path: _with_helpers(_imports(path)) for path in paths})
+
+    def near(self, path: str) -> list[str]:
+        """Test files that are named for a module or for its package, or import it."""
+        words = {Path(path).stem, *Path(path).relative_to(SOURCE).parts[:-1]}
+        named = re.compile(rf"tests/test_({'|'.join(map(re.escape, words))})s?(_\w+)?\.py")
+        return [test for test, imported in self.imports.items() if path in imported or named.fullmatch(test)]
+
+    def far(self, path: str) -> list[str]:
+        """Test files that import what imports a module."""
+        above = _importers(path)
+        near = set(self.near(path))
+        return [test for test, imported in self.imports.items() if test not in near and imported & above]
+
+
+def _with_helpers(imported: frozenset[str]) -> frozenset[str]:
+    helpers = [path for path in imported if path.startswith("tests/") and path != "tests/conftest.py"]
+    return imported.union(*map(_imports, helpers))
+
+
+@cache
+def _importers(path: str) -> frozenset[str]:
+    """Files of the package, and the two scripts, that import one."""
+    paths = [file.relative_to(ROOT).as_posix() for file in (ROOT / SOURCE).rglob("*.py")]
+    return frozenset(file for file in (*paths, "build.py", "validate.py") if path in _imports(file))
+
+
+# --- where
+
+
+class Copy:
+    """A copy of the checkout, with an environment that imports it, in which one mutant at a time is made."""
+
+    def __init__(self, place: Path) -> None:
+        self.place, self.root = place, place / "w"
+        self.stamp = int(time.time())
+        listed = subprocess.run(
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            cwd=ROOT, check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        for name in filter(None, listed.stdout.split("\0")):
+            if (ROOT / name).is_file():
+                (self.root / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, self.root / name)
+        self._make_environment(self.root / ".venv")
+
+    def _make_environment(self, home: Path) -> None:
+        venv.create(home, symlinks=True)
+        (packages,) = home.glob("lib/python*/site-packages")
+        (packages / "copy.pth").write_text("\n".join([str(self.root / "src"), *site.getsitepackages()]) + "\n")
+        self.python = home / "bin" / "python"
+        for script in Path(sys.executable).parent.iterdir():
+            ours = home / "bin" / script.name
+            if script.is_file() and not ours.exists():
+                content = script.read_bytes().replace(sys.prefix.encode(), bytes(home))
+                ours.write_bytes(content)
+                ours.chmod(script.stat().st_mode)
+
+    def write(self, path: str, content: bytes) -> None:
+        """Write a file of the copy, with a time in whole seconds that no version of it has had."""
+        self.stamp += 2
+        (self.root / path).write_bytes(content)
+        os.utime(self.root / path, (self.stamp, self.stamp))
+
+    def test(self, files: Sequence[str], seconds: float, compiled: str) -> tuple[int | None, str]:
+        """Run test files; the exit code of pytest (None where it took too long), and what it wrote.
+
+        Args:
+            compiled: the name of numba's cache.
+        """
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(self.place / compiled), "PYTHONDONTWRITEBYTECODE": "1"}
+        command = [str(self.python), *PYTEST.split(), f"--basetemp={self.place / 't'}", *files]
+        with (self.place / "output").open("w+") as output:
+            process = subprocess.Popen(
+                command, cwd=self.root, env=environment, stdout=output, stderr=output, start_new_session=True
+            )
+            try:
+                code: int | None = process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                code = None
+            finally:
+                _end(process)
+            output.seek(0)
+            return code, output.read()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process with all that it started and left running."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+# --- what came of it
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a mutant.
+
+    Attributes:
+        key: of the mutant.
+        package: its package.
+        change: the mutant in words.
+        verdict: one of `KILLED`, `BROKEN`, `SURVIVED`, `TIMED_OUT`.
+        by: the test that failed first.
+        files: the test files that were run.
+        seconds: what that took.
+    """
+
+    key: str
+    package: str
+    change: str
+    verdict: str
+    by: str
+    files: list[str]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Plain:
+    """What a test file does without a change: the seconds that it takes, and whether it passes (None: it was ended)."""
+
+    unmutated: str
+    seconds: float
+    passes: bool | None
+
+
+class Record:
+    """The file of results, one JSON object a line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.lock = path, threading.Lock()
+        self.results: dict[str, Result] = {}
+        self.plain: dict[str, Plain] = {}
+        for line in path.read_text().splitlines() if path.exists() else ():
+            entry = json.loads(line)
+            self._take(Plain(**entry) if "unmutated" in entry else Result(**entry))
+
+    def keep(self, entry: Result | Plain) -> None:
+        """Write an entry down."""
+        with self.lock, self.path.open("a") as file:
+            file.write(json.dumps(asdict(entry)) + "\n")
+        self._take(entry)
+
+    def _take(self, entry: Result | Plain) -> None:
+        if isinstance(entry, Plain):
+            self.plain[entry.unmutated] = entry
+        else:
+            self.results[entry.key] = entry
+
+
+class Campaign:
+    """Tries mutants, each in a copy that nobody else uses at the time."""
+
+    def __init__(self, record: Record, copies: Iterable[Copy], near_seconds: float, far_seconds: float) -> None:
+        self.record, self.suite = record, Suite.read()
+        self.near_seconds, self.far_seconds = near_seconds, far_seconds
+        self.copies: queue.SimpleQueue[Copy] = queue.SimpleQueue()
+        for copy in copies:
+            self.copies.put(copy)
+
+    def try_one(self, package: str, mutant: Mutant) -> Result:
+        """The verdict of a mutant, which is written down."""
+        copy = self.copies.get()
+        try:
+            result = self._tried(copy, package, mutant)
+        finally:
+            self.copies.put(copy)
+        self.record.keep(result)
+        return result
+
+    def _tried(self, copy: Copy, package: str, mutant: Mutant) -> Result:
+        began, run, verdict, by = time.monotonic(), [], SURVIVED, ""
+        original = (ROOT / mutant.path).read_bytes()
+        compiled = (
+            "numba"
+            if b"import numba" not in original
+            else f"numba-{hashlib.sha256(mutant.key.encode()).hexdigest()[:12]}"
+        )
+        sets = ((self.suite.near(mutant.path), self.near_seconds), (self.suite.far(mutant.path), self.far_seconds))
+        for candidates, budget in sets:
+            files = self._affordable(copy, candidates, budget)
+            if not files:
+                continue
+            run += files
+            copy.write(mutant.path, mutant.applied(original))
+            try:
+                limit = max(LEAST_SECONDS, SLACK * sum(self.record.plain[file].seconds for file in files))
+                verdict, by = _judge(*copy.test(files, limit, compiled))
+            finally:
+                copy.write(mutant.path, original)
+            if verdict != SURVIVED:
+                break
+        return Result(mutant.key, package, str(mutant), verdict, by, run, round(time.monotonic() - began, 1))
+
+    def _affordable(self, copy: Copy, candidates: Sequence[str], budget: float) -> list[str]:
+        """Test files that pass without a change, the fastest first, until they fill the time that there is."""
+        chosen: list[str] = []
+        used = 0.0
+        for file in sorted(candidates, key=self._expected):
+            if used < budget:
+                plain = self._plain(copy, file, MOST_SECONDS if not chosen else budget)
+                if plain.passes:
+                    chosen.append(file)
+                    used += plain.seconds
+        return sorted(chosen, key=self._expected)
+
+    def _expected(self, file: str) -> float:
+        """Seconds that a test file takes; a guess from its length where it was not run yet."""
+        return self.record.plain[file].seconds if file in self.record.plain else (ROOT / file).stat().st_size / 1000
+
+    def _plain(self, copy: Copy, file: str, allowed: float) -> Plain:
+        """What a test file does without a change, if need be by running it for as long as is allowed."""
+        known = self.record.plain.get(file)
+        if known is None or (known.passes is None and known.seconds < allowed):
+            began = time.monotonic()
+            code, _ = copy.test([file], allowed, "numba")
+            passes = None if code is None else code == 0
+            known = Plain(file, round(time.monotonic() - began, 1), passes)
+            self.record.keep(known)
+        return known
+
+
+def _cache_for(mutant: Mutant, original: bytes) -> str:
+    """The name of numba's cache: one of its own for a mutant of what numba compiles."""
+    if b"import numba" not in original:
+        return "numba"
+    return f"numba-{hashlib.sha256(mutant.key.encode()).hexdigest()[:12]}"
+
+
+def _judge(code: int | None, output: str) -> tuple[str, str]:
+    """A verdict, and the test that decides it, from what pytest ended with.
+
+    Raises:
+        RuntimeError: it ended as it should not.
+    """
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+(?: - |$)?[^\n]{0,120})", output, re.MULTILINE)
+    by = failed[1] if failed else ""
+    if code is None:
+        return TIMED_OUT, ""
+    if code == 0:
+        return SURVIVED, ""
+    if code == PYTEST_FAILED:
+        return KILLED, by
+    if code in (PYTEST_INTERRUPTED, PYTEST_USAGE) and ("rror" in output):
+        return BROKEN, by or output.strip().splitlines()[-1][:120]
+    raise RuntimeError(f"pytest ended with {code}:\n{output}")
+
+
+# --- what is said
+
+
+def table(results: Sequence[Result], packages: Sequence[str]) -> str:
+    """The counts by package, then every mutant that no test noticed, as Markdown."""
+    verdicts = (KILLED, BROKEN, SURVIVED, TIMED_OUT)
+    lines = [f"| package | mutants | {' | '.join(verdicts)} |", "|---" * (2 + len(verdicts)) + "|"]
+    for package in (*packages, "all"):
+        counted = Counter(result.verdict for result in results if package in ("all", result.package))
+        cells = (package, counted.total(), *(counted[verdict] for verdict in verdicts))
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    seconds = sum(result.seconds for result in results) / max(1, len(results))
+    lines += ["", f"{seconds:.0f} seconds a mutant.", ""]
+    for result in results:
+        if result.verdict in (SURVIVED, TIMED_OUT):
+            lines += [f"- {result.verdict}: {result.change}", f"  ({_names(result.files)})"]
+    return "\n".join(lines) + "\n"
+
+
+def _names(files: Iterable[str]) -> str:
+    return " ".join(Path(file).stem.removeprefix("test_") for file in files)
+
+
+def say(text: str) -> None:
+    """Print a line at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=200, help="mutants beside the limits of audit/ (default: 200)")
+    parser.add_argument("--seed", type=int, help="of the choice (default: a new one, which is printed)")
+    parser.add_argument("--packages", default=",".join(PACKAGES), help="default: %(default)s")
+    parser.add_argument("--workers", type=int, default=1, help="mutants at a time (default: 1)")
+    parser.add_argument("--results", type=Path, default=Path("mutations.jsonl"), help="default: %(default)s")
+    parser.add_argument("--only", default="", help="an expression; of the chosen mutants those whose line matches")
+    parser.add_argument("--near", type=float, default=120, metavar="SECONDS", help="default: 120")
+    parser.add_argument("--far", type=float, default=180, metavar="SECONDS", help="default: 180")
+    parser.add_argument("--list", action="store_true", help="name the mutants, and run nothing")
+    options = parser.parse_args()
+    packages = options.packages.split(",")
+    seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
+    say(f"seed {seed}")
+    chosen = [item for item in choose(packages, options.count, seed) if re.search(options.only, str(item[1]))]
+    if options.list:
+        say("\n".join(str(mutant) for _, mutant in chosen))
+        return
+    record = Record(options.results)
+    left = [(package, mutant) for package, mutant in chosen if mutant.key not in record.results]
+    say(f"{len(chosen)} mutants, {len(left)} of them left to try")
+    with tempfile.TemporaryDirectory(prefix="mutations-") as place:
+        copies = [Copy(Path(place) / str(number)) for number in range(options.workers if left else 0)]
+        campaign = Campaign(record, copies, options.near, options.far)
+
+        def try_one(item: tuple[str, Mutant]) -> None:
+            result = campaign.try_one(*item)
+            say(f"{result.verdict} ({result.seconds:.0f} s): {result.change} {result.by}")
+
+        with ThreadPoolExecutor(options.workers) as pool:
+            for _ in pool.map(try_one, left):
+                pass
+    failing = [file for file, plain in record.plain.items() if not plain.passes]
+    say("\n" + table([record.results[mutant.key] for _, mutant in chosen], packages))
+    if failing:
+        say(f"Not used, since without a change they fail, take too long or run no test: {_names(failing)}")
+
+
+if __name__ == "__main__":
+    main()
