@@ -180,7 +180,8 @@ class _Finder(ast.NodeVisitor):
         self._add(node, "raise removed", "pass")
 
     def visit_If(self, node: ast.If) -> None:
-        if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+        types_alone = isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        if types_alone or (not node.orelse and all(map(_words_alone, node.body))):
             return
         self._add(node.test, "branch removed", "False")
         self.generic_visit(node)
@@ -281,6 +282,11 @@ class _Finder(ast.NodeVisitor):
 def _is_text(node: ast.expr) -> bool:
     """Whether an expression is the text of a message."""
     return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
+
+
+def _words_alone(node: ast.stmt) -> bool:
+    """Whether a statement does no more than word a message."""
+    return isinstance(node, ast.Assign | ast.AugAssign) and _is_text(node.value)
 
 
 def _is_joined(node: ast.expr) -> bool:

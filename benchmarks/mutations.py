@@ -17,8 +17,8 @@ Each worker has a copy of the checkout under the temporary directory, with an en
 names first the copy's src, then the packages of the environment that runs this, whose own .pth files (the editable
 installation among them) are not read from such a line. So subprocesses, too, import the mutant. A written file gets a
 time of its own in whole seconds, since .pyc files are held against nothing finer; numba's cache, which knows a file by
-its digest, is one that nobody else has, and a fresh one for mutants of what numba compiles. Files whose tests do not
-pass in such a copy without a change are not used, and listed.
+its digest, is one that nobody else has, and a fresh one for mutants of what numba compiles. A test that kills is run
+again without the change, unless all of its file passed before; a file with one that fails then is not used, and listed.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from xml.etree import ElementTree
 
 from benchmarks.mutants import LIMIT, Mutant, mutants_of
 
@@ -60,10 +61,10 @@ ALL_LIMITS = ("audit",)
 PYTEST = "-m pytest -x -p no:cacheprovider --no-header --tb=line -rfE --hypothesis-seed=0"
 PYTEST_FAILED, PYTEST_INTERRUPTED, PYTEST_USAGE = 1, 2, 4
 KILLED, BROKEN, SURVIVED, TIMED_OUT = "killed", "killed at import", "survived", "timed out"
-SLACK, LEAST_SECONDS = 4, 60
-"""A run of tests may take so many times what it took unmutated, but at least so many seconds."""
-MOST_SECONDS = 600
-"""What the fastest file may take, and whatever else is nearest to a module has to be faster than the time for all."""
+SLACK, LEAST_SECONDS = 4, 120
+"""A run of tests may take so many times what it is expected to, but at least so many seconds."""
+GUESSED_BYTES_A_SECOND = 1000
+"""How long a test file is expected to take that has not passed yet."""
 
 
 # --- which mutants
@@ -148,9 +149,9 @@ class Suite:
 
     @classmethod
     def read(cls) -> Suite:
-        """Those of the checkout. What tests share (conftest apart, which imports nearly all) counts as their own."""
+        """Those of the checkout."""
         paths = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").glob("test_*.py"))
-        return cls({path: _with_helpers(_imports(path)) for path in paths})
+        return cls({path: _imports(path) for path in paths})
 
     def near(self, path: str) -> list[str]:
         """Test files that are named for a module or for its package, or import it."""
@@ -159,22 +160,20 @@ class Suite:
         return [test for test, imported in self.imports.items() if path in imported or named.fullmatch(test)]
 
     def far(self, path: str) -> list[str]:
-        """Test files that import what imports a module."""
-        above = _importers(path)
-        near = set(self.near(path))
+        """Test files that import what imports a module: of the package, or of what tests share.
+
+        All tests share conftest.py, which imports nearly everything, and so says nothing.
+        """
+        above, near = _importers(path), set(self.near(path))
         return [test for test, imported in self.imports.items() if test not in near and imported & above]
-
-
-def _with_helpers(imported: frozenset[str]) -> frozenset[str]:
-    helpers = [path for path in imported if path.startswith("tests/") and path != "tests/conftest.py"]
-    return imported.union(*map(_imports, helpers))
 
 
 @cache
 def _importers(path: str) -> frozenset[str]:
-    """Files of the package, and the two scripts, that import one."""
-    paths = [file.relative_to(ROOT).as_posix() for file in (ROOT / SOURCE).rglob("*.py")]
-    return frozenset(file for file in (*paths, "build.py", "validate.py") if path in _imports(file))
+    """Files of the package, the two scripts, and what tests share, that import one."""
+    files = [*(ROOT / SOURCE).rglob("*.py"), *(ROOT / "tests").glob("*.py"), ROOT / "build.py", ROOT / "validate.py"]
+    paths = (file.relative_to(ROOT).as_posix() for file in files if file.name != "conftest.py")
+    return frozenset(file for file in paths if path in _imports(file))
 
 
 # --- where
@@ -186,6 +185,7 @@ class Copy:
     def __init__(self, place: Path) -> None:
         self.place, self.root = place, place / "w"
         self.stamp = int(time.time())
+        self.process: subprocess.Popen[bytes] | None = None
         listed = subprocess.run(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
             cwd=ROOT, check=True, capture_output=True, text=True,
@@ -214,33 +214,77 @@ class Copy:
         (self.root / path).write_bytes(content)
         os.utime(self.root / path, (self.stamp, self.stamp))
 
-    def test(self, files: Sequence[str], seconds: float, compiled: str) -> tuple[int | None, str]:
-        """Run test files; the exit code of pytest (None where it took too long), and what it wrote.
+    def test(self, tests: Sequence[str], seconds: float, compiled: str) -> Run:
+        """Run tests for so long at most.
 
         Args:
+            tests: files, or ids of tests.
             compiled: the name of numba's cache.
         """
         environment = {**os.environ, "NUMBA_CACHE_DIR": str(self.place / compiled), "PYTHONDONTWRITEBYTECODE": "1"}
-        command = [str(self.python), *PYTEST.split(), f"--basetemp={self.place / 't'}", *files]
+        report = self.place / "report.xml"
+        report.unlink(missing_ok=True)
+        options = (*PYTEST.split(), f"--basetemp={self.place / 't'}", f"--junitxml={report}")
         with (self.place / "output").open("w+") as output:
-            process = subprocess.Popen(
-                command, cwd=self.root, env=environment, stdout=output, stderr=output, start_new_session=True
-            )
+            self.process = subprocess.Popen(
+                [str(self.python), *options, *tests],
+                cwd=self.root, env=environment, stdout=output, stderr=output, start_new_session=True,
+            )  # fmt: skip
             try:
-                code: int | None = process.wait(seconds)
+                code: int | None = self.process.wait(seconds)
             except subprocess.TimeoutExpired:
                 code = None
             finally:
-                _end(process)
+                self.end()
             output.seek(0)
-            return code, output.read()
+            return Run(code, output.read(), _seconds_by_file(report))
+
+    def end(self) -> None:
+        """End what runs, with all that it started and left running."""
+        if self.process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process with all that it started and left running."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+@dataclass(frozen=True)
+class Run:
+    """What came of running tests.
+
+    Attributes:
+        code: pytest's exit code; None where it took too long.
+        output: what it wrote.
+        seconds: test file -> seconds of its tests, with what they share and are the first to ask for.
+    """
+
+    code: int | None
+    output: str
+    seconds: Mapping[str, float]
+
+    def verdict(self) -> tuple[str, str]:
+        """What became of the mutant, and the test that failed.
+
+        Raises:
+            RuntimeError: pytest ended as it should not.
+        """
+        failed = re.search(r"^(?:FAILED|ERROR) (\S.*?)(?: - .*)?$", self.output, re.MULTILINE)
+        by = failed[1] if failed else ""
+        if self.code is None:
+            return TIMED_OUT, ""
+        if self.code == 0:
+            return SURVIVED, ""
+        if self.code == PYTEST_FAILED and by:
+            return KILLED, by
+        if self.code in (PYTEST_INTERRUPTED, PYTEST_USAGE) and "Error" in self.output:
+            return BROKEN, by or self.output.strip().splitlines()[-1][:120]
+        raise RuntimeError(f"pytest ended with {self.code}:\n{self.output}")
+
+
+def _seconds_by_file(report: Path) -> dict[str, float]:
+    found: dict[str, float] = defaultdict(float)
+    for case in ElementTree.parse(report).iter("testcase") if report.exists() else ():
+        found["/".join(case.attrib["classname"].split(".")[:2]) + ".py"] += float(case.attrib["time"])
+    return found
 
 
 # --- what came of it
@@ -270,12 +314,22 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Plain:
-    """What a test file does without a change: the seconds that it takes, and whether it passes (None: it was ended)."""
+class Passed:
+    """A test file that passed as a whole, and so does without a change; it took so many seconds."""
 
-    unmutated: str
-    seconds: float
-    passes: bool | None
+    file: str
+    took: float
+
+
+@dataclass(frozen=True)
+class Unfit:
+    """A test file with a test that fails in a copy without any change, so that it says nothing of mutants."""
+
+    unfit: str
+    test: str
+
+
+Entry = Result | Passed | Unfit
 
 
 class Record:
@@ -284,94 +338,106 @@ class Record:
     def __init__(self, path: Path) -> None:
         self.path, self.lock = path, threading.Lock()
         self.results: dict[str, Result] = {}
-        self.plain: dict[str, Plain] = {}
+        self.passed: dict[str, float] = {}
+        self.unfit: set[str] = set()
         for line in path.read_text().splitlines() if path.exists() else ():
             entry = json.loads(line)
-            self._take(Plain(**entry) if "unmutated" in entry else Result(**entry))
+            kind = next(kind for kind, name in ((Result, "key"), (Passed, "took"), (Unfit, "unfit")) if name in entry)
+            self._take(kind(**entry))
 
-    def keep(self, entry: Result | Plain) -> None:
+    def keep(self, entry: Entry) -> None:
         """Write an entry down."""
         with self.lock, self.path.open("a") as file:
             file.write(json.dumps(asdict(entry)) + "\n")
         self._take(entry)
 
-    def _take(self, entry: Result | Plain) -> None:
-        if isinstance(entry, Plain):
-            self.plain[entry.unmutated] = entry
-        else:
-            self.results[entry.key] = entry
+    def _take(self, entry: Entry) -> None:
+        match entry:
+            case Result():
+                self.results[entry.key] = entry
+            case Passed():
+                self.passed[entry.file] = entry.took
+            case Unfit():
+                self.unfit.add(entry.unfit)
 
 
 class Campaign:
     """Tries mutants, each in a copy that nobody else uses at the time."""
 
-    def __init__(self, record: Record, copies: Iterable[Copy], near_seconds: float, far_seconds: float) -> None:
+    def __init__(self, record: Record, copies: Sequence[Copy], near_seconds: float, far_seconds: float) -> None:
         self.record, self.suite = record, Suite.read()
         self.near_seconds, self.far_seconds = near_seconds, far_seconds
+        self.all_copies = copies
         self.copies: queue.SimpleQueue[Copy] = queue.SimpleQueue()
         for copy in copies:
             self.copies.put(copy)
+
+    def stop(self) -> None:
+        """End all tests that run."""
+        for copy in self.all_copies:
+            copy.end()
 
     def try_one(self, package: str, mutant: Mutant) -> Result:
         """The verdict of a mutant, which is written down."""
         copy = self.copies.get()
         try:
-            result = self._tried(copy, package, mutant)
+            began, run = time.monotonic(), list[str]()
+            verdict, by = self._near_and_far(copy, mutant, run)
         finally:
             self.copies.put(copy)
+        result = Result(mutant.key, package, str(mutant), verdict, by, run, round(time.monotonic() - began, 1))
         self.record.keep(result)
         return result
 
-    def _tried(self, copy: Copy, package: str, mutant: Mutant) -> Result:
-        began, run, verdict, by = time.monotonic(), [], SURVIVED, ""
-        original = (ROOT / mutant.path).read_bytes()
-        compiled = (
-            "numba"
-            if b"import numba" not in original
-            else f"numba-{hashlib.sha256(mutant.key.encode()).hexdigest()[:12]}"
-        )
+    def _near_and_far(self, copy: Copy, mutant: Mutant, run: list[str]) -> tuple[str, str]:
+        """The verdict of the tests that are nearest, and of the wider ones if it survives; `run` gets their files."""
         sets = ((self.suite.near(mutant.path), self.near_seconds), (self.suite.far(mutant.path), self.far_seconds))
         for candidates, budget in sets:
-            files = self._affordable(copy, candidates, budget)
-            if not files:
-                continue
+            while files := self._affordable(candidates, budget):
+                verdict, by = self._tested(copy, mutant, files)
+                if verdict != KILLED or self._passes_unmutated(copy, by):
+                    break
             run += files
-            copy.write(mutant.path, mutant.applied(original))
-            try:
-                limit = max(LEAST_SECONDS, SLACK * sum(self.record.plain[file].seconds for file in files))
-                verdict, by = _judge(*copy.test(files, limit, compiled))
-            finally:
-                copy.write(mutant.path, original)
-            if verdict != SURVIVED:
-                break
-        return Result(mutant.key, package, str(mutant), verdict, by, run, round(time.monotonic() - began, 1))
+            if files and verdict != SURVIVED:
+                return verdict, by
+        return SURVIVED, ""
 
-    def _affordable(self, copy: Copy, candidates: Sequence[str], budget: float) -> list[str]:
-        """Test files that pass without a change, the fastest first, until they fill the time that there is."""
+    def _tested(self, copy: Copy, mutant: Mutant, files: Sequence[str]) -> tuple[str, str]:
+        original = (ROOT / mutant.path).read_bytes()
+        copy.write(mutant.path, mutant.applied(original))
+        try:
+            limit = max(LEAST_SECONDS, SLACK * sum(map(self._expected, files)))
+            done = copy.test(files, limit, _cache_for(mutant, original))
+        finally:
+            copy.write(mutant.path, original)
+        verdict, by = done.verdict()
+        for file, seconds in done.seconds.items():
+            if not by.startswith(file) and file not in self.record.passed:
+                self.record.keep(Passed(file, round(seconds, 1)))
+        return verdict, by
+
+    def _passes_unmutated(self, copy: Copy, test: str) -> bool:
+        """Whether a test that killed a mutant passes without one."""
+        file = test.partition("::")[0]
+        if file in self.record.passed:
+            return True
+        if copy.test([test], LEAST_SECONDS + SLACK * self._expected(file), "numba").code == 0:
+            return True
+        self.record.keep(Unfit(file, test))
+        return False
+
+    def _affordable(self, candidates: Sequence[str], budget: float) -> list[str]:
+        """Test files, the fastest first, until they fill the time that there is."""
         chosen: list[str] = []
-        used = 0.0
         for file in sorted(candidates, key=self._expected):
-            if used < budget:
-                plain = self._plain(copy, file, MOST_SECONDS if not chosen else budget)
-                if plain.passes:
-                    chosen.append(file)
-                    used += plain.seconds
-        return sorted(chosen, key=self._expected)
+            if file not in self.record.unfit and budget > 0:
+                chosen.append(file)
+                budget -= self._expected(file)
+        return chosen
 
     def _expected(self, file: str) -> float:
-        """Seconds that a test file takes; a guess from its length where it was not run yet."""
-        return self.record.plain[file].seconds if file in self.record.plain else (ROOT / file).stat().st_size / 1000
-
-    def _plain(self, copy: Copy, file: str, allowed: float) -> Plain:
-        """What a test file does without a change, if need be by running it for as long as is allowed."""
-        known = self.record.plain.get(file)
-        if known is None or (known.passes is None and known.seconds < allowed):
-            began = time.monotonic()
-            code, _ = copy.test([file], allowed, "numba")
-            passes = None if code is None else code == 0
-            known = Plain(file, round(time.monotonic() - began, 1), passes)
-            self.record.keep(known)
-        return known
+        """Seconds that a test file takes; a guess from its length where it has not passed yet."""
+        return self.record.passed.get(file, (ROOT / file).stat().st_size / GUESSED_BYTES_A_SECOND)
 
 
 def _cache_for(mutant: Mutant, original: bytes) -> str:
@@ -379,25 +445,6 @@ def _cache_for(mutant: Mutant, original: bytes) -> str:
     if b"import numba" not in original:
         return "numba"
     return f"numba-{hashlib.sha256(mutant.key.encode()).hexdigest()[:12]}"
-
-
-def _judge(code: int | None, output: str) -> tuple[str, str]:
-    """A verdict, and the test that decides it, from what pytest ended with.
-
-    Raises:
-        RuntimeError: it ended as it should not.
-    """
-    failed = re.search(r"^(?:FAILED|ERROR) (\S+(?: - |$)?[^\n]{0,120})", output, re.MULTILINE)
-    by = failed[1] if failed else ""
-    if code is None:
-        return TIMED_OUT, ""
-    if code == 0:
-        return SURVIVED, ""
-    if code == PYTEST_FAILED:
-        return KILLED, by
-    if code in (PYTEST_INTERRUPTED, PYTEST_USAGE) and ("rror" in output):
-        return BROKEN, by or output.strip().splitlines()[-1][:120]
-    raise RuntimeError(f"pytest ended with {code}:\n{output}")
 
 
 # --- what is said
@@ -460,13 +507,18 @@ def main() -> None:
             result = campaign.try_one(*item)
             say(f"{result.verdict} ({result.seconds:.0f} s): {result.change} {result.by}")
 
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
         with ThreadPoolExecutor(options.workers) as pool:
-            for _ in pool.map(try_one, left):
-                pass
-    failing = [file for file, plain in record.plain.items() if not plain.passes]
+            try:
+                for _ in pool.map(try_one, left):
+                    pass
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                campaign.stop()
+                raise
     say("\n" + table([record.results[mutant.key] for _, mutant in chosen], packages))
-    if failing:
-        say(f"Not used, since without a change they fail, take too long or run no test: {_names(failing)}")
+    if record.unfit:
+        say(f"Not used, since a test of theirs fails without a change: {_names(sorted(record.unfit))}")
 
 
 if __name__ == "__main__":
