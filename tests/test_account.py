@@ -33,7 +33,11 @@ from tests.conftest import ROOT, Command, Once, Outcome, call_main
 from tests.tiny import BESIDE, CONFIG_OF, RECIPE, write_tiny
 from weighbridge.account.files import HARMLESS_FILES, harmless
 from weighbridge.account.keys import config_keys
+from weighbridge.account.model import State
+from weighbridge.account.quantization import judge_quantization
+from weighbridge.account.redirects import redirects
 from weighbridge.commands import build, validate
+from weighbridge.structure.checkpoint import Checkpoint, open_directory
 
 SEVERAL = ("--shard-size", "60kB")
 
@@ -261,6 +265,43 @@ def test_what_makes_a_server_load_something_else_fails_alone(copy: Path, what: s
     assert outcome.code == 1
     assert what in outcome.out
     assert "account/redirect" in outcome.out
+
+
+OF_THE_BASE: dict[str, tuple[dict[str, Any], bool]] = {
+    "code of another repository": ({"auto_map": {"AutoConfig": "org/other--code.X"}}, False),
+    "weights elsewhere": ({"base_model_name_or_path": "org/other"}, False),
+    "a kernel from elsewhere": ({"attn_implementation": "org/kernel"}, False),
+    "other shards": ({"transformers_weights": "x.safetensors"}, True),
+    "another model": ({"speculators_config": {"verifier": {"name_or_path": "org/other"}}}, True),
+}
+"""Redirects -> the config, and whether it is one although the base says just so: the shards are passed over."""
+
+
+@pytest.mark.parametrize(("config", "found"), OF_THE_BASE.values(), ids=OF_THE_BASE)
+def test_redirect_of_the_base_itself_counts_where_the_shards_are_passed_over(
+    config: dict[str, Any], found: bool
+) -> None:
+    assert any(redirects(Checkpoint(label="here", structure={}, config=config), config)) == found
+    assert any(redirects(Checkpoint(label="here", structure={}, config=config), {}))
+
+
+IGNORED = {
+    "a norm": ("model.norm", True),
+    "norms by an expression": ("re:.*_layernorm", True),
+    "a linear that is kept": ("lm_head", True),
+    "a local name": ("weight", False),
+    "what is not there": ("model.nowhere", False),
+    "an expression for nothing": ("re:.*nowhere.*", False),
+    "a class": ("Linear", False),
+}
+"""Entries of a list of what is ignored, and whether they are about something that lies there."""
+
+
+@pytest.mark.parametrize(("entry", "known"), IGNORED.values(), ids=IGNORED)
+def test_ignored_by_a_name_of_something_there_is_held_without_a_recipe_too(copy: Path, entry: str, known: bool) -> None:
+    edit_config(copy, lambda config: config["quantization_config"].update(ignore=["lm_head", entry]))
+    verdicts = {verdict.name: verdict.state for verdict in judge_quantization(open_directory(copy), None, None)}
+    assert verdicts["config.json:quantization_config.ignore"] is (State.HELD if known else State.NOT_JUDGED)
 
 
 HARMLESS_KEYS: dict[str, Callable[[dict[str, Any]], object]] = {

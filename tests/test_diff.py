@@ -211,6 +211,14 @@ ALIKE: dict[str, tuple[Checkpoint, Checkpoint]] = {
         checkpoint(WEIGHT, config={"a": 1, "quantization_config": {"ignore": ["re:x"]}}, declaration=FP8),
         checkpoint(WEIGHT, config={"a": 1, "quantization_config": {"ignore": ["x"]}}, declaration=FP8),
     ),
+    "older key of the quantization config": (
+        checkpoint(WEIGHT, config={"a": 1, "compression_config": {"ignore": ["x"]}}, declaration=FP8),
+        checkpoint(WEIGHT, config={"a": 1, "quantization_config": {"ignore": ["x"]}}, declaration=FP8),
+    ),
+    "where it was loaded from": (
+        checkpoint(config={"a": 1, "_name_or_path": "org/base"}),
+        checkpoint(config={"a": 1, "_name_or_path": "/models/base"}),
+    ),
     "files of unknown digest": (
         checkpoint(files={"tokenizer.json": FileFact(9, "a" * 64)}),
         checkpoint(files={"tokenizer.json": FileFact(10)}),
