@@ -31,7 +31,8 @@ from tests.checkpoints import (
 )
 from tests.conftest import ROOT, Command, Once, Outcome, call_main
 from tests.tiny import BESIDE, CONFIG_OF, RECIPE, write_tiny
-from weighbridge.account.files import HARMLESS_FILES, harmless
+from weighbridge.account.base import Base
+from weighbridge.account.files import HARMLESS_FILES, harmless, judge_files
 from weighbridge.account.keys import config_keys
 from weighbridge.account.model import State
 from weighbridge.account.quantization import judge_quantization
@@ -200,6 +201,15 @@ def test_file_of_the_base_that_is_altered_or_gone_fails(honest: Honest, copy: Pa
     for outcome in (altered, gone):
         assert outcome.code == 1
         assert name in json.dumps(account_of(outcome)["findings"])
+
+
+def test_text_that_happens_to_be_json_is_not_judged_by_keys(tmp_path: Path) -> None:
+    base, copy = (write_tiny(tmp_path / name) for name in ("base", "copy"))
+    (base / "chat_template.jinja").write_text('{"a": 1}')
+    (copy / "chat_template.jinja").write_text('{"a":1}')  # as JSON the same; as a template other text
+    verdicts = judge_files(open_directory(copy), Base(open_directory(base), "the base", listed=True), None)
+    (verdict,) = (verdict for verdict in verdicts if verdict.name == "chat_template.jinja")
+    assert [finding.rule for finding in verdict.findings] == ["account/file-changed"]
 
 
 KEYS: dict[str, Callable[[dict[str, Any]], object]] = {
