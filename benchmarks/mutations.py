@@ -5,8 +5,9 @@
 Makes one mutant of the code after the other (`benchmarks.mutants`) and runs the tests that are nearest to it, the
 fastest first: a test that fails kills it. What survives is tried once more against more files, and only then counts as
 survived. Every number of a limit in audit/ is always among the mutants, twice and half of it; the others are drawn at
-random from a seed, from each package its share. Results are appended to a file (--results), so
-that a campaign that was interrupted goes on where it was; those of another version of a file are not taken for this.
+random from a seed, from each package its share. Results are appended to a file (--results), so that a campaign that was
+interrupted goes on where it was if it is given the seed that it printed; those of another version of a file do not
+count. A test file is expected to take as long as it did when it last passed, so that a second campaign chooses better.
 
 Neither mutmut 3.8 nor Cosmic Ray 8.7 can do it here: mutmut mutates the bodies of functions alone, which leaves out
 every limit that a module states, and calls them through a dispatcher that numba cannot compile; Cosmic Ray runs one
@@ -25,7 +26,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import hashlib
 import json
 import math
 import os
@@ -59,10 +59,11 @@ ALL_LIMITS = ("audit",)
 """Packages of which every limit is mutated."""
 
 PYTEST = "-m pytest -x -p no:cacheprovider --no-header --tb=line -rfE --hypothesis-seed=0"
-PYTEST_FAILED, PYTEST_INTERRUPTED, PYTEST_USAGE = 1, 2, 4
+PYTEST_PASSED, PYTEST_FAILED, PYTEST_INTERRUPTED, PYTEST_USAGE, PYTEST_EMPTY = 0, 1, 2, 4, 5
 KILLED, BROKEN, SURVIVED, TIMED_OUT = "killed", "killed at import", "survived", "timed out"
 SLACK, LEAST_SECONDS = 4, 120
 """A run of tests may take so many times what it is expected to, but at least so many seconds."""
+SHARED_CACHE = "numba"
 GUESSED_BYTES_A_SECOND = 1000
 """How long a test file is expected to take that has not passed yet."""
 
@@ -214,7 +215,18 @@ class Copy:
         (self.root / path).write_bytes(content)
         os.utime(self.root / path, (self.stamp, self.stamp))
 
-    def test(self, tests: Sequence[str], seconds: float, compiled: str) -> Run:
+    def test_mutant(self, mutant: Mutant, tests: Sequence[str], seconds: float) -> Run:
+        """Run tests on a mutant, with a cache of its own for what numba compiles of it."""
+        original = (self.root / mutant.path).read_bytes()
+        fresh = "numba-mutant" if b"import numba" in original else SHARED_CACHE
+        self.write(mutant.path, mutant.applied(original))
+        try:
+            return self.test(tests, seconds, fresh)
+        finally:
+            self.write(mutant.path, original)
+            shutil.rmtree(self.place / "numba-mutant", ignore_errors=True)
+
+    def test(self, tests: Sequence[str], seconds: float, compiled: str = SHARED_CACHE) -> Run:
         """Run tests for so long at most.
 
         Args:
@@ -271,7 +283,7 @@ class Run:
         by = failed[1] if failed else ""
         if self.code is None:
             return TIMED_OUT, ""
-        if self.code == 0:
+        if self.code in (PYTEST_PASSED, PYTEST_EMPTY):
             return SURVIVED, ""
         if self.code == PYTEST_FAILED and by:
             return KILLED, by
@@ -403,13 +415,8 @@ class Campaign:
         return SURVIVED, ""
 
     def _tested(self, copy: Copy, mutant: Mutant, files: Sequence[str]) -> tuple[str, str]:
-        original = (ROOT / mutant.path).read_bytes()
-        copy.write(mutant.path, mutant.applied(original))
-        try:
-            limit = max(LEAST_SECONDS, SLACK * sum(map(self._expected, files)))
-            done = copy.test(files, limit, _cache_for(mutant, original))
-        finally:
-            copy.write(mutant.path, original)
+        limit = max(LEAST_SECONDS, SLACK * sum(map(self._expected, files)))
+        done = copy.test_mutant(mutant, files, limit)
         verdict, by = done.verdict()
         for file, seconds in done.seconds.items():
             if not by.startswith(file) and file not in self.record.passed:
@@ -421,7 +428,7 @@ class Campaign:
         file = test.partition("::")[0]
         if file in self.record.passed:
             return True
-        if copy.test([test], LEAST_SECONDS + SLACK * self._expected(file), "numba").code == 0:
+        if copy.test([test], LEAST_SECONDS + SLACK * self._expected(file)).code == PYTEST_PASSED:
             return True
         self.record.keep(Unfit(file, test))
         return False
@@ -438,13 +445,6 @@ class Campaign:
     def _expected(self, file: str) -> float:
         """Seconds that a test file takes; a guess from its length where it has not passed yet."""
         return self.record.passed.get(file, (ROOT / file).stat().st_size / GUESSED_BYTES_A_SECOND)
-
-
-def _cache_for(mutant: Mutant, original: bytes) -> str:
-    """The name of numba's cache: one of its own for a mutant of what numba compiles."""
-    if b"import numba" not in original:
-        return "numba"
-    return f"numba-{hashlib.sha256(mutant.key.encode()).hexdigest()[:12]}"
 
 
 # --- what is said
@@ -480,13 +480,15 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=200, help="mutants beside the limits of audit/ (default: 200)")
-    parser.add_argument("--seed", type=int, help="of the choice (default: a new one, which is printed)")
+    parser.add_argument("--seed", type=int, help="of the choice (default: a new one; it is printed)")
     parser.add_argument("--packages", default=",".join(PACKAGES), help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=1, help="mutants at a time (default: 1)")
     parser.add_argument("--results", type=Path, default=Path("mutations.jsonl"), help="default: %(default)s")
     parser.add_argument("--only", default="", help="an expression; of the chosen mutants those whose line matches")
-    parser.add_argument("--near", type=float, default=120, metavar="SECONDS", help="default: 120")
-    parser.add_argument("--far", type=float, default=180, metavar="SECONDS", help="default: 180")
+    parser.add_argument(
+        "--near", type=float, default=120, metavar="S", help="seconds for the nearest tests (default: 120)"
+    )
+    parser.add_argument("--far", type=float, default=180, metavar="S", help="seconds for the wider ones (default: 180)")
     parser.add_argument("--list", action="store_true", help="name the mutants, and run nothing")
     options = parser.parse_args()
     packages = options.packages.split(",")
@@ -499,26 +501,35 @@ def main() -> None:
     record = Record(options.results)
     left = [(package, mutant) for package, mutant in chosen if mutant.key not in record.results]
     say(f"{len(chosen)} mutants, {len(left)} of them left to try")
-    with tempfile.TemporaryDirectory(prefix="mutations-") as place:
-        copies = [Copy(Path(place) / str(number)) for number in range(options.workers if left else 0)]
-        campaign = Campaign(record, copies, options.near, options.far)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
+    try:
+        run(record, left, workers=options.workers, near_seconds=options.near, far_seconds=options.far)
+    finally:
+        done = [record.results[mutant.key] for _, mutant in chosen if mutant.key in record.results]
+        say("\n" + table(done, packages))
+        if record.unfit:
+            say(f"Not used, since a test of theirs fails without a change: {_names(sorted(record.unfit))}")
+
+
+def run(
+    record: Record, left: Sequence[tuple[str, Mutant]], *, workers: int, near_seconds: float, far_seconds: float
+) -> None:
+    """Try mutants, and say what becomes of each."""
+    with tempfile.TemporaryDirectory(prefix="mutations-") as place, ThreadPoolExecutor(workers) as pool:
+        copies = [Copy(Path(place) / str(number)) for number in range(workers if left else 0)]
+        campaign = Campaign(record, copies, near_seconds, far_seconds)
 
         def try_one(item: tuple[str, Mutant]) -> None:
             result = campaign.try_one(*item)
             say(f"{result.verdict} ({result.seconds:.0f} s): {result.change} {result.by}")
 
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
-        with ThreadPoolExecutor(options.workers) as pool:
-            try:
-                for _ in pool.map(try_one, left):
-                    pass
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                campaign.stop()
-                raise
-    say("\n" + table([record.results[mutant.key] for _, mutant in chosen], packages))
-    if record.unfit:
-        say(f"Not used, since a test of theirs fails without a change: {_names(sorted(record.unfit))}")
+        try:
+            for _ in pool.map(try_one, left):
+                pass
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            campaign.stop()
+            raise
 
 
 if __name__ == "__main__":
