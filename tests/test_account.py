@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from weighbridge.account.keys import config_keys
 from weighbridge.account.model import State
 from weighbridge.account.quantization import judge_quantization
 from weighbridge.account.redirects import redirects
+from weighbridge.account.tensors import judge_tensors
 from weighbridge.commands import build, validate
 from weighbridge.structure.checkpoint import Checkpoint, open_directory
 
@@ -117,6 +119,14 @@ def test_alone_a_checkpoint_passes_and_what_was_not_judged_is_said(honest: Hones
     labels = " ".join(account["facts"])
     assert all(re.search(rf"not judged: [0-9]+ {kind}", labels) for kind in ("file", "key", "tensor")), labels
     assert "not judged" in account["summary"]
+
+
+def test_alone_each_tensor_follows_from_the_scheme_or_is_not_judged(honest: Honest) -> None:
+    checkpoint = open_directory(honest.build)
+    judged = {item.state: item.names for item in judge_tensors(checkpoint, None, None, "")}
+    assert judged.keys() == {State.FOLLOWS, State.NOT_JUDGED}
+    assert sorted(chain.from_iterable(judged.values())) == sorted(checkpoint.structure)
+    assert {name.rpartition(".")[0] for name in judged[State.FOLLOWS]} == set(checkpoint.schemes)
 
 
 WEIGHTS = {
