@@ -34,6 +34,7 @@ LEFT_ALONE = [
     "def f(a: tuple[int, 'x'] | None) -> int | None: ...",
     "@d(frozen=True)\nclass C: ...",
     "assert a < b",
+    "zip(a, b, strict=True)",
     "__all__ = ('a', 'b')",
     "Finding('rule/id', 3)",
     "'is' if a else f'are {b}'",
