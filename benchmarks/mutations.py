@@ -160,13 +160,17 @@ class Suite:
         named = re.compile(rf"tests/test_({'|'.join(map(re.escape, words))})s?(_\w+)?\.py")
         return [test for test, imported in self.imports.items() if path in imported or named.fullmatch(test)]
 
-    def far(self, path: str) -> list[str]:
-        """Test files that import what imports a module: of the package, or of what tests share.
+    def far(self, path: str) -> tuple[list[str], list[str]]:
+        """Further test files that import what imports a module, of the package or of what tests share; then those
+        that import what imports that.
 
         All tests share conftest.py, which imports nearly everything, and so says nothing.
         """
-        above, near = _importers(path), set(self.near(path))
-        return [test for test, imported in self.imports.items() if test not in near and imported & above]
+        near, above = set(self.near(path)), _importers(path)
+        one = [test for test, imported in self.imports.items() if test not in near and imported & above]
+        higher = frozenset[str]().union(*map(_importers, above))
+        two = [test for test, imported in self.imports.items() if test not in {*near, *one} and imported & higher]
+        return one, two
 
 
 @cache
@@ -403,7 +407,7 @@ class Campaign:
 
     def _near_and_far(self, copy: Copy, mutant: Mutant, run: list[str]) -> tuple[str, str]:
         """The verdict of the tests that are nearest, and of the wider ones if it survives; `run` gets their files."""
-        sets = ((self.suite.near(mutant.path), self.near_seconds), (self.suite.far(mutant.path), self.far_seconds))
+        sets = (((self.suite.near(mutant.path),), self.near_seconds), (self.suite.far(mutant.path), self.far_seconds))
         for candidates, budget in sets:
             while files := self._affordable(candidates, budget):
                 verdict, by = self._tested(copy, mutant, files)
@@ -433,13 +437,14 @@ class Campaign:
         self.record.keep(Unfit(file, test))
         return False
 
-    def _affordable(self, candidates: Sequence[str], budget: float) -> list[str]:
-        """Test files, the fastest first, until they fill the time that there is."""
+    def _affordable(self, candidates: Iterable[Sequence[str]], budget: float) -> list[str]:
+        """Test files, the fastest of each group first, until they fill the time that there is."""
         chosen: list[str] = []
-        for file in sorted(candidates, key=self._expected):
-            if file not in self.record.unfit and budget > 0:
-                chosen.append(file)
-                budget -= self._expected(file)
+        for group in candidates:
+            for file in sorted(group, key=self._expected):
+                if file not in self.record.unfit and budget > 0:
+                    chosen.append(file)
+                    budget -= self._expected(file)
         return chosen
 
     def _expected(self, file: str) -> float:
