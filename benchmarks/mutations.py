@@ -61,8 +61,9 @@ ALL_LIMITS = ("audit",)
 PYTEST = "-m pytest -x -p no:cacheprovider --no-header --tb=line -rfE --hypothesis-seed=0"
 PYTEST_PASSED, PYTEST_FAILED, PYTEST_INTERRUPTED, PYTEST_USAGE, PYTEST_EMPTY = 0, 1, 2, 4, 5
 KILLED, BROKEN, SURVIVED, TIMED_OUT = "killed", "killed at import", "survived", "timed out"
-SLACK, LEAST_SECONDS = 4, 120
-"""A run of tests may take so many times what it is expected to, but at least so many seconds."""
+SLACK, LEAST_SECONDS, UNKNOWN_SECONDS = 4, 120, 900
+"""A run of tests may take so many times what it is expected to, but at least so many seconds; and so many where one of
+its files has not passed yet, so that nobody knows how long it takes."""
 SHARED_CACHE = "numba"
 GUESSED_BYTES_A_SECOND = 1000
 """How long a test file is expected to take that has not passed yet."""
@@ -419,7 +420,8 @@ class Campaign:
         return SURVIVED, ""
 
     def _tested(self, copy: Copy, mutant: Mutant, files: Sequence[str]) -> tuple[str, str]:
-        limit = max(LEAST_SECONDS, SLACK * sum(map(self._expected, files)))
+        least = LEAST_SECONDS if self.record.passed.keys() >= set(files) else UNKNOWN_SECONDS
+        limit = max(least, SLACK * sum(map(self._expected, files)))
         done = copy.test_mutant(mutant, files, limit)
         verdict, by = done.verdict()
         for file, seconds in done.seconds.items():
