@@ -16,7 +16,7 @@ OPTIONS = $(if $(MODEL),--model $(MODEL)) $(if $(OUTPUT),--output $(OUTPUT)) $(i
 needs = $(foreach name,$(1),$(if $($(name)),,$(error make $@ needs $(patsubst %,%=,$(1)); 'make help' says what they are)))
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo plan key reproduce publish audit smollm2 trained-mini serve-env serve-check evaluate sensitivity bench-serve evaluate-tasks test test-all check docs pictures reference miniature-locks bench clean $(RECIPES)
+.PHONY: help env demo plan key reproduce publish audit smollm2 trained-mini serve-env serve-check evaluate sensitivity bench-serve evaluate-tasks test test-all mutations check docs pictures reference miniature-locks bench clean $(RECIPES)
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -109,6 +109,9 @@ test: $(STAMP) ## the tests that CI and a newcomer run
 
 test-all: $(STAMP) ## those and the long campaigns
 	$(BIN)/python -m pytest -n 2 -m "campaign or not campaign"
+
+mutations: $(STAMP) ## which small mistakes in the code no test notices: hours; ARGS="--count 50 --packages diff"
+	$(BIN)/python -m benchmarks.mutations $(ARGS)
 
 check: $(STAMP) ## ruff, mypy --strict, and who may import whom
 	$(BIN)/ruff format --check .

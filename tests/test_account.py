@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,15 @@ from tests.checkpoints import (
 )
 from tests.conftest import ROOT, Command, Once, Outcome, call_main
 from tests.tiny import BESIDE, CONFIG_OF, RECIPE, write_tiny
-from weighbridge.account.files import HARMLESS_FILES, harmless
+from weighbridge.account.base import Base
+from weighbridge.account.files import HARMLESS_FILES, harmless, judge_files
 from weighbridge.account.keys import config_keys
+from weighbridge.account.model import State
+from weighbridge.account.quantization import judge_quantization
+from weighbridge.account.redirects import redirects
+from weighbridge.account.tensors import judge_tensors
 from weighbridge.commands import build, validate
+from weighbridge.structure.checkpoint import Checkpoint, open_directory
 
 SEVERAL = ("--shard-size", "60kB")
 
@@ -112,6 +119,14 @@ def test_alone_a_checkpoint_passes_and_what_was_not_judged_is_said(honest: Hones
     labels = " ".join(account["facts"])
     assert all(re.search(rf"not judged: [0-9]+ {kind}", labels) for kind in ("file", "key", "tensor")), labels
     assert "not judged" in account["summary"]
+
+
+def test_alone_each_tensor_follows_from_the_scheme_or_is_not_judged(honest: Honest) -> None:
+    checkpoint = open_directory(honest.build)
+    judged = {item.state: item.names for item in judge_tensors(checkpoint, None, None, "")}
+    assert judged.keys() == {State.FOLLOWS, State.NOT_JUDGED}
+    assert sorted(chain.from_iterable(judged.values())) == sorted(checkpoint.structure)
+    assert {name.rpartition(".")[0] for name in judged[State.FOLLOWS]} == set(checkpoint.schemes)
 
 
 WEIGHTS = {
@@ -198,6 +213,15 @@ def test_file_of_the_base_that_is_altered_or_gone_fails(honest: Honest, copy: Pa
         assert name in json.dumps(account_of(outcome)["findings"])
 
 
+def test_text_that_happens_to_be_json_is_not_judged_by_keys(tmp_path: Path) -> None:
+    base, copy = (write_tiny(tmp_path / name) for name in ("base", "copy"))
+    (base / "chat_template.jinja").write_text('{"a": 1}')
+    (copy / "chat_template.jinja").write_text('{"a":1}')  # as JSON the same; as a template other text
+    verdicts = judge_files(open_directory(copy), Base(open_directory(base), "the base", listed=True), None)
+    (verdict,) = (verdict for verdict in verdicts if verdict.name == "chat_template.jinja")
+    assert [finding.rule for finding in verdict.findings] == ["account/file-changed"]
+
+
 KEYS: dict[str, Callable[[dict[str, Any]], object]] = {
     "rope_parameters.rope_theta": lambda config: config["rope_parameters"].update(rope_theta=1e6),
     "rope_parameters.factor": lambda config: config["rope_parameters"].update(factor=8.0),
@@ -261,6 +285,43 @@ def test_what_makes_a_server_load_something_else_fails_alone(copy: Path, what: s
     assert outcome.code == 1
     assert what in outcome.out
     assert "account/redirect" in outcome.out
+
+
+OF_THE_BASE: dict[str, tuple[dict[str, Any], bool]] = {
+    "code of another repository": ({"auto_map": {"AutoConfig": "org/other--code.X"}}, False),
+    "weights elsewhere": ({"base_model_name_or_path": "org/other"}, False),
+    "a kernel from elsewhere": ({"attn_implementation": "org/kernel"}, False),
+    "other shards": ({"transformers_weights": "x.safetensors"}, True),
+    "another model": ({"speculators_config": {"verifier": {"name_or_path": "org/other"}}}, True),
+}
+"""Redirects -> the config, and whether it is one although the base says just so: the shards are passed over."""
+
+
+@pytest.mark.parametrize(("config", "found"), OF_THE_BASE.values(), ids=OF_THE_BASE)
+def test_redirect_of_the_base_itself_counts_where_the_shards_are_passed_over(
+    config: dict[str, Any], found: bool
+) -> None:
+    assert any(redirects(Checkpoint(label="here", structure={}, config=config), config)) == found
+    assert any(redirects(Checkpoint(label="here", structure={}, config=config), {}))
+
+
+IGNORED = {
+    "a norm": ("model.norm", True),
+    "norms by an expression": ("re:.*_layernorm", True),
+    "a linear that is kept": ("lm_head", True),
+    "a local name": ("weight", False),
+    "what is not there": ("model.nowhere", False),
+    "an expression for nothing": ("re:.*nowhere.*", False),
+    "a class": ("Linear", False),
+}
+"""Entries of a list of what is ignored, and whether they are about something that lies there."""
+
+
+@pytest.mark.parametrize(("entry", "known"), IGNORED.values(), ids=IGNORED)
+def test_ignored_by_a_name_of_something_there_is_held_without_a_recipe_too(copy: Path, entry: str, known: bool) -> None:
+    edit_config(copy, lambda config: config["quantization_config"].update(ignore=["lm_head", entry]))
+    verdicts = {verdict.name: verdict.state for verdict in judge_quantization(open_directory(copy), None, None)}
+    assert verdicts["config.json:quantization_config.ignore"] is (State.HELD if known else State.NOT_JUDGED)
 
 
 HARMLESS_KEYS: dict[str, Callable[[dict[str, Any]], object]] = {

@@ -332,6 +332,30 @@ def test_a_source_that_is_not_quantized_is_refused(mini: Path, tmp_path: Path, c
     assert "is not quantized, and a conversion starts from what is" in outcome.err
 
 
+def test_scales_of_the_cache_are_kept_in_their_format_and_not_converted_to_another(
+    nvfp4: Path, tmp_path: Path, call_build: Command
+) -> None:
+    cached = copy_checkpoint(nvfp4, tmp_path / "cached")
+    edit_tensors(cached, add_cache_scales)
+    edit_config(cached, lambda config: config["quantization_config"].update(kv_cache_scheme=FP8_CACHE))
+    for form, code in (("modelopt", 2), ("compressed-tensors", 0)):
+        changes = f"format: {form}\nconvert: {{dequantize: ['re:.*o_proj']}}"
+        recipe = write_conversion(tmp_path / f"{form}.yaml", changes)
+        outcome = call_build(recipe, "--model", cached, "--plan")
+        assert outcome.code == code, outcome.err
+        assert ("scales of the KV cache are not converted" in outcome.err) == (code == 2)
+
+
+FP8_CACHE = {"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False, "symmetric": True}
+
+
+def add_cache_scales(tensors: Tensors) -> None:
+    of_text = [name for name in tensors if "language_model" in name and ".q_proj." in name]
+    for parent in {name.rpartition(".q_proj.")[0] for name in of_text}:
+        for local in ("k_scale", "v_scale"):
+            tensors[f"{parent}.{local}"] = RawTensor("F32", (1,), struct.pack("<f", 1.0))
+
+
 def test_experts_that_are_not_all_there_cannot_be_one_tensor(
     mini_build: Path, tmp_path: Path, call_build: Command
 ) -> None:

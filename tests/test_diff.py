@@ -211,6 +211,14 @@ ALIKE: dict[str, tuple[Checkpoint, Checkpoint]] = {
         checkpoint(WEIGHT, config={"a": 1, "quantization_config": {"ignore": ["re:x"]}}, declaration=FP8),
         checkpoint(WEIGHT, config={"a": 1, "quantization_config": {"ignore": ["x"]}}, declaration=FP8),
     ),
+    "older key of the quantization config": (
+        checkpoint(WEIGHT, config={"a": 1, "compression_config": {"ignore": ["x"]}}, declaration=FP8),
+        checkpoint(WEIGHT, config={"a": 1, "quantization_config": {"ignore": ["x"]}}, declaration=FP8),
+    ),
+    "where it was loaded from": (
+        checkpoint(config={"a": 1, "_name_or_path": "org/base"}),
+        checkpoint(config={"a": 1, "_name_or_path": "/models/base"}),
+    ),
     "files of unknown digest": (
         checkpoint(files={"tokenizer.json": FileFact(9, "a" * 64)}),
         checkpoint(files={"tokenizer.json": FileFact(10)}),
@@ -261,6 +269,87 @@ def test_fused_experts_differ_from_split_ones_in_layout_alone() -> None:
 def test_experts_that_are_not_the_same_are_more_than_a_layout(changed: Structure) -> None:
     kinds = {difference.kind for difference in diff(checkpoint({**SPLIT, **changed}), checkpoint(FUSED))}
     assert kinds == {"layout", "only-in-checkpoint", "only-in-reference"}
+
+
+# names here, names there, names here that a rule renames -> their names there, rules
+RENAMED: dict[str, tuple[list[str], list[str], dict[str, str], list[str]]] = {
+    "another prefix": (
+        ["model.a.w", "model.b.w", "c.w"],
+        ["language.a.w", "language.b.w", "c.w"],
+        {"model.a.w": "language.a.w", "model.b.w": "language.b.w"},
+        ["says model where the other says language"],
+    ),
+    "a prefix more": (
+        ["model.a.w", "model.b.w"],
+        ["a.w", "b.w"],
+        {"model.a.w": "a.w", "model.b.w": "b.w"},
+        ["begins with model. where the other begins with nothing"],
+    ),
+    "a prefix less": (
+        ["a.w", "b.w"],
+        ["model.a.w", "model.b.w"],
+        {"a.w": "model.a.w", "b.w": "model.b.w"},
+        ["begins with nothing where the other begins with model."],
+    ),
+    "a part in the middle": (
+        ["a.0.mlp.w", "a.1.mlp.w", "a.0.mixer.w"],
+        ["a.0.ffn.w", "a.1.ffn.w", "a.0.mixer.w"],
+        {"a.0.mlp.w": "a.0.ffn.w", "a.1.mlp.w": "a.1.ffn.w"},
+        ["says mlp where the other says ffn"],
+    ),
+    "the number of an expert behind its projection": (
+        ["experts.up.0.w", "experts.up.1.w"],
+        ["experts.0.up.w", "experts.1.up.w"],
+        {"experts.up.0.w": "experts.0.up.w", "experts.up.1.w": "experts.1.up.w"},
+        ["has the number of the expert on the other side of its projection"],
+    ),
+    "four rules at most, those that rename most": (
+        [f"{part}.{number}.w" for count, part in enumerate("abcde", 2) for number in range(count)],
+        [f"{part}{part}.{number}.w" for count, part in enumerate("abcde", 2) for number in range(count)],
+        {
+            f"{part}.{number}.w": f"{part}{part}.{number}.w"
+            for count, part in enumerate("bcde", 3)
+            for number in range(count)
+        },
+        [f"says {part} where the other says {part}{part}" for part in "edcb"],
+    ),
+    "one name alone is no rule": (["a.0.w"], ["b.0.w"], {}, []),
+    "another number is no rule": (["a.0.w", "a.1.w"], ["a.2.w", "a.3.w"], {}, []),
+    "another end is no rule": (["a.0.w", "a.1.w"], ["a.0.v", "a.1.v"], {}, []),
+    "two parts at once are no rule": (["a.b.0.w", "a.b.1.w"], ["c.d.0.w", "c.d.1.w"], {}, []),
+    "names that both have stay": (
+        ["a.0.w", "a.1.w", "a.2.w", "b.2.w"],
+        ["b.0.w", "b.1.w", "a.2.w", "b.2.w"],
+        {"a.0.w": "b.0.w", "a.1.w": "b.1.w"},
+        ["says a where the other says b"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("ours", "theirs", "renamed", "rules"), RENAMED.values(), ids=RENAMED)
+def test_names_that_a_rule_turns_into_the_others_are_renamed_and_no_more(
+    ours: list[str], theirs: list[str], renamed: dict[str, str], rules: list[str]
+) -> None:
+    tensor = Tensor("BF16", (8, 4))
+    differences = diff(checkpoint(dict.fromkeys(ours, tensor)), checkpoint(dict.fromkeys(theirs, tensor)))
+    found = {item.name: item.reference for item in differences if item.kind == "renamed"}
+    assert found == renamed
+    assert list(dict.fromkeys(item.checkpoint for item in differences if item.kind == "renamed")) == rules
+    left = {item.name for item in differences if item.kind != "renamed"}
+    assert left == {*ours, *theirs} - (set(ours) & set(theirs)) - renamed.keys() - set(renamed.values())
+
+
+def test_renamed_modules_are_compared_under_the_others_name() -> None:
+    ours = {f"a.{number}.weight": Tensor("F8_E4M3", (8, 4)) for number in range(2)}
+    theirs = {f"b.{number}.weight": Tensor("F8_E4M3", (8, number + 4)) for number in range(2)}
+    one = checkpoint(ours, declaration=FP8, schemes={"a.0": FP8_SCHEME, "a.1": FP8_SCHEME})
+    other = checkpoint(theirs, declaration=FP8, schemes={"b.0": FP8_SCHEME, "b.1": W4_SCHEME})
+    assert [(item.kind, item.name) for item in diff(one, other)] == [
+        ("renamed", "a.0.weight"),
+        ("renamed", "a.1.weight"),
+        ("shape", "b.1.weight"),
+        ("scheme", "b.1"),
+    ]
 
 
 def test_published_builds_of_one_base_differ_only_where_they_are_quantized() -> None:

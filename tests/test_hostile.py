@@ -280,3 +280,19 @@ def fresh_seed() -> int:
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")  # noqa: T201 (pytest shows it when the test fails)
     return seed
+
+
+# the most that is allowed, and one more than that
+LIMITS_OF_JSON: dict[str, tuple[Callable[[int], bytes], int]] = {
+    "objects in objects": (lambda count: b'{"a":' * count + b"1" + b"}" * count, 64),
+    "arrays in an object": (lambda count: b'{"a":' + b"[" * (count - 1) + b"]" * (count - 1) + b"}", 64),
+    "values": (lambda count: b'{"a":[' + b"0," * (count - 2) + b"0]}", 1_000_000),
+    "bytes": (lambda count: b'{"a":1}' + b" " * (count - 7), 64 * 1024 * 1024),
+}
+
+
+@pytest.mark.parametrize(("made", "most"), LIMITS_OF_JSON.values(), ids=LIMITS_OF_JSON)
+def test_json_is_read_up_to_its_limits_and_refused_beyond(made: Callable[[int], bytes], most: int) -> None:
+    parse_object(made(most), where="here")
+    with pytest.raises(StructureError):
+        parse_object(made(most + 1), where="here")

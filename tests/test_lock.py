@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,22 @@ def read(text: str) -> Checkpoint:
         path = Path(scratch) / "lock.yaml"
         path.write_text(text)
         return open_lock(path)
+
+
+@pytest.mark.parametrize("preset", ["W4A16", "W4A16_ASYM", "FP8_DYNAMIC"])
+def test_lock_says_nothing_of_a_scheme_that_has_no_effect(preset: str) -> None:
+    scheme = PRESETS[preset]
+    observed = replace(scheme, weights=replace(scheme.weights, observer="mse"))
+    written = write_lock(
+        Checkpoint(
+            label="here",
+            structure={"a.weight": Tensor("BF16", (128, 128))},
+            config={},
+            declaration=Declaration("compressed-tensors", ""),
+            schemes={"a": observed},
+        )
+    )
+    assert not {"observer", "observer_kwargs", "zp_dtype", "actorder"} & set(re.findall(r"\w+(?=:)", written))
 
 
 @pytest.mark.parametrize("name", LOCKS)

@@ -8,7 +8,6 @@ from typing import Any, NoReturn
 
 from weighbridge.errors import StructureError
 
-MAX_DEPTH = 32
 #: config.json and an index are kilobytes; the largest published index (DeepSeek's) is 9 MB.
 MAX_JSON_BYTES = 64 * 1024 * 1024
 #: A header has about ten of these marks a tensor, an index one. A megabyte of brackets costs as much as fifty of names.
