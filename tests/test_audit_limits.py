@@ -281,12 +281,6 @@ def test_column_without_an_error_hides_none_of_the_others() -> None:
     assert of_errors(errors).volume() > compensation.VOLUME
 
 
-def test_errors_that_repeat_one_another_are_none_of_compensation() -> None:
-    errors = mixed(1.0)
-    errors[:, 5] = errors[:, 6]
-    assert of_errors(errors).volume() > compensation.VOLUME
-
-
 def test_module_without_an_error_has_no_volume() -> None:
     assert of_errors(np.zeros((64, 32), np.float32)).volume() == 0
 
