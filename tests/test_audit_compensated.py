@@ -119,6 +119,7 @@ def verdict_of(module: Module, dampening: float) -> tuple[Verdict, str]:
         module.pair,
         seen,
         scale_holds=True,
+        sampled=False,
         smoothed=False,
         coarseness=1.0,
         dampening=dampening,

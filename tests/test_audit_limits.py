@@ -12,6 +12,7 @@ import pytest
 
 from tests.audit_rows import SCHEMES, Module, bf16, integers, quantized
 from weighbridge.audit import compensation
+from weighbridge.audit.arithmetic import narrowed
 from weighbridge.audit.judge import (
     HALF_A_STEP,
     RELATIVE,
@@ -35,6 +36,7 @@ def judged(
     seen: Measure,
     scheme: str = "FP8_DYNAMIC",
     *,
+    sampled: bool = False,
     smoothed: bool = False,
     dampening: float | None = None,
     coarseness: float = math.inf,
@@ -47,6 +49,7 @@ def judged(
         module.pair,
         seen,
         scale_holds=True,
+        sampled=sampled,
         smoothed=smoothed,
         coarseness=coarseness,
         dampening=dampening,
@@ -110,14 +113,15 @@ def test_row_may_be_as_coarse_as_under_twice_the_needed_scale(factor: float, loo
     assert (seen.not_nearest, seen.loose_rows) == (0, loose)
 
 
-@pytest.mark.parametrize(("times", "expected"), [(1.0, False), (2.0, False), (2.01, True)])
+@pytest.mark.parametrize(("times", "expected"), [(1.0, False), (2.0, False), (2.01, True), (0.71, False), (0.69, True)])
 def test_scale_of_a_tensor_may_be_twice_what_its_largest_value_asks_for(times: float, expected: bool) -> None:
     weight = hard_weight("normal", "F32", 8, 64)
     pair = quantized(weight, "F32", SCHEMES["W8A8"]).pair
     per_tensor = replace(pair, scheme=replace(pair.scheme, weights=replace(pair.scheme.weights, strategy="tensor")))
     needed = right_scale(per_tensor, 1.0)
     assert needed is not None
-    assert too_wide(per_tensor, np.float32(needed * times), 1.0) == expected
+    assert too_wide(per_tensor, np.float32(needed * times), 1.0, sampled=False) == expected
+    assert too_wide(per_tensor, np.float32(needed * times), 1.0, sampled=True) == (times > 2)
 
 
 @pytest.mark.parametrize("step", [-1, 1])
@@ -145,6 +149,77 @@ def test_codes_that_agree_with_a_wrong_scale_of_the_whole_are_looked_at_again() 
     again = wrong.measured(Allowance(instead=right_scale(honest.pair, amax)))
     assert again.loose_rows == 8
     assert honest.measured(Allowance(instead=right_scale(honest.pair, amax))).loose_rows == 0
+
+
+@pytest.mark.parametrize(("times", "far"), [(0.71, False), (1.0, False), (2.12, False), (0.69, True), (2.13, True)])
+def test_scale_of_a_tile_is_near_what_its_values_need(times: float, far: bool) -> None:
+    weight = np.full((1, 64), 7.5, np.float32)
+    scales = np.array([[1, times]], np.float32)
+    arrays = {"weight_packed": np.full((1, 8), 0xFFFFFFFF, np.uint32).view(np.int32), "weight_scale": scales}
+    seen = Module(weight, "F32", integers(4), arrays).measured()
+    assert seen.far == (32 * 7.5**2 if far else 0)
+    assert seen.signal == 64 * 7.5**2
+
+
+def test_negligible_share_of_the_energy_may_have_no_better_scale() -> None:
+    inexact = replace(HONEST, different_codes=1)
+    assert judged(replace(inexact, far=0.99e-4)).verdict is Verdict.NEAREST
+    assert judged(replace(inexact, far=1.01e-4)).rule == "audit/scale-far-from-need"
+    assert judged(replace(HONEST, far=1.0)).verdict is Verdict.EXACT, "what follows to the bit needs no second look"
+    assert judged(replace(HONEST, far=1.0), sampled=True).rule == "audit/scale-far-from-need"
+
+
+def erased_nvfp4() -> Module:
+    """All codes zero, under scales of tiles of one and a global scale so small that zero is the nearest."""
+    honest = quantized(hard_weight("normal", "BF16", 8, 64), "BF16", SCHEMES["NVFP4A16"])
+    packed, scales = honest.arrays["weight_packed"], honest.arrays["weight_scale"]
+    arrays = {"weight_packed": np.zeros_like(packed), "weight_scale": np.full_like(scales, 0x38)}
+    return replace(honest, arrays={**arrays, "weight_global_scale": np.array([1e-6], np.float32)})
+
+
+def agreeing_nvfp4() -> Module:
+    """The same, with the scales of tiles and the signs that rounding under that global scale gives."""
+    honest = quantized(hard_weight("normal", "BF16", 8, 64), "BF16", SCHEMES["NVFP4A16"])
+    negative = (honest.weight >> 15).astype(np.uint8) << 3
+    packed = negative[:, 0::2] | (negative[:, 1::2] << 4)
+    scales = np.full_like(honest.arrays["weight_scale"], 0x20)
+    arrays = {"weight_packed": packed, "weight_scale": scales, "weight_global_scale": np.array([1e-10], np.float32)}
+    return replace(honest, arrays=arrays)
+
+
+def erased_groups() -> Module:
+    """One group of each row is zero, under a scale of 64 times what it needs."""
+    honest = quantized(hard_weight("normal", "BF16", 64, 512), "BF16", integers(4))
+    codes = honest.arrays["weight_packed"].view(np.uint8).copy()
+    scales = honest.arrays["weight_scale"].copy()
+    codes[:, 16:32] = 0x88
+    scales[:, 1] += 6 << 7
+    return replace(honest, arrays={**honest.arrays, "weight_packed": codes.view(np.int32), "weight_scale": scales})
+
+
+def coarse_everywhere() -> Module:
+    """Rounded to nearest under four times the scales that are needed."""
+    honest = quantized(hard_weight("normal", "BF16", 64, 512), "BF16", integers(4))
+    wide = (np.asarray(honest.weight, np.uint32) << np.uint32(16)).view(np.float32)
+    wide[:, ::32] = 4 * np.abs(wide).reshape(64, -1, 32).max(2)
+    forged = quantized(bf16(narrowed(wide, "BF16")), "BF16", integers(4))
+    return replace(honest, arrays={**honest.arrays, "weight_scale": forged.arrays["weight_scale"]})
+
+
+ERASED: dict[str, tuple[Callable[[], Module], str, float | None, bool]] = {
+    "NVFP4 under a tiny global scale": (erased_nvfp4, "NVFP4A16", None, False),
+    "NVFP4 that agrees with a tiny global scale, in a sample": (agreeing_nvfp4, "NVFP4A16", None, True),
+    "groups of INT4": (erased_groups, "W4A16 per row", None, False),
+    "coarse scales of an observer, compensated": (coarse_everywhere, "W4A16 per row", 0.01, False),
+}
+
+
+@pytest.mark.parametrize("kind", ERASED)
+def test_weights_are_not_erased_by_scales(kind: str) -> None:
+    make, scheme, dampening, sampled = ERASED[kind]
+    seen = make().measured(Allowance(dampening=dampening))
+    assert judged(seen, scheme, dampening=dampening, sampled=sampled).verdict is Verdict.DIVERGES
+    assert seen.far > 0.01 * seen.signal
 
 
 # --- compensation

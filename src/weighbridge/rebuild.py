@@ -12,6 +12,8 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -298,9 +300,19 @@ def _build_request(
         references=request.references or (),
         engine=engines[str(engine)],
         resources=replace(request.resources, devices=(str(device),), shard_size=size),
-        carry=tuple(map(str, carried)) if isinstance(carried, list) else (),
+        carry=_carried(case, carried),
         audited=f"{EVIDENCE}/{AUDIT_REPORT}.json" in case.listing.evidence,  # the model card says what was found
     )
+
+
+def _carried(case: Case, stated: Any) -> tuple[str, ...]:
+    """The files that were taken over by name: of those whose digests are stated, and were held against the source's.
+
+    What else lies beside somebody's base is not copied because evidence asks for it.
+    """
+    patterns = [str(pattern) for pattern in stated] if isinstance(stated, list) else []
+    named = [name for name in case.sources if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    return tuple(escape(name) for name in named)
 
 
 def _compared(first: Case, again: Case) -> Section:

@@ -35,6 +35,8 @@ Contents = Mapping[str, Standing]
 
 REPLACING = "replacing.json"
 """In a staging directory: which directory takes the target's place, written down before anything is renamed."""
+OWN = frozenset({REPLACING, "replaced", "checkpoint", "journal.jsonl", "journal.new", "unfinished"})
+"""What a build puts into its staging directory; one that holds anything else is none of ours."""
 REPLACED = "replaced"
 """In a staging directory: what stood at the target, where a file system cannot swap two names."""
 
@@ -188,9 +190,10 @@ def _lock(place: Path) -> int:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(descriptor), place.lstat()):
+                _check_claim(descriptor, place)
                 os.ftruncate(descriptor, 0)
                 who = (
-                    f"process {os.getpid()} of {socket.gethostname()}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+                    f"{_CLAIM}{os.getpid()} of {socket.gethostname()}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
                 )
                 os.pwrite(descriptor, who.encode(), 0)
                 return descriptor
@@ -205,6 +208,23 @@ def _lock(place: Path) -> int:
             os.close(descriptor)
             raise
         os.close(descriptor)
+
+
+_CLAIM = "process "
+
+
+def _check_claim(descriptor: int, place: Path) -> None:
+    """Refuse to write into, and later remove, a file of that name that no build made.
+
+    Raises:
+        BuildError: it is somebody's.
+    """
+    found = os.fstat(descriptor)
+    said = os.pread(descriptor, len(_CLAIM), 0).decode(errors="replace")
+    if not _is_own(found, os.geteuid()) or (said and said != _CLAIM):
+        os.close(descriptor)
+        remedy = "move it; a build locks its target under this name"
+        raise BuildError("holds something that no build wrote", where=str(place), remedy=remedy)
 
 
 def _contents(directory: Path) -> Contents | None:
@@ -500,8 +520,8 @@ def _settle(target: Path) -> str:
             (directory / REPLACING).unlink()
         elif new is not None:
             raise _stranded(aside if _which(aside) is not None else checkpoint, target)
-        elif _which(checkpoint) is None:  # it was renamed, and the rest is of no use
-            shutil.rmtree(directory)
+        elif _which(checkpoint) is None and {path.name for path in directory.iterdir()} <= OWN:
+            shutil.rmtree(directory)  # it was renamed, and the rest is of no use
     for sentence in said:
         log.info("%s: %s", target, sentence)
     return "; ".join(said)

@@ -257,6 +257,7 @@ def _judged(
             item,
             seen,
             scale_holds=holds,
+            sampled=sample is not None,
             smoothed=allowance.smoothed,
             coarseness=allowance.coarseness,
             dampening=allowance.dampening,
@@ -268,8 +269,8 @@ def _judged(
         if judged.verdict is not Verdict.DIVERGES and shape not in (None, item.weight.shape):
             why = "says that its weight has another shape than it has"
             judged = Judged(item.name, Verdict.DIVERGES, "audit/weight-shape", why, f"{shape}, not {item.weight.shape}")
-        if judged.verdict is not Verdict.DIVERGES and too_wide(item, whole, seen.amax):
-            why = "has a scale of more than twice what its largest value asks for"
+        if judged.verdict is not Verdict.DIVERGES and too_wide(item, whole, seen.amax, sampled=sample is not None):
+            why = "has a scale of more than twice, or less than 0.7 of, what its largest value asks for"
             judged = Judged(item.name, Verdict.DIVERGES, "audit/scale-too-coarse", why, f"the scale is {whole}")
         quantized.append((item, seen, judged))
     return quantized, kept

@@ -16,6 +16,10 @@ from weighbridge.audit.measure import Difference, Measure
 from weighbridge.audit.pairing import KeptPair, QuantizedPair
 from weighbridge.plan import FusedGroup
 
+NEGLIGIBLE = 1e-6
+"""Share of a weight's energy that may lie in tiles whose scales are far from what they need: under a scale of the whole
+that an outlier decides, tiny values have no better one."""
+
 HALF_A_STEP = 0.5 + 2.0**-13
 """Steps by which a code that is the nearest may be off: a half, and what two evaluations of a quotient differ by.
 
@@ -25,6 +29,9 @@ A quotient is 128 steps at most in eight-bit integers, and 16 in floats; see `we
 RELATIVE = 0.35
 """How large a smoothed module's error may be beside its weight, root mean square; 0.23 is measured
 (`python -m benchmarks.compensation`)."""
+
+NARROWEST = 0.7
+"""How much of the min-max scale a scale may be at least: observers search down to 0.8 of it."""
 
 WIDEST = 2.0
 """How much larger than the min-max scale a scale may be: one that is rounded up to a power of two is less than that."""
@@ -69,6 +76,7 @@ def judge_quantized(
     seen: Measure,
     *,
     scale_holds: bool,
+    sampled: bool,
     smoothed: bool,
     coarseness: float,
     dampening: float | None,
@@ -78,6 +86,7 @@ def judge_quantized(
 
     Args:
         scale_holds: whether the scale of the whole tensor is the one that its largest value gives.
+        sampled: not all rows were seen, so that the scale of the whole may be another than it seems.
         smoothed: whether it was measured against the base's weight times what was recovered from its pair.
         coarseness: limit of its squared error, with smoothing taken back, over that of rounding the base's own weight.
         dampening: of the Hessian by which its rows may make up for errors; None where they may not.
@@ -85,7 +94,8 @@ def judge_quantized(
     """
     exact = seen.exact and scale_holds and not smoothed
     allowed = None if exact else dampening  # what is exact needs no allowance
-    broken = _broken(item, seen, smoothed=smoothed, coarseness=coarseness, dampening=allowed)
+    certain = exact and not sampled
+    broken = _broken(item, seen, exact=certain, smoothed=smoothed, coarseness=coarseness, dampening=allowed)
     if broken is not None or smoothed:
         return broken or Judged(item.name, Verdict.PAIRED)
     if exact:
@@ -150,11 +160,12 @@ def scale_holds(
     return bool(stored >= own if grows else stored <= own)
 
 
-def too_wide(item: QuantizedPair, stored: np.float32 | None, amax: float) -> bool:
-    """Whether the scale of a per-tensor scheme is more than `WIDEST` times what the largest value asks for."""
+def too_wide(item: QuantizedPair, stored: np.float32 | None, amax: float, *, sampled: bool) -> bool:
+    """Whether the scale of a per-tensor scheme is far from what the largest value asks for: too wide, or too narrow."""
     if stored is None or item.scheme.weights.strategy != "tensor" or not math.isfinite(amax):
         return False
-    return bool(stored > WIDEST * _whole_scales(item, [amax])[0])
+    needed = _whole_scales(item, [amax])[0]
+    return bool(stored > WIDEST * needed or (stored < NARROWEST * needed and not sampled))
 
 
 def right_scale(item: QuantizedPair, group_amax: float) -> np.float32 | None:
@@ -179,7 +190,7 @@ def group_amaxes(amaxes: Mapping[str, float], groups: Sequence[FusedGroup]) -> d
 
 
 def _broken(
-    item: QuantizedPair, seen: Measure, *, smoothed: bool, coarseness: float, dampening: float | None
+    item: QuantizedPair, seen: Measure, *, exact: bool, smoothed: bool, coarseness: float, dampening: float | None
 ) -> Judged | None:
     """What makes a module no quantization of the base's weight, whatever rounded it.
 
@@ -244,6 +255,12 @@ def _broken(
             "no-first-column",
             "has no column whose codes are all the nearest, as those of the first that is compensated for must be",
             f"{seen.steps:.3g} steps off at most",
+        ),
+        (
+            not exact and not seen.far <= NEGLIGIBLE * seen.signal,
+            "scale-far-from-need",
+            "has scales of tiles that no observer chooses: under 0.7, or over 2.125, of what their values need",
+            f"{100 * _ratio(seen.far, seen.signal):.3g} % of the weight's energy lies under them",
         ),
         (
             smoothed and not seen.mapped_noise <= coarseness * seen.own_noise,

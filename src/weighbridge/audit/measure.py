@@ -32,6 +32,8 @@ class Measure:
         signal: sum of squares of the base's weights.
         noise: sum of squares of the differences.
         steps: the largest difference, in steps of the grid at that code.
+        far: sum of squares of the weights in tiles whose scale is far from what their own values need; of modules that
+            are exact only where a scale of the whole could be wrong.
         amax: the largest absolute value of the base's weights, where a scale of the whole rests on it; NaN where one of
             them is NaN or infinite.
 
@@ -70,6 +72,7 @@ class Measure:
     signal: float = 0.0
     noise: float = 0.0
     steps: float = 0.0
+    far: float = 0.0
     amax: float = 0.0
     settled: int = -1
     askew_rows: int = 0

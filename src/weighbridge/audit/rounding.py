@@ -308,6 +308,45 @@ def needed(rule: Any, smallest: Any, largest: Any, divisors: Any, zeros: Any) ->
             _, divisors[down, tile], zeros[down, tile] = _scale(rule, smallest[down, tile], largest[down, tile])
 
 
+@_jit
+def far_energy(
+    weights: Any,
+    is_bf16: Any,
+    half_range: Any,
+    between: Any,
+    smallest: Any,
+    largest: Any,
+    tiles: Any,
+    narrowest: Any,
+    widest: Any,
+) -> Any:
+    """Sum of squares of the weights in tiles whose divisor is far from what their own values need.
+
+    Args:
+        half_range: float32, half of what codes span.
+        between: whether codes span from the smallest to the largest value, by zero points.
+        narrowest, widest: float32, how much of what is needed a divisor may be.
+        others: as in `extremes` and `examine`.
+    """
+    rows, columns = weights.shape
+    divisors, _, height, width = tiles
+    row_weights = np.empty(columns, np.float32)
+    energy = 0.0
+    for down in range(divisors.shape[0]):
+        for tile in range(divisors.shape[1]):
+            low, high = smallest[down, tile], largest[down, tile]
+            need = max(-low, high) / half_range
+            if between:
+                need = (max(high, float32(0)) - min(low, float32(0))) / (float32(2) * half_range)
+            if divisors[down, tile] >= need * narrowest and divisors[down, tile] <= need * widest:
+                continue
+            for row in range(down * height, min((down + 1) * height, rows)):
+                _widen(weights[row], is_bf16, row_weights)
+                for weight in row_weights[tile * width : (tile + 1) * width]:
+                    energy += float(weight) * float(weight)
+    return energy
+
+
 # --- codes
 
 

@@ -22,6 +22,10 @@ from weighbridge.formats.tensors import FLOATING_SOURCES, Tensor
 QUOTIENT_SLACK = 2.0**-21
 """Relative difference of two float32 evaluations of a quotient, of three roundings each (docs/explanation/audit.md)."""
 
+NARROWEST_TILE, WIDEST_TILE = np.float32(0.7), np.float32(2.125)
+"""How much of what its largest value needs the scale of a tile may be. Observers search from 0.8 to 1.8 of it; a power
+of two is up to twice that; and rounding to E4M3 moves a scale by a sixteenth."""
+
 _TINIEST: Mapping[str, float] = {"BF16": 2.0**-126, "F32": 2.0**-126, "F16": 2.0**-14, "F8_E4M3": 2.0**-6}
 _WHOLE = ("weight_global_scale", "weight_scale_2", "weight_shape")
 """What stands once for a module, whatever its rows."""
@@ -162,7 +166,9 @@ def examine(job: Job, item: QuantizedPair, strip: Strip) -> Measure:
         seen = replace(seen, different_codes=codes, different_scales=scales)
         # What is rounded to nearest, ties to even, is nearest, unless the scale of the whole is itself in doubt.
         if seen.exact and allowance.instead is None and allowance.dampening is None:
-            return seen
+            # Under a scale of the whole that is wrong, those of tiles may agree with it and be far from their need.
+            return replace(seen, far=_far_energy(weights, rows)) if whole is not None else seen
+    seen = replace(seen, far=_far_energy(weights, rows))
     hit = np.zeros(columns, np.uint8)
     count, first = rounding.not_nearest(
         *weights.taken,
@@ -208,6 +214,24 @@ def volume_of(job: Job, item: QuantizedPair) -> float | None:
 
 def _scale_dtype(item: QuantizedPair) -> str:
     return item.stored["weight_scale"].tensor.dtype
+
+
+def _far_energy(weights: Weights, rows: Rows) -> float:
+    """Energy of the weights whose scales no observer would choose; of a whole tensor's scale, see `judge.too_wide`."""
+    if rows.grid.height == 0:
+        return 0.0
+    with np.errstate(all="ignore"):
+        found: float = rounding.far_energy(
+            *weights.taken,
+            np.float32(rows.grid.half_range),
+            not rows.grid.symmetric,
+            weights.smallest,
+            weights.largest,
+            rows.tiles,
+            NARROWEST_TILE,
+            WIDEST_TILE,
+        )
+    return found
 
 
 def _slacks(item: QuantizedPair, grid: Grid, allowance: Allowance) -> tuple[np.float32, np.float32]:
@@ -301,11 +325,11 @@ def _agreement(
 
 
 def _wrong_scales(item: QuantizedPair, weights: Weights, rows: Rows, arithmetic: Arithmetic) -> int:
-    if arithmetic.rule.kind == rounding.WHOLE:
-        return 0
     expected = FORMATS[item.form].stored_tensors(item.scheme, item.weight)["weight_scale"].dtype
     if item.stored["weight_scale"].tensor.dtype != expected:
         return rows.scales.size
+    if arithmetic.rule.kind == rounding.WHOLE:
+        return 0
     wrong: int = rounding.wrong_scales(arithmetic.rule, weights.smallest, weights.largest, rows.scales, rows.zeros)
     return wrong
 
