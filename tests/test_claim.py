@@ -270,6 +270,27 @@ def test_claim_ends_with_the_process_that_was_killed(holder: subprocess.Popen[st
     assert no_second_name(tmp_path / "target") == []
 
 
+@pytest.mark.parametrize("linked", [False, True])
+def test_file_that_is_called_as_a_claim_is_left_alone(linked: bool, tmp_path: Path) -> None:
+    place = tmp_path / ".out.claim"
+    if linked:
+        (tmp_path / "precious").write_text("data")
+        os.link(tmp_path / "precious", place)
+    else:
+        place.write_text("data")
+    with pytest.raises(BuildError, match="no build wrote"):
+        build(tmp_path / "out")
+    assert place.read_text() == "data"
+
+
+def test_directory_that_is_called_as_staging_and_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+    other = tmp_path / ".out.staging-keys"
+    other.mkdir(mode=0o700)
+    (other / "id_rsa").write_text("secret")
+    build(tmp_path / "out")
+    assert (other / "id_rsa").read_text() == "secret"
+
+
 def test_claim_ends_with_the_build(tmp_path: Path) -> None:
     build(tmp_path / "target")
     build(tmp_path / "target", force=True)

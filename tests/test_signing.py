@@ -7,7 +7,9 @@ import json
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -157,6 +159,36 @@ def test_model_signing_accepts_a_build_with_results_that_came_later(
 ) -> None:
     done = run_model_signing(recorded, signed_builds / "key.pub.pem", signature=signature)
     assert done.code == 0, done.err + done.out
+
+
+def _with(change: Callable[[dict[str, Any]], object]) -> Callable[[bytes], bytes]:
+    def altered(raw: bytes) -> bytes:
+        content = json.loads(raw)
+        change(content)
+        return json.dumps(content, separators=(",", ":")).encode()
+
+    return altered
+
+
+AROUND: dict[str, Callable[[bytes], bytes]] = {
+    "a word of one's own": _with(lambda bundle: bundle.update(certified="by Google")),
+    "a key's other name": _with(lambda bundle: bundle["verificationMaterial"]["publicKey"].update(hint="0" * 64)),
+    "a log that nobody keeps": _with(lambda bundle: bundle["verificationMaterial"].update(tlogEntries=[{}])),
+    "a word beside the signature": _with(lambda bundle: bundle["dsseEnvelope"]["signatures"][0].update(by="Google")),
+    "another order": _with(lambda bundle: bundle.update(mediaType=bundle.pop("mediaType"))),
+    "blanks": lambda raw: raw + b"  ",
+    "another spelling": lambda raw: json.dumps(json.loads(raw), indent=1).encode(),
+}
+
+
+@pytest.mark.parametrize("place", [SEAL, LATER])
+@pytest.mark.parametrize("change", AROUND)
+def test_nothing_is_written_around_a_signature(change: str, place: str, recorded: Path, signed_builds: Path) -> None:
+    verifier = open_verifier(signed_builds / "key.pub.pem")
+    assert verify(recorded, verifier=verifier, source=None, progress=Progress(shown=False)).holds
+    rewrite(recorded / place, AROUND[change]((recorded / place).read_bytes()))
+    report = verify(recorded, verifier=verifier, source=None, progress=Progress(shown=False))
+    assert {finding.where for finding in report.findings() if finding.rule == "evidence/signature"} == {place}
 
 
 @pytest.mark.parametrize("name", ["serving.json", "serving.md", "quality.json", "added.jsonl"])

@@ -10,6 +10,7 @@ import base64
 import binascii
 import hashlib
 import json
+import os
 import re
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
@@ -134,6 +135,24 @@ def write_envelope(envelope: Envelope) -> bytes:
         "payload": base64.b64encode(envelope.payload).decode(),
         "payloadType": PAYLOAD_TYPE,
         "signatures": [{"keyid": envelope.keyid, "sig": base64.b64encode(envelope.signature).decode()}],
+    }
+    return json.dumps(content, separators=(",", ":")).encode()
+
+
+def write_bundle(envelope: Envelope, hint: str) -> bytes:
+    """The bundle that Model Signing 1.1.1 writes around an envelope that a key signed.
+
+    Args:
+        hint: what the key is called, as `key_id`.
+    """
+    content = {
+        "mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json",
+        "verificationMaterial": {"publicKey": {"hint": hint}, "tlogEntries": []},
+        "dsseEnvelope": {
+            "payload": base64.b64encode(envelope.payload).decode(),
+            "payloadType": PAYLOAD_TYPE,
+            "signatures": [{"sig": base64.b64encode(envelope.signature).decode(), "keyid": envelope.keyid}],
+        },
     }
     return json.dumps(content, separators=(",", ":")).encode()
 
@@ -268,6 +287,9 @@ class KeyVerifier:
 
         if envelope.keyid not in ("", key_id(self.key)):
             raise StructureError(f"is signed with another key, which calls itself {envelope.keyid[:16]}…", where="")
+        # A signature is over the payload alone: what a stranger writes around it has to be what the signer wrote.
+        if envelope.bundle is not None and envelope.bundle != write_bundle(envelope, key_id(self.key)):
+            raise StructureError("holds more than a signature of this key, or another key's name", where="")
         try:
             self.key.verify(envelope.signature, pae(envelope.payload), ec.ECDSA(_hash_of(self.key)))
         except InvalidSignature:
@@ -326,10 +348,12 @@ def make_key_pair(private: Path, public: Path, *, curve: str) -> None:
             raise EvidenceError("is there already", where=str(path), remedy="a key is not replaced; name another file")
     curves: dict[str, ec.EllipticCurve] = {"P-256": ec.SECP256R1(), "P-384": ec.SECP384R1(), "P-521": ec.SECP521R1()}
     key = ec.generate_private_key(curves[curve])
-    private.touch(mode=0o600)
-    private.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
+    # Made by this call alone: what somebody put there meanwhile would keep its owner and mode.
+    with os.fdopen(os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as file:
+        file.write(secret)
     public.write_bytes(
         key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     )
