@@ -9,6 +9,7 @@ import sys
 import zipfile
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import PathDistribution
 from pathlib import Path, PurePosixPath
@@ -87,6 +88,13 @@ def test_content_digest_does_not_depend_on_the_order_of_tensors(order: list[str]
 )
 def test_what_is_no_list_of_files_is_refused(raw: bytes) -> None:
     with pytest.raises(StructureError):
+        read_files(raw, where="a")
+
+
+@pytest.mark.parametrize(("count", "refused"), [(10_000, False), (10_001, True)])
+def test_list_of_more_files_than_a_checkpoint_has_is_refused(count: int, refused: bool) -> None:
+    raw = b"".join(b"0" * 64 + f"  {number}\n".encode() for number in range(count))
+    with pytest.raises(StructureError, match="10,000 are the most") if refused else nullcontext():
         read_files(raw, where="a")
 
 

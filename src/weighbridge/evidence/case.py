@@ -58,6 +58,8 @@ THEIR_OWN = (".git/", f"{HUB_CLIENT}/")
 """Where git and the hub's client keep what no digest covers, each in a copy that it made."""
 MOST_BYTES = 8 * 1024 * 1024
 """Of a file of evidence/ but the lists of files and tensors: a statement of so many takes 300 MB to hold."""
+MOST_DEPENDENCIES = 20_000
+"""Things that a provenance may name: files of a source, and packages."""
 ADDED_NAME = re.compile(r"[a-z][a-z0-9-]{0,40}")
 
 
@@ -169,7 +171,14 @@ class Case:
 
     @cached_property
     def dependencies(self) -> Mapping[str, Resource]:
-        """What the provenance says that it was made from, by name."""
+        """What the provenance says that it was made from, by name.
+
+        Raises:
+            StructureError: of more things than any build is.
+        """
+        count = len(self.provenance.predicate.build_definition.resolved_dependencies)
+        if count > MOST_DEPENDENCIES:
+            raise StructureError(f"names {count:,} things that it was made from", where="provenance")
         return {str(item.name): item for item in self.provenance.predicate.build_definition.resolved_dependencies}
 
     @property

@@ -248,9 +248,11 @@ def _same(said: Section, section: Section, case: Case) -> bool:
     return not case.same_version or _found(said) == _found(section)
 
 
-def _found(section: Section) -> Mapping[tuple[str, Severity, int], int]:
+def _found(section: Section) -> Mapping[tuple[str, Severity, int, str, str], int]:
     """What a section has found, without the places, which name files and lines that lie elsewhere now."""
-    return Counter((finding.rule, finding.severity, finding.count) for finding in section.findings)
+    return Counter(
+        (finding.rule, finding.severity, finding.count, finding.message, finding.remedy) for finding in section.findings
+    )
 
 
 def _check_added(case: Case) -> Iterator[Finding]:

@@ -113,7 +113,10 @@ def read_files(raw: bytes, *, where: str) -> dict[str, str]:
         StructureError: not such a list, a name that leaves the directory or that no list can have, or one twice.
     """
     files: dict[str, str] = {}
-    for line in _lines(raw, where=where):
+    lines = _lines(raw, where=where)
+    if len(lines) > MAX_FILES:
+        raise StructureError(f"lists {len(lines):,} files, where {MAX_FILES:,} are the most", where=where)
+    for line in lines:
         match = _LISTED.fullmatch(line)
         parts = PurePosixPath(match[2]).parts if match else ()
         if match is None or ".." in parts or match[2].startswith("/") or match[2] in files:
