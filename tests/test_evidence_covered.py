@@ -25,7 +25,7 @@ THEIR_OWN = (
 """What git and the hub's client keep in a copy that they made: no digest covers it, and it is no fault."""
 NOBODYS = (
     *(".gitignore", ".github/workflows/a.yml", ".gitattributes/x", ".git2/config", ".GIT/config", "more/.git/config"),
-    *(".gitmodules", ".cache/a", ".cache/huggingface2/a", ".huggingface/a", ".hidden", "evidence2/a", "Evidence/a"),
+    *(".gitmodules", ".cache/a", ".cache/huggingface2/a", ".huggingface/a", ".hidden", "evidence2/a"),
     *("evidence/.git/config", "evidence/.gitattributes", "evidence/added/a.json", "evidence/a/b", "modeling.py"),
 )
 """What has no business there."""

@@ -53,6 +53,7 @@ from weighbridge.report import Finding, Report, Severity, read_report
 from weighbridge.structure.checkpoint import EVIDENCE, Checkpoint, Origin, open_directory, read_small
 from weighbridge.structure.lock import open_lock
 from weighbridge.structure.strict_json import parse_object
+from weighbridge.structure.weights import is_weights
 
 THEIR_OWN = (".git/", f"{HUB_CLIENT}/")
 """Where git and the hub's client keep what no digest covers, each in a copy that it made."""
@@ -267,7 +268,7 @@ class Case:
     @property
     def source_shards(self) -> tuple[str, ...]:
         """The shards of the source, among the files that the provenance says were read."""
-        return tuple(name for name in self.sources if name.endswith(".safetensors"))
+        return tuple(name for name in self.sources if name.endswith(".safetensors") and is_weights(name))
 
     def opened(self) -> Checkpoint:
         """The checkpoint by its headers.

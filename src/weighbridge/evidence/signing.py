@@ -287,13 +287,13 @@ class KeyVerifier:
 
         if envelope.keyid not in ("", key_id(self.key)):
             raise StructureError(f"is signed with another key, which calls itself {envelope.keyid[:16]}…", where="")
-        # A signature is over the payload alone: what a stranger writes around it has to be what the signer wrote.
-        if envelope.bundle is not None and envelope.bundle != write_bundle(envelope, key_id(self.key)):
-            raise StructureError("holds more than a signature of this key, or another key's name", where="")
         try:
             self.key.verify(envelope.signature, pae(envelope.payload), ec.ECDSA(_hash_of(self.key)))
         except InvalidSignature:
             raise StructureError("its signature is not that of this key over these bytes", where="") from None
+        # A signature is over the payload alone: what a stranger writes around it has to be what the signer wrote.
+        if envelope.bundle is not None and envelope.bundle != write_bundle(envelope, key_id(self.key)):
+            raise StructureError("holds more than a signature of this key, or another key's name", where="")
 
 
 @dataclass(frozen=True)
