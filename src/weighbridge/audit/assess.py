@@ -178,8 +178,9 @@ def audit(
         scales: Mapping[str, bool] = {}
         if again is not None:
             theirs = stack.enter_context(reader_of(again, progress))
-            quantized, kept = recomputed(quantized, kept, stored, again, theirs)
-            scales = scales_of_data(quantized, regions(checkpoint), stored, again, theirs)
+            made = regions(again)
+            quantized, kept = recomputed(quantized, kept, stored, made, theirs)
+            scales = scales_of_data(quantized, regions(checkpoint), stored, made, theirs)
     for side in (checkpoint, base):
         check_unchanged(side, (*side.shards, *READ_BESIDE & side.files.keys()))
     journal.forget()

@@ -8,9 +8,8 @@ import numpy as np
 
 from weighbridge.audit.judge import Judged, Verdict
 from weighbridge.audit.measure import Measure
-from weighbridge.audit.pairing import KV_CACHE_SCALES, KeptPair, QuantizedPair, Region, regions
+from weighbridge.audit.pairing import KV_CACHE_SCALES, KeptPair, QuantizedPair, Region
 from weighbridge.audit.reading import Reader
-from weighbridge.structure.checkpoint import Checkpoint
 
 PROVEN = frozenset({Verdict.IDENTICAL, Verdict.EXACT})
 """Verdicts that running the recipe again could not improve."""
@@ -24,18 +23,20 @@ Kept = Sequence[tuple[KeptPair, Judged]]
 
 
 def recomputed(
-    quantized: Quantized, kept: Kept, checkpoint: Reader, again: Checkpoint, theirs: Reader
+    quantized: Quantized, kept: Kept, checkpoint: Reader, again: Mapping[str, Region], theirs: Reader
 ) -> tuple[Quantized, Kept]:
     """The verdicts, with `Verdict.RECOMPUTED` for what `again` holds byte by byte.
+
+    Args:
+        again: every tensor of what running the recipe again gave.
 
     Raises:
         StructureError, HubError: a side cannot be read.
     """
-    found = regions(again)
 
     def improved(judged: Judged, stored: Mapping[str, Region]) -> Judged:
         if judged.verdict in PROVEN or not all(
-            name in found and _same(checkpoint, region, theirs, found[name]) for name, region in stored.items()
+            name in again and _same(checkpoint, region, theirs, again[name]) for name, region in stored.items()
         ):
             return judged
         return Judged(judged.name, Verdict.RECOMPUTED)
@@ -50,22 +51,21 @@ def recomputed(
 
 
 def scales_of_data(
-    quantized: Quantized, stored: Mapping[str, Region], checkpoint: Reader, again: Checkpoint, theirs: Reader
+    quantized: Quantized, stored: Mapping[str, Region], checkpoint: Reader, again: Mapping[str, Region], theirs: Reader
 ) -> dict[str, bool]:
     """Name of each scale that comes from calibration data, of activations and caches, and whether `again` has it so.
 
     Args:
-        stored: every tensor of the checkpoint.
+        stored, again: every tensor of the checkpoint, and of what running the recipe again gave.
 
     Raises:
         StructureError, HubError: a side cannot be read.
     """
-    found = regions(again)
     names = [
         f"{item.name}.{local}" for item, _, _ in quantized for local in item.stored if local.startswith(OF_ACTIVATIONS)
     ]
     names += [name for name in stored if name.rpartition(".")[2] in KV_CACHE_SCALES]
-    return {name: name in found and _same(checkpoint, stored[name], theirs, found[name]) for name in names}
+    return {name: name in again and _same(checkpoint, stored[name], theirs, again[name]) for name in names}
 
 
 def _same(one: Reader, region: Region, other: Reader, theirs: Region) -> bool:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
 from weighbridge.audit.assess import Audit
 from weighbridge.audit.judge import ORDER, Judged, Verdict
 from weighbridge.audit.measure import Measure, decibels, signal_to_noise
-from weighbridge.audit.pairing import QuantizedPair
-from weighbridge.audit.recomputed import PROVEN
+from weighbridge.audit.recomputed import PROVEN, Quantized
 from weighbridge.report import Finding, Grid, Section, Severity, Table
 from weighbridge.roles import layer_of, role_of
 from weighbridge.structure.names import compact
@@ -214,9 +213,6 @@ def _findings(
                 count=len(pattern),
                 remedy=_REMEDY.get(rule, distrust) if severity is Severity.ERROR else "",
             )
-
-
-Quantized = Sequence[tuple[QuantizedPair, Measure, Judged]]
 
 
 def _by_role(quantized: Quantized) -> Table:

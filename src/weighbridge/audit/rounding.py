@@ -169,6 +169,15 @@ def _spread(tiles: Any, width: Any, out: Any) -> None:
 
 
 @_jit
+def _spread_tiles(tiles: Any, row: Any, row_divisors: Any, row_zeros: Any) -> None:
+    """Divisors and zero points of a row, one for each column; rows come in their order, and those of a tile stay."""
+    divisors, zeros, height, width = tiles
+    if row % height == 0:
+        _spread(divisors[row // height], width, row_divisors)
+        _spread(zeros[row // height], width, row_zeros)
+
+
+@_jit
 def _sum(values: Any, lanes: Any) -> Any:
     """The sum of float32 values, in lanes that LLVM may add side by side."""
     lanes[:] = 0
@@ -434,16 +443,13 @@ def examine(
         `Figures`.
     """
     rows, columns = weights.shape
-    divisors, zeros, height, width = tiles
     row_weights, values = np.empty(columns, np.float32), np.empty(columns, np.float32)
     row_divisors, row_zeros = np.empty(columns, np.float32), np.empty(columns, np.float32)
     signals, noises, lanes = np.empty(columns, np.float32), np.empty(columns, np.float32), np.empty(_LANES, np.float32)
     signal, noise, steps = 0.0, 0.0, uint32(0)
     wrong, saturated, zeroed, nan_codes = 0, 0, 0, 0
     for row in range(rows):
-        if row % height == 0:
-            _spread(divisors[row // height], width, row_divisors)
-            _spread(zeros[row // height], width, row_zeros)
+        _spread_tiles(tiles, row, row_divisors, row_zeros)
         wrong += not _decode(codes[row], nibbles, places.values, values)
         _widen(weights[row], is_bf16, row_weights)
         of_row = _examine(places, dtype, in_float32, row_weights, values, row_divisors, row_zeros, signals, noises)
@@ -502,15 +508,12 @@ def not_nearest(
         others: as in `examine`.
     """
     rows, columns = weights.shape
-    divisors, zeros, height, width = tiles
     row_weights, values = np.empty(columns, np.float32), np.empty(columns, np.float32)
     row_divisors, row_zeros = np.empty(columns, np.float32), np.empty(columns, np.float32)
     wrong = np.empty(columns, np.uint8)
     count, first = 0, -1
     for row in range(rows):
-        if row % height == 0:
-            _spread(divisors[row // height], width, row_divisors)
-            _spread(zeros[row // height], width, row_zeros)
+        _spread_tiles(tiles, row, row_divisors, row_zeros)
         _decode(codes[row], nibbles, places.values, values)
         _widen(weights[row], is_bf16, row_weights)
         _not_nearest(places, dtype, row_weights, values, row_divisors, row_zeros, slacks, wrong)
@@ -565,15 +568,12 @@ def directions(
         others: as in `examine`.
     """
     rows, columns = weights.shape
-    divisors, zeros, height, width = tiles
     row_weights, values = np.empty(columns, np.float32), np.empty(columns, np.float32)
     row_divisors, row_zeros = np.empty(columns, np.float32), np.empty(columns, np.float32)
     own, both, lanes = np.empty(columns, np.float32), np.empty(columns, np.float32), np.empty(_LANES, np.float32)
     ups, downs = 0, 0
     for row in range(rows):
-        if row % height == 0:
-            _spread(divisors[row // height], width, row_divisors)
-            _spread(zeros[row // height], width, row_zeros)
+        _spread_tiles(tiles, row, row_divisors, row_zeros)
         _decode(codes[row], nibbles, places.values, values)
         _widen(weights[row], is_bf16, row_weights)
         up, down = _directions(places, row_weights, values, row_divisors, row_zeros, own, both)
@@ -597,14 +597,11 @@ def squared_steps(weights: Any, is_bf16: Any, places: Any, tiles: Any, sum_of_ro
         others: as in `examine`.
     """
     rows, columns = weights.shape
-    divisors, zeros, height, width = tiles
     row_weights, squares = np.empty(columns, np.float32), np.empty(columns, np.float32)
     row_divisors, row_zeros = np.empty(columns, np.float32), np.empty(columns, np.float32)
     lanes = np.empty(_LANES, np.float32)
     for row in range(rows):
-        if row % height == 0:
-            _spread(divisors[row // height], width, row_divisors)
-            _spread(zeros[row // height], width, row_zeros)
+        _spread_tiles(tiles, row, row_divisors, row_zeros)
         _widen(weights[row], is_bf16, row_weights)
         for column in range(columns):
             place = _within(places, float32(float32(row_weights[column] / row_divisors[column]) + row_zeros[column]))
@@ -617,13 +614,10 @@ def squared_steps(weights: Any, is_bf16: Any, places: Any, tiles: Any, sum_of_ro
 def nearest_values(weights: Any, is_bf16: Any, dtype: Any, places: Any, tiles: Any, out: Any) -> None:
     """Fill the places (float32 [rows, columns], less zero points) that are nearest to weights; see `examine`."""
     rows, columns = weights.shape
-    divisors, zeros, height, width = tiles
     row_weights = np.empty(columns, np.float32)
     row_divisors, row_zeros = np.empty(columns, np.float32), np.empty(columns, np.float32)
     for row in range(rows):
-        if row % height == 0:
-            _spread(divisors[row // height], width, row_divisors)
-            _spread(zeros[row // height], width, row_zeros)
+        _spread_tiles(tiles, row, row_divisors, row_zeros)
         _widen(weights[row], is_bf16, row_weights)
         for column in range(columns):
             zero = row_zeros[column]
