@@ -11,20 +11,21 @@ import pytest
 from tests.audit_rows import SCHEMES, Module, bf16, integers, quantized
 from weighbridge.audit import rounding
 from weighbridge.audit.arithmetic import PRECISIONS, narrowed
-from weighbridge.audit.grid import Places, e8m0_values, float_values, grid_of
+from weighbridge.audit.grid import Grid, e8m0_values, float_values, grid_of
 from weighbridge.engines.kernels.agreement import KINDS, hard_weight
 from weighbridge.engines.kernels.encoding import SOURCES
 from weighbridge.formats.schemes import PRESETS, to_config
 
 Array = np.ndarray[Any, Any]
 
-GRIDS = {name: grid_of(SCHEMES[name]) for name in ("FP8_DYNAMIC", "NVFP4A16", "W4A16", "W8A16", "W8A8")}
 
-
-def places_of(name: str) -> Places:
-    grid = GRIDS[name]
+def known_grid(name: str) -> Grid:
+    grid = grid_of(SCHEMES[name])
     assert grid is not None
-    return grid.places
+    return grid
+
+
+GRIDS = {name: known_grid(name) for name in ("FP8_DYNAMIC", "NVFP4A16", "W4A16", "W8A16", "W8A8")}
 
 
 # --- the definition
@@ -37,46 +38,77 @@ def all_of_bf16() -> Array:
     return values[np.isfinite(values)]
 
 
-def around_midpoints(places: Places) -> Array:
-    """Each midpoint between two places, and the float32 on either side of it."""
-    grid = np.unique(places.values[np.isfinite(places.values)])
-    middles = ((grid[1:].astype(np.float64) + grid[:-1]) / 2).astype(np.float32)
+def around_midpoints(values: Array) -> Array:
+    """Each midpoint between two values, and the float32 on either side of it."""
+    places = np.unique(values[np.isfinite(values)])
+    middles = ((places[1:].astype(np.float64) + places[:-1]) / 2).astype(np.float32)
     return np.concatenate([middles, np.nextafter(middles, np.inf), np.nextafter(middles, -np.inf)], dtype=np.float32)
 
 
-def nearest_by_search(places: Places, values: Array) -> Array:
+def nearest_by_search(table: Array, values: Array) -> Array:
     """The place at the smallest distance, in float64; of two, the one whose code is even."""
-    codes = np.flatnonzero(np.isfinite(places.values))
-    grid, order = np.unique(places.values[codes].astype(np.float64), return_index=True)
+    codes = np.flatnonzero(np.isfinite(table))
+    places, order = np.unique(table[codes].astype(np.float64), return_index=True)
     parity = codes[order] % 2
-    wide = np.clip(values.astype(np.float64), grid[0], grid[-1])
-    above = np.clip(np.searchsorted(grid, wide), 1, len(grid) - 1)
-    down, up = wide - grid[above - 1], grid[above] - wide
+    wide = np.clip(values.astype(np.float64), places[0], places[-1])
+    above = np.clip(np.searchsorted(places, wide), 1, len(places) - 1)
+    down, up = wide - places[above - 1], places[above] - wide
     takes_upper = (up < down) | ((up == down) & (parity[above] == 0))
-    found: Array = np.where(takes_upper, grid[above], grid[above - 1])
+    found: Array = np.where(takes_upper, places[above], places[above - 1])
     return found
 
 
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("values", ["every BF16", "around midpoints"])
 def test_nearest_is_the_place_at_the_smallest_distance(grid: str, values: str) -> None:
-    places = places_of(grid)
-    asked = all_of_bf16() if values == "every BF16" else around_midpoints(places)
+    table = GRIDS[grid].values
+    asked = all_of_bf16() if values == "every BF16" else around_midpoints(table)
     found = np.empty((1, len(asked)), np.float32)
     ones, zeros = np.ones((1, 1), np.float32), np.zeros((1, 1), np.float32)
-    rounding.nearest_values(asked[None], False, rounding.F32, places, (ones, zeros, 1, len(asked)), found)
-    assert (found[0] == nearest_by_search(places, asked)).all()
+    rounding.nearest_values(asked[None], False, rounding.F32, GRIDS[grid].places, (ones, zeros, 1, len(asked)), found)
+    assert (found[0] == nearest_by_search(table, asked)).all()
 
 
 def test_places_are_those_of_the_codes() -> None:
     torch = pytest.importorskip("torch")  # OCP's E4M3 as torch has it; the others by hand
     codes = torch.arange(256, dtype=torch.uint8)
     e4m3 = codes.view(torch.float8_e4m3fn).float().numpy()
-    assert np.array_equal(places_of("FP8_DYNAMIC").values, e4m3, equal_nan=True)
-    assert places_of("NVFP4A16").values[:16].tolist() == [0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6]
-    assert places_of("W4A16").values[:16].tolist() == list(range(-8, 8))
-    assert places_of("W8A16").values.tolist() == list(range(-128, 128))
-    assert places_of("W8A8").values.astype(int).tolist() == [*range(128), *range(-128, 0)]
+    assert np.array_equal(GRIDS["FP8_DYNAMIC"].values, e4m3, equal_nan=True)
+    assert GRIDS["NVFP4A16"].values[:16].tolist() == [0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6]
+    assert GRIDS["W4A16"].values[:16].tolist() == list(range(-8, 8))
+    assert GRIDS["W8A16"].values.tolist() == list(range(-128, 128))
+    assert GRIDS["W8A8"].values.astype(int).tolist() == [*range(128), *range(-128, 0)]
+
+
+@pytest.mark.parametrize("columns", [32, 31])
+@pytest.mark.parametrize("name", GRIDS)
+def test_loops_decode_every_byte_as_the_table_does(name: str, columns: int) -> None:
+    grid, table = GRIDS[name], GRIDS[name].values
+    stored = np.arange(256, dtype=np.uint8)
+    codes = np.stack([stored & 15, stored >> 4], axis=1).reshape(-1) if grid.nibbles else stored
+    found, buffer = np.empty(columns, np.float32), np.empty(columns, np.uint8)
+    for first in range(0, len(codes), 32):
+        row = stored[first // 2 : first // 2 + 16] if grid.nibbles else stored[first : first + 32]
+        rounding._decode(row, grid.nibbles, grid.places, buffer, found)
+        expected = table[codes[first : first + columns]]
+        assert np.array_equal(np.isnan(found), np.isnan(expected))
+        assert np.array_equal(found.view(np.uint32)[~np.isnan(found)], expected.view(np.uint32)[~np.isnan(expected)])
+
+
+def test_what_is_stored_beyond_the_last_column_is_seen() -> None:
+    row, found, buffer = np.zeros(4, np.uint8), np.empty(5, np.float32), np.empty(5, np.uint8)
+    for place, value, ends_with_zeros in ((2, 0x08, True), (2, 0x80, False), (3, 0x01, False)):
+        stored = row.copy()
+        stored[place] = value
+        assert rounding._decode(stored, True, GRIDS["W4A16"].places, buffer, found) == ends_with_zeros
+    row[3] = 1
+    assert not rounding._decode(row, False, GRIDS["W8A16"].places, buffer[:3], found[:3])
+
+
+def test_scales_are_counted_by_what_is_wrong_with_them() -> None:
+    tiny = np.float32(2.0**-126)
+    scales = np.array([[1, 0, -0.0, -1], [np.nan, np.inf, -np.inf, tiny], [tiny / 2, -tiny / 2, 448, tiny]], np.float32)
+    assert rounding.look_at_scales(scales, tiny) == (4, 3, 2)
 
 
 @pytest.mark.parametrize("dtype", SOURCES)

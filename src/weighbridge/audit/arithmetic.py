@@ -15,10 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from weighbridge.audit.grid import E2M1, Floats, Grid
+from weighbridge.audit.grid import Floats, Grid
 from weighbridge.audit.rounding import (
     BETWEEN,
     BF16,
+    E2M1,
     F16,
     F32,
     FLOAT,

@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from weighbridge.audit.rounding import E2M1, E4M3, INTEGER
 from weighbridge.formats import modelopt
 from weighbridge.formats.schemes import Scheme
 
 Array = np.ndarray[Any, Any]
 Floats = npt.NDArray[np.float32]
 
-E4M3, E2M1, INTEGER = 0, 1, 2
 E2M1_VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 
 
@@ -32,19 +32,21 @@ class Places(NamedTuple):
     `fraction`. What lies beyond the ends is at the end.
 
     Attributes:
+        kind: of its codes: `E4M3`, `E2M1` or `INTEGER`.
+        flipped: int32, bits of a stored integer to be turned over, so that less half of the range it is the code.
         smallest: float32.
         fraction: float32, steps from a power of two to the next.
         lowest, highest: float32, the ends.
         zero: float32, -0.0 where what rounds to zero keeps its sign; integers have one zero only.
-        values: float32 [256], the place of each code, by the byte (or the half of one) in which it is stored.
     """
 
+    kind: int
+    flipped: np.int32
     smallest: np.float32
     fraction: np.float32
     lowest: np.float32
     highest: np.float32
     zero: np.float32
-    values: Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,11 @@ class Grid:
         return _places(self.kind, self.bits, self.twos_complement)
 
     @property
+    def values(self) -> Floats:
+        """The place of each code, float32 [256], by the byte (or the half of one) in which it is stored."""
+        return _values(self.kind, self.bits, self.twos_complement)
+
+    @property
     def half_range(self) -> float:
         """Half of (largest - smallest code): what the largest value of a tile is divided by to give its scale."""
         return {E4M3: 448.0, E2M1: 6.0}.get(self.kind, ((1 << self.bits) - 1) / 2)
@@ -82,18 +89,29 @@ class Grid:
 
 @lru_cache
 def _places(kind: int, bits: int, twos_complement: bool) -> Places:
-    one = np.float32(1)
+    zero, one = np.int32(0), np.float32(1)
     if kind == E4M3:
-        return Places(np.float32(2.0**-6), np.float32(8), np.float32(-448), np.float32(448), np.float32(-0.0), _E4M3)
+        return Places(
+            kind, zero, np.float32(2.0**-6), np.float32(8), np.float32(-448), np.float32(448), np.float32(-0.0)
+        )
     if kind == E2M1:
-        values = np.resize(E2M1_VALUES, 256)
-        return Places(one, np.float32(2), np.float32(-6), np.float32(6), np.float32(-0.0), values)
+        return Places(kind, zero, one, np.float32(2), np.float32(-6), np.float32(6), np.float32(-0.0))
     half = 1 << (bits - 1)
-    stored = np.arange(256)
-    integers = ((stored + half) % (2 * half) if twos_complement else stored % (2 * half)) - half
     # All integers are one binade, of steps of 1.
     whole = np.float32(half)
-    return Places(whole, whole, -whole, whole - one, np.float32(0), integers.astype(np.float32))
+    flipped = np.int32(half) if twos_complement else zero
+    return Places(kind, flipped, whole, whole, -whole, whole - one, np.float32(0))
+
+
+@lru_cache
+def _values(kind: int, bits: int, twos_complement: bool) -> Floats:
+    if kind == E4M3:
+        return _E4M3
+    if kind == E2M1:
+        return np.resize(E2M1_VALUES, 256)
+    half, stored = 1 << (bits - 1), np.arange(256)
+    integers = ((stored + half) % (2 * half) if twos_complement else stored % (2 * half)) - half
+    return integers.astype(np.float32)
 
 
 def grid_of(scheme: Scheme) -> Grid | None:
@@ -157,7 +175,7 @@ def values_of(rows: Rows) -> Floats:
     codes = rows.codes
     if rows.grid.nibbles:
         codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(len(codes), -1)
-    places: Floats = rows.grid.places.values[codes[:, : rows.columns]]
+    places: Floats = rows.grid.values[codes[:, : rows.columns]]
     return places if rows.grid.symmetric else places - spread(rows, rows.zeros)
 
 

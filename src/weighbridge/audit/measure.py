@@ -31,7 +31,7 @@ class Measure:
         subnormal_scales: of these, below the smallest normal value of their dtype.
         signal: sum of squares of the base's weights.
         noise: sum of squares of the differences.
-        steps: the largest difference, in steps of the grid at that code.
+        steps: the largest difference, in steps of the grid where the weight lies.
         far: sum of squares of the weights in tiles whose scale is far from what their own values need; of modules that
             are exact only where a scale of the whole could be wrong.
         amax: the largest absolute value of the base's weights, where a scale of the whole rests on it; NaN where one of

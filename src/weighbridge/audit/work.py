@@ -118,7 +118,10 @@ def _compare(job: Job, item: KeptPair, strip: Strip) -> Difference:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Rows of the base as the loops take them, with the smallest and the largest value of each tile of a grid."""
+    """Rows of the base as the loops take them, with the smallest and the largest value of each tile of a grid.
+
+    Of a grid without zero points it is the largest magnitude, and its opposite.
+    """
 
     array: Array
     dtype: str
@@ -280,7 +283,9 @@ def weights_of(raw: Array, dtype: str, grid: Grid) -> Weights | None:
     rows, columns = array.shape
     height, width = grid.height or rows, grid.width or columns
     smallest, largest = (np.empty((-(-rows // height), -(-columns // width)), np.float32) for _ in range(2))
-    finite = rounding.extremes(array, dtype == "BF16", height, width, smallest, largest)
+    # Scales without zero points follow from magnitudes alone.
+    find = rounding.magnitudes if grid.symmetric else rounding.extremes
+    finite = find(array, dtype == "BF16", height, width, smallest, largest)
     return Weights(array, dtype, smallest, largest) if finite else None
 
 
@@ -359,8 +364,7 @@ def stored_shape(reader: Reader, item: QuantizedPair) -> tuple[int, int] | None:
 
 def _measured(rows: Rows, scale_dtype: str, weights: Weights, figures: rounding.Figures) -> dict[str, Any]:
     """The figures of rows that need no judgement."""
-    finite = np.isfinite(rows.scales)
-    magnitudes = np.abs(rows.scales)
+    scales: rounding.ScaleFigures = rounding.look_at_scales(rows.scales, np.float32(_TINIEST.get(scale_dtype, 0.0)))
     return {
         "amax": weights.amax,
         "saturated": int(figures.saturated),
@@ -370,9 +374,9 @@ def _measured(rows: Rows, scale_dtype: str, weights: Weights, figures: rounding.
         "noise": float(figures.noise) if isfinite(figures.noise) else nan,
         "steps": float(figures.steps),
         "scales": rows.scales.size,
-        "dead_scales": int((finite & (rows.scales <= 0)).sum()),
-        "bad_scales": int((~finite).sum()),
-        "subnormal_scales": int(((magnitudes < _TINIEST.get(scale_dtype, 0.0)) & (magnitudes > 0)).sum()),
+        "dead_scales": int(scales.dead),
+        "bad_scales": int(scales.bad),
+        "subnormal_scales": int(scales.subnormal),
     }
 
 
