@@ -2,12 +2,13 @@
 
     python -m benchmarks.mutations [--count 200] [--seed N] [--packages audit,evidence,structure,diff,plan,account]
 
-Makes one mutant of the code after the other (`benchmarks.mutants`) and runs the tests that are nearest to it, the
-fastest first: a test that fails kills it. What survives is tried once more against more files, and only then counts as
-survived. Every number of a limit in audit/ is always among the mutants, twice and half of it; the others are drawn at
-random from a seed, from each package its share. Results are appended to a file (--results), so that a campaign that was
-interrupted goes on where it was if it is given the seed that it printed; those of another version of a file do not
-count. A test file is expected to take as long as it did when it last passed, so that a second campaign chooses better.
+Runs all tests once under coverage, to learn which of them reach which lines (`benchmarks.reach`; kept in --reach). Then
+makes one mutant of the code after the other (`benchmarks.mutants`) and runs tests that reach it, the fastest of each
+function first: a test that fails kills it. What survives is tried once more against more of them, and only then counts
+as survived. Every number of a limit in audit/ is always among the mutants, twice and half of it; the others are drawn
+at random from a seed, from each package its share. Results are appended to a file (--results), so that a campaign that
+was interrupted goes on where it was if it is given the seed that it printed; those of another version of a file do not
+count.
 
 Neither mutmut 3.8 nor Cosmic Ray 8.7 can do it here: mutmut mutates the bodies of functions alone, which leaves out
 every limit that a module states, and calls them through a dispatcher that numba cannot compile; Cosmic Ray runs one
@@ -18,14 +19,14 @@ Each worker has a copy of the checkout under the temporary directory, with an en
 names first the copy's src, then the packages of the environment that runs this, whose own .pth files (the editable
 installation among them) are not read from such a line. So subprocesses, too, import the mutant. A written file gets a
 time of its own in whole seconds, since .pyc files are held against nothing finer; numba's cache, which knows a file by
-its digest, is one that nobody else has, and a fresh one for mutants of what numba compiles. A test that kills is run
-again without the change, unless all of its file passed before; a file with one that fails then is not used, and listed.
+its digest, is one that nobody else has. A test that kills is run again without the change, once for all mutants; one
+that fails then, too, is not used, and listed.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
+import hashlib
 import json
 import math
 import os
@@ -42,15 +43,14 @@ import threading
 import time
 import venv
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
-from xml.etree import ElementTree
 
 from benchmarks.mutants import LIMIT, Mutant, mutants_of
+from benchmarks.reach import DATA, REPORT, Reach
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = "src/weighbridge"
@@ -58,15 +58,16 @@ PACKAGES = ("audit", "evidence", "structure", "diff", "plan", "account")
 ALL_LIMITS = ("audit",)
 """Packages of which every limit is mutated."""
 
-PYTEST = "-m pytest -x -p no:cacheprovider --no-header --tb=line -rfE --hypothesis-seed=0"
+PYTEST = "-m pytest -p no:cacheprovider --no-header --tb=line -rfE --hypothesis-seed=0"
+COVERAGE = "--cov --cov-config=.coveragerc --cov-context=test --cov-report="
+COVERAGE_SETTINGS = "[run]\nsource = src/weighbridge\nrelative_files = true\nconcurrency = thread\n"
 PYTEST_PASSED, PYTEST_FAILED, PYTEST_INTERRUPTED, PYTEST_USAGE, PYTEST_EMPTY = 0, 1, 2, 4, 5
 KILLED, BROKEN, SURVIVED, TIMED_OUT = "killed", "killed at import", "survived", "timed out"
-SLACK, LEAST_SECONDS, UNKNOWN_SECONDS = 4, 120, 900
-"""A run of tests may take so many times what it is expected to, but at least so many seconds; and so many where one of
-its files has not passed yet, so that nobody knows how long it takes."""
-SHARED_CACHE = "numba"
-GUESSED_BYTES_A_SECOND = 1000
-"""How long a test file is expected to take that has not passed yet."""
+SLACK, LEAST_SECONDS = 4, 120
+"""A run of tests may take so many seconds, and so many times what it took under coverage."""
+DIGESTS = "digests.json"
+"""What files were when tests were run under coverage."""
+SHARED_CACHE, MUTANTS_CACHE = "numba", "numba-mutant"
 
 
 # --- which mutants
@@ -104,82 +105,6 @@ def choose(packages: Sequence[str], count: int, seed: int) -> list[tuple[str, Mu
         chosen += [(package, chooser.choice(place)) for place in chooser.sample(some, share)]
     chooser.shuffle(chosen)
     return chosen
-
-
-# --- which tests
-
-
-@cache
-def _imports(path: str) -> frozenset[str]:
-    """The files of the repository that a file imports, and where those that it imports from a package come from."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse((ROOT / path).read_text())):
-        if isinstance(node, ast.Import):
-            found.update(file for name in node.names if (file := _file_of(name.name)) is not None)
-        elif isinstance(node, ast.ImportFrom) and node.module is not None and not node.level:
-            for name in node.names:
-                found.update(_origins(node.module, name.name))
-    return frozenset(found - {path})
-
-
-def _origins(module: str, name: str) -> Iterator[str]:
-    """The file that ``from module import name`` takes `name` from, through a package's own imports."""
-    whole, file = _file_of(f"{module}.{name}"), _file_of(module)
-    if whole is not None:
-        yield whole
-    elif file is not None:
-        yield file
-        if file.endswith("__init__.py"):
-            for node in ast.parse((ROOT / file).read_text()).body:
-                if isinstance(node, ast.ImportFrom) and any(name in (one.name, one.asname) for one in node.names):
-                    yield from _origins(node.module or "", name)
-
-
-def _file_of(module: str) -> str | None:
-    parts = module.split(".")
-    head = {"weighbridge": "src/weighbridge", "tests": "tests"}.get(parts[0])
-    stem = "/".join([head or parts[0], *parts[1:]])
-    paths = (f"{stem}.py", f"{stem}/__init__.py") if head or len(parts) == 1 else ()
-    return next((path for path in paths if (ROOT / path).is_file()), None)
-
-
-@dataclass(frozen=True)
-class Suite:
-    """The test files, and what each of them imports."""
-
-    imports: Mapping[str, frozenset[str]]
-
-    @classmethod
-    def read(cls) -> Suite:
-        """Those of the checkout."""
-        paths = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").glob("test_*.py"))
-        return cls({path: _imports(path) for path in paths})
-
-    def near(self, path: str) -> list[str]:
-        """Test files that are named for a module or for its package, or import it."""
-        words = {Path(path).stem, *Path(path).relative_to(SOURCE).parts[:-1]}
-        named = re.compile(rf"tests/test_({'|'.join(map(re.escape, words))})s?(_\w+)?\.py")
-        return [test for test, imported in self.imports.items() if path in imported or named.fullmatch(test)]
-
-    def far(self, path: str) -> tuple[list[str], list[str]]:
-        """Further test files that import what imports a module, of the package or of what tests share; then those
-        that import what imports that.
-
-        All tests share conftest.py, which imports nearly everything, and so says nothing.
-        """
-        near, above = set(self.near(path)), _importers(path)
-        one = [test for test, imported in self.imports.items() if test not in near and imported & above]
-        higher = frozenset[str]().union(*map(_importers, above))
-        two = [test for test, imported in self.imports.items() if test not in {*near, *one} and imported & higher]
-        return one, two
-
-
-@cache
-def _importers(path: str) -> frozenset[str]:
-    """Files of the package, the two scripts, and what tests share, that import one."""
-    files = [*(ROOT / SOURCE).rglob("*.py"), *(ROOT / "tests").glob("*.py"), ROOT / "build.py", ROOT / "validate.py"]
-    paths = (file.relative_to(ROOT).as_posix() for file in files if file.name != "conftest.py")
-    return frozenset(file for file in paths if path in _imports(file))
 
 
 # --- where
@@ -223,28 +148,41 @@ class Copy:
     def test_mutant(self, mutant: Mutant, tests: Sequence[str], seconds: float) -> Run:
         """Run tests on a mutant, with a cache of its own for what numba compiles of it."""
         original = (self.root / mutant.path).read_bytes()
-        fresh = "numba-mutant" if b"import numba" in original else SHARED_CACHE
+        compiled = SHARED_CACHE
+        if b"import numba" in original:  # what others compiled is the same, and is taken along
+            compiled = MUTANTS_CACHE
+            shutil.copytree(self.place / SHARED_CACHE, self.place / MUTANTS_CACHE, dirs_exist_ok=True)
         self.write(mutant.path, mutant.applied(original))
         try:
-            return self.test(tests, seconds, fresh)
+            return self.test(tests, seconds, compiled)
         finally:
             self.write(mutant.path, original)
-            shutil.rmtree(self.place / "numba-mutant", ignore_errors=True)
+            shutil.rmtree(self.place / MUTANTS_CACHE, ignore_errors=True)
 
     def test(self, tests: Sequence[str], seconds: float, compiled: str = SHARED_CACHE) -> Run:
-        """Run tests for so long at most.
+        """Run tests, up to the first that fails, for so long at most; `compiled` is the name of numba's cache."""
+        listed = self.place / "tests"
+        listed.write_text("\n".join(tests))
+        return self._run((*PYTEST.split(), "-x", f"--basetemp={self.place / 't'}", f"@{listed}"), seconds, compiled)
 
-        Args:
-            tests: files, or ids of tests.
-            compiled: the name of numba's cache.
-        """
+    def reach(self, directory: Path, processes: int) -> None:
+        """Run all tests under coverage, and leave its data and pytest's report in a directory."""
+        (self.root / ".coveragerc").write_text(COVERAGE_SETTINGS)
+        options = (*PYTEST.split(), *COVERAGE.split(), f"-n{processes}", f"--junitxml={self.place / REPORT}")
+        run = self._run(options, None, SHARED_CACHE)
+        if run.code not in (PYTEST_PASSED, PYTEST_FAILED):
+            raise RuntimeError(f"pytest ended with {run.code}:\n{run.output}")
+        directory.mkdir(parents=True)
+        shutil.copy(self.root / ".coverage", directory / DATA)
+        shutil.copy(self.place / REPORT, directory / REPORT)
+        (directory / DIGESTS).write_text(json.dumps(digests(ROOT), indent=1))
+
+    def _run(self, options: Sequence[str], seconds: float | None, compiled: str) -> Run:
         environment = {**os.environ, "NUMBA_CACHE_DIR": str(self.place / compiled), "PYTHONDONTWRITEBYTECODE": "1"}
-        report = self.place / "report.xml"
-        report.unlink(missing_ok=True)
-        options = (*PYTEST.split(), f"--basetemp={self.place / 't'}", f"--junitxml={report}")
+        (self.place / compiled).mkdir(exist_ok=True)
         with (self.place / "output").open("w+") as output:
             self.process = subprocess.Popen(
-                [str(self.python), *options, *tests],
+                [str(self.python), *options],
                 cwd=self.root, env=environment, stdout=output, stderr=output, start_new_session=True,
             )  # fmt: skip
             try:
@@ -254,7 +192,7 @@ class Copy:
             finally:
                 self.end()
             output.seek(0)
-            return Run(code, output.read(), _seconds_by_file(report))
+            return Run(code, output.read())
 
     def end(self) -> None:
         """End what runs, with all that it started and left running."""
@@ -271,12 +209,10 @@ class Run:
     Attributes:
         code: pytest's exit code; None where it took too long.
         output: what it wrote.
-        seconds: test file -> seconds of its tests, with what they share and are the first to ask for.
     """
 
     code: int | None
     output: str
-    seconds: Mapping[str, float]
 
     def verdict(self) -> tuple[str, str]:
         """What became of the mutant, and the test that failed.
@@ -297,13 +233,6 @@ class Run:
         raise RuntimeError(f"pytest ended with {self.code}:\n{self.output}")
 
 
-def _seconds_by_file(report: Path) -> dict[str, float]:
-    found: dict[str, float] = defaultdict(float)
-    for case in ElementTree.parse(report).iter("testcase") if report.exists() else ():
-        found["/".join(case.attrib["classname"].split(".")[:2]) + ".py"] += float(case.attrib["time"])
-    return found
-
-
 # --- what came of it
 
 
@@ -317,7 +246,7 @@ class Result:
         change: the mutant in words.
         verdict: one of `KILLED`, `BROKEN`, `SURVIVED`, `TIMED_OUT`.
         by: the test that failed first.
-        files: the test files that were run.
+        tests: how many tests were run at most.
         seconds: what that took.
     """
 
@@ -326,27 +255,19 @@ class Result:
     change: str
     verdict: str
     by: str
-    files: list[str]
+    tests: int
     seconds: float
 
 
 @dataclass(frozen=True)
-class Passed:
-    """A test file that passed as a whole, and so does without a change; it took so many seconds."""
+class Unmutated:
+    """Whether a test passes in a copy without any change; one that does not says nothing of mutants."""
 
-    file: str
-    took: float
-
-
-@dataclass(frozen=True)
-class Unfit:
-    """A test file with a test that fails in a copy without any change, so that it says nothing of mutants."""
-
-    unfit: str
     test: str
+    passes: bool
 
 
-Entry = Result | Passed | Unfit
+Entry = Result | Unmutated
 
 
 class Record:
@@ -355,12 +276,10 @@ class Record:
     def __init__(self, path: Path) -> None:
         self.path, self.lock = path, threading.Lock()
         self.results: dict[str, Result] = {}
-        self.passed: dict[str, float] = {}
-        self.unfit: set[str] = set()
+        self.passes: dict[str, bool] = {}
         for line in path.read_text().splitlines() if path.exists() else ():
             entry = json.loads(line)
-            kind = next(kind for kind, name in ((Result, "key"), (Passed, "took"), (Unfit, "unfit")) if name in entry)
-            self._take(kind(**entry))
+            self._take(Result(**entry) if "key" in entry else Unmutated(**entry))
 
     def keep(self, entry: Entry) -> None:
         """Write an entry down."""
@@ -369,21 +288,17 @@ class Record:
         self._take(entry)
 
     def _take(self, entry: Entry) -> None:
-        match entry:
-            case Result():
-                self.results[entry.key] = entry
-            case Passed():
-                self.passed[entry.file] = entry.took
-            case Unfit():
-                self.unfit.add(entry.unfit)
+        if isinstance(entry, Result):
+            self.results[entry.key] = entry
+        else:
+            self.passes[entry.test] = entry.passes
 
 
 class Campaign:
     """Tries mutants, each in a copy that nobody else uses at the time."""
 
-    def __init__(self, record: Record, copies: Sequence[Copy], near_seconds: float, far_seconds: float) -> None:
-        self.record, self.suite = record, Suite.read()
-        self.near_seconds, self.far_seconds = near_seconds, far_seconds
+    def __init__(self, record: Record, reach: Reach, copies: Sequence[Copy], budgets: Sequence[float]) -> None:
+        self.record, self.reach, self.budgets = record, reach, budgets
         self.all_copies = copies
         self.copies: queue.SimpleQueue[Copy] = queue.SimpleQueue()
         for copy in copies:
@@ -398,60 +313,48 @@ class Campaign:
         """The verdict of a mutant, which is written down."""
         copy = self.copies.get()
         try:
-            began, run = time.monotonic(), list[str]()
-            verdict, by = self._near_and_far(copy, mutant, run)
+            began = time.monotonic()
+            verdict, by, count = self._tried(copy, mutant)
         finally:
             self.copies.put(copy)
-        result = Result(mutant.key, package, str(mutant), verdict, by, run, round(time.monotonic() - began, 1))
+        result = Result(mutant.key, package, str(mutant), verdict, by, count, round(time.monotonic() - began, 1))
         self.record.keep(result)
         return result
 
-    def _near_and_far(self, copy: Copy, mutant: Mutant, run: list[str]) -> tuple[str, str]:
-        """The verdict of the tests that are nearest, and of the wider ones if it survives; `run` gets their files."""
-        sets = (((self.suite.near(mutant.path),), self.near_seconds), (self.suite.far(mutant.path), self.far_seconds))
-        for candidates, budget in sets:
-            while files := self._affordable(candidates, budget):
-                verdict, by = self._tested(copy, mutant, files)
+    def _tried(self, copy: Copy, mutant: Mutant) -> tuple[str, str, int]:
+        """The verdict, the test that failed first, and how many were run."""
+        reaching = self.reach.tests(mutant.path, mutant.line, mutant.line + mutant.old.count("\n"))
+        done = set[str]()
+        for budget in self.budgets:
+            while tests := self._affordable([test for test in reaching if test not in done], budget):
+                expected = sum(map(self.reach.seconds.__getitem__, tests))
+                verdict, by = copy.test_mutant(mutant, tests, LEAST_SECONDS + SLACK * expected).verdict()
                 if verdict != KILLED or self._passes_unmutated(copy, by):
                     break
-            run += files
-            if files and verdict != SURVIVED:
-                return verdict, by
-        return SURVIVED, ""
-
-    def _tested(self, copy: Copy, mutant: Mutant, files: Sequence[str]) -> tuple[str, str]:
-        least = LEAST_SECONDS if self.record.passed.keys() >= set(files) else UNKNOWN_SECONDS
-        limit = max(least, SLACK * sum(map(self._expected, files)))
-        done = copy.test_mutant(mutant, files, limit)
-        verdict, by = done.verdict()
-        for file, seconds in done.seconds.items():
-            if not by.startswith(file) and file not in self.record.passed:
-                self.record.keep(Passed(file, round(seconds, 1)))
-        return verdict, by
+            done.update(tests)
+            if tests and verdict != SURVIVED:
+                return verdict, by, len(done)
+        return SURVIVED, "", len(done)
 
     def _passes_unmutated(self, copy: Copy, test: str) -> bool:
         """Whether a test that killed a mutant passes without one."""
-        file = test.partition("::")[0]
-        if file in self.record.passed:
-            return True
-        if copy.test([test], LEAST_SECONDS + SLACK * self._expected(file)).code == PYTEST_PASSED:
-            return True
-        self.record.keep(Unfit(file, test))
-        return False
+        if test not in self.record.passes:
+            limit = LEAST_SECONDS + SLACK * self.reach.seconds.get(test, 0)
+            self.record.keep(Unmutated(test, copy.test([test], limit).code == PYTEST_PASSED))
+        return self.record.passes[test]
 
-    def _affordable(self, candidates: Iterable[Sequence[str]], budget: float) -> list[str]:
-        """Test files, the fastest of each group first, until they fill the time that there is."""
-        chosen: list[str] = []
-        for group in candidates:
-            for file in sorted(group, key=self._expected):
-                if file not in self.record.unfit and budget > 0:
-                    chosen.append(file)
-                    budget -= self._expected(file)
+    def _affordable(self, tests: Sequence[str], budget: float) -> list[str]:
+        """The fastest test of each function, then further ones, until they fill the time that there is."""
+        functions = dict[str, str]()
+        for test in tests:
+            functions.setdefault(test.partition("[")[0], test)
+        first = list(functions.values())
+        chosen = list[str]()
+        for test in (*first, *(test for test in tests if test not in set(first))):
+            if self.record.passes.get(test, True) and budget > 0:
+                chosen.append(test)
+                budget -= self.reach.seconds[test]
         return chosen
-
-    def _expected(self, file: str) -> float:
-        """Seconds that a test file takes; a guess from its length where it has not passed yet."""
-        return self.record.passed.get(file, (ROOT / file).stat().st_size / GUESSED_BYTES_A_SECOND)
 
 
 # --- what is said
@@ -469,12 +372,14 @@ def table(results: Sequence[Result], packages: Sequence[str]) -> str:
     lines += ["", f"{seconds:.0f} seconds a mutant.", ""]
     for result in results:
         if result.verdict in (SURVIVED, TIMED_OUT):
-            lines += [f"- {result.verdict}: {result.change}", f"  ({_names(result.files)})"]
+            lines.append(f"- {result.verdict}: {result.change} ({result.tests} tests)")
     return "\n".join(lines) + "\n"
 
 
-def _names(files: Iterable[str]) -> str:
-    return " ".join(Path(file).stem.removeprefix("test_") for file in files)
+def digests(root: Path) -> dict[str, str]:
+    """The SHA-256 of each file of the package."""
+    files = sorted((root / SOURCE).rglob("*.py"))
+    return {file.relative_to(root).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def say(text: str) -> None:
@@ -489,13 +394,12 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200, help="mutants beside the limits of audit/ (default: 200)")
     parser.add_argument("--seed", type=int, help="of the choice (default: a new one; it is printed)")
     parser.add_argument("--packages", default=",".join(PACKAGES), help="default: %(default)s")
-    parser.add_argument("--workers", type=int, default=1, help="mutants at a time (default: 1)")
+    parser.add_argument("--workers", type=int, default=2, help="mutants at a time (default: 2)")
     parser.add_argument("--results", type=Path, default=Path("mutations.jsonl"), help="default: %(default)s")
     parser.add_argument("--only", default="", help="an expression; of the chosen mutants those whose line matches")
-    parser.add_argument(
-        "--near", type=float, default=120, metavar="S", help="seconds for the nearest tests (default: 120)"
-    )
-    parser.add_argument("--far", type=float, default=180, metavar="S", help="seconds for the wider ones (default: 180)")
+    parser.add_argument("--reach", type=Path, default=Path("mutations-reach"), help="default: %(default)s")
+    help_of_seconds = "of tests in each attempt at a mutant (default: 30 120)"
+    parser.add_argument("--seconds", type=float, nargs="+", default=[30, 120], metavar="S", help=help_of_seconds)
     parser.add_argument("--list", action="store_true", help="name the mutants, and run nothing")
     options = parser.parse_args()
     packages = options.packages.split(",")
@@ -510,21 +414,27 @@ def main() -> None:
     say(f"{len(chosen)} mutants, {len(left)} of them left to try")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
     try:
-        run(record, left, workers=options.workers, near_seconds=options.near, far_seconds=options.far)
+        run(record, left, reach=options.reach, workers=options.workers, budgets=options.seconds)
     finally:
         done = [record.results[mutant.key] for _, mutant in chosen if mutant.key in record.results]
         say("\n" + table(done, packages))
-        if record.unfit:
-            say(f"Not used, since a test of theirs fails without a change: {_names(sorted(record.unfit))}")
+        unfit = sorted(test for test, passes in record.passes.items() if not passes)
+        if unfit:
+            say(f"Not used, since they fail without a change: {' '.join(unfit)}")
 
 
 def run(
-    record: Record, left: Sequence[tuple[str, Mutant]], *, workers: int, near_seconds: float, far_seconds: float
+    record: Record, left: Sequence[tuple[str, Mutant]], *, reach: Path, workers: int, budgets: Sequence[float]
 ) -> None:
     """Try mutants, and say what becomes of each."""
     with tempfile.TemporaryDirectory(prefix="mutations-") as place, ThreadPoolExecutor(workers) as pool:
         copies = [Copy(Path(place) / str(number)) for number in range(workers if left else 0)]
-        campaign = Campaign(record, copies, near_seconds, far_seconds)
+        if not reach.exists():
+            say("running all tests under coverage")
+            copies[0].reach(reach, workers)
+        elif changed := digests(ROOT).items() - json.loads((reach / DIGESTS).read_text()).items():
+            raise SystemExit(f"error: {min(changed)[0]} has changed since what tests reach was written to {reach}")
+        campaign = Campaign(record, Reach.read(ROOT, reach / DATA, reach / REPORT), copies, budgets)
 
         def try_one(item: tuple[str, Mutant]) -> None:
             result = campaign.try_one(*item)

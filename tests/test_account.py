@@ -324,6 +324,48 @@ def test_ignored_by_a_name_of_something_there_is_held_without_a_recipe_too(copy:
     assert verdicts["config.json:quantization_config.ignore"] is (State.HELD if known else State.NOT_JUDGED)
 
 
+_GROUP = "config_groups.group_0"
+_INT8_INPUTS = {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True}
+_CACHE = {"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": True, "dynamic": False}
+UNTRACED: dict[str, tuple[str, dict[str, Any] | None, bool]] = {
+    "what FP8 weights usually have": (f"{_GROUP}.input_activations", {**_INT8_INPUTS, "type": "float"}, True),
+    "no activations": (f"{_GROUP}.input_activations", None, True),
+    "integers for weights of floats": (f"{_GROUP}.input_activations", _INT8_INPUTS, False),
+    "inputs of four bits": (f"{_GROUP}.input_activations", {**_INT8_INPUTS, "type": "float", "num_bits": 4}, False),
+    "one dynamic scale for all": (
+        f"{_GROUP}.input_activations",
+        {**_INT8_INPUTS, "type": "float", "strategy": "tensor"},
+        False,
+    ),
+    "static without scales": (f"{_GROUP}.input_activations", {**_CACHE}, False),
+    "outputs": (f"{_GROUP}.output_activations", {**_INT8_INPUTS, "type": "float"}, False),
+    "a cache without scales": ("kv_cache_scheme", _CACHE, False),
+    "a dynamic cache": ("kv_cache_scheme", {**_CACHE, "dynamic": True}, False),
+    "no cache": ("kv_cache_scheme", None, True),
+}
+"""What is declared of activations and caches, and whether it is known without a recipe: by a preset, or by scales."""
+
+
+@pytest.mark.parametrize(("place", "args", "known"), UNTRACED.values(), ids=UNTRACED)
+def test_what_leaves_no_trace_in_tensors_is_known_by_a_preset_or_a_recipe_alone(
+    copy: Path, place: str, args: dict[str, Any] | None, known: bool
+) -> None:
+    def declare(config: dict[str, Any]) -> None:
+        *outer, last = place.split(".")
+        inner = config["quantization_config"]
+        for key in outer:
+            inner = inner[key]
+        inner[last] = args
+
+    edit_config(copy, declare)
+    states = {
+        verdict.state
+        for verdict in judge_quantization(open_directory(copy), None, None)
+        if verdict.name.startswith(f"config.json:quantization_config.{place}")
+    }
+    assert states == {State.HELD if known else State.NOT_JUDGED}
+
+
 HARMLESS_KEYS: dict[str, Callable[[dict[str, Any]], object]] = {
     "transformers_version": lambda config: config.update(transformers_version="4.57.1"),
     "_name_or_path": lambda config: config.update(_name_or_path="somewhere/else"),

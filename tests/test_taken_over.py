@@ -46,6 +46,8 @@ PRIVATE = {
     ".tokenizer.json.swp": "vim",
     "model.safetensors.lock": "",
     "id_rsa.jinja": "no template",
+    "README.private.md": "notes",
+    "LICENSE_keys.txt": "no terms",
     "core": "memory",
 }
 """Files of a directory that somebody works in."""
@@ -70,6 +72,7 @@ TAKEN = {
     "LICENSE": "terms",
     "LICENSE.txt": "terms",
     "LICENSE-MODEL.md": "terms",
+    "License_apache-2.0.txt": "terms",
     "NOTICE": "terms",
     "USE_POLICY.md": "terms",
     "README_zh.md": "card",

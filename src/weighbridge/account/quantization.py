@@ -16,8 +16,10 @@ from weighbridge.account.leaves import Path, leaves, shown
 from weighbridge.account.model import Kind, State, Verdict
 from weighbridge.formats import modelopt
 from weighbridge.formats.compressed_tensors import METHOD as COMPRESSED_TENSORS
+from weighbridge.formats.compressed_tensors import read_args
 from weighbridge.formats.declaration import LINEAR
 from weighbridge.formats.quantization import CONFIG_KEYS, find_config
+from weighbridge.formats.schemes import PRESETS, QuantizationArgs
 from weighbridge.patterns import REGEX_PREFIX, pattern_list
 from weighbridge.plan import Plan, find_fused_groups, find_merged_groups, tied_heads
 from weighbridge.report import Finding, Severity
@@ -31,11 +33,14 @@ SPELLING = "spelled otherwise than the plan spells it, by names of modules; ever
 RECORD = "a record of how it was made; servers read the scales"
 EMPTY = "empty: it says nothing"
 FOREIGN = "neither the plan's nor the name of a module here: what servers make of it is not known"
+UNSEEN = "nothing in the tensors shows it, and no preset has it: it is known by a recipe alone"
 ELSEWHERE = "a second place for a quantization config, which one server may read and another not"
 PLACE = "quantization_config"
 
 _LISTS = ("targets", "ignore", "exclude", "exclude_modules", "modules_to_not_convert", "ignored_layers")
 _OBSERVED = ("observer", "observer_kwargs")
+_ACTIVATIONS = ("input_activations", "output_activations")
+_SCALES_OF_CACHES = ("k_scale", "v_scale")
 _DEFAULTS: Mapping[str, Any] = {"symmetric": True, "dynamic": False, "observer_kwargs": {}}
 
 
@@ -47,6 +52,8 @@ def judge_quantization(checkpoint: Checkpoint, plan: Plan | None, base: Base | N
         if plan is None:
             for path, text in leaves(found.raw).items():
                 state, by = (State.HELD, TENSORS) if _is_known(path, text, checkpoint) else (State.NOT_JUDGED, FOREIGN)
+                if text != "null" and not _leaves_a_trace(path, found.raw, checkpoint):
+                    state, by = State.NOT_JUDGED, UNSEEN
                 yield Verdict(Kind.KEY, f"{CONFIG_FILE}:{place}.{'.'.join(path)}", state, by)
         else:
             yield from _against_plan(found.raw, f"{CONFIG_FILE}:{place}", checkpoint, plan)
@@ -82,6 +89,35 @@ def _is_known(path: Path, text: str, checkpoint: Checkpoint) -> bool:
     )
 
 
+def _leaves_a_trace(path: Path, raw: Mapping[str, Any], checkpoint: Checkpoint) -> bool:
+    """Whether tensors show what is declared, or a preset has it.
+
+    Scales of what is computed as values arrive are stored nowhere. Static ones are: but what a server makes of a cache
+    without them is its own affair.
+    """
+    stored = {name.rpartition(".")[2] for name in checkpoint.structure}
+    if path[0] == "kv_cache_scheme" or path[-1] == "kv_cache_quant_algo":
+        scheme = raw.get("kv_cache_scheme")
+        dynamic = isinstance(scheme, Mapping) and scheme.get("dynamic") is True
+        return not dynamic and stored >= {*_SCALES_OF_CACHES}
+    if path[0] != "config_groups" or not {*_ACTIVATIONS} & {*path[2:3]}:
+        return True
+    _, label, part, *_ = path
+    group, where = raw["config_groups"][label], f"{CONFIG_FILE}: config_groups.{label}"
+    args = read_args(group[part], where=where)
+    if args.dynamic is False:
+        return any(name.endswith("_scale") and name != "weight_scale" for name in stored)
+    weights = group.get("weights")
+    return part == "input_activations" and weights is not None and _is_usual(read_args(weights, where=where), args)
+
+
+def _is_usual(weights: QuantizationArgs, inputs: QuantizationArgs) -> bool:
+    """Whether a preset, or four-bit integers with inputs of eight bits, has such inputs for such weights."""
+    usual = [(scheme.weights.type, scheme.weights.num_bits, scheme.input_activations) for scheme in PRESETS.values()]
+    usual += [("int", 4, PRESETS[name].input_activations) for name in ("FP8_DYNAMIC", "W8A8")]
+    return (weights.type, weights.num_bits, inputs) in usual
+
+
 def _are_parts(entries: list[Any], checkpoint: Checkpoint) -> bool:
     """Whether each entry is a part of the name of something kept, and of nothing quantized: readers of other methods
     compare names, beginnings, ends, parts or expressions, each in its own way."""
@@ -113,10 +149,13 @@ def judge_hf_quant_config(raw: bytes, checkpoint: Checkpoint, plan: Plan | None)
         StructureError: it is not JSON.
     """
     name = modelopt.HF_QUANT_CONFIG
-    own = leaves(parse_object(raw, where=name))
+    content = parse_object(raw, where=name)
+    own = leaves(content)
     if plan is None or name not in plan.documents:
-        for path in own:
-            yield Verdict(Kind.KEY, f"{name}:{'.'.join(path)}", State.HELD, TENSORS)
+        for path, text in own.items():
+            traced = text == "null" or _leaves_a_trace(path, content, checkpoint)
+            state, by = (State.HELD, TENSORS) if traced else (State.NOT_JUDGED, UNSEEN)
+            yield Verdict(Kind.KEY, f"{name}:{'.'.join(path)}", state, by)
         return
     planned = leaves(parse_object(plan.documents[name], where=name))
     for path in [*own, *(path for path in planned if path not in own)]:

@@ -47,10 +47,10 @@ NEEDED: tuple[tuple[str, str], ...] = (
         r"(_\w+)?\.py",
         "code by the names that transformers gives it, which servers run if they are told to trust it",
     ),
-    (r"README[\w.-]*\.md", "the model's card"),
+    (r"README([._-][A-Za-z]{2,3}([_-][A-Za-z]{2,4})?)?\.md|README\.base\.md", "the model's card, in each language"),
     (
         r"(?i:(third_party_)?(licen[cs]es?|notices?|copying|copyright|use_policy|acceptable_use_policy|terms))"
-        r"([-_][\w-]+)?(\.(txt|md|rst))?",
+        r"(?i:[-_](model|code|weights|agreement|apache|mit|bsd|[a-z]{2}|\d[\d.]*))*(\.(txt|md|rst))?",
         "terms that a copy must come with",
     ),
 )
