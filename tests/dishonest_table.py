@@ -651,6 +651,11 @@ JUDGED = [
         wraps=result(put("predicate", "configuration", 0, "digest", "sha256", value=ZERO)),
     ),
     Lie(
+        "reports on another build",
+        "evidence/subject",
+        wraps=output("_without_paths", lambda said: replace(said, subject="gemma-4-26B-A4B-it-fp8-dynamic")),
+    ),
+    Lie(
         "a page that says more", "evidence/page", wraps=text("page_of", "</body>", "<p>Certified by Google</p></body>")
     ),
     Lie(
@@ -765,6 +770,14 @@ PAGES = [
         "of another version, and a page that calls it proven",
         "evidence/identity",
         wraps={**ELSEWHERE, **text("page_of", f"{MINI}@65c4c61 by SHA-256", f"{GOOGLE}@4d7ae49 by SHA-256")},
+    ),
+    *(
+        Lie(
+            f"of another version, and a page that calls it proven, as {spelling!a}",
+            "evidence/identity",
+            wraps={**ELSEWHERE, **text("page_of", f"{MINI}@65c4c61 by SHA-256", f"{GOOGLE}@4d7ae49 by {spelling}")},
+        )
+        for spelling in ("SHA\u2011256", "sha256", "\u0405HA-256", "S\u200bHA-256", "SHA&#8209;256", "SHA\u00a0256")
     ),
     Lie(
         "of another version, and another base in the bill",

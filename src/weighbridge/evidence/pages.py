@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
+import unicodedata
 from collections.abc import Iterator
 
 from weighbridge.errors import StructureError
 from weighbridge.evidence.bom import BomFacts, bill
-from weighbridge.evidence.card import CARD, CardFacts, blocks, kept_card, write_card
+from weighbridge.evidence.card import CARD, CardFacts, blocks, kept_card, model_name, write_card
 from weighbridge.evidence.case import Case
 from weighbridge.evidence.checked import Checked, wrong
 from weighbridge.evidence.finished import MAIN_REPORT
@@ -38,7 +40,8 @@ MOST_AREAS = 5_000
 """Of the pictures in a report: to draw so many takes seconds, and the time grows with the square."""
 UNPRESENTABLE = (ArithmeticError, LookupError, RecursionError, TypeError, ValueError)
 """What presenters raise of figures that no report of ours has: a stranger's may be negative, endless or no numbers."""
-_PROVEN = re.compile(r"is ([\w.-]+/[\w.-]+(?:@\w+)?) by SHA-256", re.ASCII)
+_PROVEN = re.compile(r"is (\S+/\S+) by \w{3}\W{0,3}256")
+"""What reads as "is ORG/NAME by SHA-256" once what nobody sees is gone; other scripts have letters that look alike."""
 
 
 def check_card(case: Case) -> Checked:
@@ -71,12 +74,18 @@ def _check_metadata(case: Case, raw: bytes) -> Iterator[Finding]:
 
 def _check_proven(case: Case, name: str, text: str) -> Iterator[Finding]:
     """No text calls the source proven to be what it is not proven to be, whichever version wrote it."""
-    said = set(_PROVEN.findall(text))
+    said = set(_PROVEN.findall(_as_it_reads(text)))
     ours = set(_PROVEN.findall(case.base.sentence))
     for other in sorted(said - ours):
         yield wrong(
             "evidence/identity", name, f"says that the source is {other} by SHA-256, but it {case.base.sentence}"
         )
+
+
+def _as_it_reads(text: str) -> str:
+    """A text without what nobody sees: marks of no width, kinds of spaces, and what stands for another letter."""
+    plain = unicodedata.normalize("NFKC", html.unescape(text))
+    return " ".join("".join(letter for letter in plain if unicodedata.category(letter) != "Cf").split())
 
 
 def _by_another(case: Case, what: str) -> str:
@@ -155,10 +164,14 @@ def check_pages(case: Case) -> Checked:
     findings: list[Finding] = []
     told = {name: sha256_of(case.read(name))["sha256"] for name in (TENSORS, FILES, f"{MAIN_REPORT}.json")}
     main = case.report(MAIN_REPORT)
-    chain = chain_section(case.base, case.loaded, main.subject, case.root, told)
+    chain = chain_section(case.base, case.loaded, case.root, told)
     findings += _check_main(case, main)
     for name in case.results:
         report = case.report(name)
+        subject = model_name(case.base, case.loaded.recipe)
+        if report.subject != subject:
+            what = f"is about {report.subject[:80]}, and the build is called {subject}"
+            findings.append(Finding("evidence/subject", _strictness(case), f"{EVIDENCE}/{name}.json", what))
         findings += _check_forms(case, name, report, chain)
         if not report.holds:
             findings.append(wrong("evidence/results", f"{EVIDENCE}/{name}.json", "does not hold"))

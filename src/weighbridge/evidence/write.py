@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from weighbridge.evidence.bom import BomFacts, write_bom
-from weighbridge.evidence.card import BASE_CARD, CARD, BaseModel, CardFacts, write_card
+from weighbridge.evidence.card import BASE_CARD, CARD, BaseModel, CardFacts, model_name, write_card
 from weighbridge.evidence.environment import installed
 from weighbridge.evidence.finished import AUDIT_REPORT, MAIN_REPORT, FinishedBuild
 from weighbridge.evidence.provenance import RECIPE, provenance_statement, stamp
@@ -88,12 +88,12 @@ def write(directory: Path, build: FinishedBuild, *, signer: Signer | None = None
     (beside / GUIDE).write_bytes(guide(signed=signer is not None))
     (beside / LOG).write_text("".join(json.dumps(asdict(stage)) + "\n" for stage in build.stages))
 
-    subject = subject_of(CardFacts(loaded, predicted, build.base, {}).name, root)
+    subject = subject_of(model_name(build.base, loaded.recipe), root)
     if signer is not None:
         (beside / SIGNATURE).write_bytes(signer.sign_model(files, name=str(subject.name)))
     told_by = {name: _sha256(beside / name) for name in (TENSORS, FILES, f"{MAIN_REPORT}.json")}
     reports = {name: _without_paths(report, build) for name, report in build.reports.items()}
-    chain = chain_section(build.base, loaded, reports[MAIN_REPORT].subject, root, told_by)
+    chain = chain_section(build.base, loaded, root, told_by)
     for name, report in reports.items():
         (beside / f"{name}.html").write_text(page_of(report, chain))
     recipe = Resource(name=RECIPE, digest=sha256_of(loaded.raw))
@@ -149,7 +149,11 @@ def _write_report(beside: Path, name: str, build: FinishedBuild) -> tuple[Result
 
 
 def _without_paths(report: Report, build: FinishedBuild) -> Report:
-    return called_by_name(report, {build.source.label: build.model}, build.source.origin.repository)
+    """A report that calls source and build by their names, whatever their directories are called."""
+    name = model_name(build.base, build.plan.loaded.recipe)
+    named = called_by_name(report, {build.source.label: build.model}, build.source.origin.repository)
+    said = named.verdict.removeprefix(f"{named.subject} ")
+    return replace(named, subject=name, verdict=named.verdict if said == named.verdict else f"{name} {said}")
 
 
 def page_of(report: Report, chain: Section) -> str:
@@ -157,13 +161,10 @@ def page_of(report: Report, chain: Section) -> str:
     return PRESENTERS["html"](replace(report, sections=(*report.sections, chain)))
 
 
-def chain_section(
-    base: BaseModel, loaded: LoadedRecipe, subject: str, root: str, told_by: Mapping[str, str]
-) -> Section:
+def chain_section(base: BaseModel, loaded: LoadedRecipe, root: str, told_by: Mapping[str, str]) -> Section:
     """From the base to the evidence, each by what it can be told from every other.
 
     Args:
-        subject: what the build's own report is about.
         root: the checkpoint's root digest (hex).
         told_by: SHA-256 (hex) of the lists of tensors and files and of that report, by their names.
     """
@@ -173,7 +174,7 @@ def chain_section(
         Link("recipe", loaded.recipe.name, {f"SHA-256 of {RECIPE}": loaded.sha256}),
         Link(
             "build",
-            subject,
+            model_name(base, loaded.recipe),
             {"root digest (OpenSSF Model Signing v1.0)": root, "content digest of its tensors": tensors},
         ),
         Link(
