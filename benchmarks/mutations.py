@@ -4,11 +4,12 @@
 
 Runs all tests once under coverage, to learn which of them reach which lines (`benchmarks.reach`; kept in --reach). Then
 makes one mutant of the code after the other (`benchmarks.mutants`) and runs tests that reach it, the fastest of each
-function first: a test that fails kills it. What survives is tried once more against more of them, and only then counts
-as survived. Every number of a limit in audit/ is always among the mutants, twice and half of it; the others are drawn
-at random from a seed, from each package its share. Results are appended to a file (--results), so that a campaign that
-was interrupted goes on where it was if it is given the seed that it printed; those of another version of a file do not
-count.
+function first: a test that fails kills it. First they are given what the run without a change built (checkpoints that
+many tests share); what survives is tried against more of them, which at last build everything themselves, and only
+then counts as survived. Every number of a limit in audit/ is always among the mutants, twice and half of it; the others
+are drawn at random from a seed, from each package its share. Results are appended to a file (--results), so that a
+campaign that was interrupted goes on where it was if it is given the seed that it printed; those of another version of
+a file do not count.
 
 Neither mutmut 3.8 nor Cosmic Ray 8.7 can do it here: mutmut mutates the bodies of functions alone, which leaves out
 every limit that a module states, and calls them through a dispatcher that numba cannot compile; Cosmic Ray runs one
@@ -65,6 +66,8 @@ PYTEST_PASSED, PYTEST_FAILED, PYTEST_INTERRUPTED, PYTEST_USAGE, PYTEST_EMPTY = 0
 KILLED, BROKEN, SURVIVED, TIMED_OUT = "killed", "killed at import", "survived", "timed out"
 SLACK, LEAST_SECONDS = 4, 120
 """A run of tests may take so many seconds, and so many times what it took under coverage."""
+MADE_BEFORE = "WEIGHBRIDGE_TESTS_MADE"
+"""The variable that tells tests where an earlier run has made what they make once."""
 DIGESTS = "digests.json"
 """What files were when tests were run under coverage."""
 SHARED_CACHE, MUTANTS_CACHE = "numba", "numba-mutant"
@@ -145,8 +148,12 @@ class Copy:
         (self.root / path).write_bytes(content)
         os.utime(self.root / path, (self.stamp, self.stamp))
 
-    def test_mutant(self, mutant: Mutant, tests: Sequence[str], seconds: float) -> Run:
-        """Run tests on a mutant, with a cache of its own for what numba compiles of it."""
+    def test_mutant(self, mutant: Mutant, tests: Sequence[str], seconds: float, made: Path | None) -> Run:
+        """Run tests on a mutant, with a cache of its own for what numba compiles of it.
+
+        Args:
+            made: what tests build once, as the code makes it without a change; None lets the mutant make it.
+        """
         original = (self.root / mutant.path).read_bytes()
         compiled = SHARED_CACHE
         if b"import numba" in original:  # what others compiled is the same, and is taken along
@@ -154,31 +161,34 @@ class Copy:
             shutil.copytree(self.place / SHARED_CACHE, self.place / MUTANTS_CACHE, dirs_exist_ok=True)
         self.write(mutant.path, mutant.applied(original))
         try:
-            return self.test(tests, seconds, compiled)
+            return self.test(tests, seconds, compiled, made)
         finally:
             self.write(mutant.path, original)
             shutil.rmtree(self.place / MUTANTS_CACHE, ignore_errors=True)
 
-    def test(self, tests: Sequence[str], seconds: float, compiled: str = SHARED_CACHE) -> Run:
+    def test(self, tests: Sequence[str], seconds: float, compiled: str = SHARED_CACHE, made: Path | None = None) -> Run:
         """Run tests, up to the first that fails, for so long at most; `compiled` is the name of numba's cache."""
         listed = self.place / "tests"
         listed.write_text("\n".join(tests))
-        return self._run((*PYTEST.split(), "-x", f"--basetemp={self.place / 't'}", f"@{listed}"), seconds, compiled)
+        options = (*PYTEST.split(), "-x", f"--basetemp={self.place / 't'}", f"@{listed}")
+        return self._run(options, seconds, compiled, made)
 
     def reach(self, directory: Path, processes: int) -> None:
         """Run all tests under coverage, and leave its data and pytest's report in a directory."""
         (self.root / ".coveragerc").write_text(COVERAGE_SETTINGS)
-        options = (*PYTEST.split(), *COVERAGE.split(), f"-n{processes}", f"--junitxml={self.place / REPORT}")
-        run = self._run(options, None, SHARED_CACHE)
+        directory.mkdir(parents=True)
+        written = f"--basetemp={directory / 't'}", f"--junitxml={self.place / REPORT}"
+        run = self._run((*PYTEST.split(), *COVERAGE.split(), f"-n{processes}", *written), None, SHARED_CACHE)
         if run.code not in (PYTEST_PASSED, PYTEST_FAILED):
             raise RuntimeError(f"pytest ended with {run.code}:\n{run.output}")
-        directory.mkdir(parents=True)
         shutil.copy(self.root / ".coverage", directory / DATA)
         shutil.copy(self.place / REPORT, directory / REPORT)
         (directory / DIGESTS).write_text(json.dumps(digests(ROOT), indent=1))
 
-    def _run(self, options: Sequence[str], seconds: float | None, compiled: str) -> Run:
+    def _run(self, options: Sequence[str], seconds: float | None, compiled: str, made: Path | None = None) -> Run:
         environment = {**os.environ, "NUMBA_CACHE_DIR": str(self.place / compiled), "PYTHONDONTWRITEBYTECODE": "1"}
+        if made is not None:
+            environment[MADE_BEFORE] = str(made)
         (self.place / compiled).mkdir(exist_ok=True)
         with (self.place / "output").open("w+") as output:
             self.process = subprocess.Popen(
@@ -297,8 +307,10 @@ class Record:
 class Campaign:
     """Tries mutants, each in a copy that nobody else uses at the time."""
 
-    def __init__(self, record: Record, reach: Reach, copies: Sequence[Copy], budgets: Sequence[float]) -> None:
-        self.record, self.reach, self.budgets = record, reach, budgets
+    def __init__(
+        self, record: Record, reach: Reach, made: Path, copies: Sequence[Copy], budgets: Sequence[float]
+    ) -> None:
+        self.record, self.reach, self.made, self.budgets = record, reach, made, budgets
         self.all_copies = copies
         self.copies: queue.SimpleQueue[Copy] = queue.SimpleQueue()
         for copy in copies:
@@ -325,22 +337,23 @@ class Campaign:
         """The verdict, the test that failed first, and how many were run."""
         reaching = self.reach.tests(mutant.path, mutant.line, mutant.line + mutant.old.count("\n"))
         done = set[str]()
-        for budget in self.budgets:
+        for attempt, budget in enumerate(self.budgets, 1):
+            made = self.made if attempt < len(self.budgets) else None
             while tests := self._affordable([test for test in reaching if test not in done], budget):
                 expected = sum(map(self.reach.seconds.__getitem__, tests))
-                verdict, by = copy.test_mutant(mutant, tests, LEAST_SECONDS + SLACK * expected).verdict()
-                if verdict != KILLED or self._passes_unmutated(copy, by):
+                verdict, by = copy.test_mutant(mutant, tests, LEAST_SECONDS + SLACK * expected, made).verdict()
+                if verdict != KILLED or self._passes_unmutated(copy, by, made):
                     break
             done.update(tests)
             if tests and verdict != SURVIVED:
                 return verdict, by, len(done)
         return SURVIVED, "", len(done)
 
-    def _passes_unmutated(self, copy: Copy, test: str) -> bool:
+    def _passes_unmutated(self, copy: Copy, test: str, made: Path | None) -> bool:
         """Whether a test that killed a mutant passes without one."""
         if test not in self.record.passes:
             limit = LEAST_SECONDS + SLACK * self.reach.seconds.get(test, 0)
-            self.record.keep(Unmutated(test, copy.test([test], limit).code == PYTEST_PASSED))
+            self.record.keep(Unmutated(test, copy.test([test], limit, made=made).code == PYTEST_PASSED))
         return self.record.passes[test]
 
     def _affordable(self, tests: Sequence[str], budget: float) -> list[str]:
@@ -398,8 +411,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("mutations.jsonl"), help="default: %(default)s")
     parser.add_argument("--only", default="", help="an expression; of the chosen mutants those whose line matches")
     parser.add_argument("--reach", type=Path, default=Path("mutations-reach"), help="default: %(default)s")
-    help_of_seconds = "of tests in each attempt at a mutant (default: 30 120)"
-    parser.add_argument("--seconds", type=float, nargs="+", default=[30, 120], metavar="S", help=help_of_seconds)
+    help_of_seconds = "of tests in each attempt at a mutant (default: 20 60 120)"
+    parser.add_argument("--seconds", type=float, nargs="+", default=[20, 60, 120], metavar="S", help=help_of_seconds)
     parser.add_argument("--list", action="store_true", help="name the mutants, and run nothing")
     options = parser.parse_args()
     packages = options.packages.split(",")
@@ -434,7 +447,8 @@ def run(
             copies[0].reach(reach, workers)
         elif changed := digests(ROOT).items() - json.loads((reach / DIGESTS).read_text()).items():
             raise SystemExit(f"error: {min(changed)[0]} has changed since what tests reach was written to {reach}")
-        campaign = Campaign(record, Reach.read(ROOT, reach / DATA, reach / REPORT), copies, budgets)
+        reached = Reach.read(ROOT, reach / DATA, reach / REPORT)
+        campaign = Campaign(record, reached, (reach / "t" / "shared").resolve(), copies, budgets)
 
         def try_one(item: tuple[str, Mutant]) -> None:
             result = campaign.try_one(*item)

@@ -32,7 +32,7 @@ from weighbridge.structure.names import compact
 SAME_SCALE = 2.0**-22
 """Relative difference of a scale and the same one after its global scale became a reciprocal: three roundings."""
 
-WORKER_PIECES = 24
+WORKER_PIECES = 20
 """What a worker holds at most, in pieces: both sides as codes and as float32."""
 
 

@@ -14,8 +14,8 @@ from weighbridge.audit.pieces import Piece
 from weighbridge.audit.work import Job, Result, look
 from weighbridge.progress import Progress
 
-WORKER_PIECES = 10
-"""What a worker holds at most, in pieces: both sides, what it rounds again, and a widened copy."""
+WORKER_PIECES = 16
+"""What a worker holds at most, in pieces: both sides, and of smoothed modules four copies as float32."""
 
 
 @dataclass

@@ -252,18 +252,24 @@ def _taken(raw: Array, dtype: str, grid: Grid, spans: Spans, allowance: Allowanc
 
 def _taken_back(item: QuantizedPair, own: Weights, rows: Rows, spans: Spans, allowance: Allowance) -> dict[str, Any]:
     """How far smoothed rows lie from the base's own once the smoothing is taken back, beside rounding those."""
-    values = float_values(own.array, own.dtype).astype(np.float64)
+    values = float_values(own.array, own.dtype)
     with np.errstate(all="ignore"):
-        stored = (values_of(rows) * spread(rows, rows.divisors)).astype(np.float64)
+        stored = values_of(rows)
+        stored = np.multiply(stored, spread(rows, rows.divisors), out=None if rows.grid.symmetric else stored)
         if allowance.columns is not None:
             stored /= allowance.columns[None, :]
         if allowance.rows is not None:
             stored *= np.concatenate([allowance.rows[first : first + count] for first, count in spans])[:, None]
-        return {
-            "own_signal": float((values**2).sum()),
-            "own_noise": float(((values - _rounded(item, own, rows)) ** 2).sum()),
-            "mapped_noise": float(((values - stored) ** 2).sum()),
-        }
+        mapped_noise = _energy(np.subtract(values, stored, out=stored))
+        del stored  # of all that an audit holds this is the most
+        rounded = _rounded(item, own, rows)
+        own_noise = _energy(np.subtract(values, rounded, out=rounded))
+    return {"own_signal": _energy(values), "own_noise": own_noise, "mapped_noise": mapped_noise}
+
+
+def _energy(values: Floats) -> float:
+    """The sum of squares, in float64."""
+    return float(np.einsum("ij,ij->", values, values, dtype=np.float64))
 
 
 def _rounded(item: QuantizedPair, own: Weights, rows: Rows) -> Array:
@@ -274,7 +280,8 @@ def _rounded(item: QuantizedPair, own: Weights, rows: Rows) -> Array:
     values = np.empty(own.array.shape, np.float32)
     rounded = replace(rows, divisors=divisors, zeros=zeros)
     rounding.nearest_values(*own.taken, PRECISIONS[own.dtype].number, rows.grid.places, rounded.tiles, values)
-    return values * spread(rows, divisors)
+    values *= spread(rows, divisors)
+    return values
 
 
 def weights_of(raw: Array, dtype: str, grid: Grid) -> Weights | None:
