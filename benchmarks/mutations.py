@@ -64,6 +64,8 @@ COVERAGE = "--cov --cov-config=.coveragerc --cov-context=test --cov-report="
 COVERAGE_SETTINGS = "[run]\nsource = src/weighbridge\nrelative_files = true\nconcurrency = thread\n"
 PYTEST_PASSED, PYTEST_FAILED, PYTEST_INTERRUPTED, PYTEST_USAGE, PYTEST_EMPTY = 0, 1, 2, 4, 5
 KILLED, BROKEN, SURVIVED, TIMED_OUT = "killed", "killed at import", "survived", "timed out"
+FAST = 0.1
+"""Seconds of a test that is tried whatever else its function tests."""
 SLACK, LEAST_SECONDS = 4, 120
 """A run of tests may take so many seconds, and so many times what it took under coverage."""
 MADE_BEFORE = "WEIGHBRIDGE_TESTS_MADE"
@@ -357,16 +359,19 @@ class Campaign:
         return self.record.passes[test]
 
     def _affordable(self, tests: Sequence[str], budget: float) -> list[str]:
-        """The fastest test of each function, then further ones, until they fill the time that there is."""
-        functions = dict[str, str]()
+        """Tests that fill the time that there is: those that take next to none (limits are tested on both sides, a case
+        each) up to half of it, then the fastest of each function, then further ones."""
+        seconds, functions = self.reach.seconds, dict[str, str]()
         for test in tests:
             functions.setdefault(test.partition("[")[0], test)
-        first = list(functions.values())
+        fast = [test for test in tests if seconds[test] <= FAST]
+        while sum(map(seconds.__getitem__, fast)) > budget / 2:
+            fast.pop()
         chosen = list[str]()
-        for test in (*first, *(test for test in tests if test not in set(first))):
+        for test in dict.fromkeys((*fast, *functions.values(), *tests)):
             if self.record.passes.get(test, True) and budget > 0:
                 chosen.append(test)
-                budget -= self.reach.seconds[test]
+                budget -= seconds[test]
         return chosen
 
 

@@ -15,7 +15,6 @@ from weighbridge.audit import compensation
 from weighbridge.audit.arithmetic import narrowed
 from weighbridge.audit.judge import (
     HALF_A_STEP,
-    RELATIVE,
     Judged,
     Verdict,
     judge_quantized,
@@ -381,7 +380,7 @@ def test_smoothed_module_is_no_coarser_than_smoothing_leaves_it(modifier: str) -
 
 
 def test_smoothed_modules_error_is_limited_beside_its_weight() -> None:
-    within = replace(HONEST, own_signal=100.0, own_noise=1e9, mapped_noise=100.0 * RELATIVE**2)
+    within = replace(HONEST, own_signal=100.0, own_noise=1e9, mapped_noise=100.0 * 0.35**2)
     assert judged(within, smoothed=True).verdict is Verdict.PAIRED
     above = judged(replace(within, mapped_noise=beyond(within.mapped_noise)), smoothed=True)
     assert above.rule == "audit/beyond-smoothing"

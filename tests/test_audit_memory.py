@@ -31,7 +31,7 @@ def piece(dtype: str, scheme: str) -> Module:
     """A module that is one piece of its base."""
     rows = PIECE_BYTES * 8 // DTYPE_BITS[dtype] // COLUMNS
     wide = np.random.default_rng(0).standard_normal((rows, COLUMNS)).astype(np.float32)
-    raw = {
+    raw: dict[str, Array] = {
         "BF16": (wide.view(np.uint32) >> np.uint32(16)).astype(np.uint16),
         "F16": wide.astype(np.float16),
         "F32": wide,

@@ -285,13 +285,53 @@ def test_alteration_below_every_limit_is_seen_by_recomputation(
     rules = ("audit/not-recomputed", "audit/no-first-column")
     seen = {finding["where"] for finding in findings if finding["rule"] in rules}
     assert seen == {"model.layers.0.mlp.down_proj"}
+    assert outcome.code == 1
+    assert "is not what running its recipe again gives" in outcome.out
+
+
+@pytest.fixture(scope="session")
+def with_activations(once: Once) -> tuple[Path, Path, Path]:
+    """A toy, a recipe whose scales of activations are calibrated, and what it made."""
+    source = once("toy-llama", TOYS["llama"])
+
+    def make(directory: Path) -> None:
+        text = directory / "text.txt"
+        text.write_text("".join(f"sentence {number} of some text\n" for number in range(8)))
+        calibration = {"dataset": {"file": str(text)}, "samples": 8, "sequence_length": 16, "experts": "all"}
+        recipe = recipe_of(
+            directory / "recipe.yaml", "llama", method="oneshot", scheme="NVFP4", calibration=calibration
+        )
+        outcome = run_script("build.py", recipe, "--model", source, "--output", directory / "build")
+        assert outcome.code == 0, outcome.err + outcome.out
+
+    directory = once("toy-llama-nvfp4", make)
+    return source, directory / "recipe.yaml", directory / "build"
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_scales_of_activations_are_those_of_running_the_recipe_again(
+    with_activations: tuple[Path, Path, Path], tmp_path: Path, changed: bool
+) -> None:
+    source, recipe, build = with_activations
+    name = "model.layers.0.mlp.down_proj.input_global_scale"
+
+    def change(tensors: Tensors) -> None:
+        data = np.frombuffer(tensors[name].data, np.float32) * np.float32(1024 if changed else 1)
+        tensors[name] = replace(tensors[name], data=data.tobytes())
+
+    copy = altered(build, tmp_path / "copy", change)
+    arguments: list[str | Path] = ["--source", source, "--recipe", recipe, "--reference", "none", "--recompute"]
+    outcome = run_script("validate.py", copy, *arguments, "--format", "json")
+    assert outcome.code == (1 if changed else 0), outcome.err + outcome.out
+    said = "is not what running its recipe again gives: 1 of its weights and scales" if changed else "derives exactly"
+    assert said in next(item["summary"] for item in outcome.report["sections"] if item["title"] == "the audit")
 
 
 @pytest.mark.parametrize(
     ("added", "sentence"),
     [
-        (["--source", "mini", "--recipe", "fp8-dynamic", "--recompute"], "about a recipe that calibrates"),
-        (["--source", "mini", "--recompute"], "about a recipe that calibrates"),
+        (["--source", "mini", "--recipe", "fp8-dynamic", "--recompute"], "leave --recompute out"),
+        (["--source", "mini", "--recompute"], "name that recipe with --recipe"),
         (["--recompute"], "without --source"),
         (["--source", "mini", "--calibration", "text.txt"], "without --recompute"),
         (["--source", "mini", "--recipe", "w4a16-gptq", "--recompute", "--sample", "10"], "compares whole weights"),

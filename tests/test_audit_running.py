@@ -167,6 +167,19 @@ def test_report_states_what_a_sample_would_have_missed(call_validate: Command, m
     assert re.fullmatch(r"probability 0\.9\d* at most", facts["missed with 1 altered row"])
 
 
+def test_rows_of_a_sample_are_known_to_nobody_beforehand_unless_a_seed_is_named(
+    mini_build: Path, mini: Path, call_validate: Command
+) -> None:
+    def sample(*arguments: str) -> str:
+        outcome = call_validate(mini_build, "--source", mini, "--sample", "10", *arguments, "--format", "json")
+        assert outcome.code == 0, outcome.err + outcome.out
+        (said,) = (item["facts"]["sample"] for item in outcome.report["sections"] if item["title"] == "the audit")
+        return str(said)
+
+    assert sample() != sample()
+    assert sample("--seed", "7") == "seed 7, 10 % of each tensor's rows"
+
+
 @pytest.mark.parametrize("share", ["0", "101", "many"])
 def test_share_that_is_none_is_refused(share: str, call_validate: Command, mini_build: Path) -> None:
     outcome = call_validate(mini_build, "--source", "mini", "--sample", share)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -602,6 +604,22 @@ def test_report_file_has_what_is_printed(mini_build: Path, tmp_path: Path, call_
     report = tmp_path / "report"
     outcome = call_validate(mini_build, "--format", form, "--report", report)
     assert report.read_text() == outcome.out
+
+
+def test_report_goes_into_a_pipe_that_is_named_and_through_a_link(
+    mini_build: Path, tmp_path: Path, call_validate: Command
+) -> None:
+    pipe, link, kept = tmp_path / "pipe", tmp_path / "link", tmp_path / "kept"
+    os.mkfifo(pipe)
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
+    reader.start()
+    outcome = call_validate(mini_build, "--report", pipe)
+    reader.join()
+    assert (outcome.code, read, pipe.is_fifo()) == (0, [outcome.out], True)
+    link.symlink_to(kept)
+    call_validate(mini_build, "--report", link)
+    assert (link.is_symlink(), kept.read_text()) == (True, outcome.out)
 
 
 @pytest.fixture

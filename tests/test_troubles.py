@@ -667,6 +667,20 @@ BUILD_TROUBLES: dict[str, Trouble] = {
         lambda bench: ("fp8-dynamic", "--model", (source := bench.source()), "--output", source / "out"),
         ("source",),
     ),
+    "output within another checkpoint": (
+        lambda bench: bench.to(copy_checkpoint(bench.build, bench.place / "build") / "sub"),
+        ("lies in a checkpoint", "--output"),
+    ),
+    "report over a key": (
+        lambda bench: bench.to(
+            bench.out, "--report", bench.file(bench.place / "key.pem", "-----BEGIN PRIVATE KEY-----\n")
+        ),
+        ("key.pem", "holds a key"),
+    ),
+    "shards of no size": (
+        lambda bench: bench.to(bench.out, "--shard-size", "0"),
+        ("--shard-size", "more than nothing"),
+    ),
     "model that is quantized": (lambda bench: bench.of(bench.build), ("already quantized", "compressed-tensors")),
     "model that is quantized by another tool": (
         lambda bench: bench.of(bench.quantized_by("modelopt")),

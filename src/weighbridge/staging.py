@@ -90,8 +90,8 @@ def check_target(target: Path, *, force: bool, source: Path | None) -> None:
     """Refuse a target that a build must not or cannot take the place of.
 
     Raises:
-        BuildError: it is a file, a mount point, the working directory, the source or a place within or around it, holds
-            something (without `force`), or cannot be written beside.
+        BuildError: it is a file, a mount point, the working directory, the source or a place within or around it, lies
+            in another checkpoint, holds something (without `force`), or cannot be written beside.
     """
     where = target.resolve()
     if source is not None and _overlap(where, source.resolve()):
@@ -103,6 +103,13 @@ def check_target(target: Path, *, force: bool, source: Path | None) -> None:
             "a link, a mount point or the working directory cannot be replaced by a finished build",
             where=str(target),
             remedy="name a directory inside it with --output",
+        )
+    around = next((folder for folder in where.parents if _is_checkpoint(folder)), None)
+    if around is not None:
+        raise BuildError(
+            f"the output lies in a checkpoint, {around}, which would no longer be what its evidence says",
+            where=str(target),
+            remedy="name a directory beside it with --output",
         )
     if target.exists() and not target.is_dir():
         raise BuildError("the output is a file", where=str(target), remedy="name a directory with --output")
@@ -124,6 +131,10 @@ def check_target(target: Path, *, force: bool, source: Path | None) -> None:
             pass
     except OSError as error:
         raise _explained(error, target, "name another place with --output") from error
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    return (folder / CONFIG_FILE).is_file() and next(folder.glob("*.safetensors"), None) is not None
 
 
 def _overlap(one: Path, other: Path) -> bool:

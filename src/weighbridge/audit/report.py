@@ -17,6 +17,8 @@ from weighbridge.structure.names import compact
 _REMEDY = {
     "audit/not-exact": "the recipe promises round-to-nearest by min-max, bit by bit; find out what made these numbers",
     "audit/unexplained": "",
+    "audit/not-recomputed": "name the data that it was calibrated with; whether it stays within limits is said where "
+    "nothing is recomputed",
 }
 _CHANGED = {
     Verdict.PAIRED: "smoothed",
@@ -53,10 +55,11 @@ def _as_far_as(audit: Audit) -> str:
 def _how(audit: Audit) -> str:
     """How closely a checkpoint derives from its base."""
     verdicts = {judged.verdict for judged in audit.judged}
-    if Verdict.RECOMPUTED in verdicts and verdicts <= {*PROVEN, Verdict.RECOMPUTED}:
-        others = sum(not same for same in audit.scales_of_data.values())
-        but = f", but for {others:,} scales of activations and caches" if others else ""
-        return f"derives exactly from the base, as running its recipe again shows{but}"
+    others = sum(1 for _ in _not_recomputed(audit)) if audit.recomputed else 0
+    if others:
+        return f"is not what running its recipe again gives: {others:,} of its weights and scales are others"
+    if audit.recomputed and verdicts <= {*PROVEN, Verdict.RECOMPUTED}:
+        return "derives exactly from the base, as running its recipe again shows"
     if audit.method.promises_exact and Verdict.NEAREST in verdicts:
         return "derives from the base, but not exactly, as the recipe promises"
     if verdicts & {Verdict.COMPENSATED, Verdict.PAIRED, Verdict.DEQUANTIZED}:
@@ -132,7 +135,7 @@ def _quantized(audit: Audit) -> Section:
         Severity.ERROR if audit.method.promises_exact else Severity.NOTE,
     )
     if audit.recomputed:
-        findings += _findings(_not_recomputed(audit), Severity.WARNING)
+        findings += _findings(_not_recomputed(audit))
     return Section(
         "its quantized weights",
         f"{len(quantized):,} modules: {said}{_as_far_as(audit)}" if quantized else "it has none",

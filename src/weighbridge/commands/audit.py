@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import secrets
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_argument(
         "--sample", metavar="PERCENT", type=_share, help="check only so many percent of the rows of each tensor"
     )
-    options.add_argument("--seed", type=int, default=0, help="of the choice of rows (default: 0)")
+    options.add_argument("--seed", type=int, help="of the choice of rows (default: one that nobody knows beforehand)")
     options.add_argument(
         "--recompute",
         action="store_true",
@@ -66,7 +67,8 @@ def audit_sections(
     groups = plan.fused_groups if plan is not None else find_merged_groups(checkpoint.schemes)
     sample: Sample | None = None
     if options.sample is not None and options.sample < 1:
-        sample = audit.Sample(options.sample, options.seed)
+        seed = secrets.randbits(32) if options.seed is None else options.seed
+        sample = audit.Sample(options.sample, seed)
     resources = Resources(workers=options.workers, memory=options.memory)
     with ExitStack() as stack:
         again = stack.enter_context(_again(base, options, loaded, resources, progress)) if options.recompute else None
@@ -100,8 +102,9 @@ def _again(
     if options.sample is not None:
         raise WeighbridgeError("compares whole weights", where="--recompute", remedy="leave --sample out")
     if loaded is None or loaded.recipe.calibration is None:
-        what = "is about a recipe that calibrates; other weights are recomputed in any case"
-        raise WeighbridgeError(what, where="--recompute", remedy="name the recipe with --recipe, or leave it out")
+        what = "runs a recipe that calibrates again; what others make is recomputed by every audit"
+        remedy = "name that recipe with --recipe" if loaded is None else "leave --recompute out"
+        raise WeighbridgeError(what, where="--recompute", remedy=remedy)
     if options.calibration is not None:
         loaded = calibrated_with(loaded, options.calibration)
     return built_again(loaded, base, resources=resources, progress=progress)

@@ -7,8 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from weighbridge.cache import write_atomically
-from weighbridge.commands.run import HOLDS, program, suggest
+from weighbridge.commands.run import HOLDS, keep, program, suggest
 from weighbridge.errors import RecipeError
 from weighbridge.formats.schemes import PRESETS
 from weighbridge.report.terminal import tinted
@@ -62,7 +61,7 @@ def draft(options: argparse.Namespace) -> int:
     drafted = draft_recipe(source, model=hub_id.repository, licence=licence, path=path, scheme=options.scheme)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, drafted.text.encode())
+        keep(path, drafted.text.encode())
     except OSError as error:
         raise RecipeError(f"cannot be written ({error.strerror})", where=str(path)) from error
     sys.stdout.write(drafted.text)

@@ -78,7 +78,9 @@ def _ask(offer: Offer) -> None:
     """
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         what = "nobody has agreed to upload what is listed, and there is no terminal to ask at"
-        raise WeighbridgeError(what, where=offer.repository, remedy="add --yes once you have read the list")
+        raise WeighbridgeError(
+            what, where=offer.repository, remedy="add --yes (make: YES=1) once you have read the list"
+        )
     sys.stderr.write(f"upload it, {offer.who_sees_it}? [y/N] ")
     sys.stderr.flush()
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):

@@ -9,9 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from weighbridge import miniature
-from weighbridge.cache import write_atomically
 from weighbridge.catalogue import REFERENCES
-from weighbridge.commands.run import HOLDS, Parser, parsed, run
+from weighbridge.commands.run import HOLDS, Parser, keep, parsed, run
 from weighbridge.structure.hub import HubId, open_hub
 from weighbridge.structure.lock import open_lock, write_lock
 
@@ -49,7 +48,7 @@ def _repin(options: argparse.Namespace) -> int:
         basis = "exact" if old.basis == "exact" and seen.structure == written.structure else "seen"
         note = "read from the headers on the hub"
         origin = replace(seen.origin, base=old.base, basis=basis, note=note)
-        write_atomically(path, write_lock(replace(seen, origin=origin)).encode())
+        keep(path, write_lock(replace(seen, origin=origin)).encode())
         change = "as it was" if seen.structure == written.structure else "changed"
         sys.stdout.write(f"{path}: {len(seen.structure):,} tensors, {change}\n")
     return HOLDS

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from weighbridge.cache import write_atomically
 from weighbridge.commands.build import calibrated_with
 from weighbridge.commands.complete import complete
 from weighbridge.commands.run import (
@@ -16,6 +15,7 @@ from weighbridge.commands.run import (
     add_report_options,
     check_writable,
     hand_over,
+    keep,
     parsed,
     positive,
     run,
@@ -100,7 +100,7 @@ def _reproduce(options: argparse.Namespace) -> int:
     report, statement = rebuild(request, progress=Progress())
     if options.statement is not None:
         line = statement if signer is None else signer.sign_statement(statement)
-        write_atomically(options.statement, line + b"\n")
+        keep(options.statement, line + b"\n")
     return hand_over(report, options)
 
 

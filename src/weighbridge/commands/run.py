@@ -152,9 +152,12 @@ def _by_console() -> bool:
 def size(text: str) -> int:
     """An option that is a size such as ``5GB`` or ``2GiB``."""
     try:
-        return parse_size(text)
+        found = parse_size(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+    if not found:
+        raise argparse.ArgumentTypeError(f"must be more than nothing, not {text!r}")
+    return found
 
 
 def positive(text: str) -> int:
@@ -189,19 +192,39 @@ def check_writable(path: Path | None) -> None:
     """Refuse a file that could not be written, before the work that would go into it is done.
 
     Raises:
-        WeighbridgeError: its directory is not there, it is a directory itself, or its name cannot be.
+        WeighbridgeError: its directory is not there, it is a directory itself or holds a key, or its name cannot be.
     """
     if path is None:
         return
     try:
         reason = "it is a directory" if path.is_dir() else "there is no such directory"
-        if not path.is_dir() and path.absolute().parent.is_dir():
+        if path.is_file() and _holds_a_key(path):
+            reason = "it holds a key, which would be gone"
+        elif not path.is_dir() and path.absolute().parent.is_dir():
             return
     except OSError as error:
         reason = error.strerror or str(error)
     raise WeighbridgeError(
         f"cannot be written: {reason}", where=str(path), remedy="name a file in a directory that is there"
     )
+
+
+def _holds_a_key(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(11) == b"-----BEGIN "
+
+
+def keep(path: Path, content: bytes) -> None:
+    """Write a file that a command was asked for. A link is followed; a device or a pipe is written to, not replaced.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if path.exists() and not path.is_file():
+        with path.open("wb") as there:
+            there.write(content)
+    else:
+        write_atomically(path.resolve(), content)
 
 
 def hand_over(report: Report, options: argparse.Namespace, *, text: str | None = None) -> int:
@@ -217,7 +240,7 @@ def hand_over(report: Report, options: argparse.Namespace, *, text: str | None =
         text = PRESENTERS[options.format](report)
     if options.report is not None:
         try:
-            write_atomically(options.report, text.encode())
+            keep(options.report, text.encode())
         except OSError as error:
             raise WeighbridgeError(
                 f"the report cannot be written ({error.strerror})", where=str(options.report)

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import weighbridge
-from weighbridge.cache import write_atomically
 from weighbridge.catalogue import RECIPES
-from weighbridge.commands.run import HOLDS, Parser, check_writable, parsed, run
+from weighbridge.commands.run import HOLDS, Parser, check_writable, keep, parsed, run
 
 PLACES = {
     "recipe": RECIPES / "recipe.schema.json",
@@ -46,7 +45,7 @@ def _write(options: argparse.Namespace) -> int:
 
     file = options.file or PLACES[options.of]
     check_writable(file)
-    write_atomically(file, (write_json_schema if options.of == "recipe" else write_report_schema)().encode())
+    keep(file, (write_json_schema if options.of == "recipe" else write_report_schema)().encode())
     return HOLDS
 
 

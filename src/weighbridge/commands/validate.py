@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from weighbridge.cache import write_atomically
 from weighbridge.commands import capacity
 from weighbridge.commands.audit import add_options, audit_sections, compare_section
 from weighbridge.commands.complete import complete, locks, recipes
@@ -19,6 +18,7 @@ from weighbridge.commands.run import (
     add_report_options,
     check_writable,
     hand_over,
+    keep,
     parsed,
     refuse,
     run,
@@ -149,7 +149,7 @@ def _write_lock(checkpoint: Checkpoint, path: Path, *, base: str) -> None:
     if origin.basis == "read" and origin.revision:
         origin = replace(origin, basis="seen", note="read from the headers on the hub")
     try:
-        write_atomically(path, write_lock(replace(checkpoint, origin=origin)).encode())
+        keep(path, write_lock(replace(checkpoint, origin=origin)).encode())
     except OSError as error:
         raise WeighbridgeError(f"the lock cannot be written ({error.strerror})", where=str(path)) from error
 

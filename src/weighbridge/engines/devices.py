@@ -18,13 +18,15 @@ def resolve_devices(devices: tuple[str, ...]) -> tuple[str, ...]:
             _check_device(device)
     if devices:
         return devices
-    if Path("/dev/nvidia0").exists():
-        import torch
+    return _accelerators() or ("cpu",)
 
-        count = torch.cuda.device_count()
-        if count:
-            return tuple(f"cuda:{index}" for index in range(count))
-    return ("cpu",)
+
+def _accelerators() -> tuple[str, ...]:
+    if not Path("/dev/nvidia0").exists():
+        return ()
+    import torch
+
+    return tuple(f"cuda:{index}" for index in range(torch.cuda.device_count()))
 
 
 def _check_device(device: str) -> None:
@@ -37,5 +39,7 @@ def _check_device(device: str) -> None:
         usable = False
     if not usable:
         raise WeighbridgeError(
-            f"this machine has no device {device!r}", where="--device", remedy="name cpu, or an accelerator as cuda:0"
+            f"this machine has no device {device!r}",
+            where="--device",
+            remedy=f"name {' or '.join(('cpu', *_accelerators()))}",
         )

@@ -364,7 +364,12 @@ def _read_claims(case: Case) -> Iterator[Finding]:
     there = [name for name in (CLAIMS, STATEMENTS) if f"{EVIDENCE}/{name}" in case.listing.evidence]
     if len(there) != 1:
         what = "holds signed statements and plain ones" if there else "holds no statements about this checkpoint"
-        yield wrong("evidence/missing", f"{EVIDENCE}/", what, remedy="build it with Weighbridge")
+        yield wrong(
+            "evidence/missing",
+            f"{EVIDENCE}/",
+            what,
+            remedy="ask whoever built it for its evidence/, or hold it against its base: --source",
+        )
         return
     signed = there == [CLAIMS]
     yield from _read_lines(case, there[0], case.claims, signed=signed)

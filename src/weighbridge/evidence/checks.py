@@ -45,6 +45,8 @@ from weighbridge.report import Finding, Section, Severity
 from weighbridge.structure.checkpoint import EVIDENCE
 from weighbridge.validation import validate
 
+_FETCH = "fetch it again from whoever built it; until then serve nothing of this"
+
 MOST_NAMED = 20
 """Tensors that are named one by one; of more than so many the rest is counted."""
 
@@ -52,7 +54,12 @@ MOST_NAMED = 20
 def _check_files(case: Case) -> Checked:
     """Every file is the one that was listed, and there is none too many or too few."""
     findings = [
-        wrong("evidence/file-altered", name, f"has SHA-256 {digest[:12]}…, listed was {case.listed[name][:12]}…")
+        wrong(
+            "evidence/file-altered",
+            name,
+            f"has SHA-256 {digest[:12]}…, listed was {case.listed[name][:12]}…",
+            remedy=_FETCH,
+        )
         for name, digest in case.files.items()
         if name in case.listed and case.listed[name] != digest
     ]
@@ -63,10 +70,15 @@ def _check_files(case: Case) -> Checked:
         findings.append(
             wrong("evidence/file-renamed", name, f"was called {was}")
             if was
-            else wrong("evidence/file-added", name, "is not among the files that the evidence is about")
+            else wrong(
+                "evidence/file-added",
+                name,
+                "is not among the files that the evidence is about",
+                remedy="take it out: a server may read it, and nobody has vouched for it",
+            )
         )
     findings += [
-        wrong("evidence/file-missing", name, "is listed, but not there")
+        wrong("evidence/file-missing", name, "is listed, but not there", remedy=_FETCH)
         for name in sorted(removed - case.listing.odd.keys())
     ]
     words = tuple(f"what {name} holds: no digest covers it" for name in case.listing.uncovered)
@@ -98,7 +110,13 @@ def _check_signatures(case: Case) -> Checked:
     if not case.signed:
         what = "nobody signed this"
         severity = Severity.NOTE if case.verifier is None else Severity.ERROR
-        finding = Finding("evidence/unsigned", severity, f"{EVIDENCE}/", what, remedy="build it with --sign")
+        finding = Finding(
+            "evidence/unsigned",
+            severity,
+            f"{EVIDENCE}/",
+            what,
+            remedy="ask whoever built it to sign it (build.py --sign)",
+        )
         words = ("all of it: whoever can change the files can change what is said of them",)
         return Checked("unsigned", (finding,), words)
     findings: list[Finding] = []
@@ -132,7 +150,8 @@ def _check_signatures(case: Case) -> Checked:
             case.verifier.check(envelope)
         except StructureError as error:
             findings.append(wrong("evidence/signature", place, error.what))
-    return Checked(f"{len(envelopes)} signatures checked", tuple(findings))
+    over = "what is listed" if case.files != case.listed else "what lies there"
+    return Checked(f"{len(envelopes)} signatures checked, over {over}", tuple(findings))
 
 
 def _signed(case: Case) -> Iterator[tuple[str, Mapping[str, str], str, Collection[str]]]:
@@ -220,22 +239,24 @@ def _check_results(case: Case) -> Checked:
     findings += _check_added(case)
     stated = case.report(MAIN_REPORT).sections
     again = {section.title: section for section in validated(case) + _again(case)}
-    unseen = []
+    unseen, others = [], 0
     for said in stated:
         section = again.pop(said.title, None)
         if section is None:
             if not said.title.startswith("the source "):  # see the pages
                 unseen.append(said.title)
         elif not _same(said, section, case):
+            others += 1
             findings.append(
                 wrong("evidence/results", said.title, f"was stated: {said.summary}; it is: {section.summary}")
             )
     if not case.parameters.get("references"):
         findings += [wrong("evidence/results", title, "was not stated") for title in again]
+    same = len(stated) - len(unseen) - others
     unseen += [name for name in case.results if name != MAIN_REPORT]
     unseen += [name for name in map(added_name, case.added) if name is not None]
     return Checked(
-        f"{len(stated) - len(unseen)} of {len(stated)} sections of validation come out the same again",
+        f"{same} of {len(stated)} sections of validation come out the same again",
         tuple(findings),
         (f"what was not done again: {', '.join(unseen)}",) if unseen else (),
     )

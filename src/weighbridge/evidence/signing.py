@@ -183,7 +183,10 @@ def open_verifier(public_key: Path) -> Verifier:
         key = load_pem_public_key(_read_key(public_key))
     except (ValueError, UnsupportedAlgorithm):
         raise EvidenceError(
-            "is no public key in PEM", where=str(public_key), remedy="'make key' makes a pair"
+            "is no public key in PEM",
+            where=str(public_key),
+            remedy="name the public half of the signer's key, which 'make key' calls NAME.pub.pem; it is had from the "
+            "signer",
         ) from None
     if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name not in CURVES:
         raise EvidenceError("is no key on the curve P-256, P-384 or P-521", where=str(public_key))
@@ -215,7 +218,11 @@ class KeySigner:
                 "the private key is encrypted", where=str(path), remedy="decrypt it for the build"
             ) from None
         except (ValueError, UnsupportedAlgorithm):
-            raise EvidenceError("is no private key in PEM", where=str(path), remedy="'make key' makes a pair") from None
+            raise EvidenceError(
+                "is no private key in PEM",
+                where=str(path),
+                remedy="name the private half of a pair, NAME.pem where 'make key' made it",
+            ) from None
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name not in CURVES:
             raise EvidenceError("is no key on the curve P-256, P-384 or P-521", where=str(path))
         return cls(path, key)

@@ -35,7 +35,7 @@ STALL_SECONDS = 400.0
 
 _CONTENT_RANGE = re.compile(r"bytes (?P<begin>[0-9]{1,18})-[0-9]{1,18}/(?P<size>[0-9]{1,18})")
 _PLAIN_ETAG = re.compile(r'(?:W/)?"?[0-9A-Za-z][\w.:+=-]{0,200}"?', re.ASCII)
-_ELSEWHERE = "name a directory that holds the checkpoint (for a build --model or MODEL=path), or run 'make demo'"
+_ELSEWHERE = "name a directory that holds the checkpoint (a build: MODEL=path; 'make demo' needs no network)"
 _WITHOUT_XET = "where the hub's Xet storage is blocked, set HF_HUB_DISABLE_XET=1"
 _REFUSALS = {
     "GatedRepo": ("access to it must be asked for on the hub", "accept its terms there and set HF_TOKEN"),
@@ -341,7 +341,7 @@ def _explanation(error: BaseException, *, where: str) -> HubError:
             return HubError(what, where=where, remedy=f"unset it, {_ELSEWHERE}")
         case httpx.ConnectError() | httpx.ConnectTimeout() | httpx.ProxyError() | httpx.UnsupportedProtocol():
             what = f"{_host(error.request)} cannot be reached ({reason})"
-            return HubUnreachable(what, where=where, remedy=_ELSEWHERE)
+            return HubUnreachable(what, where=where, remedy=f"{_ELSEWHERE}, or try again where the hub can be reached")
         case httpx.RequestError():
             what = f"{_host(error.request)} gave no whole answer ({reason})"
             return HubUnreachable(what, where=where, remedy="try again")
