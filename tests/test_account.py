@@ -34,12 +34,14 @@ from tests.conftest import ROOT, Command, Once, Outcome, call_main
 from tests.tiny import BESIDE, CONFIG_OF, RECIPE, write_tiny
 from weighbridge.account.base import Base
 from weighbridge.account.files import HARMLESS_FILES, harmless, judge_files
-from weighbridge.account.keys import config_keys
+from weighbridge.account.keys import config_keys, meaning_beside
 from weighbridge.account.model import State
 from weighbridge.account.quantization import judge_quantization
 from weighbridge.account.redirects import redirects
 from weighbridge.account.tensors import judge_tensors
 from weighbridge.commands import build, validate
+from weighbridge.plan import make_plan
+from weighbridge.recipe import load_recipe
 from weighbridge.structure.checkpoint import Checkpoint, open_directory
 
 SEVERAL = ("--shard-size", "60kB")
@@ -364,6 +366,35 @@ def test_what_leaves_no_trace_in_tensors_is_known_by_a_preset_or_a_recipe_alone(
         if verdict.name.startswith(f"config.json:quantization_config.{place}")
     }
     assert states == {State.HELD if known else State.NOT_JUDGED}
+
+
+@pytest.mark.parametrize(
+    ("path", "state"),
+    [
+        (("transformers_version",), State.HARMLESS),
+        (("name_or_path",), State.HARMLESS),
+        (("eos_token_id",), State.HELD),
+        (("added_tokens", "name_or_path"), State.HELD),
+    ],
+)
+def test_files_beside_the_config_decide_how_the_model_answers_but_for_records(
+    path: tuple[str, ...], state: State
+) -> None:
+    assert meaning_beside(path)[0] is state
+
+
+def test_each_key_of_a_renamed_config_group_is_judged_once(honest: Honest, copy: Path) -> None:
+    def rename(config: dict[str, Any]) -> None:
+        groups = config["quantization_config"]["config_groups"]
+        groups["another"] = groups.pop("group_0")
+        del groups["another"]["output_activations"]
+
+    edit_config(copy, rename)
+    plan = make_plan(load_recipe(str(honest.recipe)), open_directory(honest.source))
+    names = [verdict.name for verdict in judge_quantization(open_directory(copy), plan, None)]
+    groups = sorted(name for name in names if ".config_groups." in name)
+    assert groups == sorted(set(groups))
+    assert {name.split(".")[4] for name in groups} >= {"weights", "output_activations", "targets"}
 
 
 HARMLESS_KEYS: dict[str, Callable[[dict[str, Any]], object]] = {

@@ -105,6 +105,45 @@ def test_what_is_stored_beyond_the_last_column_is_seen() -> None:
     assert not rounding._decode(row, False, GRIDS["W8A16"].places, buffer[:3], found[:3])
 
 
+@pytest.mark.parametrize("between", [False, True])
+def test_energy_is_that_of_the_tiles_alone_whose_divisors_are_far_from_what_they_need(between: bool) -> None:
+    random = np.random.default_rng(5)
+    weights = random.standard_normal((6, 40)).astype(np.float32) - np.float32(0.3)
+    smallest, largest = (np.empty((3, 5), np.float32) for _ in range(2))
+    rounding.extremes(weights, False, 2, 8, smallest, largest)
+    low, high = np.minimum(smallest, 0), np.maximum(largest, 0)
+    needed = (high - low) / 15 if between else np.maximum(-smallest, largest) / np.float32(7.5)
+    times = np.where(random.random(needed.shape) < 0.3, random.choice([0.6, 2.2], needed.shape), 1.4)
+    times[0] = 0.71, 2.1, 1.4, 1, 0.8
+    divisors = (needed * times).astype(np.float32)
+    tiles = divisors, np.zeros_like(divisors), 2, 8
+    limits = np.float32(0.7), np.float32(2.125)
+    found = rounding.far_energy(weights, False, np.float32(7.5), between, smallest, largest, tiles, *limits)
+    far = ((times < 0.7) | (times > 2.125)).repeat(2, 0).repeat(8, 1)
+    assert 0 < far.mean() < 0.5
+    assert found == pytest.approx(float((weights[far].astype(np.float64) ** 2).sum()), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F32"])
+def test_magnitudes_are_the_larger_side_of_the_extremes(dtype: str) -> None:
+    wide = hard_weight("normal", "F32", 6, 40)
+    weights = bf16(narrowed(wide, "BF16")) if dtype == "BF16" else wide
+    sides = [np.empty((3, 5), np.float32) for _ in range(4)]
+    assert rounding.extremes(weights, dtype == "BF16", 2, 8, *sides[:2])
+    assert rounding.magnitudes(weights, dtype == "BF16", 2, 8, *sides[2:])
+    assert (sides[3] == np.maximum(-sides[0], sides[1])).all()
+    assert (sides[2] == -sides[3]).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("loop", [rounding.extremes, rounding.magnitudes])
+def test_value_that_is_none_is_seen(loop: Any, value: float) -> None:
+    weights = np.ones((6, 40), np.float32)
+    assert loop(weights, False, 2, 8, *(np.empty((3, 5), np.float32) for _ in range(2)))
+    weights[5, 39] = value
+    assert not loop(weights, False, 2, 8, *(np.empty((3, 5), np.float32) for _ in range(2)))
+
+
 def test_scales_are_counted_by_what_is_wrong_with_them() -> None:
     tiny = np.float32(2.0**-126)
     scales = np.array([[1, 0, -0.0, -1], [np.nan, np.inf, -np.inf, tiny], [tiny / 2, -tiny / 2, 448, tiny]], np.float32)

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from math import comb
 from pathlib import Path
 
@@ -229,6 +230,33 @@ def test_hub_that_breaks_off_is_one_sentence(
     assert outcome.code == 2
     assert outcome.err.startswith("error: ")
     assert outcome.err.count("\n") == 1
+
+
+def test_what_a_hub_is_asked_for_and_what_is_held_of_it(mini: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 8 MiB, the last 16 of them, and as many that wait to be hashed: 256 MiB are reserved for a side."""
+    size = 40 * 1024 * 1024 * 8
+    checkpoint = replace(open_directory(mini), shards={})
+    asked: list[tuple[int, int]] = []
+
+    def answer(_snapshot: object, _name: str, begin: int, end: int) -> bytes:
+        asked.append((begin, end))
+        return bytes(end - begin)
+
+    monkeypatch.setattr(reading, "find_snapshot", lambda _: type("Snapshot", (), {"label": "hub"})())
+    monkeypatch.setattr(reading, "read_bytes", answer)
+    reader = reading.HubReader(checkpoint)
+    reader._sizes["shard"], reader._hashes["shard"] = size, reading._BlockHash()
+    block = 8 * 1024 * 1024
+    byte = memoryview(bytearray(1))
+    for number in range(39, 22, -1):  # 17, from the end, none of which can be hashed yet
+        reader.read("shard", number * block, byte)
+    assert asked == [(number * block, (number + 1) * block) for number in range(39, 22, -1)]
+    reader.read("shard", 38 * block, byte)
+    assert len(asked) == 17, "is held"
+    reader.read("shard", 39 * block, byte)
+    assert len(asked) == 18, "is not held any more"
+    assert len(reader._hashes["shard"]._early) == 16
+    assert 2 * 16 * block == reading.HUB_BYTES
 
 
 def test_digest_of_blocks_that_come_in_any_order_is_the_files(mini: Path, monkeypatch: pytest.MonkeyPatch) -> None:

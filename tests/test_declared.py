@@ -22,6 +22,7 @@ from weighbridge.report import Finding, Severity
 from weighbridge.structure.checkpoint import Checkpoint
 from weighbridge.structure.lock import write_lock
 from weighbridge.structure.modules import quantizable_modules
+from weighbridge.structure.readable import check_decoded
 from weighbridge.structure.strays import is_code, is_scale
 
 LAYERS, HIDDEN, INNER = 3, 64, 128
@@ -371,6 +372,12 @@ def test_columns_grouped_by_activation_have_an_index_everywhere(order: str) -> N
     (warning,) = findings(packed(), ordered(order))
     assert "vLLM 0.32 refuse" in warning.message
     assert errors(packed(without=lacking), ordered(order)) == {("config/missing-tensor", f"{lacking}.weight_g_idx")}
+
+
+def test_columns_grouped_by_activation_are_turned_into_no_numbers() -> None:
+    with pytest.raises(StructureError, match="grouped by activation"):
+        check_decoded(checkpoint(packed(), ordered("group")))
+    check_decoded(checkpoint(packed(indexed=False), ordered("weight")))
 
 
 @pytest.mark.parametrize("order", [None, False, "weight", "static"])

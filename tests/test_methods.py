@@ -541,13 +541,24 @@ def test_a_vision_tower_that_an_older_modelopt_did_not_exclude_is_left_as_it_is(
     assert not errors(Method(modelopt("NVFP4"), of_linears(nvfp4) | tower))
 
 
-def test_weights_alone_are_said_and_nobody_is_told_to_calibrate() -> None:
-    groups = {"group_0": {"weights": {"num_bits": 4, "type": "float", "group_size": 16}, "input_activations": None}}
-    checkpoint = Method(modelopt("NVFP4", config_groups=groups), of_linears(nvfp4_weights)).opened()
+WEIGHTS_ALONE = {"group_0": {"weights": {"num_bits": 4, "type": "float", "group_size": 16}, "input_activations": None}}
+
+
+@pytest.mark.parametrize(
+    ("quantization", "said"),
+    [
+        (modelopt("NVFP4", config_groups=WEIGHTS_ALONE), "multiplied every expert by 0"),
+        (modelopt("W4A16_NVFP4"), "with the activations as they are"),
+    ],
+    ids=["by their groups", "by their name"],
+)
+def test_weights_alone_are_said_and_nobody_is_told_to_calibrate(quantization: dict[str, Any], said: str) -> None:
+    checkpoint = Method(quantization, of_linears(nvfp4_weights)).opened()
     report = validate(checkpoint)
     assert report.holds
     (note,) = (item for section in report.sections for item in section.findings if item.rule == "config/weights-alone")
     assert "W4A16_NVFP4" in note.message
+    assert said in note.message
     assert not any("calibrat" in item.remedy for section in report.sections for item in section.findings)
 
 
