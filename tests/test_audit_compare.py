@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,13 @@ import numpy as np
 import pytest
 
 from tests.alterations import one_element
+from tests.audit_rows import SCHEMES, Memory, quantized
 from tests.checkpoints import Tensors
 from tests.conftest import Command, Outcome
 from tests.test_audit import altered
+from weighbridge.formats.tensors import Tensor
+
+compare: Any = importlib.import_module("weighbridge.audit.compare")
 
 ALL_THE_SAME = "296 of 296 weights have the same codes and scales"
 
@@ -32,6 +37,18 @@ def beside(outcome: Outcome) -> dict[str, Any]:
         section for section in outcome.report["sections"] if section["title"].startswith("beside")
     )
     return found
+
+
+@pytest.mark.parametrize(("units", "parts"), [(0, 0), (2, 0), (3, 4)])
+def test_scales_may_differ_by_what_a_reciprocal_rounds(units: int, parts: int) -> None:
+    """By two units in the last place of a scale of 1, which are 2^-22 of it."""
+    one = quantized(np.full((1, 4), 448, np.float32), "F32", SCHEMES["FP8_DYNAMIC"])
+    scale = one.arrays["weight_scale"]
+    assert scale.tolist() == [[1.0]]
+    other = {**one.arrays, "weight_scale": (scale.view(np.uint32) + np.uint32(units)).view(np.float32)}
+    side = compare._Side(Tensor("F32", (1, 4)), pair=one.pair)
+    found = compare._parting((Memory(other), Memory(one.arrays)), compare._Shared("module.weight", (side, side)))
+    assert (found.codes, found.scales) == (0, parts)
 
 
 def test_a_build_is_the_same_as_itself(mini_build: Path, call_validate: Command) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.audit_rows import SCHEMES, Module, bf16, integers, quantized
 from weighbridge.audit import compensation
-from weighbridge.audit.arithmetic import narrowed
+from weighbridge.audit.arithmetic import PRECISIONS, narrowed
 from weighbridge.audit.judge import (
     HALF_A_STEP,
     Judged,
@@ -23,7 +23,7 @@ from weighbridge.audit.judge import (
     too_wide,
 )
 from weighbridge.audit.measure import Measure
-from weighbridge.audit.smoothing import COARSENESS
+from weighbridge.audit.smoothing import COARSENESS, UNIT_ROUNDOFF
 from weighbridge.audit.work import QUOTIENT_SLACK, STRICT, Allowance
 from weighbridge.engines.kernels.agreement import hard_weight
 
@@ -110,6 +110,32 @@ def coarse(factor: float) -> Module:
 def test_row_may_be_as_coarse_as_under_twice_the_needed_scale(factor: float, loose: int) -> None:
     seen = coarse(factor).measured()
     assert (seen.not_nearest, seen.loose_rows) == (0, loose)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scheme", "smallest"),
+    [
+        ("BF16", "FP8_DYNAMIC", 2.0**-126),
+        ("F32", "FP8_DYNAMIC", 2.0**-126),
+        ("F16", "FP8_DYNAMIC", 2.0**-14),
+        ("BF16", "NVFP4A16", 2.0**-6),
+    ],
+)
+def test_scales_below_the_smallest_normal_value_of_their_dtype_are_counted(
+    dtype: str, scheme: str, smallest: float
+) -> None:
+    """The first scale of four is that value, the second the next smaller one."""
+    honest = quantized(hard_weight("normal", dtype, 4, 16), dtype, SCHEMES[scheme])
+    scales = honest.arrays["weight_scale"].copy()
+    assert scales.shape == (4, 1)
+    if scheme == "NVFP4A16":
+        scales[:2, 0] = 0x08, 0x07
+    elif dtype == "BF16":
+        scales[:2, 0] = 0x0080, 0x007F
+    else:
+        scales[:2, 0] = smallest, np.nextafter(scales.dtype.type(smallest), scales.dtype.type(0))
+    seen = replace(honest, arrays={**honest.arrays, "weight_scale": scales}).measured()
+    assert (seen.subnormal_scales, seen.dead_scales, seen.bad_scales) == (1, 0, 0)
 
 
 @pytest.mark.parametrize(("times", "expected"), [(1.0, False), (2.0, False), (2.01, True), (0.71, False), (0.69, True)])
@@ -230,7 +256,8 @@ def test_row_is_off_by_half_a_widest_step_over_the_root_of_the_dampening_at_most
     weight = np.full((1, 64), 2 + error, np.float32)
     codes = np.full((1, 8), 0xAAAAAAAA, np.uint32).view(np.int32)  # 2, less half of the range
     module = Module(weight, "F32", ROWS, {"weight_packed": codes, "weight_scale": np.ones((1, 1), np.float32)})
-    assert module.measured(Allowance(dampening=0.5)).strayed_rows == strayed
+    seen = module.measured(Allowance(dampening=0.5))
+    assert (seen.strayed_rows, seen.first) == (strayed, 0), "its first row is askew, or has strayed"
 
 
 @pytest.mark.parametrize(
@@ -368,6 +395,11 @@ def test_volume_is_asked_of_what_spans_one_and_can_be_held(rows: int, columns: i
 
 
 # --- smoothing
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_one_rounding_is_off_by_half_of_the_distance_to_the_next_value(dtype: str) -> None:
+    assert UNIT_ROUNDOFF[dtype] == PRECISIONS[dtype].epsilon / 2
 
 
 @pytest.mark.parametrize("modifier", ["AWQModifier", "SmoothQuantModifier"])

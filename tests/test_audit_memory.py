@@ -25,6 +25,7 @@ GREEDIEST = "F16", "NVFP4A16"
 Array = np.ndarray[Any, Any]
 
 compare: Any = importlib.import_module("weighbridge.audit.compare")
+recomputed: Any = importlib.import_module("weighbridge.audit.recomputed")
 
 
 def piece(dtype: str, scheme: str) -> Module:
@@ -70,6 +71,23 @@ def beside_itself(module: Module) -> object:
     kept = compare._Side(shape, region=Region("base", 0, shape))
     compare._parting((stored, stored), compare._Shared("module.weight", (side, side)))
     return compare._parting((source, source), compare._Shared("module.weight", (kept, kept)))
+
+
+def test_tensors_are_compared_with_those_of_a_second_run_in_parts() -> None:
+    """Of 16 MiB: the larger a part, the more memory; the smaller, the more reads."""
+    size = 40 * 1024 * 1024
+    reads: list[tuple[int, int]] = []
+
+    class Counting(Memory):
+        def read(self, file: str, offset: int, target: memoryview) -> None:
+            reads.append((offset, len(target)))
+            super().read(file, offset, target)
+
+    stored, again = (Counting({"shard": np.zeros(size, np.uint8)}) for _ in range(2))
+    region = Region("shard", 0, Tensor("U8", (size,)))
+    assert recomputed._same(stored, region, again, region)
+    part = 16 * 1024 * 1024
+    assert reads[::2] == reads[1::2] == [(0, part), (part, part), (2 * part, size - 2 * part)]
 
 
 @pytest.mark.parametrize("scheme", ["FP8_DYNAMIC", "NVFP4A16", "W4A16"])

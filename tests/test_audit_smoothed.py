@@ -13,7 +13,7 @@ import pytest
 
 from tests.audit_rows import integers
 from tests.checkpoints import RawTensor, Tensors, write_tensors
-from weighbridge.audit import Audit, audit, conclusion
+from weighbridge.audit import Audit, audit, conclusion, method
 from weighbridge.audit.arithmetic import narrowed
 from weighbridge.audit.method import Mapped, Method
 from weighbridge.engines.kernels import load_kernels
@@ -30,6 +30,17 @@ AWQ = (
     Mapped("AWQModifier", "re:.*input_layernorm$", ("re:.*q_proj$", "re:.*k_proj$")),
     Mapped("AWQModifier", "re:.*up_proj$", ("re:.*down_proj$",)),
 )
+
+
+def test_mappings_are_read_as_modifiers_take_them() -> None:
+    given = [
+        {"smooth_layer": "re:.*norm$", "balance_layers": ["re:.*q_proj$", "re:.*k_proj$"]},
+        [["re:.*q_proj$", "re:.*k_proj$"], "re:.*norm$"],
+        ["re:.*up_proj$", "re:.*norm$"],
+    ]
+    both = Mapped("AWQModifier", "re:.*norm$", ("re:.*q_proj$", "re:.*k_proj$"))
+    one = Mapped("AWQModifier", "re:.*norm$", ("re:.*up_proj$",))
+    assert method._mapped("AWQModifier", given) == [both, both, one]
 
 
 @dataclass

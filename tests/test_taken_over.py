@@ -16,6 +16,7 @@ from tests.checkpoints import contents, copy_checkpoint, edit_config, without_ev
 from tests.conftest import Command, Once, Outcome, environment, keep_outcome, kept_outcome, run_script
 from weighbridge.errors import StructureError
 from weighbridge.evidence.subject import list_all, read_files, write_files
+from weighbridge.structure.checkpoint import BEHAVIOUR_FILES
 from weighbridge.structure.file_names import check_file_names, fault_of
 from weighbridge.structure.needed import NEEDED, needed
 
@@ -126,6 +127,24 @@ def test_build_without_them_holds_against_the_directory_that_has_them(worked_in:
 @pytest.mark.parametrize("name", PRIVATE)
 def test_name_is_on_no_list(name: str) -> None:
     assert needed(name, {}) is None
+
+
+def test_files_that_change_what_a_server_says_are_these() -> None:
+    """Those that transformers and vLLM read beside weights and config: templates, samplers, tokenizers, processors."""
+    assert sorted(BEHAVIOUR_FILES) == [
+        "added_tokens.json",
+        "chat_template.jinja",
+        "chat_template.json",
+        "generation_config.json",
+        "merges.txt",
+        "preprocessor_config.json",
+        "processor_config.json",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "vocab.json",
+    ]
 
 
 @pytest.mark.parametrize("why", [why for _, why in NEEDED])

@@ -58,8 +58,8 @@ _BY_DAMPENING = (
 """From this dampening on. Measured with 0.1, 0.01 and 0.001, over 7,180 modules: honest ones take up at most 0.77 of
 the projections, 0.88 of the moved codes and 0.67 of the noise."""
 
-_OF_EIGHT_BITS = Limits(0.2, 0.003, 1, math.inf)
-"""Projections have less to compensate for."""
+_PROJECTIONS_OF_EIGHT_BITS = 0.2, 0.003
+"""Of rows, and of modules: there is less to compensate for."""
 
 
 def limits_of(bits: int, dampening: float) -> Limits:
@@ -67,8 +67,7 @@ def limits_of(bits: int, dampening: float) -> Limits:
     found = next(limits for least, limits in _BY_DAMPENING if dampening >= least)
     if bits < 8:
         return found
-    own = _OF_EIGHT_BITS
-    return Limits(own.row_projection, own.projection, found.moved, found.noise)
+    return Limits(*_PROJECTIONS_OF_EIGHT_BITS, found.moved, found.noise)
 
 
 def measured(
