@@ -186,6 +186,25 @@ def test_weights_beside_a_single_shard_fail(honest: Honest, tmp_path: Path, call
     assert "where there is no index" in " ".join(outcome.out.split())
 
 
+@pytest.mark.parametrize(("content", "rules"), [(b"theirs", set()), (b"others", {"account/other-weights"})])
+def test_weights_that_publishers_keep_for_other_programs_are_the_bases(
+    honest: Honest, copy: Path, tmp_path: Path, content: bytes, rules: set[str]
+) -> None:
+    source = copy_checkpoint(honest.source, tmp_path / "source")
+    for directory, held in ((source, b"theirs"), (copy, content)):
+        (directory / "original").mkdir()
+        (directory / "original" / "consolidated.00.pth").write_bytes(held)
+    base = Base(open_directory(source), "the base", listed=True)
+    verdicts = judge_files(open_directory(copy), base, None)
+    found = {
+        finding.rule
+        for verdict in verdicts
+        if verdict.name == "original/consolidated.00.pth"
+        for finding in verdict.findings
+    }
+    assert found == rules
+
+
 ADDED = (
     *("adapter_config.json", "additional_chat_templates/tool_use.jinja", "modeling_llama.py", "foo.txt"),
     *("tokenizer.model", "preprocessor_config.json", "processor_config.json", "params.json", "tekken.json"),

@@ -144,6 +144,52 @@ def test_value_that_is_none_is_seen(loop: Any, value: float) -> None:
     assert not loop(weights, False, 2, 8, *(np.empty((3, 5), np.float32) for _ in range(2)))
 
 
+def figures_by_definition(module: Module, values: Array, divisors: Array) -> tuple[float, ...]:
+    """Signal, noise, saturated, zeroed, codes of NaN: in float64, but for quotients, which tools round to the dtype."""
+    weight = float_values(module.weight, module.dtype).astype(np.float64)
+    grid = grid_of(module.scheme)
+    assert grid is not None
+    places = grid.values[np.isfinite(grid.values)].astype(np.float64)
+    low, high = np.unique(places)[[0, -1]]
+    half_steps = (np.unique(places)[[1, -1]] - np.unique(places)[[0, -2]]) / 2
+    where = narrowed((weight / divisors).astype(np.float32), module.dtype)
+    return (
+        float((weight**2).sum()),
+        float(np.nansum((weight - values * divisors) ** 2)),
+        int(((where < low - half_steps[0]) | (where > high + half_steps[1])).sum()),
+        int(((values == 0) & (weight != 0)).sum()),
+        int(np.isnan(values).sum()),
+    )
+
+
+@pytest.mark.parametrize("dtype", SOURCES)
+@pytest.mark.parametrize("scheme", ["FP8_DYNAMIC", "W8A8"])
+def test_figures_of_rows_are_those_of_the_definition(scheme: str, dtype: str) -> None:
+    """Of a build whose scales are half of what they should be: the largest weights lie beyond the ends."""
+    honest = quantized(hard_weight("normal", dtype, 16, 256), dtype, SCHEMES[scheme])
+    narrow = honest.arrays["weight_scale"].copy()
+    # Of BF16 bit patterns a power of two less.
+    narrow = narrow - np.uint16(0x80) if dtype == "BF16" else (narrow / 2).astype(narrow.dtype)
+    module = replace(honest, arrays={**honest.arrays, "weight_scale": narrow})
+    grid = GRIDS[scheme]
+    values = grid.values[module.arrays["weight"].view(np.uint8)].astype(np.float64)
+    divisors = float_values(narrow, dtype).astype(np.float64)
+    seen = module.measured()
+    found = seen.signal, seen.noise, seen.saturated, seen.zeroed, seen.nan_codes
+    assert found == pytest.approx(figures_by_definition(module, values, divisors), rel=1e-5)
+    assert seen.saturated > 0
+    assert (seen.zeroed > 0) == (scheme == "W8A8")
+
+
+def test_codes_of_nan_are_counted() -> None:
+    honest = quantized(hard_weight("normal", "BF16", 16, 256), "BF16", SCHEMES["FP8_DYNAMIC"])
+    codes = honest.arrays["weight"].view(np.uint8).copy()
+    codes[3, 7], codes[15, 255] = 0x7F, 0xFF
+    seen = replace(honest, arrays={**honest.arrays, "weight": codes}).measured()
+    assert (seen.nan_codes, seen.different_codes) == (2, 2)
+    assert np.isnan(seen.noise)
+
+
 def test_scales_are_counted_by_what_is_wrong_with_them() -> None:
     tiny = np.float32(2.0**-126)
     scales = np.array([[1, 0, -0.0, -1], [np.nan, np.inf, -np.inf, tiny], [tiny / 2, -tiny / 2, 448, tiny]], np.float32)

@@ -326,6 +326,13 @@ RENAMED: dict[str, tuple[list[str], list[str], dict[str, str], list[str]]] = {
 }
 
 
+def test_renamed_tensors_of_one_rule_stand_together_by_the_first_of_them() -> None:
+    rule = "another prefix"
+    differences = [Difference("renamed", f"a.{name}", rule, f"b.{name}") for name in ("x", "y", "z")]
+    (found,) = group([*differences])
+    assert (str(found.pattern), found.reference, found.count) == ("a.x", "b.x", 3)
+
+
 @pytest.mark.parametrize(("ours", "theirs", "renamed", "rules"), RENAMED.values(), ids=RENAMED)
 def test_names_that_a_rule_turns_into_the_others_are_renamed_and_no_more(
     ours: list[str], theirs: list[str], renamed: dict[str, str], rules: list[str]
