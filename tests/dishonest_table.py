@@ -423,6 +423,11 @@ ASKED = [
         "evidence/provenance",
         wraps=provenance(put(*DEFINITION, "internalParameters", "hsm", value="x")),
     ),
+    Lie(
+        "a machine that is no word",
+        "evidence/provenance",
+        wraps=provenance(put(*DEFINITION, "internalParameters", "machine", value=64)),
+    ),
     Lie("no machine", "evidence/provenance", wraps=provenance(put(*DEFINITION, "internalParameters", value={}))),
     Lie(
         "another builder",

@@ -14,6 +14,8 @@ from tests.audit_rows import SCHEMES, Memory, quantized
 from tests.checkpoints import Tensors
 from tests.conftest import Command, Outcome
 from tests.test_audit import altered
+from weighbridge.audit.pairing import Region
+from weighbridge.engines.kernels.agreement import hard_weight
 from weighbridge.formats.tensors import Tensor
 
 compare: Any = importlib.import_module("weighbridge.audit.compare")
@@ -49,6 +51,15 @@ def test_scales_may_differ_by_what_a_reciprocal_rounds(units: int, parts: int) -
     side = compare._Side(Tensor("F32", (1, 4)), pair=one.pair)
     found = compare._parting((Memory(other), Memory(one.arrays)), compare._Shared("module.weight", (side, side)))
     assert (found.codes, found.scales) == (0, parts)
+
+
+def test_a_quantized_weight_is_held_against_one_that_is_kept() -> None:
+    module = quantized(hard_weight("normal", "BF16", 16, 64), "BF16", SCHEMES["FP8_DYNAMIC"])
+    shape = Tensor("BF16", (16, 64))
+    sides = compare._Side(shape, region=Region("base", 0, shape)), compare._Side(shape, pair=module.pair)
+    readers = Memory({"base": module.weight}), Memory(module.arrays)
+    found, audited = compare._parting(readers, compare._Shared("module.weight", sides)), module.measured()
+    assert (found.signal, found.noise) == pytest.approx((audited.signal, audited.noise), rel=1e-5)
 
 
 def test_a_build_is_the_same_as_itself(mini_build: Path, call_validate: Command) -> None:

@@ -17,6 +17,7 @@ from tests.test_oneshot import made
 from tests.toy_models import TOYS
 from weighbridge.audit import conclusion
 from weighbridge.audit.judge import Verdict
+from weighbridge.audit.method import DAMPENING
 from weighbridge.recipe import load_recipe
 
 KEPT_OF_TOYS = {
@@ -226,6 +227,11 @@ def test_calibrated_builds_of_toys_derive(toy: str, modifier: str, once: Once, t
     assert outcome.code == 0, outcome.err + outcome.out
     found = look(output, source, loaded=load_recipe(str(recipe)))
     assert conclusion(found) in AS_CHANGED
+
+
+def test_dampening_is_that_of_llm_compressor_where_nothing_is_said() -> None:
+    modifier = pytest.importorskip("llmcompressor.modifiers.gptq").GPTQModifier
+    assert modifier.model_fields["dampening_frac"].default == DAMPENING
 
 
 # --- recomputed

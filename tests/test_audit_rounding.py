@@ -80,6 +80,12 @@ def test_places_are_those_of_the_codes() -> None:
     assert GRIDS["W8A8"].values.astype(int).tolist() == [*range(128), *range(-128, 0)]
 
 
+def test_scales_of_eight_bits_are_powers_of_two() -> None:
+    codes = np.arange(256, dtype=np.uint8)
+    assert e8m0_values(codes)[:255].tolist() == [2.0 ** (int(code) - 127) for code in codes[:255]]
+    assert np.isnan(e8m0_values(codes)[255])
+
+
 @pytest.mark.parametrize("columns", [32, 31])
 @pytest.mark.parametrize("name", GRIDS)
 def test_loops_decode_every_byte_as_the_table_does(name: str, columns: int) -> None:

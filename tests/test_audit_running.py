@@ -21,8 +21,11 @@ from tests.test_audit import altered, diverging, look
 from weighbridge.audit import Sample, assess, reading
 from weighbridge.audit.journal import Journal
 from weighbridge.audit.measure import Difference, Measure
+from weighbridge.audit.pairing import KeptPair, Pairing, Region
+from weighbridge.audit.pieces import cut
 from weighbridge.audit.work import look as look_at_piece
 from weighbridge.errors import WeighbridgeError
+from weighbridge.formats.tensors import Tensor
 from weighbridge.structure.checkpoint import open_directory
 
 JOURNALS = "audits"
@@ -166,6 +169,15 @@ def test_report_states_what_a_sample_would_have_missed(call_validate: Command, m
     facts = next(section["facts"] for section in outcome.report["sections"] if section["title"] == "the audit")
     assert facts["sample"] == "seed 0, 10 % of each tensor's rows"
     assert re.fullmatch(r"probability 0\.9\d* at most", facts["missed with 1 altered row"])
+
+
+def test_a_sample_takes_kept_tensors_by_runs_of_4096_elements() -> None:
+    tensor = Tensor("BF16", (100, 1000))
+    kept = KeptPair("norm", Region("base", 0, tensor), Region("build", 0, tensor))
+    (piece,) = cut(Pairing((kept,)), Sample(0.2, 3))
+    runs = [run for strip in piece.strips for run in strip.spans]
+    assert sum(count for _, count in runs) in (5 * 4096, 4 * 4096 + 100_000 % 4096)
+    assert all(first % 4096 == 0 for first, _ in runs)
 
 
 def test_rows_of_a_sample_are_known_to_nobody_beforehand_unless_a_seed_is_named(
