@@ -620,12 +620,9 @@ def examine(
     """
     rows, columns = weights.shape
     row_codes, values = np.empty(columns, np.uint8), np.empty(columns, np.float32)
-    row_weights, asked, other = (
-        np.empty(columns, np.float32),
-        np.empty(columns, np.float32),
-        np.empty(columns, np.float32),
-    )
-    row_divisors, row_zeros = np.empty(columns, np.float32), np.empty(columns, np.float32)
+    row_weights, row_divisors = np.empty(columns, np.float32), np.empty(columns, np.float32)
+    row_zeros, asked = np.empty(columns, np.float32), np.empty(columns, np.float32)
+    other = np.empty(columns, np.float32)
     differences, lanes = np.empty(columns, np.float32), np.empty(_LANES, np.float32)
     signal, noise, steps = 0.0, 0.0, uint32(0)
     wrong, saturated, zeroed, nan_codes = 0, 0, 0, 0
