@@ -7,8 +7,9 @@ import sys
 if __name__ == "__main__":
     try:
         from weighbridge.commands.build import main
+        from weighbridge.commands.run import as_process
 
-        sys.exit(main())
+        sys.exit(as_process(main))
     except ModuleNotFoundError as error:
         sentence = f"{error.name} is not installed; run 'make env', then .venv/bin/python build.py"
     except KeyboardInterrupt:

@@ -6,9 +6,10 @@ import sys
 
 if __name__ == "__main__":
     try:
+        from weighbridge.commands.run import as_process
         from weighbridge.commands.validate import main
 
-        sys.exit(main())
+        sys.exit(as_process(main))
     except ModuleNotFoundError as error:
         sentence = f"{error.name} is not installed; run 'make env', then .venv/bin/python validate.py"
     except KeyboardInterrupt:

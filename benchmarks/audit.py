@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import statistics
 import subprocess
 import sys
@@ -72,6 +73,7 @@ def main() -> None:
         recipe.write_text(RECIPE.format(scheme=SCHEMES[options.scheme]))
         command = [sys.executable, str(ROOT / "build.py"), str(recipe), "--model", str(base), "--output", str(build)]
         subprocess.run(command, check=True, capture_output=True)
+        os.sync()  # or writing what was just made would go on beside the first runs
         report(options, base, build, Path(scratch))
 
 

@@ -65,7 +65,9 @@ def test_nearest_is_the_place_at_the_smallest_distance(grid: str, values: str) -
     asked = all_of_bf16() if values == "every BF16" else around_midpoints(table)
     found = np.empty((1, len(asked)), np.float32)
     ones, zeros = np.ones((1, 1), np.float32), np.zeros((1, 1), np.float32)
-    rounding.nearest_values(asked[None], False, rounding.F32, GRIDS[grid].places, (ones, zeros, 1, len(asked)), found)
+    rounding.nearest_values(
+        asked[None], False, rounding.F32, GRIDS[grid].places, (ones, zeros, 1, len(asked), False), found
+    )
     assert (found[0] == nearest_by_search(table, asked)).all()
 
 
@@ -122,7 +124,7 @@ def test_energy_is_that_of_the_tiles_alone_whose_divisors_are_far_from_what_they
     times = np.where(random.random(needed.shape) < 0.3, random.choice([0.6, 2.2], needed.shape), 1.4)
     times[0] = 0.71, 2.1, 1.4, 1, 0.8
     divisors = (needed * times).astype(np.float32)
-    tiles = divisors, np.zeros_like(divisors), 2, 8
+    tiles = divisors, np.zeros_like(divisors), 2, 8, between
     limits = np.float32(0.7), np.float32(2.125)
     found = rounding.far_energy(weights, False, np.float32(7.5), between, smallest, largest, tiles, *limits)
     far = ((times < 0.7) | (times > 2.125)).repeat(2, 0).repeat(8, 1)

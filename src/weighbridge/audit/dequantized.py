@@ -82,7 +82,7 @@ def _is_rounded(item: KeptPair, scheme: Scheme, amax: float, checkpoint: Reader,
     height, width = grid.height or rows, grid.width or columns
     values = np.empty((rows, columns), np.float32)
     number = rounding.F32 if arithmetic.in_float32 else PRECISIONS[dtype].number
-    tiles = (divisors, zeros, height, width)
+    tiles = (divisors, zeros, height, width, not grid.symmetric)
     rounding.nearest_values(*weights.taken, number, grid.places, tiles, values)
     # compressed-tensors multiplies in the dtype of its scales: that of the weight, or under a global scale float32.
     product = values * divisors.repeat(height, 0).repeat(width, 1)[:rows, :columns]

@@ -153,9 +153,10 @@ class Rows:
     zeros: Floats
 
     @property
-    def tiles(self) -> tuple[Floats, Floats, int, int]:
+    def tiles(self) -> tuple[Floats, Floats, int, int, bool]:
         """What codes are multiplied by, as the loops take it."""
-        return self.divisors, self.zeros, self.grid.height or len(self.codes), self.grid.width or self.columns
+        height, width = self.grid.height or len(self.codes), self.grid.width or self.columns
+        return self.divisors, self.zeros, height, width, not self.grid.symmetric
 
     @property
     def widest(self) -> Floats:
@@ -181,7 +182,7 @@ def values_of(rows: Rows) -> Floats:
 
 def spread(rows: Rows, tiles: Floats) -> Floats:
     """Figures of tiles, one for each weight: float32 [rows, columns]."""
-    _, _, height, width = rows.tiles
+    _, _, height, width, _ = rows.tiles
     return tiles.repeat(height, 0).repeat(width, 1)[: len(rows.codes), : rows.columns]
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +55,14 @@ _COLUMNS = frozenset({"settled", "zero_columns", "live_columns"})
 
 def _fields(result: Result) -> dict[str, Any]:
     """JSON cannot have integers of any size."""
-    return {name: hex(value) if name in _COLUMNS else value for name, value in asdict(result).items()}
+    values = {item.name: getattr(result, item.name) for item in fields(result)}
+    return {name: hex(value) if name in _COLUMNS else value for name, value in values.items()}
 
 
-def _made(kind: str, fields: dict[str, Any]) -> Result:
-    return _KINDS[kind](**{name: int(value, 16) if name in _COLUMNS else value for name, value in fields.items()})
+def _made(kind: str, kept: dict[str, Any]) -> Result:
+    return _KINDS[kind](**{name: int(value, 16) if name in _COLUMNS else value for name, value in kept.items()})
 
 
 def _read(line: str) -> tuple[int, Seen]:
     piece, entries = json.loads(line)
-    return piece, [(pair, _made(kind, fields)) for pair, kind, fields in entries]
+    return piece, [(pair, _made(kind, kept)) for pair, kind, kept in entries]

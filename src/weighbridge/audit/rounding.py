@@ -206,17 +206,22 @@ def _decode(row: Any, nibbles: Any, places: Any, codes: Any, values: Any) -> Any
 @_jit
 def _spread(tiles: Any, width: Any, out: Any) -> None:
     """Figures of tiles, one for each column."""
-    for tile in range(tiles.shape[0]):
-        out[tile * width : (tile + 1) * width] = tiles[tile]
+    if width == 16:  # of NVFP4: stores of a length that is known take three quarters of the time
+        for tile in range(tiles.shape[0]):
+            out[tile * 16 : (tile + 1) * 16] = tiles[tile]
+    else:
+        for tile in range(tiles.shape[0]):
+            out[tile * width : (tile + 1) * width] = tiles[tile]
 
 
 @_jit
 def _spread_tiles(tiles: Any, row: Any, row_divisors: Any, row_zeros: Any) -> None:
     """Divisors and zero points of a row, one for each column; rows come in their order, and those of a tile stay."""
-    divisors, zeros, height, width = tiles
+    divisors, zeros, height, width, zero_points = tiles
     if row % height == 0:
         _spread(divisors[row // height], width, row_divisors)
-        _spread(zeros[row // height], width, row_zeros)
+        if zero_points or row == 0:  # they are all the same where there are none
+            _spread(zeros[row // height], width, row_zeros)
 
 
 @_jit
@@ -455,7 +460,7 @@ def far_energy(
         others: as in `extremes` and `examine`.
     """
     rows, columns = weights.shape
-    divisors, _, height, width = tiles
+    divisors, _, height, width, _ = tiles
     row_weights, far = np.empty(columns, np.float32), np.empty(divisors.shape[1], np.uint8)
     energy = 0.0
     for down in range(divisors.shape[0]):
@@ -612,7 +617,8 @@ def examine(
         in_float32: whether those that are not `wrong` were rounded to the grid as they are.
         codes: uint8 [rows, bytes], as they are stored.
         places: `weighbridge.audit.grid.Places`.
-        tiles: divisors and zero points, float32 [tiles down, tiles across], then the height and the width of a tile.
+        tiles: divisors and zero points, float32 [tiles down, tiles across], then the height and the width of a tile,
+            and whether there are zero points other than zero.
         noise_of_row: float64 [rows].
 
     Returns:
@@ -626,7 +632,7 @@ def examine(
     differences, lanes = np.empty(columns, np.float32), np.empty(_LANES, np.float32)
     signal, noise, steps = 0.0, 0.0, uint32(0)
     wrong, saturated, zeroed, nan_codes = 0, 0, 0, 0
-    zero_points = bool((tiles[1] != 0).any())
+    zero_points = tiles[4]
     first, second = (F32, dtype) if in_float32 else (dtype, F32)
     for row in range(rows):
         _spread_tiles(tiles, row, row_divisors, row_zeros)

@@ -4,6 +4,7 @@ code."""
 from __future__ import annotations
 
 import argparse
+import gc
 import io
 import logging
 import os
@@ -27,6 +28,18 @@ HOLDS, WANTING, COULD_NOT = 0, 1, 2
 SCRIPTS = {"build": "build.py", "validate": "validate.py"}
 
 log = logging.getLogger(__name__)
+
+
+def as_process(main: Callable[[], int]) -> int:
+    """Run a command in a process that ends with it.
+
+    What was imported stays, and what is left at the end goes with the process: the collector need look at neither, which
+    it would for a tenth of the time that an audit takes.
+    """
+    gc.freeze()
+    code = main()
+    gc.freeze()
+    return code
 
 
 def run(command: Callable[[], int], options: argparse.Namespace | None = None) -> int:
