@@ -22,7 +22,7 @@ from weighbridge.audit.judge import (
     scale_holds,
     too_wide,
 )
-from weighbridge.audit.measure import Measure
+from weighbridge.audit.measure import Difference, Measure
 from weighbridge.audit.smoothing import COARSENESS, UNIT_ROUNDOFF
 from weighbridge.audit.work import QUOTIENT_SLACK, STRICT, Allowance
 from weighbridge.engines.kernels.agreement import hard_weight
@@ -374,6 +374,19 @@ def test_volume_is_that_of_uniform_rounding_errors(size: float, expected: float)
     found = of_errors(mixed(size)).volume()
     assert found == pytest.approx(expected, rel=0.02)
     assert (found <= compensation.VOLUME) == (size < 1.75)
+
+
+def test_digamma_is_what_its_recurrence_says() -> None:
+    """psi(x + 1) = psi(x) + 1 / x, and psi(10) = H(9) less Euler's constant."""
+    values = np.arange(8, 400) / 2 + 4
+    assert np.abs(compensation._digamma(values + 1) - compensation._digamma(values) - 1 / values).max() < 2e-7
+    assert abs(float(compensation._digamma(np.array([10.0]))[0]) - 2.251752589066721) < 1e-7
+
+
+@pytest.mark.parametrize("figures", [HONEST, Difference(7, 2, 0.5, 3)])
+def test_figures_of_no_rows_add_nothing(figures: Any) -> None:
+    nothing = type(figures)()
+    assert nothing + figures == figures + nothing == figures
 
 
 def test_column_without_an_error_hides_none_of_the_others() -> None:
