@@ -23,6 +23,7 @@ from weighbridge.commands.run import (
     hand_over,
     parsed,
     positive,
+    positive_size,
     program,
     refuse,
     run,
@@ -250,7 +251,7 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--shard-size",
-        type=size,
+        type=positive_size,
         default=DEFAULT_SHARD_SIZE,
         metavar="SIZE",
         help="bytes of tensors at which a new output file is begun (default: 5GB)",

@@ -165,9 +165,14 @@ def _by_console() -> bool:
 def size(text: str) -> int:
     """An option that is a size such as ``5GB`` or ``2GiB``."""
     try:
-        found = parse_size(text)
+        return parse_size(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def positive_size(text: str) -> int:
+    """An option that is a size, and not of nothing."""
+    found = size(text)
     if not found:
         raise argparse.ArgumentTypeError(f"must be more than nothing, not {text!r}")
     return found
