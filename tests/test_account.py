@@ -416,6 +416,26 @@ def test_each_key_of_a_renamed_config_group_is_judged_once(honest: Honest, copy:
     assert {name.split(".")[4] for name in groups} >= {"weights", "output_activations", "targets"}
 
 
+def test_the_one_group_of_a_plan_may_be_spelled_as_several(honest: Honest, copy: Path) -> None:
+    modules = sorted(open_directory(copy).schemes)
+
+    def split(config: dict[str, Any]) -> None:
+        (group,) = config["quantization_config"]["config_groups"].values()
+        halves = modules[::2], modules[1::2]
+        config["quantization_config"]["config_groups"] = {
+            f"group_{index}": {**group, "targets": names} for index, names in enumerate(halves)
+        }
+
+    edit_config(copy, split)
+    plan = make_plan(load_recipe(str(honest.recipe)), open_directory(honest.source))
+    states = {
+        verdict.state
+        for verdict in judge_quantization(open_directory(copy), plan, None)
+        if ".config_groups." in verdict.name
+    }
+    assert states == {State.HARMLESS}
+
+
 HARMLESS_KEYS: dict[str, Callable[[dict[str, Any]], object]] = {
     "transformers_version": lambda config: config.update(transformers_version="4.57.1"),
     "_name_or_path": lambda config: config.update(_name_or_path="somewhere/else"),

@@ -237,28 +237,26 @@ def test_dampening_is_that_of_llm_compressor_where_nothing_is_said() -> None:
 # --- recomputed
 
 
-@pytest.fixture(scope="session")
-def calibrated(once: Once) -> tuple[Path, Path, Path]:
-    """A toy, a recipe that compensates, and what it made."""
+def calibrated_once(once: Once, name: str, **content: object) -> tuple[Path, Path, Path]:
+    """A toy, a recipe that calibrates on a text of its own, and what it made."""
     source = once("toy-llama", TOYS["llama"])
 
     def make(directory: Path) -> None:
         text = directory / "text.txt"
         text.write_text("".join(f"sentence {number} of some text, {number * 7919 % 1000}\n" for number in range(64)))
         calibration = {"dataset": {"file": str(text)}, "samples": 64, "sequence_length": 64, "experts": "all"}
-        recipe = recipe_of(
-            directory / "recipe.yaml",
-            "llama",
-            method="oneshot",
-            modifiers=[{"GPTQModifier": {}}],
-            calibration=calibration,
-            **SCHEMES["W4A16"],
-        )
+        recipe = recipe_of(directory / "recipe.yaml", "llama", method="oneshot", calibration=calibration, **content)
         outcome = run_script("build.py", recipe, "--model", source, "--output", directory / "build")
         assert outcome.code == 0, outcome.err + outcome.out
 
-    directory = once("toy-llama-gptq", make)
+    directory = once(name, make)
     return source, directory / "recipe.yaml", directory / "build"
+
+
+@pytest.fixture(scope="session")
+def calibrated(once: Once) -> tuple[Path, Path, Path]:
+    """A toy, a recipe that compensates, and what it made."""
+    return calibrated_once(once, "toy-llama-gptq", modifiers=[{"GPTQModifier": {}}], **SCHEMES["W4A16"])
 
 
 def test_ones_own_calibrated_build_is_exact_by_recomputation(calibrated: tuple[Path, Path, Path]) -> None:
@@ -298,20 +296,7 @@ def test_alteration_below_every_limit_is_seen_by_recomputation(
 @pytest.fixture(scope="session")
 def with_activations(once: Once) -> tuple[Path, Path, Path]:
     """A toy, a recipe whose scales of activations are calibrated, and what it made."""
-    source = once("toy-llama", TOYS["llama"])
-
-    def make(directory: Path) -> None:
-        text = directory / "text.txt"
-        text.write_text("".join(f"sentence {number} of some text\n" for number in range(8)))
-        calibration = {"dataset": {"file": str(text)}, "samples": 8, "sequence_length": 16, "experts": "all"}
-        recipe = recipe_of(
-            directory / "recipe.yaml", "llama", method="oneshot", scheme="NVFP4", calibration=calibration
-        )
-        outcome = run_script("build.py", recipe, "--model", source, "--output", directory / "build")
-        assert outcome.code == 0, outcome.err + outcome.out
-
-    directory = once("toy-llama-nvfp4", make)
-    return source, directory / "recipe.yaml", directory / "build"
+    return calibrated_once(once, "toy-llama-nvfp4", scheme="NVFP4")
 
 
 @pytest.mark.parametrize("changed", [False, True])
