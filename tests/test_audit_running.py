@@ -180,6 +180,14 @@ def test_a_sample_takes_kept_tensors_by_runs_of_4096_elements() -> None:
     assert all(first % 4096 == 0 for first, _ in runs)
 
 
+def test_work_is_cut_into_pieces_of_four_mebibytes_of_the_base() -> None:
+    """By nothing but size, so that a journal is understood under any other setting."""
+    tensor = Tensor("BF16", (5 * 1024, 1024))
+    kept = KeptPair("embedding", Region("base", 0, tensor), Region("build", 0, tensor))
+    pieces = cut(Pairing((kept,)))
+    assert [piece.nbytes for piece in pieces] == [4 * 2**20, 4 * 2**20, 2 * 2**20]
+
+
 def test_rows_of_a_sample_are_known_to_nobody_beforehand_unless_a_seed_is_named(
     mini_build: Path, mini: Path, call_validate: Command
 ) -> None:
