@@ -113,16 +113,19 @@ def test_what_is_stored_beyond_the_last_column_is_seen() -> None:
     assert not rounding._decode(row, False, GRIDS["W8A16"].places, buffer[:3], found[:3])
 
 
+@pytest.mark.parametrize(("down", "across"), [(3, 5), (6, 3)])
 @pytest.mark.parametrize("between", [False, True])
-def test_energy_is_that_of_the_tiles_alone_whose_divisors_are_far_from_what_they_need(between: bool) -> None:
+def test_energy_is_that_of_the_tiles_alone_whose_divisors_are_far_from_what_they_need(
+    between: bool, down: int, across: int
+) -> None:
     random = np.random.default_rng(5)
-    weights = random.standard_normal((6, 40)).astype(np.float32) - np.float32(0.3)
-    smallest, largest = (np.empty((3, 5), np.float32) for _ in range(2))
+    weights = random.standard_normal((2 * down, 8 * across)).astype(np.float32) - np.float32(0.3)
+    smallest, largest = (np.empty((down, across), np.float32) for _ in range(2))
     rounding.extremes(weights, False, 2, 8, smallest, largest)
     low, high = np.minimum(smallest, 0), np.maximum(largest, 0)
     needed = (high - low) / 15 if between else np.maximum(-smallest, largest) / np.float32(7.5)
     times = np.where(random.random(needed.shape) < 0.3, random.choice([0.6, 2.2], needed.shape), 1.4)
-    times[0] = 0.71, 2.1, 1.4, 1, 0.8
+    times[0], times[-1, -1] = [0.71, 2.1, 1.4, 1, 0.8][:across], 2.2
     divisors = (needed * times).astype(np.float32)
     tiles = divisors, np.zeros_like(divisors), 2, 8, between
     limits = np.float32(0.7), np.float32(2.125)
