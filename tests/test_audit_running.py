@@ -39,10 +39,10 @@ def journals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def stopping(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Lets so many pieces be looked at, and then fails."""
+def stopping(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
+    """Lets so many pieces be looked at, and then fails; gives a list of how many more it would let be."""
 
-    def after(count: int) -> None:
+    def after(count: int) -> list[int]:
         left = [count]
 
         def limited(*arguments: object) -> object:
@@ -52,6 +52,7 @@ def stopping(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
             return look_at_piece(*arguments)  # type: ignore[arg-type]
 
         monkeypatch.setattr("weighbridge.audit.run.look", limited)
+        return left
 
     return after
 
@@ -61,22 +62,24 @@ def figures(found: assess.Audit) -> list[tuple[str, Measure]]:
 
 
 def test_interrupted_audit_goes_on(
-    mini_build: Path, mini: Path, journals: Path, stopping: Callable[[int], None]
+    mini_build: Path, mini: Path, journals: Path, stopping: Callable[[int], list[int]]
 ) -> None:
+    unseen = stopping(10_000)
     whole = look(mini_build, mini)
+    pieces = 10_000 - unseen[0]
     stopping(2)
     with pytest.raises(WeighbridgeError, match="stopped"):
         look(mini_build, mini)
     assert [path.suffix for path in journals.iterdir()] == [".jsonl"]
-    stopping(10_000)
+    unseen = stopping(10_000)
     resumed = look(mini_build, mini)
-    assert resumed.found >= 1
+    assert 1 <= resumed.found == pieces - (10_000 - unseen[0])
     assert figures(resumed) == figures(whole)
     assert list(journals.iterdir()) == []
 
 
 def test_journal_of_a_file_that_was_touched_is_not_believed(
-    mini_build: Path, mini: Path, tmp_path: Path, journals: Path, stopping: Callable[[int], None]
+    mini_build: Path, mini: Path, tmp_path: Path, journals: Path, stopping: Callable[[int], list[int]]
 ) -> None:
     copy = copy_checkpoint(mini_build, tmp_path / "copy")
     shard = shards_of(copy)[0]
