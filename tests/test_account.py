@@ -34,7 +34,7 @@ from tests.conftest import ROOT, Command, Once, Outcome, call_main
 from tests.tiny import BESIDE, CONFIG_OF, RECIPE, write_tiny
 from weighbridge.account.base import Base
 from weighbridge.account.files import HARMLESS_FILES, harmless, judge_files
-from weighbridge.account.keys import config_keys, meaning_beside
+from weighbridge.account.keys import RENAMED, _renamed, config_keys, meaning_beside
 from weighbridge.account.model import State
 from weighbridge.account.quantization import judge_quantization
 from weighbridge.account.redirects import redirects
@@ -414,6 +414,13 @@ def test_each_key_of_a_renamed_config_group_is_judged_once(honest: Honest, copy:
     groups = sorted(name for name in names if ".config_groups." in name)
     assert groups == sorted(set(groups))
     assert {name.split(".")[4] for name in groups} >= {"weights", "output_activations", "targets"}
+
+
+@pytest.mark.parametrize("place", [(), ("text_config",)])
+def test_keys_have_todays_names_where_keys_mean_what_they_mean_at_the_top(place: tuple[str, ...]) -> None:
+    for old, new in RENAMED.items():
+        assert _renamed({(*place, old): "1"}) == {(*place, new): "1"}
+        assert _renamed({(*place, "a_mapping", old): "1"}) == {(*place, "a_mapping", old): "1"}
 
 
 def test_the_one_group_of_a_plan_may_be_spelled_as_several(honest: Honest, copy: Path) -> None:

@@ -32,6 +32,7 @@ from weighbridge.audit.judge import Verdict
 from weighbridge.plan import find_merged_groups
 from weighbridge.progress import Progress
 from weighbridge.recipe import LoadedRecipe, load_recipe
+from weighbridge.report import Grid
 from weighbridge.resources import Resources
 from weighbridge.structure.checkpoint import open_directory
 
@@ -91,6 +92,14 @@ def altered(build: Path, target: Path, change: Callable[[Tensors], object]) -> P
     copy_checkpoint(build, target)
     edit_tensors(target, change)
     return target
+
+
+def test_report_shows_the_error_of_each_layer_by_role(mini_build: Path, mini: Path) -> None:
+    quantized = next(item for item in sections(look(mini_build, mini)) if item.title == "its quantized weights")
+    (grid,) = quantized.figures
+    assert isinstance(grid, Grid)
+    assert list(grid.rows) == sorted(grid.rows, key=int)
+    assert len(grid.rows) > 1
 
 
 @pytest.mark.parametrize("recipe", DATA_FREE)

@@ -13,8 +13,10 @@ from tests.checkpoints import copy_checkpoint
 from tests.evidence import EVIDENCE, lines_of
 from weighbridge.account import Base
 from weighbridge.evidence import MAIN_REPORT, FinishedBuild, build_verdict, licence_section, write
+from weighbridge.evidence.finished import called
 from weighbridge.evidence.subject import hash_shards
 from weighbridge.evidence.verify import verify
+from weighbridge.evidence.write import source_digests
 from weighbridge.expectation import values_of
 from weighbridge.identity import digest_files, identify
 from weighbridge.plan import make_plan
@@ -23,7 +25,7 @@ from weighbridge.recipe import load_recipe
 from weighbridge.references import base_of_source, find_references
 from weighbridge.report import Finding, Report, Section, Severity
 from weighbridge.source import open_source
-from weighbridge.structure.checkpoint import open_directory
+from weighbridge.structure.checkpoint import Origin, open_directory
 from weighbridge.validation import validate
 
 AUDIT = Report(
@@ -39,6 +41,20 @@ AUDIT = Report(
         ),
     ),
 )
+
+
+def test_source_is_stated_with_all_that_says_who_it_is(mini: Path) -> None:
+    source = open_directory(mini)
+    stated = source_digests(source, {}, progress=Progress())
+    assert stated.keys() >= {*source.shards, "config.json", "model.safetensors.index.json", "tokenizer.json"}
+    known = dict.fromkeys(source.shards, "0" * 64)
+    assert source_digests(source, known, progress=Progress()) == {**stated, **known}
+
+
+def test_source_is_called_by_its_hub_id_wherever_it_was_put(mini: Path) -> None:
+    source = open_directory(mini)
+    fetched = replace(source, origin=Origin(repository="org/name", revision="0" * 40))
+    assert (called(fetched), called(source)) == ("org/name", mini.name)
 
 
 @pytest.fixture
