@@ -178,7 +178,7 @@ class Copy:
     def reach(self, directory: Path, processes: int) -> None:
         """Run all tests under coverage, and leave its data and pytest's report in a directory."""
         (self.root / ".coveragerc").write_text(COVERAGE_SETTINGS)
-        directory.mkdir(parents=True)
+        directory.mkdir(parents=True, exist_ok=True)
         written = f"--basetemp={directory / 't'}", f"--junitxml={self.place / REPORT}"
         run = self._run((*PYTEST.split(), *COVERAGE.split(), f"-n{processes}", *written), None, SHARED_CACHE)
         if run.code not in (PYTEST_PASSED, PYTEST_FAILED):
@@ -432,7 +432,7 @@ def main() -> None:
     say(f"{len(chosen)} mutants, {len(left)} of them left to try")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
     try:
-        run(record, left, reach=options.reach, workers=options.workers, budgets=options.seconds)
+        run(record, left, reach=options.reach.resolve(), workers=options.workers, budgets=options.seconds)
     finally:
         done = [record.results[mutant.key] for _, mutant in chosen if mutant.key in record.results]
         say("\n" + table(done, packages))
@@ -447,7 +447,7 @@ def run(
     """Try mutants, and say what becomes of each."""
     with tempfile.TemporaryDirectory(prefix="mutations-") as place, ThreadPoolExecutor(workers) as pool:
         copies = [Copy(Path(place) / str(number)) for number in range(workers if left else 0)]
-        if not reach.exists():
+        if not (reach / DIGESTS).exists():
             say("running all tests under coverage")
             copies[0].reach(reach, workers)
         elif changed := digests(ROOT).items() - json.loads((reach / DIGESTS).read_text()).items():

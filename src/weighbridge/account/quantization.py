@@ -8,7 +8,7 @@ may match something there.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from weighbridge.account.base import Base
@@ -22,6 +22,7 @@ from weighbridge.formats.quantization import CONFIG_KEYS, find_config
 from weighbridge.formats.schemes import PRESETS, QuantizationArgs
 from weighbridge.patterns import REGEX_PREFIX, pattern_list
 from weighbridge.plan import Plan, find_fused_groups, find_merged_groups, tied_heads
+from weighbridge.plan.quantize import KV_CACHE_SCALES
 from weighbridge.report import Finding, Severity
 from weighbridge.structure.checkpoint import CONFIG_FILE, Checkpoint
 from weighbridge.structure.modules import split_parameter
@@ -40,7 +41,6 @@ PLACE = "quantization_config"
 _LISTS = ("targets", "ignore", "exclude", "exclude_modules", "modules_to_not_convert", "ignored_layers")
 _OBSERVED = ("observer", "observer_kwargs")
 _ACTIVATIONS = ("input_activations", "output_activations")
-_SCALES_OF_CACHES = ("k_scale", "v_scale")
 _DEFAULTS: Mapping[str, Any] = {"symmetric": True, "dynamic": False, "observer_kwargs": {}}
 
 
@@ -50,9 +50,10 @@ def judge_quantization(checkpoint: Checkpoint, plan: Plan | None, base: Base | N
     place = "" if found is None else found.place
     if found is not None:
         if plan is None:
+            stored = _local_names(checkpoint)
             for path, text in leaves(found.raw).items():
                 state, by = (State.HELD, TENSORS) if _is_known(path, text, checkpoint) else (State.NOT_JUDGED, FOREIGN)
-                if text != "null" and not _leaves_a_trace(path, found.raw, checkpoint):
+                if text != "null" and not _leaves_a_trace(path, found.raw, stored):
                     state, by = State.NOT_JUDGED, UNSEEN
                 yield Verdict(Kind.KEY, f"{CONFIG_FILE}:{place}.{'.'.join(path)}", state, by)
         else:
@@ -89,17 +90,24 @@ def _is_known(path: Path, text: str, checkpoint: Checkpoint) -> bool:
     )
 
 
-def _leaves_a_trace(path: Path, raw: Mapping[str, Any], checkpoint: Checkpoint) -> bool:
+def _local_names(checkpoint: Checkpoint) -> frozenset[str]:
+    """What tensors are called in their modules: ``weight_scale``, ``k_scale``, ..."""
+    return frozenset(split_parameter(name)[1] for name in checkpoint.structure)
+
+
+def _leaves_a_trace(path: Path, raw: Mapping[str, Any], stored: Collection[str]) -> bool:
     """Whether tensors show what is declared, or a preset has it.
+
+    Args:
+        stored: what tensors are called in their modules.
 
     Scales of what is computed as values arrive are stored nowhere. Static ones are: but what a server makes of a cache
     without them is its own affair.
     """
-    stored = {name.rpartition(".")[2] for name in checkpoint.structure}
     if path[0] == "kv_cache_scheme" or path[-1] == "kv_cache_quant_algo":
         scheme = raw.get("kv_cache_scheme")
         dynamic = isinstance(scheme, Mapping) and scheme.get("dynamic") is True
-        return not dynamic and stored >= {*_SCALES_OF_CACHES}
+        return not dynamic and all(name in stored for name in KV_CACHE_SCALES)
     if path[0] != "config_groups" or not {*_ACTIVATIONS} & {*path[2:3]}:
         return True
     _, label, part, *_ = path
@@ -152,8 +160,9 @@ def judge_hf_quant_config(raw: bytes, checkpoint: Checkpoint, plan: Plan | None)
     content = parse_object(raw, where=name)
     own = leaves(content)
     if plan is None or name not in plan.documents:
+        stored = _local_names(checkpoint)
         for path, text in own.items():
-            traced = text == "null" or _leaves_a_trace(path, content, checkpoint)
+            traced = text == "null" or _leaves_a_trace(path, content, stored)
             state, by = (State.HELD, TENSORS) if traced else (State.NOT_JUDGED, UNSEEN)
             yield Verdict(Kind.KEY, f"{name}:{'.'.join(path)}", state, by)
         return

@@ -14,8 +14,8 @@ from weighbridge.audit.pieces import Piece
 from weighbridge.audit.work import Job, Result, look
 from weighbridge.progress import Progress
 
-WORKER_PIECES = 16
-"""What a worker holds at most, in pieces: both sides, and of smoothed modules four copies as float32."""
+WORKER_PIECES = 14
+"""What a worker holds at most, in pieces: both sides, and of smoothed modules three copies as float32."""
 
 
 @dataclass

@@ -255,7 +255,7 @@ def _taken_back(item: QuantizedPair, own: Weights, rows: Rows, spans: Spans, all
     values = float_values(own.array, own.dtype)
     with np.errstate(all="ignore"):
         stored = values_of(rows)
-        stored = np.multiply(stored, spread(rows, rows.divisors), out=None if rows.grid.symmetric else stored)
+        stored *= spread(rows, rows.divisors)
         if allowance.columns is not None:
             stored /= allowance.columns[None, :]
         if allowance.rows is not None:
