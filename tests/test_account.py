@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -32,14 +32,17 @@ from tests.checkpoints import (
 )
 from tests.conftest import ROOT, Command, Once, Outcome, call_main
 from tests.tiny import BESIDE, CONFIG_OF, RECIPE, write_tiny
+from weighbridge.account import judge, unjudged
 from weighbridge.account.base import Base
 from weighbridge.account.files import HARMLESS_FILES, harmless, judge_files
 from weighbridge.account.keys import RENAMED, _renamed, config_keys, meaning_beside
-from weighbridge.account.model import State
+from weighbridge.account.model import Account, Judged, Kind, State
 from weighbridge.account.quantization import judge_quantization
 from weighbridge.account.redirects import redirects
+from weighbridge.account.sizes import sizes_by_tensors
 from weighbridge.account.tensors import judge_tensors
 from weighbridge.commands import build, validate
+from weighbridge.formats.tensors import Tensor
 from weighbridge.plan import make_plan
 from weighbridge.recipe import load_recipe
 from weighbridge.structure.checkpoint import Checkpoint, open_directory
@@ -602,6 +605,51 @@ def test_size_that_the_tensors_contradict_fails_alone(copy: Path, key: str, call
     outcome = call_validate(copy)
     assert outcome.code == 1
     assert f"config.json:{key.partition(',')[0]}" in outcome.out
+
+
+LAYERS: dict[str, tuple[dict[str, Any], str | None]] = {
+    "as many as there are": ({"num_hidden_layers": 2}, ""),
+    "more": ({"num_hidden_layers": 3}, "is 3, but layer 2 has no tensor"),
+    "none stated": ({}, None),
+    "of an encoder, or of a decoder": ({"num_hidden_layers": 3, "is_encoder_decoder": True}, None),
+    "counted twice": ({"num_hidden_layers": 3, "num_layers": 6}, None),
+}
+
+
+@pytest.mark.parametrize(("config", "wrong"), LAYERS.values(), ids=LAYERS)
+def test_number_of_layers_is_held_against_tensors_where_it_is_known_what_it_counts(
+    config: dict[str, Any], wrong: str | None
+) -> None:
+    names = ["model.embed_tokens.weight", "model.layers.0.norm.weight", "model.layers.1.norm.weight", "layers.7.weight"]
+    found = dict(sizes_by_tensors(config, dict.fromkeys(names, Tensor("BF16", (8, 4)))))
+    assert found.get(("num_hidden_layers",)) == wrong
+
+
+def test_model_without_numbered_layers_has_no_number_of_layers() -> None:
+    structure = {"embed_tokens.weight": Tensor("BF16", (8, 4)), "layers.norm.weight": Tensor("BF16", (4,))}
+    assert ("num_hidden_layers",) not in dict(sizes_by_tensors({"num_hidden_layers": 2}, structure))
+
+
+def test_keys_of_a_lock_are_judged_where_it_is_of_a_quantized_checkpoint(honest: Honest) -> None:
+    opened, base = open_directory(honest.build), open_directory(honest.source)
+
+    def keys(checkpoint: Checkpoint) -> set[str]:
+        lock = replace(checkpoint, shards={})
+        return {name for item in judge(lock).judged if item.kind is Kind.KEY for name in item.names}
+
+    assert "config.json:hidden_size" in keys(opened)
+    assert keys(base) == set()
+
+
+def test_what_is_not_judged_is_named_briefly() -> None:
+    def said(kind: Kind, *names: str) -> str:
+        account = Account((Judged(kind, State.NOT_JUDGED, "unknown", names),))
+        return " ".join(finding.where for finding in unjudged(account))
+
+    layers = [f"model.layers.{number}.extra" for number in range(30)]
+    assert said(Kind.TENSOR, *layers) == "model.layers.{0-29}.extra"
+    assert said(Kind.FILE, "a.bin", "b/c.bin", "b/d.bin") == "a.bin, 2 files in b/"
+    assert said(Kind.KEY, "config.json:a.b", "config.json:a.c", "config.json:d") == "config.json: a (2), d"
 
 
 @pytest.mark.parametrize("key", QUANTIZATION_KEYS)

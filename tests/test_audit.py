@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -246,6 +247,25 @@ def test_tied_head_that_equals_the_embedding_is_excused(mini_build: Path, mini: 
     found = look(altered(mini_build, tmp_path / "copy", lambda t: t.update({"lm_head.weight": t[embedding]})), mini)
     assert [(left.names, left.excused) for left in found.leftovers] == [(("lm_head.weight",), True)]
     assert conclusion(found) == "derives exactly from the base"
+
+
+@pytest.mark.parametrize(
+    ("at_top", "in_text", "excused"), [(True, False, True), (False, True, True), (False, False, False)]
+)
+def test_head_that_is_left_out_is_excused_where_the_base_ties_it(
+    at_top: bool, in_text: bool, excused: bool, mini_build: Path, mini: Path, tmp_path: Path
+) -> None:
+    embedding = "model.language_model.embed_tokens.weight"
+    base = altered(mini, tmp_path / "base", lambda tensors: tensors.update({"lm_head.weight": tensors[embedding]}))
+
+    def say(config: dict[str, Any]) -> None:
+        config["tie_word_embeddings"], config["text_config"]["tie_word_embeddings"] = at_top, in_text
+
+    edit_config(base, say)
+    found = look(mini_build, base)
+    assert [(left.kind, left.names, left.excused) for left in found.leftovers] == [
+        ("dropped", ("lm_head.weight",), excused)
+    ]
 
 
 def test_experts_that_old_tools_left_unquantized_are_named(mini_build: Path, mini: Path, tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from tests.test_oneshot import made
 from tests.toy_models import TOYS
 from weighbridge.audit import conclusion
 from weighbridge.audit.judge import Verdict
-from weighbridge.audit.method import DAMPENING
+from weighbridge.audit.method import DAMPENING, method_of
 from weighbridge.recipe import load_recipe
+from weighbridge.structure.checkpoint import open_directory
 
 KEPT_OF_TOYS = {
     "llama": ["lm_head", "re:.*embed.*", "re:.*norm.*"],
@@ -227,6 +228,27 @@ def test_calibrated_builds_of_toys_derive(toy: str, modifier: str, once: Once, t
     assert outcome.code == 0, outcome.err + outcome.out
     found = look(output, source, loaded=load_recipe(str(recipe)))
     assert conclusion(found) in AS_CHANGED
+
+
+CALIBRATION = {"dataset": {"file": "text.txt"}, "samples": 4, "sequence_length": 16, "experts": "all"}
+SEARCHED = {"group_0": {"weights": {**GROUPS_OF_32, "observer": "memoryless_mse"}}}
+PROMISES: dict[str, tuple[dict[str, object], bool, bool]] = {
+    "rounding": (SCHEMES["W4A16"], True, True),
+    "searched scales": ({"config_groups": SEARCHED}, False, False),
+    "GPTQ": ({**SCHEMES["W4A16"], "modifiers": [{"GPTQModifier": {}}]}, False, True),
+    "AWQ": ({**SCHEMES["W4A16"], "modifiers": [{"AWQModifier": {}}]}, False, False),
+}
+"""What a recipe says -> whether codes are the nearest, and whether scales are those of the largest values."""
+
+
+@pytest.mark.parametrize(("content", "exact", "scales"), PROMISES.values(), ids=PROMISES)
+def test_what_a_recipe_promises_of_numbers(
+    content: dict[str, object], exact: bool, scales: bool, once: Once, tmp_path: Path
+) -> None:
+    recipe = recipe_of(tmp_path / "recipe.yaml", "llama", **content, method="oneshot", calibration=CALIBRATION)
+    source = open_directory(once("toy-llama", TOYS["llama"]))
+    found = method_of(source, load_recipe(str(recipe)))
+    assert (found.promises_exact, found.promises_scales) == (exact, scales)
 
 
 def test_dampening_is_that_of_llm_compressor_where_nothing_is_said() -> None:

@@ -42,6 +42,8 @@ def write_conversion(path: Path, changes: str) -> Path:
     return path
 
 
+BIAS = RawTensor("F32", (4,), struct.pack("<4f", 1.5, -2.0, 0.1, 3e-9))
+
 Convert = Callable[..., Path]
 """Converts a checkpoint as some lines of a recipe say, and gives the directory of the result."""
 
@@ -257,6 +259,33 @@ def test_fused_experts_can_be_dequantized(convert: Convert, mini_build: Path) ->
     name = "model.language_model.layers.0.experts"
     wanted = b"".join(read_tensors(single)[f"{name}.{expert}.down_proj.weight"].data for expert in range(8))
     assert read_tensors(fused)[f"{name}.down_proj"].data == wanted
+
+
+def test_experts_that_were_dequantized_in_one_tensor_can_be_split(convert: Convert, mini_build: Path) -> None:
+    everything = "convert: {dequantize: ['re:.*experts.*'], experts: "
+    fused = convert(mini_build, f"{everything}fused}}")
+    split = convert(fused, "convert: {experts: split}")
+    assert read_tensors(split) == read_tensors(convert(mini_build, f"{everything}split}}"))
+
+
+def test_what_is_no_matrix_of_an_expert_stays_beside_the_fused_ones(
+    convert: Convert, mini_build: Path, tmp_path: Path
+) -> None:
+    biased = copy_checkpoint(mini_build, tmp_path / "biased")
+    bias = {f"model.language_model.layers.3.experts.{expert}.down_proj.bias": BIAS for expert in range(8)}
+    edit_tensors(biased, lambda tensors: tensors.update(bias))
+    fused = read_tensors(convert(biased, "convert: {experts: fused}"))
+    assert {name: fused.get(name) for name in bias} == bias
+    assert "model.language_model.layers.3.experts.down_proj" in fused
+
+
+def test_floats_of_the_source_keep_their_dtype(convert: Convert, mini_build: Path, tmp_path: Path) -> None:
+    wide = copy_checkpoint(mini_build, tmp_path / "wide")
+    edit_tensors(wide, lambda tensors: tensors.update({"model.language_model.layers.0.bias": BIAS}))
+    assert (
+        read_tensors(convert(wide, "convert: {dequantize: ['re:.*self_attn.*']}"))["model.language_model.layers.0.bias"]
+        == BIAS
+    )
 
 
 # --- the same bytes, bounded memory, resumed ------------------------------------------------------------------------

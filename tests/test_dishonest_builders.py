@@ -5,15 +5,26 @@ Each is refused, or what nobody can know is said to be taken at their word.
 
 from __future__ import annotations
 
+import os
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.dishonest import Lie, Workshop, errors, open_workshop
 from tests.dishonest_table import LIES
+from weighbridge.errors import StructureError
+from weighbridge.evidence import statements
+from weighbridge.evidence.case import MOST_BYTES, open_case
 from weighbridge.evidence.checks import CHECKS
+from weighbridge.evidence.signing import open_verifier
+from weighbridge.evidence.source import check_source
+from weighbridge.evidence.write import FILES, TENSORS
+from weighbridge.progress import Progress
 from weighbridge.report import Report, Severity
 from weighbridge.source import open_source
+from weighbridge.structure.checkpoint import EVIDENCE
 
 WORDS = "what rests on the word of whoever wrote it"
 HONEST = Lie("nothing")
@@ -40,6 +51,57 @@ def test_honest_builder_is_believed(source: str | None, workshop: Workshop, tmp_
     report = workshop.checked(workshop.forged(HONEST, tmp_path / "build"), given)
     assert errors(report) == set()
     assert not [finding for finding in report.findings() if finding.severity is Severity.WARNING]
+
+
+def test_alone_a_proven_base_is_taken_at_the_word_of_its_digests_and_beside_its_source_it_is_not(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    build = workshop.forged(HONEST, tmp_path / "build")
+    alone, beside = (words(workshop.checked(build, given)) for given in (None, open_source("mini")))
+    assert "no --source was given to hash" in alone and "no --source was given to hash" not in beside
+    assert "the sizes that evidence/source.yaml says" not in alone + beside
+
+
+def test_files_of_a_proven_base_that_no_lock_has_digests_of_are_the_builder_s_word(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    build = workshop.forged(HONEST, tmp_path / "build")
+    case, _ = open_case(
+        build, open_verifier(workshop.key.with_suffix(".pub.pem")), None, progress=Progress(shown=False)
+    )
+    lock, said = case.identity.lock, "that these files are the base's own, which no lock has digests of: "
+    assert lock is not None and f"{said}README.md" in check_source(case).words
+    known = {name: fact for name, fact in lock.files.items() if name != "tokenizer.json"}
+    known["config.json"] = replace(known["config.json"], sha256=None)
+    case.identity = replace(case.identity, lock=replace(lock, files=known))
+    assert f"{said}README.md, config.json, tokenizer.json" in check_source(case).words
+
+
+@pytest.mark.parametrize(
+    ("size", "lists", "others"), [(MOST_BYTES, True, True), (MOST_BYTES + 1, True, False)], ids=["largest", "larger"]
+)
+def test_lists_alone_may_be_larger_than_other_files(
+    size: int, lists: bool, others: bool, workshop: Workshop, tmp_path: Path
+) -> None:
+    build = workshop.forged(HONEST, tmp_path / "build")
+    case, _ = open_case(
+        build, open_verifier(workshop.key.with_suffix(".pub.pem")), None, progress=Progress(shown=False)
+    )
+    for name, read in {FILES: lists, TENSORS: lists, "recipe.yaml": others, "report.json": others}.items():
+        os.truncate(build / EVIDENCE / name, size)
+        with nullcontext() if read else pytest.raises(StructureError, match="is larger than"):
+            assert len(case.read(name)) == size
+
+
+def test_provenance_binds_no_results(workshop: Workshop, tmp_path: Path) -> None:
+    build = workshop.forged(HONEST, tmp_path / "build")
+    case, _ = open_case(
+        build, open_verifier(workshop.key.with_suffix(".pub.pem")), None, progress=Progress(shown=False)
+    )
+    assert [bool(claim.bound) for claim in case.claims] == [
+        isinstance(claim.statement, statements.TestResultStatement) and bool(claim.statement.predicate.configuration)
+        for claim in case.claims
+    ]
 
 
 @pytest.mark.parametrize("lie", [lie for lie in LIES if lie.rule], ids=lambda lie: lie.what)
