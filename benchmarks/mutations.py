@@ -395,8 +395,8 @@ def table(results: Sequence[Result], packages: Sequence[str]) -> str:
 
 
 def digests(root: Path) -> dict[str, str]:
-    """The SHA-256 of each file of the package."""
-    files = sorted((root / SOURCE).rglob("*.py"))
+    """The SHA-256 of each file of the package and of its tests."""
+    files = sorted(file for folder in (root / SOURCE, root / "tests") for file in folder.rglob("*.py"))
     return {file.relative_to(root).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
@@ -445,8 +445,10 @@ def run(
     record: Record, left: Sequence[tuple[str, Mutant]], *, reach: Path, workers: int, budgets: Sequence[float]
 ) -> None:
     """Try mutants, and say what becomes of each."""
+    if not left:
+        return
     with tempfile.TemporaryDirectory(prefix="mutations-") as place, ThreadPoolExecutor(workers) as pool:
-        copies = [Copy(Path(place) / str(number)) for number in range(workers if left else 0)]
+        copies = [Copy(Path(place) / str(number)) for number in range(workers)]
         if not (reach / DIGESTS).exists():
             say("running all tests under coverage")
             copies[0].reach(reach, workers)

@@ -782,7 +782,21 @@ PAGES = [
             "evidence/identity",
             wraps={**ELSEWHERE, **text("page_of", f"{MINI}@65c4c61 by SHA-256", f"{GOOGLE}@4d7ae49 by {spelling}")},
         )
-        for spelling in ("SHA\u2011256", "sha256", "\u0405HA-256", "S\u200bHA-256", "SHA&#8209;256", "SHA\u00a0256")
+        for spelling in (
+            *("SHA\u2011256", "sha256", "\u0405HA-256", "S\u200bHA-256", "SHA&#8209;256", "SHA\u00a0256", "SHA2-256"),
+            *("SHA-<b>256</b>", "SHA-2<wbr>56", "S\u034fHA-25\ufe0f6", "<i>SHA</i><i>256</i>"),
+        )
+    ),
+    *(
+        Lie(
+            f"of another version, and a page that calls it proven, as {said!a}",
+            "evidence/identity",
+            wraps={**ELSEWHERE, **text("page_of", f"is {MINI}@65c4c61 by SHA-256", said)},
+        )
+        for said in (
+            *(f"\u0456s {GOOGLE} b\u0443 SHA-256", f"is {GOOGLE} <i>by</i> SHA-256", f"<i>is</i>{GOOGLE} by SHA-256"),
+            *(f"is {GOOGLE.replace('/', mark)} by SHA-256" for mark in ("\u2044", "\u2215", "\uff0f")),
+        )
     ),
     Lie(
         "of another version, and another base in the bill",

@@ -363,6 +363,7 @@ UNTRACED: dict[str, tuple[str, dict[str, Any] | None, bool]] = {
     ),
     "static without scales": (f"{_GROUP}.input_activations", {**_CACHE}, False),
     "outputs": (f"{_GROUP}.output_activations", {**_INT8_INPUTS, "type": "float"}, False),
+    "static outputs without scales": (f"{_GROUP}.output_activations", {**_CACHE}, False),
     "a cache without scales": ("kv_cache_scheme", _CACHE, False),
     "a dynamic cache": ("kv_cache_scheme", {**_CACHE, "dynamic": True}, False),
     "no cache": ("kv_cache_scheme", None, True),
@@ -387,6 +388,29 @@ def test_what_leaves_no_trace_in_tensors_is_known_by_a_preset_or_a_recipe_alone(
         for verdict in judge_quantization(open_directory(copy), None, None)
         if verdict.name.startswith(f"config.json:quantization_config.{place}")
     }
+    assert states == {State.HELD if known else State.NOT_JUDGED}
+
+
+@pytest.mark.parametrize(
+    ("part", "local", "known"),
+    [
+        ("input_activations", "input_scale", True),
+        ("output_activations", "output_scale", True),
+        ("output_activations", "input_scale", False),
+        ("input_activations", "output_scale", False),
+        ("input_activations", "weight_global_scale", False),
+        ("output_activations", "k_scale", False),
+    ],
+)
+def test_static_activations_are_known_by_scales_of_their_own(copy: Path, part: str, local: str, known: bool) -> None:
+    edit_config(
+        copy, lambda config: config["quantization_config"]["config_groups"]["group_0"].update({part: {**_CACHE}})
+    )
+    opened = open_directory(copy)
+    module = next(iter(opened.schemes))
+    opened = replace(opened, structure={**opened.structure, f"{module}.{local}": Tensor("F32", (1,))})
+    place = f"config.json:quantization_config.{_GROUP}.{part}"
+    states = {verdict.state for verdict in judge_quantization(opened, None, None) if verdict.name.startswith(place)}
     assert states == {State.HELD if known else State.NOT_JUDGED}
 
 

@@ -176,6 +176,16 @@ def test_codes_that_agree_with_a_wrong_scale_of_the_whole_are_looked_at_again() 
     assert honest.measured(Allowance(instead=right_scale(honest.pair, amax))).loose_rows == 0
 
 
+@pytest.mark.parametrize(
+    ("signal", "zeroed", "wanted"),
+    [(0.0, 0, True), (1e-40, 1, True), (1e300, 0, True), (0.0, 1, False), (math.inf, 0, False)],
+)
+def test_weights_whose_squares_are_no_numbers_are_exact_or_nothing(signal: float, zeroed: int, wanted: bool) -> None:
+    inexact = replace(HONEST, different_codes=1, signal=signal, far=0.0, noise=0.0, zeroed=zeroed)
+    assert (judged(inexact).rule != "audit/source-out-of-range") == wanted
+    assert judged(replace(HONEST, signal=signal, zeroed=zeroed)).verdict is Verdict.EXACT
+
+
 @pytest.mark.parametrize(("times", "far"), [(0.71, False), (1.0, False), (2.12, False), (0.69, True), (2.13, True)])
 def test_scale_of_a_tile_is_near_what_its_values_need(times: float, far: bool) -> None:
     weight = np.full((1, 64), 7.5, np.float32)

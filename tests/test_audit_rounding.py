@@ -192,6 +192,44 @@ def test_figures_of_rows_are_those_of_the_definition(scheme: str, dtype: str) ->
     assert (seen.zeroed > 0) == (scheme == "W8A8")
 
 
+def steps_by_definition(module: Module, values: Array, divisors: Array) -> float:
+    """How many steps of the grid, where its weight lies, the worst code is off: under the better of two arithmetics."""
+    weight = float_values(module.weight, module.dtype)
+    grid = grid_of(module.scheme)
+    assert grid is not None
+    ends = np.nanmin(grid.values), np.nanmax(grid.values)
+    exact = np.divide(weight, divisors, dtype=np.float32, casting="same_kind")
+    off = []
+    for quotient in (exact, narrowed(exact, module.dtype)):
+        place = np.clip(quotient, *ends).astype(np.float64)
+        power = np.exp2(np.floor(np.log2(np.maximum(np.abs(place), 2.0**-6))))
+        off.append(np.abs(place - values) / (power / 8 if grid.kind == rounding.E4M3 else 1))
+    return float(np.minimum(*off).max())
+
+
+@pytest.mark.parametrize("dtype", SOURCES)
+@pytest.mark.parametrize("scheme", ["FP8_DYNAMIC", "W8A8"])
+def test_steps_of_codes_that_are_not_the_nearest_are_those_of_the_definition(scheme: str, dtype: str) -> None:
+    honest = quantized(hard_weight("normal", dtype, 16, 256), dtype, SCHEMES[scheme])
+    divisors = float_values(honest.arrays["weight_scale"], dtype).astype(np.float64)
+    for bit in range(8):
+        codes = honest.arrays["weight"].view(np.uint8).copy()
+        codes[bit, 3 * bit] ^= np.uint8(1 << bit)
+        if GRIDS[scheme].kind == rounding.E4M3 and codes[bit, 3 * bit] & 0x7F == 0x7F:
+            continue  # NaN is counted, and not measured
+        seen = replace(honest, arrays={**honest.arrays, "weight": codes}).measured()
+        values = GRIDS[scheme].values[codes].astype(np.float64)
+        assert seen.steps > 0.5
+        assert seen.steps == pytest.approx(steps_by_definition(honest, values, divisors), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+@pytest.mark.parametrize("bits", [0x7FC00000, 0xFFC00000, 0x7FFFFFFF, 0x7F800001])
+def test_what_is_no_number_stays_none_when_it_is_rounded(bits: int, dtype: str) -> None:
+    value = np.array([bits], np.uint32).view(np.float32)
+    assert np.isnan(_rounded_by_loops(value, dtype)).all()
+
+
 def test_codes_of_nan_are_counted() -> None:
     honest = quantized(hard_weight("normal", "BF16", 16, 256), "BF16", SCHEMES["FP8_DYNAMIC"])
     codes = honest.arrays["weight"].view(np.uint8).copy()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -25,7 +27,7 @@ from tests.checkpoints import (
     rename_tensors,
     write_tensors,
 )
-from tests.conftest import FP8_DYNAMIC, MINI_BUILD_LOCK, Command, Outcome
+from tests.conftest import FP8_DYNAMIC, MINI_BUILD_LOCK, ROOT, Command, Outcome, environment
 
 LAYER = "model.language_model.layers.0"
 EXPERT = f"{LAYER}.experts.3.gate_proj"
@@ -612,14 +614,64 @@ def test_report_goes_into_a_pipe_that_is_named_and_through_a_link(
     pipe, link, kept = tmp_path / "pipe", tmp_path / "link", tmp_path / "kept"
     os.mkfifo(pipe)
     read: list[str] = []
-    reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()), daemon=True)  # nobody may write
     reader.start()
     outcome = call_validate(mini_build, "--report", pipe)
-    reader.join()
+    reader.join(60)
     assert (outcome.code, read, pipe.is_fifo()) == (0, [outcome.out], True)
     link.symlink_to(kept)
+    kept.touch(mode=0o600)
     call_validate(mini_build, "--report", link)
-    assert (link.is_symlink(), kept.read_text()) == (True, outcome.out)
+    assert (link.is_symlink(), kept.read_text(), kept.stat().st_mode & 0o777) == (True, outcome.out, 0o600)
+
+
+@pytest.mark.parametrize("name", ["/dev/stdout", "/proc/self/fd/1", "link"])
+def test_report_goes_into_the_stream_that_is_named_wherever_it_leads(
+    name: str, mini_build: Path, tmp_path: Path
+) -> None:
+    log, link = tmp_path / "log", tmp_path / "link"
+    log.write_text("before\n")
+    link.symlink_to("/dev/stdout")
+    command: list[str | Path] = [sys.executable, ROOT / "validate.py", mini_build, "--report", tmp_path / name]
+    with log.open("a") as file:
+        assert subprocess.run(command, stdout=file, env=environment(), check=False).returncode == 0
+    first, *rest = log.read_text().splitlines()
+    assert (first, rest[: len(rest) // 2]) == ("before", rest[len(rest) // 2 :])
+
+
+@pytest.mark.parametrize("option", ["--report", "--write-lock", "--log-file"])
+def test_file_whose_links_lead_to_one_another_is_refused(
+    option: str, mini_build: Path, tmp_path: Path, call_validate: Command
+) -> None:
+    outcome = call_validate(mini_build, option, looped(tmp_path))
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "symbolic links" in outcome.err
+
+
+@pytest.mark.parametrize("below", ["", "build"])
+def test_output_whose_links_lead_to_one_another_is_refused(below: str, tmp_path: Path, call_build: Command) -> None:
+    outcome = call_build("fp8-dynamic", "--model", "mini", "--output", looped(tmp_path) / below)
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+
+
+def looped(directory: Path) -> Path:
+    """A link to a link to it."""
+    (directory / "one").symlink_to("other")
+    (directory / "other").symlink_to("one")
+    return directory / "one"
+
+
+PEM = "-----BEGIN PRIVATE KEY-----\nMII\n"
+
+
+@pytest.mark.parametrize(
+    "before", ["", "\n", "Bag Attributes\n    friendlyName: key\n"], ids=["PEM", "a blank line", "text"]
+)
+def test_report_over_a_key_is_refused(before: str, mini_build: Path, tmp_path: Path, call_validate: Command) -> None:
+    key = tmp_path / "key.pem"
+    key.write_text(before + PEM)
+    outcome = call_validate(mini_build, "--report", key)
+    assert (outcome.code, "holds a key" in outcome.err, key.read_text()) == (2, True, before + PEM)
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from tests.checkpoints import contents, copy_checkpoint, edit_config, without_ev
 from tests.conftest import Command, Once, Outcome, environment, keep_outcome, kept_outcome, run_script
 from weighbridge.errors import StructureError
 from weighbridge.evidence.subject import list_all, read_files, write_files
-from weighbridge.structure.checkpoint import BEHAVIOUR_FILES
 from weighbridge.structure.file_names import check_file_names, fault_of
 from weighbridge.structure.needed import NEEDED, needed
 
@@ -49,6 +48,10 @@ PRIVATE = {
     "id_rsa.jinja": "no template",
     "README.private.md": "notes",
     "LICENSE_keys.txt": "no terms",
+    "LICENSE_KEY": "no terms",
+    "README_key.md": "no card",
+    "README_dev.md": "no card",
+    "README_aws.md": "no card",
     "core": "memory",
 }
 """Files of a directory that somebody works in."""
@@ -76,7 +79,14 @@ TAKEN = {
     "License_apache-2.0.txt": "terms",
     "NOTICE": "terms",
     "USE_POLICY.md": "terms",
+    "LICENSE_GEMMA": "terms",
+    "LICENSE-LLAMA3.1.md": "terms",
+    "LICENSE-QWEN.txt": "terms",
+    "LICENSE-3RD-PARTY.txt": "terms",
+    "NOTICE_NVIDIA.txt": "terms",
     "README_zh.md": "card",
+    "README_zh-CN.md": "card",
+    "README-EN.md": "card",
     "own_code.py": "config.json names it",
 }
 """Files that belong to a model."""
@@ -127,24 +137,6 @@ def test_build_without_them_holds_against_the_directory_that_has_them(worked_in:
 @pytest.mark.parametrize("name", PRIVATE)
 def test_name_is_on_no_list(name: str) -> None:
     assert needed(name, {}) is None
-
-
-def test_files_that_change_what_a_server_says_are_these() -> None:
-    """Those that transformers and vLLM read beside weights and config: templates, samplers, tokenizers, processors."""
-    assert sorted(BEHAVIOUR_FILES) == [
-        "added_tokens.json",
-        "chat_template.jinja",
-        "chat_template.json",
-        "generation_config.json",
-        "merges.txt",
-        "preprocessor_config.json",
-        "processor_config.json",
-        "special_tokens_map.json",
-        "tokenizer.json",
-        "tokenizer.model",
-        "tokenizer_config.json",
-        "vocab.json",
-    ]
 
 
 @pytest.mark.parametrize("why", [why for _, why in NEEDED])

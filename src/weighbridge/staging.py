@@ -93,8 +93,8 @@ def check_target(target: Path, *, force: bool, source: Path | None) -> None:
         BuildError: it is a file, a mount point, the working directory, the source or a place within or around it, lies
             in another checkpoint, holds something (without `force`), or cannot be written beside.
     """
-    where = target.resolve()
-    if source is not None and _overlap(where, source.resolve()):
+    where = Path(os.path.realpath(target))
+    if source is not None and _overlap(where, Path(os.path.realpath(source))):
         raise BuildError(
             "the output and the source lie in one another", where=str(target), remedy="name another place with --output"
         )

@@ -40,7 +40,11 @@ PLACE = "quantization_config"
 
 _LISTS = ("targets", "ignore", "exclude", "exclude_modules", "modules_to_not_convert", "ignored_layers")
 _OBSERVED = ("observer", "observer_kwargs")
-_ACTIVATIONS = ("input_activations", "output_activations")
+_STATIC_SCALES = {
+    "input_activations": ("input_scale", "input_global_scale"),
+    "output_activations": ("output_scale", "output_global_scale"),
+}
+"""How the names end in which the static scales of a linear's activations are stored."""
 _DEFAULTS: Mapping[str, Any] = {"symmetric": True, "dynamic": False, "observer_kwargs": {}}
 
 
@@ -101,20 +105,20 @@ def _leaves_a_trace(path: Path, raw: Mapping[str, Any], stored: Collection[str])
     Args:
         stored: what tensors are called in their modules.
 
-    Scales of what is computed as values arrive are stored nowhere. Static ones are: but what a server makes of a cache
-    without them is its own affair.
+    Dynamic scales are stored nowhere. Static ones are; where those of a cache are missing, each server takes what it
+    likes.
     """
     if path[0] == "kv_cache_scheme" or path[-1] == "kv_cache_quant_algo":
         scheme = raw.get("kv_cache_scheme")
         dynamic = isinstance(scheme, Mapping) and scheme.get("dynamic") is True
         return not dynamic and all(name in stored for name in KV_CACHE_SCALES)
-    if path[0] != "config_groups" or not {*_ACTIVATIONS} & {*path[2:3]}:
+    if path[0] != "config_groups" or not _STATIC_SCALES.keys() & {*path[2:3]}:
         return True
     _, label, part, *_ = path
     group, where = raw["config_groups"][label], f"{CONFIG_FILE}: config_groups.{label}"
     args = read_args(group[part], where=where)
     if args.dynamic is False:
-        return any(name.endswith("_scale") and name != "weight_scale" for name in stored)
+        return any(name.endswith(_STATIC_SCALES[part]) for name in stored)
     weights = group.get("weights")
     return part == "input_activations" and weights is not None and _is_usual(read_args(weights, where=where), args)
 

@@ -30,8 +30,8 @@ from weighbridge.audit.judge import (
 from weighbridge.audit.measure import Difference, Measure
 from weighbridge.audit.method import Method
 from weighbridge.audit.pairing import (
+    ATTENTION_SCALES,
     HEAD,
-    KV_CACHE_SCALES,
     KeptPair,
     Pair,
     Pairing,
@@ -359,7 +359,7 @@ def _excuse(name: str, base: Checkpoint) -> str:
 def _reason(name: str, checkpoint: Checkpoint) -> str:
     """Why a tensor comes from no tensor of the base, or nothing."""
     module, local = split_parameter(name)
-    if local in KV_CACHE_SCALES:
+    if local in ATTENTION_SCALES:
         return "is a scale of the KV cache"
     if local in ACTIVATION_SCALES and module in checkpoint.schemes:
         return "is a scale of activations"

@@ -10,12 +10,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from weighbridge.audit.rounding import E2M1, E4M3, INTEGER
+from weighbridge.audit.rounding import E2M1, E4M3, INTEGER, Places
 from weighbridge.formats import modelopt
 from weighbridge.formats.schemes import Scheme
 
@@ -23,30 +23,6 @@ Array = np.ndarray[Any, Any]
 Floats = npt.NDArray[np.float32]
 
 E2M1_VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
-
-
-class Places(NamedTuple):
-    """The places of a grid, in units of the scale, as the loops take them.
-
-    A place is a multiple of a step. The step at x is the largest power of two not above x, `smallest` at least, over
-    `fraction`. What lies beyond the ends is at the end.
-
-    Attributes:
-        kind: of its codes: `E4M3`, `E2M1` or `INTEGER`.
-        flipped: int32, bits of a stored integer to be turned over, so that less half of the range it is the code.
-        smallest: float32.
-        fraction: float32, steps from a power of two to the next.
-        lowest, highest: float32, the ends.
-        zero: float32, -0.0 where what rounds to zero keeps its sign; integers have one zero only.
-    """
-
-    kind: int
-    flipped: np.int32
-    smallest: np.float32
-    fraction: np.float32
-    lowest: np.float32
-    highest: np.float32
-    zero: np.float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +182,7 @@ def rows_of(
         shared = whole
     divided = np.ascontiguousarray(_divisors(form, scales, shared), np.float32)
     zero = stored.get("weight_zero_point")
+    assert zero is None or not grid.symmetric  # is paired with nothing
     if zero is None:
         # Adding it must leave E4M3 the sign of a quotient that is zero; in E2M1 such a zero has none.
         zeros = np.full_like(divided, -0.0 if grid.kind == E4M3 else 0.0)

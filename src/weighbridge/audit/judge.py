@@ -214,6 +214,12 @@ def _broken(
         ),
         (math.isnan(seen.amax), "source-not-finite", "the base's weight holds NaN or infinity", ""),
         (
+            not exact and (math.isinf(seen.signal) or (seen.signal == 0 and seen.zeroed)),
+            "source-out-of-range",
+            "the base's weights are so large or so small that their squares are infinite or zero in float32",
+            f"the sum of their squares is {seen.signal:.3g}",
+        ),
+        (
             seen.bad_scales,
             "bad-scale",
             "has scales that are NaN or infinite",

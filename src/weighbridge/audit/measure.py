@@ -23,7 +23,7 @@ class Measure:
         first: index of the first such weight, or of the first of a row that is loose or has strayed; -1 for none.
         loose_rows: rows whose error is larger than nearest rounding under a scale of twice the need could make it.
         nan_codes: codes that stand for NaN.
-        saturated: weights more than half a step beyond the largest or smallest code.
+        saturated: weights more than half a step beyond the largest or smallest code, once rounded to their dtype.
         zeroed: weights that are not zero and whose code is.
         scales: scales that were looked at.
         dead_scales: of these, zero or negative.

@@ -26,7 +26,7 @@ from weighbridge.structure.modules import (
 )
 from weighbridge.structure.readable import check_decoded
 
-KV_CACHE_SCALES = frozenset({"k_scale", "v_scale", "q_scale"})
+ATTENTION_SCALES = frozenset({"k_scale", "v_scale", "q_scale"})
 HEAD = "lm_head"
 
 _SCALE_DTYPES = frozenset({"BF16", "F16", "F32"})

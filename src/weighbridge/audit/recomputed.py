@@ -8,7 +8,7 @@ import numpy as np
 
 from weighbridge.audit.judge import Judged, Verdict
 from weighbridge.audit.measure import Measure
-from weighbridge.audit.pairing import KV_CACHE_SCALES, KeptPair, QuantizedPair, Region
+from weighbridge.audit.pairing import ATTENTION_SCALES, KeptPair, QuantizedPair, Region
 from weighbridge.audit.reading import Reader
 
 PROVEN = frozenset({Verdict.IDENTICAL, Verdict.EXACT})
@@ -64,7 +64,7 @@ def scales_of_data(
     names = [
         f"{item.name}.{local}" for item, _, _ in quantized for local in item.stored if local.startswith(OF_ACTIVATIONS)
     ]
-    names += [name for name in stored if name.rpartition(".")[2] in KV_CACHE_SCALES]
+    names += [name for name in stored if name.rpartition(".")[2] in ATTENTION_SCALES]
     return {name: name in again and _same(checkpoint, stored[name], theirs, again[name]) for name in names}
 
 

@@ -17,8 +17,7 @@ from weighbridge.structure.names import compact
 _REMEDY = {
     "audit/not-exact": "the recipe promises round-to-nearest by min-max, bit by bit; find out what made these numbers",
     "audit/unexplained": "",
-    "audit/not-recomputed": "name the data that it was calibrated with; whether it stays within limits is said where "
-    "nothing is recomputed",
+    "audit/not-recomputed": "name the data that it was calibrated with; without recomputing, it is judged by limits",
 }
 _CHANGED = {
     Verdict.PAIRED: "smoothed",

@@ -9,7 +9,8 @@ to bit patterns; here codes are decoded, and compared with the place on the grid
 Divisions and products by powers of two are exact, so that `nearest` is one rounding. That is all; the rest of this file
 asks it of every element, fast: one pass over rows, compiled by numba, without the GIL. Loops over elements have no
 branch and no sum that would have to be taken in order, so that LLVM can turn them into vector instructions. numba's
-cache notices changes of this file alone, so that what is compiled takes no constant from another one.
+cache notices changes of this file alone, so that what is compiled takes no constant, and no order of fields, from
+another.
 """
 
 from __future__ import annotations
@@ -35,6 +36,30 @@ E4M3, E2M1, INTEGER = range(3)
 """What a code stands for."""
 
 _LANES = 64
+
+
+class Places(NamedTuple):
+    """The places of a grid, in units of the scale, as the loops take them.
+
+    A place is a multiple of a step. The step at x is the largest power of two not above x, `smallest` at least, over
+    `fraction`. What lies beyond the ends is at the end.
+
+    Attributes:
+        kind: of its codes: `E4M3`, `E2M1` or `INTEGER`.
+        flipped: int32, bits of a stored integer to be turned over before half of the range is subtracted.
+        smallest: float32.
+        fraction: float32, steps from a power of two to the next.
+        lowest, highest: float32, the ends.
+        zero: float32, -0.0 where what rounds to zero keeps its sign; integers have one zero only.
+    """
+
+    kind: int
+    flipped: np.int32
+    smallest: np.float32
+    fraction: np.float32
+    lowest: np.float32
+    highest: np.float32
+    zero: np.float32
 
 
 class Rule(NamedTuple):
@@ -116,7 +141,8 @@ def _nearest(places: Any, value: Any) -> Any:
 @_jit
 def _to_bf16(value: Any) -> Any:
     bits = _bits_of(value)
-    return _float_of(uint32((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000))
+    rounded = uint32((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000)
+    return _float_of(rounded if uint32(bits & 0x7FFFFFFF) <= 0x7F800000 else uint32(0x7FC00000))
 
 
 @_jit
@@ -126,8 +152,9 @@ def _to_f16(value: Any) -> Any:
     normal = uint32((magnitude + 0xFFF + ((magnitude >> 13) & 1)) & 0xFFFFE000)
     subnormal = _bits_of(float32(float32(_float_of(magnitude) + float32(0.5)) - float32(0.5)))
     finite = subnormal if magnitude < 0x38800000 else normal
-    # From half a step beyond 65,504 on.
-    return _float_of(uint32((finite if magnitude < 0x477FF000 else uint32(0x7F800000)) | (bits & 0x80000000)))
+    # From half a step beyond 65,504 on; NaN stays NaN.
+    beyond = uint32(0x7F800000) if magnitude <= 0x7F800000 else uint32(0x7FC00000)
+    return _float_of(uint32((finite if magnitude < 0x477FF000 else beyond) | (bits & 0x80000000)))
 
 
 @_jit
@@ -521,7 +548,7 @@ class Figures(NamedTuple):
     Attributes:
         wrong: codes that are not those of rounding to nearest, and rows with something stored beyond the last column.
         signal, noise: sums of squares of the weights, and of their differences from what is stored.
-        saturated: weights more than half a step beyond the ends.
+        saturated: weights more than half a step beyond the ends, once their quotients are rounded as `dtype` says.
         zeroed: weights that are not zero, and what is stored for them is.
         nan_codes: codes that stand for NaN.
         steps: the largest distance of a code from where its weight lies, in steps of the grid there; of what lies
@@ -586,12 +613,12 @@ def _steps_off(places: Any, place: Any, value: Any) -> Any:
 
 
 @_jit
-def _fewest_steps(places: Any, exact: Any, rounded: Any, values: Any) -> Any:
+def _fewest_steps(places: Any, ones: Any, others: Any, values: Any) -> Any:
     """The largest number of steps by which a value of a row is off both of two places, as bits of a float32."""
     steps = uint32(0)
     for column in range(values.shape[0]):
-        one = _steps_off(places, exact[column], values[column])
-        other = _steps_off(places, rounded[column], values[column])
+        one = _steps_off(places, ones[column], values[column])
+        other = _steps_off(places, others[column], values[column])
         steps = max(steps, _bits_of(min(one, other)))
     return steps
 
@@ -616,9 +643,9 @@ def examine(
             with codes that are wrong, `steps` are the fewest, with and without.
         in_float32: whether those that are not `wrong` were rounded to the grid as they are.
         codes: uint8 [rows, bytes], as they are stored.
-        places: `weighbridge.audit.grid.Places`.
+        places: `Places`.
         tiles: divisors and zero points, float32 [tiles down, tiles across], then the height and the width of a tile,
-            and whether there are zero points other than zero.
+            and whether the grid has zero points (without, they are all the same).
         noise_of_row: float64 [rows].
 
     Returns:

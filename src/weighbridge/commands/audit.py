@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import secrets
+import sys
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING
 
@@ -67,7 +68,10 @@ def audit_sections(
     groups = plan.fused_groups if plan is not None else find_merged_groups(checkpoint.schemes)
     sample: Sample | None = None
     if options.sample is not None and options.sample < 1:
-        seed = secrets.randbits(32) if options.seed is None else options.seed
+        seed = options.seed
+        if seed is None:
+            seed = secrets.randbits(32)
+            sys.stderr.write(f"rows are drawn with seed {seed}; interrupted, --seed {seed} goes on with them\n")
         sample = audit.Sample(options.sample, seed)
     resources = Resources(workers=options.workers, memory=options.memory)
     with ExitStack() as stack:

@@ -108,7 +108,7 @@ def check_outside(checkpoint: Path, **files: Path | None) -> None:
         WeighbridgeError: one of them lies there.
     """
     for option, path in files.items():
-        if path is not None and path.resolve().is_relative_to(checkpoint.resolve()):
+        if path is not None and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(checkpoint)):
             raise WeighbridgeError(
                 "would become part of the checkpoint",
                 where=f"--{option.replace('_', '-')} {path}",

@@ -8,10 +8,11 @@ import gc
 import io
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -33,8 +34,8 @@ log = logging.getLogger(__name__)
 def as_process(main: Callable[[], int]) -> int:
     """Run a command in a process that ends with it.
 
-    What was imported stays, and what is left at the end goes with the process. The collector need look at neither; it
-    would for a tenth of the time that an audit takes.
+    What is there by then stays, and what is left at the end goes with the process. The collector need look at neither:
+    it would for a tenth of the time that an audit takes.
     """
     gc.freeze()
     code = main()
@@ -210,14 +211,16 @@ def check_writable(path: Path | None) -> None:
     """Refuse a file that could not be written, before the work that would go into it is done.
 
     Raises:
-        WeighbridgeError: its directory is not there, it is a directory itself or holds a key, or its name cannot be.
+        WeighbridgeError: its directory is not there, it is a directory itself or holds a key or the like, or
+            its name leads nowhere.
     """
     if path is None:
         return
     try:
+        _behind_links(path)
         reason = "it is a directory" if path.is_dir() else "there is no such directory"
         if path.is_file() and _holds_a_key(path):
-            reason = "it holds a key, which would be gone"
+            reason = "it holds a key or the like, which would be gone"
         elif not path.is_dir() and path.absolute().parent.is_dir():
             return
     except OSError as error:
@@ -228,21 +231,50 @@ def check_writable(path: Path | None) -> None:
 
 
 def _holds_a_key(path: Path) -> bool:
+    """Whether a file is a key, a certificate or a signature in PEM; other tools put text before it."""
     with path.open("rb") as file:
-        return file.read(11) == b"-----BEGIN "
+        return re.search(rb"^-----BEGIN [A-Z0-9 ]+-----", file.read(4096), re.MULTILINE) is not None
 
 
 def keep(path: Path, content: bytes) -> None:
-    """Write a file that a command was asked for. A link is followed; a device or a pipe is written to, not replaced.
+    """Write a file that a command was asked for.
+
+    A link is followed. A device, a pipe or a stream of this process (``/dev/stdout``, whatever it leads to) is written
+    to, not replaced.
 
     Raises:
         OSError: it cannot be written.
     """
-    if path.exists() and not path.is_file():
-        with path.open("wb") as there:
+    target = _behind_links(path)
+    if _is_stream(target):
+        sys.stdout.flush()
+        with os.fdopen(os.dup(int(target.name)), "wb") as stream:
+            stream.write(content)
+    elif target.exists() and not target.is_file():
+        with target.open("wb") as there:
             there.write(content)
     else:
-        write_atomically(path.resolve(), content)
+        write_atomically(target, content)
+
+
+def _behind_links(path: Path) -> Path:
+    """Where links lead; a stream of this process is an end, though the system shows it as a link to a file.
+
+    Raises:
+        OSError: links lead to one another.
+    """
+    if path.is_symlink():
+        with suppress(FileNotFoundError):
+            path.stat()
+    target = Path(os.path.realpath(path.parent)) / path.name
+    while target.is_symlink() and not _is_stream(target):
+        following = target.parent / target.readlink()
+        target = Path(os.path.realpath(following.parent)) / following.name
+    return target
+
+
+def _is_stream(path: Path) -> bool:
+    return str(path.parent) in (f"/proc/{os.getpid()}/fd", "/dev/fd") and path.name.isdecimal()
 
 
 def hand_over(report: Report, options: argparse.Namespace, *, text: str | None = None) -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import html
 import json
 import re
 import unicodedata
 from collections.abc import Iterator
+from html.parser import HTMLParser
 
 from weighbridge.errors import StructureError
 from weighbridge.evidence.bom import BomFacts, bill
@@ -40,8 +40,10 @@ MOST_AREAS = 5_000
 """Of the pictures in a report: to draw so many takes seconds, and the time grows with the square."""
 UNPRESENTABLE = (ArithmeticError, LookupError, RecursionError, TypeError, ValueError)
 """What presenters raise of figures that no report of ours has: a stranger's may be negative, endless or no numbers."""
-_PROVEN = re.compile(r"is (\S+/\S+) by \w{3}\W{0,3}256")
-"""What reads as "is ORG/NAME by SHA-256" once what nobody sees is gone; other scripts have letters that look alike."""
+_PROVEN = re.compile(r"(\S+[/\u2044\u2215\u29f8]\S+)\W+\w{2}\W+\w{3,4}\W{0,3}256")
+"""What reads as "ORG/NAME by SHA-256" once what nobody sees is gone; other scripts have letters that look alike."""
+_FILLERS = frozenset("\u115f\u1160\u3164\uffa0")
+"""Letters that nobody sees."""
 
 
 def check_card(case: Case) -> Checked:
@@ -74,7 +76,7 @@ def _check_metadata(case: Case, raw: bytes) -> Iterator[Finding]:
 
 def _check_proven(case: Case, name: str, text: str) -> Iterator[Finding]:
     """No text calls the source proven to be what it is not proven to be, whichever version wrote it."""
-    said = set(_PROVEN.findall(_as_it_reads(text)))
+    said = {found for reading in _as_it_reads(text) for found in _PROVEN.findall(reading)}
     ours = set(_PROVEN.findall(case.base.sentence))
     for other in sorted(said - ours):
         yield wrong(
@@ -82,10 +84,29 @@ def _check_proven(case: Case, name: str, text: str) -> Iterator[Finding]:
         )
 
 
-def _as_it_reads(text: str) -> str:
-    """A text without what nobody sees: marks of no width, kinds of spaces, and what stands for another letter."""
-    plain = unicodedata.normalize("NFKC", html.unescape(text))
-    return " ".join("".join(letter for letter in plain if unicodedata.category(letter) != "Cf").split())
+class _Texts(HTMLParser):
+    """The texts of a page, or of Markdown, between its tags."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_data(self, data: str) -> None:
+        self.found.append(data)
+
+
+def _as_it_reads(text: str) -> Iterator[str]:
+    """A text without what nobody sees: tags, marks of no width, kinds of spaces, and what stands for another letter.
+
+    Twice: a tag may stand within a word, or between two.
+    """
+    texts = _Texts()
+    texts.feed(text)
+    texts.close()
+    for between in ("", " "):
+        plain = unicodedata.normalize("NFKC", between.join(texts.found))
+        seen = (one for one in plain if unicodedata.category(one) not in ("Cf", "Mn", "Me") and one not in _FILLERS)
+        yield " ".join("".join(seen).split())
 
 
 def _by_another(case: Case, what: str) -> str:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from weighbridge.audit.pairing import HEAD, KV_CACHE_SCALES
+from weighbridge.audit.pairing import ATTENTION_SCALES, HEAD
 from weighbridge.audit.reading import reader_of
 from weighbridge.errors import StructureError, first_line
 from weighbridge.formats.quantization import without_quantization
@@ -300,7 +300,7 @@ def _reasons(model: Any) -> Callable[[str], str]:
         module, local = split_parameter(name)
         if role_of(module) in _OTHER_PARTS:
             return "are of its vision or audio part, which text does not reach"
-        if local in KV_CACHE_SCALES:
+        if local in ATTENTION_SCALES:
             return "are scales of a KV cache, which is not emulated"
         if tied and (module, local) == (HEAD, "weight"):
             return "are a stored head, in place of which the config takes the embedding"

@@ -19,6 +19,17 @@ from weighbridge.structure.file_names import check_file_names, check_publishable
 from weighbridge.structure.weights import INDEX_FILE
 
 _NAMED = sorted(map(re.escape, BEHAVIOUR_FILES))
+_LANGUAGES = (
+    "ar|bg|bn|ca|chinese|cn|cs|da|de|el|en|english|es|et|fa|fi|fil|fr|he|hi|hr|hu|id|it|ja|japanese|jp|kk|ko|korean|kr|lt|"
+    "lv|ms|nl|no|pl|pt|ro|ru|sk|sl|sr|sv|sw|ta|te|th|tr|tw|uk|ur|vi|zh"
+)
+"""What languages are called in names of files: ISO 639-1, and what else is usual."""
+_OF_TERMS = (
+    r"model|code|weights|agreement|apache|mit|bsd|3rd|third|party|"
+    r"(apple|cohere|deepseek|exaone|falcon|gemma|glm|google|granite|hunyuan|ibm|internlm|jamba|kimi|lg|liquid|llama|meta|"
+    r"microsoft|minimax|mistral|moonshot|nemotron|nvidia|olmo|openai|phi|qwen|tencent|yi)[\d.]*"
+)
+"""What terms are of, in names of files: parts of a release, licences, publishers and their models."""
 
 NEEDED: tuple[tuple[str, str], ...] = (
     (rf"({'|'.join(_NAMED)})", "what servers tokenize, template and sample with"),
@@ -47,10 +58,13 @@ NEEDED: tuple[tuple[str, str], ...] = (
         r"(_\w+)?\.py",
         "code by the names that transformers gives it, which servers run if they are told to trust it",
     ),
-    (r"README([._-][A-Za-z]{2,3}([_-][A-Za-z]{2,4})?)?\.md|README\.base\.md", "the model's card, in each language"),
+    (
+        rf"README([._-](?i:{_LANGUAGES})([_-][A-Za-z]{{2,4}})?)?\.md|README\.base\.md",
+        "the model's card, in each language",
+    ),
     (
         r"(?i:(third_party_)?(licen[cs]es?|notices?|copying|copyright|use_policy|acceptable_use_policy|terms))"
-        r"(?i:[-_](model|code|weights|agreement|apache|mit|bsd|[a-z]{2}|\d[\d.]*))*(\.(txt|md|rst))?",
+        rf"(?i:[-_]({_OF_TERMS}|{_LANGUAGES}|\d[\d.]*))*(\.(txt|md|rst))?",
         "terms that a copy must come with",
     ),
 )
