@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 
 from tests.alterations import EVERYWHERE, Altered, one_element
-from tests.checkpoints import Tensors, edit_json
+from tests.audit_rows import Memory
+from tests.checkpoints import Tensors, edit_json, read_tensors
 from tests.conftest import Command, Once, run_script
 from tests.test_audit import altered, diverging, look, verdicts
 from tests.test_oneshot import made
-from tests.toy_models import TOYS
+from tests.toy_models import TOYS, TOYS_TO_SMOOTH
 from weighbridge.audit import conclusion
 from weighbridge.audit.judge import Verdict
 from weighbridge.audit.method import DAMPENING, method_of
+from weighbridge.audit.pairing import Region
+from weighbridge.audit.recomputed import compare
+from weighbridge.formats.tensors import Tensor
 from weighbridge.recipe import load_recipe
 from weighbridge.structure.checkpoint import open_directory
 
@@ -203,6 +209,45 @@ QWEN_MAPPINGS = [
 ]
 
 
+GEMMA_MAPPINGS = [
+    {"smooth_layer": "re:.*input_layernorm$", "balance_layers": ["re:.*q_proj$", "re:.*k_proj$", "re:.*v_proj$"]},
+    {"smooth_layer": "re:.*pre_feedforward_layernorm$", "balance_layers": ["re:.*gate_proj$", "re:.*up_proj$"]},
+    {"smooth_layer": "re:.*up_proj$", "balance_layers": ["re:.*down_proj$"]},
+]
+BESIDE_WEIGHTS = {
+    "qwen2": ({}, "model.layers.1.self_attn.v_proj.bias"),
+    "gemma3": ({"mappings": GEMMA_MAPPINGS}, "model.layers.0.pre_feedforward_layernorm.weight"),
+}
+"""Toy -> the modifier's options, and a tensor that it must change."""
+
+
+@pytest.mark.parametrize("toy", TOYS_TO_SMOOTH)
+def test_biases_and_norms_that_awq_smooths_derive_and_are_held_against_the_base(
+    toy: str, once: Once, tmp_path: Path
+) -> None:
+    source = once(f"toy-{toy}", TOYS_TO_SMOOTH[toy])
+    options, name = BESIDE_WEIGHTS[toy]
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"sentence {number} of some text, {number * 7919 % 1000}\n" for number in range(64)))
+    recipe = recipe_of(
+        tmp_path / "recipe.yaml",
+        "llama",
+        method="oneshot",
+        modifiers=[{"AWQModifier": options}],
+        calibration={"dataset": {"file": str(text)}, "samples": 64, "sequence_length": 64, "experts": "all"},
+        **SCHEMES["W4A16"],
+    )
+    output = tmp_path / "build"
+    outcome = run_script("build.py", recipe, "--model", source, "--output", output, env={"OMP_NUM_THREADS": "1"})
+    assert outcome.code == 0, outcome.err + outcome.out
+    loaded = load_recipe(str(recipe))
+    assert conclusion(look(output, source, loaded=loaded)) == "derives from the base as smoothed, within stated limits"
+    theirs = read_tensors(source)[name]
+    assert read_tensors(output)[name] != theirs
+    left = altered(output, tmp_path / "left", lambda tensors: tensors.update({name: theirs}))
+    assert conclusion(look(left, source, loaded=loaded)) == "does not derive from the base"
+
+
 @pytest.mark.campaign
 @pytest.mark.parametrize("modifier", ["AWQModifier", "GPTQModifier", "SmoothQuantModifier"])
 @pytest.mark.parametrize("toy", ["llama", "qwen3-moe"])
@@ -313,6 +358,48 @@ def test_alteration_below_every_limit_is_seen_by_recomputation(
     assert seen == {"model.layers.0.mlp.down_proj"}
     assert outcome.code == 1
     assert "is not what running its recipe again gives" in outcome.out
+
+
+def test_exact_weight_where_the_recipe_compensates_is_seen_by_recomputation(
+    calibrated: tuple[Path, Path, Path], call_build: Command, tmp_path: Path
+) -> None:
+    source, recipe, build = calibrated
+    plain = recipe_of(tmp_path / "plain.yaml", "llama", **SCHEMES["W4A16"])
+    assert call_build(plain, "--model", source, "--output", tmp_path / "plain").code == 0
+    rounded, name = read_tensors(tmp_path / "plain"), "model.layers.0.mlp.down_proj"
+    copy = altered(
+        build,
+        tmp_path / "copy",
+        lambda tensors: tensors.update({key: value for key, value in rounded.items() if key.startswith(f"{name}.")}),
+    )
+    arguments: list[str | Path] = ["--source", source, "--recipe", recipe, "--reference", "none", "--recompute"]
+    outcome = run_script("validate.py", copy, *arguments, "--format", "json")
+    findings = [finding for section in outcome.report["sections"] for finding in section.get("findings", ())]
+    assert {item["where"] for item in findings if item["rule"] == "audit/not-recomputed"} == {name}
+    assert outcome.code == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "others"),
+    [
+        (lambda arrays: None, set()),
+        (lambda arrays: arrays["a"].fill(2), {"a"}),
+        (lambda arrays: arrays.pop("b"), {"b"}),
+        (lambda arrays: arrays.update(c=np.zeros((1, 4), np.uint8)), {"c"}),
+        (lambda arrays: arrays.update(a=arrays["a"].reshape(4, 1)), {"a"}),
+    ],
+    ids=["the same", "other bytes", "one less", "one more", "another shape"],
+)
+def test_all_tensors_of_both_sides_are_compared(change: Callable[[dict[str, Any]], object], others: set[str]) -> None:
+    one = {"a": np.ones((1, 4), np.uint8), "b": np.zeros((2, 2), np.uint8)}
+    two = {name: array.copy() for name, array in one.items()}
+    change(two)
+    places = [{name: Region(name, 0, Tensor("U8", array.shape)) for name, array in side.items()} for side in (one, two)]
+    for first, second in ((0, 1), (1, 0)):
+        readers = [Memory(side) for side in (one, two)]
+        found = compare(places[first], readers[first], places[second], readers[second])
+        assert set(found.others) == others
+        assert found.compared == (3 if "c" in others else 2)
 
 
 @pytest.fixture(scope="session")

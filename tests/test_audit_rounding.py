@@ -297,6 +297,15 @@ def test_what_compressed_tensors_rounds_with_zero_points_is_exact(
     assert (seen.different_codes, seen.different_scales, seen.unpredicted) == (0, 0, 0)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_zero_points_beyond_the_last_row_are_zero(bits: int) -> None:
+    honest = asymmetric(hard_weight("normal", "BF16", 13, 64), "BF16", bits, 32)
+    assert honest.measured().different_scales == 0
+    packed = honest.arrays["weight_zero_point"].copy()
+    packed.view(np.uint32)[-1, 1] ^= np.uint32(1 << 31)
+    assert replace(honest, arrays={**honest.arrays, "weight_zero_point": packed}).measured().different_scales == 1
+
+
 def asymmetric(weight: Array, dtype: str, bits: int, group: int | None) -> Module:
     """A weight as compressed-tensors' own functions round it with zero points."""
     import torch

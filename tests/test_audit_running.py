@@ -21,8 +21,9 @@ from tests.test_audit import altered, diverging, look
 from weighbridge.audit import Sample, assess, reading
 from weighbridge.audit.journal import Journal
 from weighbridge.audit.measure import Difference, Measure
-from weighbridge.audit.pairing import KeptPair, Pairing, Region
-from weighbridge.audit.pieces import cut
+from weighbridge.audit.pairing import KeptPair, Pairing, Region, pair
+from weighbridge.audit.pieces import PIECE_BYTES, cut
+from weighbridge.audit.run import WORKER_PIECES
 from weighbridge.audit.work import look as look_at_piece
 from weighbridge.errors import WeighbridgeError
 from weighbridge.formats.tensors import Tensor
@@ -102,6 +103,52 @@ def test_torn_journal_line_counts_for_nothing(tmp_path: Path) -> None:
     assert journal.finished() == {7: seen}
     journal.add(8, seen)
     assert journal.finished() == {7: seen, 8: seen}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        bytes(64),
+        b"text",
+        b"\xff\xfe",
+        b"[]",
+        b"7",
+        b'[7,[[0,"Measure",{"elements":"3"}]]]',
+        b'[7,[[0,"Measure",{"unknown":3}]]]',
+        b'[7,[[0,"Other",{}]]]',
+        b'[7,[[0,"Measure",{"settled":5}]]]',
+        b"[" * 100_000,
+    ],
+    ids=lambda line: repr(line[:40]),
+)
+def test_journal_line_that_cannot_be_read_counts_for_nothing(line: bytes, tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal")
+    seen: list[tuple[int, Measure | Difference]] = [(0, Measure(elements=3, settled=5)), (1, Difference(4))]
+    journal.add(7, seen)
+    with journal.path.open("ab") as file:
+        file.write(line + b"\n")
+    assert journal.finished() == {7: seen}
+    journal.add(8, seen)
+    assert journal.finished() == {7: seen, 8: seen}
+
+
+def test_memory_is_counted_with_the_largest_piece(
+    mini_build: Path, mini: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that share a scale stay together, however many a config says that they are."""
+    counted: list[int] = []
+
+    def count(workers: int | None, memory: int, *, each: int) -> int:
+        counted.append(each)
+        return 1
+
+    monkeypatch.setattr("weighbridge.audit.assess.affordable_workers", count)
+    look(mini_build, mini)
+    monkeypatch.setattr("weighbridge.audit.assess.PIECE_BYTES", 1024)
+    look(mini_build, mini)
+    largest = max(piece.nbytes for piece in cut(pair(open_directory(mini_build), open_directory(mini), ())))
+    assert counted == [WORKER_PIECES * PIECE_BYTES, WORKER_PIECES * largest]
 
 
 def test_file_that_changes_while_it_is_read_is_refused(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,11 @@ import numpy as np
 import pytest
 
 from tests.audit_rows import integers
-from tests.checkpoints import RawTensor, Tensors, write_tensors
+from tests.checkpoints import RawTensor, Tensors, edit_tensors, write_tensors
 from weighbridge.audit import Audit, audit, conclusion, method
 from weighbridge.audit.arithmetic import narrowed
 from weighbridge.audit.method import Mapped, Method
+from weighbridge.audit.smoothing import OFFSET_NORMS
 from weighbridge.engines.kernels import load_kernels
 from weighbridge.formats.schemes import to_config
 from weighbridge.progress import Progress
@@ -141,11 +143,11 @@ def quantized(module: str, weight: Array) -> Tensors:
     }
 
 
-def look(base: Path, build: Path) -> Audit:
+def look(base: Path, build: Path, mappings: tuple[Mapped, ...] = AWQ) -> Audit:
     return audit(
         open_directory(build),
         open_directory(base),
-        method=Method("a recipe", smoothing=AWQ),
+        method=Method("a recipe", smoothing=mappings),
         groups=(),
         sample=None,
         resources=Resources(workers=1, digests=False),
@@ -199,6 +201,83 @@ def test_factors_beyond_what_awq_chooses_are_refused(kind: str, seed: int, tmp_p
     assert {judged.rule for judged in found.diverging} == {"audit/beyond-smoothing"}
 
 
+# --- what smoothed layers have beside their weights
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A tensor beside smoothed weights: as the base has it, as smoothing leaves it, and left as it should not be.
+
+    Attributes:
+        model_type: of the base.
+        mappings: what is smoothed.
+    """
+
+    name: str
+    before: Array
+    honest: Array
+    wrong: Array
+    model_type: str = "any"
+    mappings: tuple[Mapped, ...] = AWQ
+
+
+def bias(given: Smoothing, random: np.random.Generator) -> Beside:
+    before = bf16(0.1 * random.standard_normal(INNER))
+    return Beside(f"{LAYER}.mlp.up_proj.bias", before, bf16(before / given.after_up), before)
+
+
+def bias_of_the_norm(given: Smoothing, random: np.random.Generator) -> Beside:
+    before = bf16(0.1 * random.standard_normal(WIDTH))
+    return Beside(f"{LAYER}.input_layernorm.bias", before, bf16(before / given.after_norm), before)
+
+
+def router(given: Smoothing, random: np.random.Generator) -> Beside:
+    before = bf16(0.1 * random.standard_normal((8, WIDTH)))
+    both = Mapped("AWQModifier", "re:.*input_layernorm$", ("re:.*q_proj$", "re:.*k_proj$", "re:.*router$"))
+    honest = bf16(before * given.after_norm)
+    return Beside(f"{LAYER}.self_attn.router.weight", before, honest, before, mappings=(both, AWQ[1]))
+
+
+def norm_of_one_more(given: Smoothing, random: np.random.Generator) -> Beside:
+    before = bf16(0.1 * random.standard_normal(WIDTH))
+    honest = bf16(bf16(bf16(1 + before) / given.after_norm) - 1)
+    wrong = bf16(before / given.after_norm)
+    return Beside(f"{LAYER}.input_layernorm.weight", before, honest, wrong, model_type="gemma3_text")
+
+
+def norm_of_itself(given: Smoothing, random: np.random.Generator) -> Beside:
+    before = given.weights[f"{LAYER}.input_layernorm.weight"]
+    wrong = bf16(bf16(bf16(1 + before) / given.after_norm) - 1)
+    return Beside(f"{LAYER}.input_layernorm.weight", before, bf16(before / given.after_norm), wrong, "gemma3n_text")
+
+
+@pytest.mark.parametrize("honest", [True, False], ids=["honest", "wrong"])
+@pytest.mark.parametrize("make", [bias, bias_of_the_norm, router, norm_of_one_more, norm_of_itself])
+def test_what_lies_beside_smoothed_weights_is_smoothed_with_them(
+    make: Callable[[Smoothing, np.random.Generator], Beside], honest: bool, tmp_path: Path
+) -> None:
+    random = np.random.default_rng(SEED)
+    given = layer(random)
+    beside = make(given, random)
+    base, build = written(given, tmp_path)
+    (base / "config.json").write_text(json.dumps({"model_type": beside.model_type}))
+    edit_tensors(base, lambda tensors: tensors.update({beside.name: raw(beside.before)}))
+    stored = raw(beside.honest if honest else beside.wrong)
+    edit_tensors(build, lambda tensors: tensors.update({beside.name: stored}))
+    said = conclusion(look(base, build, beside.mappings))
+    assert said == (
+        "derives from the base as smoothed, within stated limits" if honest else "does not derive from the base"
+    )
+
+
+def test_norms_that_multiply_by_one_more_are_those_of_transformers() -> None:
+    """Its modules say so in one line: ``(1.0 + self.weight.float())``, or ``self.weight + 1.0``."""
+    models = Path(pytest.importorskip("transformers").__file__).parent / "models"
+    said = re.compile(r"1(\.0)? \+ self\.weight|self\.weight \+ 1")
+    found = {file.parent.name for file in models.glob("*/modeling_*.py") if said.search(file.read_text())}
+    assert found == set(OFFSET_NORMS)
+
+
 def altered(tensors: Tensors, random: np.random.Generator) -> None:
     """Some rows of a smoothed weight hold other codes."""
     name = f"{LAYER}.self_attn.q_proj.weight_packed"
@@ -210,8 +289,6 @@ def altered(tensors: Tensors, random: np.random.Generator) -> None:
 
 def judged_wrongly(numbers: range, directory: Path) -> list[str]:
     """Honest builds that are refused, and altered ones that are not."""
-    from tests.checkpoints import edit_tensors
-
     wrong = []
     for number in numbers:
         random = np.random.default_rng([SEED, number])

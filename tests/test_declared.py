@@ -455,6 +455,9 @@ def test_tensors_that_agree_with_neither_reading_are_named_too() -> None:
 
 UNREAD: dict[str, dict[str, Any]] = {
     "rotations": declared(LINEAR_GROUP, transform_config={"config_groups": {"R1": {"type": "hadamard"}}}),
+    "rotations that call themselves dense": declared(
+        LINEAR_GROUP, transform_config={"format": "dense", "config_groups": {"R1": {"type": "hadamard"}}}
+    ),
     "pruned weights": declared(LINEAR_GROUP, sparsity_config={"format": "sparse-24-bitmask", "targets": ["Linear"]}),
     "a format of pruned weights": declared(LINEAR_GROUP, format="marlin-24"),
     "another method": {"quant_method": "quark", "global_quant_config": {}},

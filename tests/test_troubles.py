@@ -677,6 +677,12 @@ BUILD_TROUBLES: dict[str, Trouble] = {
         ),
         ("key.pem", "holds a key"),
     ),
+    "log into a key": (
+        lambda bench: bench.to(
+            bench.out, "--log-file", bench.file(bench.place / "key.pem", "-----BEGIN PRIVATE KEY-----\n")
+        ),
+        ("--log-file", "holds a key"),
+    ),
     "shards of no size": (
         lambda bench: bench.to(bench.out, "--shard-size", "0"),
         ("--shard-size", "more than nothing"),

@@ -72,6 +72,30 @@ def write_deepseek_v2(directory: Path, *, seed: int = 0) -> None:
     _write(DeepseekV2ForCausalLM, config, directory, seed)
 
 
+def write_qwen2(directory: Path, *, seed: int = 0) -> None:
+    """A dense model whose queries, keys and values have biases, which are not zero: 27 tensors."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    def give_biases(model: Any) -> None:
+        for name, tensor in model.named_parameters():
+            if name.endswith(".bias"):
+                tensor.data.normal_()
+
+    _write(Qwen2ForCausalLM, Qwen2Config(**{**_COMMON, "num_key_value_heads": 4}), directory, seed, give_biases)
+
+
+def write_gemma3(directory: Path, *, seed: int = 0) -> None:
+    """A dense model whose norms multiply by one more than their weights: 28 tensors."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    def spread_norms(model: Any) -> None:
+        for name, tensor in model.named_parameters():
+            if "norm" in name:
+                tensor.data.normal_(std=0.3)
+
+    _write(Gemma3ForCausalLM, Gemma3TextConfig(**_COMMON, head_dim=32), directory, seed, spread_norms)
+
+
 TOYS: Mapping[str, Callable[[Path], None]] = {
     "llama": write_llama,
     "qwen3-moe": write_qwen3_moe,
@@ -80,13 +104,19 @@ TOYS: Mapping[str, Callable[[Path], None]] = {
 }
 """Name -> what writes the checkpoint into an existing directory."""
 
+TOYS_TO_SMOOTH: Mapping[str, Callable[[Path], None]] = {"qwen2": write_qwen2, "gemma3": write_gemma3}
+"""Those that have more than weights to smooth."""
 
-def _write(model_class: Any, config: Any, directory: Path, seed: int) -> None:
+
+def _write(
+    model_class: Any, config: Any, directory: Path, seed: int, change: Callable[[Any], None] = lambda model: None
+) -> None:
     import torch
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = model_class(config).to(torch.bfloat16)
+        change(model)
     model.save_pretrained(directory)
     _tokenizer().save_pretrained(directory)
 

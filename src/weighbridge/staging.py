@@ -24,9 +24,10 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from weighbridge.errors import BuildError
+from weighbridge.errors import BuildError, StructureError
 from weighbridge.standing import Standing, standing_of
-from weighbridge.structure.checkpoint import CONFIG_FILE
+from weighbridge.structure.checkpoint import CONFIG_FILE, read_small
+from weighbridge.structure.strict_json import parse_object
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +135,14 @@ def check_target(target: Path, *, force: bool, source: Path | None) -> None:
 
 
 def _is_checkpoint(folder: Path) -> bool:
-    return (folder / CONFIG_FILE).is_file() and next(folder.glob("*.safetensors"), None) is not None
+    """Whether a folder holds weights and a config.json that says of which model they are."""
+    if not (folder / CONFIG_FILE).is_file() or next(folder.glob("*.safetensors"), None) is None:
+        return False
+    try:
+        config = parse_object(read_small(folder / CONFIG_FILE, label=str(folder)), where=CONFIG_FILE)
+    except StructureError:
+        return False
+    return not config.keys().isdisjoint(("model_type", "architectures"))
 
 
 def _overlap(one: Path, other: Path) -> bool:

@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from math import comb
 from typing import Any
@@ -41,9 +41,9 @@ from weighbridge.audit.pairing import (
 )
 from weighbridge.audit.pieces import PIECE_BYTES, Piece, Sample, Strip, cut, units_of
 from weighbridge.audit.reading import HUB_BYTES, Reader, reader_of
-from weighbridge.audit.recomputed import Kept, Quantized, recomputed, scales_of_data
+from weighbridge.audit.recomputed import Kept, Quantized, Recomputed, compare, improved
 from weighbridge.audit.run import WORKER_PIECES, Figures, run
-from weighbridge.audit.smoothing import Smoothed, recover
+from weighbridge.audit.smoothing import Smoothed, has_offset_norms, recover
 from weighbridge.audit.work import STRICT, Allowance, Job, look, stored_shape, volume_of, whole_scale
 from weighbridge.cache import cache_directory, key_of
 from weighbridge.formats.tensors import payload_bytes
@@ -88,8 +88,7 @@ class Audit:
         total: elements that could have been.
         digests: SHA-256 (hex) of the base's shards.
         found: pieces that an earlier run had finished.
-        recomputed: the recipe was run again, and what came out compared.
-        scales_of_data: name of each scale that comes from calibration data -> whether it came out the same then.
+        recomputed: what came of running the recipe again, if it was.
         smoothed_limit: steps by which any code of a smoothed module can be moved without being surely seen.
     """
 
@@ -105,8 +104,7 @@ class Audit:
     sample: Sample | None = None
     found: int = 0
     smoothed_limit: float = 0.0
-    recomputed: bool = False
-    scales_of_data: Mapping[str, bool] = field(default_factory=dict)
+    recomputed: Recomputed | None = None
 
     @property
     def judged(self) -> list[Judged]:
@@ -162,10 +160,13 @@ def audit(
     before = _identities(checkpoint), _identities(base)
     journal = Journal(_journal_path(checkpoint, base, method, sample, before))
     blocks = sum(HUB_BYTES for side in (checkpoint, base) if side.directory is None)
-    workers = affordable_workers(resources.workers, resources.memory - blocks, each=WORKER_PIECES * PIECE_BYTES)
+    largest = max((piece.nbytes for piece in pieces), default=0)  # a row of blocks may be larger than a piece should be
+    each = WORKER_PIECES * max(PIECE_BYTES, largest)
+    workers = affordable_workers(resources.workers, resources.memory - blocks, each=each)
     with ExitStack() as stack:
         stored, source = (stack.enter_context(reader_of(side, progress)) for side in (checkpoint, base))
-        smoothed = recover(pairing.pairs, method.smoothing, stored, source)
+        offset = has_offset_norms(base.config)
+        smoothed = recover(pairing.pairs, method.smoothing, stored, source, offset=offset)
         job = Job(pairing.pairs, stored, source, _allowances(pairing, method, smoothed))
         hashing = _hashing(base, source) if resources.digests and base.directory is not None else {}
         log.info("%d pieces to look at, %d workers", len(pieces), workers)
@@ -175,12 +176,11 @@ def audit(
         differing = list(_different(pairing, figures)) if sample is None else []
         dequantized = find_dequantized(differing, method, base, stored, source)
         quantized, kept = _judged(job, pairing, figures, smoothed, dequantized, method, sample)
-        scales: Mapping[str, bool] = {}
+        recomputed = None
         if again is not None:
             theirs = stack.enter_context(reader_of(again, progress))
-            made = regions(again)
-            quantized, kept = recomputed(quantized, kept, stored, made, theirs)
-            scales = scales_of_data(quantized, regions(checkpoint), stored, made, theirs)
+            recomputed = compare(regions(checkpoint), stored, regions(again), theirs)
+            quantized, kept = improved(quantized, kept, recomputed)
     for side in (checkpoint, base):
         check_unchanged(side, (*side.shards, *READ_BESIDE & side.files.keys()))
     journal.forget()
@@ -199,8 +199,7 @@ def audit(
         digests=figures.digests,
         sample=sample,
         found=figures.found,
-        recomputed=again is not None,
-        scales_of_data=scales,
+        recomputed=recomputed,
         smoothed_limit=max((_limit(item, job.allowances) for item in pairing.pairs), default=0.0),
     )
 

@@ -230,14 +230,24 @@ def _divisors(form: str, scales: Floats, shared: np.float32 | None) -> Floats:
         return scales * shared if form == modelopt.METHOD else scales / shared
 
 
+def padded_zero_points(packed: npt.NDArray[np.int32], rows: int, bits: int) -> int:
+    """How many of the places beyond the last row hold something; see `_unpacked_zero_points`."""
+    return int(np.count_nonzero(_codes_down(packed, bits)[rows:]))
+
+
 def _unpacked_zero_points(packed: npt.NDArray[np.int32], rows: int, bits: int) -> Floats:
     """Zero points that are packed down the rows, int32 [words, groups], as float32 [rows, groups].
 
-    Source: ``pack_to_int32(zero_point, num_bits, packed_dim=0)``: codes less half of the range, the first lowest.
+    Source: ``pack_to_int32(zero_point, num_bits, packed_dim=0)``: codes less half of the range, the first lowest, and
+    zeros beyond the last row.
     """
+    return _codes_down(packed, bits)[:rows].astype(np.float32) - np.float32(1 << (bits - 1))
+
+
+def _codes_down(packed: npt.NDArray[np.int32], bits: int) -> npt.NDArray[np.uint32]:
     shifts = np.arange(0, 32, bits, dtype=np.uint32)[None, :, None]
     codes = (packed.view(np.uint32)[:, None, :] >> shifts) & np.uint32((1 << bits) - 1)
-    return (codes.reshape(-1, packed.shape[1])[:rows].astype(np.float32)) - np.float32(1 << (bits - 1))
+    return codes.reshape(-1, packed.shape[1])
 
 
 def _e4m3_table() -> Floats:

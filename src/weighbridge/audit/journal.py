@@ -22,7 +22,7 @@ Seen = list[tuple[int, Result]]
 
 
 class Journal:
-    """An append-only file of finished pieces; one line each, a torn last line counts for nothing."""
+    """An append-only file of finished pieces, one line each; a line that cannot be read counts for nothing."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -31,10 +31,11 @@ class Journal:
         """The pieces that are done, by number."""
         if not self.path.exists():
             return {}
-        *whole, torn = self.path.read_text().split("\n")
-        if torn:
-            self.path.write_text("".join(f"{line}\n" for line in whole))
-        return dict(map(_read, whole))
+        found = [entry for line in self.path.read_bytes().split(b"\n") if (entry := _read(line)) is not None]
+        self.path.unlink()  # what cannot be read would stand between what is read and what follows
+        for piece, seen in found:
+            self.add(piece, seen)
+        return dict(found)
 
     def add(self, piece: int, seen: Seen) -> None:
         """Write down a finished piece. A kill leaves a whole line or one that does not end."""
@@ -60,9 +61,17 @@ def _fields(result: Result) -> dict[str, Any]:
 
 
 def _made(kind: str, kept: dict[str, Any]) -> Result:
-    return _KINDS[kind](**{name: int(value, 16) if name in _COLUMNS else value for name, value in kept.items()})
+    made = _KINDS[kind](**{name: int(value, 16) if name in _COLUMNS else value for name, value in kept.items()})
+    wrong = [item.name for item in fields(made) if type(getattr(made, item.name)) not in (int, float)]
+    if wrong:
+        raise TypeError(wrong)
+    return made
 
 
-def _read(line: str) -> tuple[int, Seen]:
-    piece, entries = json.loads(line)
-    return piece, [(pair, _made(kind, kept)) for pair, kind, kept in entries]
+def _read(line: bytes) -> tuple[int, Seen] | None:
+    """A finished piece; None of a line that a kill or a fault of the disk left, whose piece is looked at again."""
+    try:
+        piece, entries = json.loads(line)
+        return int(piece), [(int(pair), _made(kind, kept)) for pair, kind, kept in entries]
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return None

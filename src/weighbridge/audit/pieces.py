@@ -94,7 +94,7 @@ def _strips(item: Pair, index: int, sample: Sample | None) -> Iterator[tuple[Spa
     rows, unit = units_of(item)
     columns = 1 if isinstance(item, KeptPair) else item.weight.shape[1]
     row_bytes = columns * DTYPE_BITS[item.source.tensor.dtype] // 8
-    at_once = max(1, PIECE_BYTES // (row_bytes * unit))
+    at_once = max(1, PIECE_BYTES // max(1, row_bytes * unit))
     total = -(-rows // unit)
     chosen = range(total) if sample is None else _chosen(total, index, sample)
     for begin in range(0, max(len(chosen), 1), at_once):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from weighbridge.audit.judge import Judged, Verdict
 from weighbridge.audit.measure import Measure
-from weighbridge.audit.pairing import ATTENTION_SCALES, KeptPair, QuantizedPair, Region
+from weighbridge.audit.pairing import KeptPair, QuantizedPair, Region
 from weighbridge.audit.reading import Reader
 
 PROVEN = frozenset({Verdict.IDENTICAL, Verdict.EXACT})
@@ -22,50 +23,49 @@ Quantized = Sequence[tuple[QuantizedPair, Measure, Judged]]
 Kept = Sequence[tuple[KeptPair, Judged]]
 
 
-def recomputed(
-    quantized: Quantized, kept: Kept, checkpoint: Reader, again: Mapping[str, Region], theirs: Reader
-) -> tuple[Quantized, Kept]:
-    """The verdicts, with `Verdict.RECOMPUTED` for what `again` holds byte by byte.
+@dataclass(frozen=True)
+class Recomputed:
+    """What came of running the recipe again.
 
-    Args:
-        again: every tensor of what running the recipe again gave.
+    Attributes:
+        compared: tensors on either side.
+        others: names of those that are not the same byte by byte, or that one side alone has.
+    """
+
+    compared: int
+    others: frozenset[str]
+
+
+def compare(
+    stored: Mapping[str, Region], checkpoint: Reader, again: Mapping[str, Region], theirs: Reader
+) -> Recomputed:
+    """Compare every tensor of a checkpoint, whatever was said of it, with what running the recipe again gave.
 
     Raises:
         StructureError, HubError: a side cannot be read.
     """
+    names = stored.keys() | again.keys()
+    same = {name for name in stored.keys() & again.keys() if _same(checkpoint, stored[name], theirs, again[name])}
+    return Recomputed(len(names), frozenset(names - same))
 
-    def improved(judged: Judged, stored: Mapping[str, Region]) -> Judged:
-        if judged.verdict in PROVEN or not all(
-            name in again and _same(checkpoint, region, theirs, again[name]) for name, region in stored.items()
-        ):
+
+def improved(quantized: Quantized, kept: Kept, found: Recomputed) -> tuple[Quantized, Kept]:
+    """The verdicts, with `Verdict.RECOMPUTED` for what came out the same and is not proven without."""
+
+    def better(judged: Judged, names: Iterable[str]) -> Judged:
+        if judged.verdict in PROVEN or not found.others.isdisjoint(names):
             return judged
         return Judged(judged.name, Verdict.RECOMPUTED)
 
     return (
-        [
-            (item, seen, improved(judged, {f"{item.name}.{local}": region for local, region in item.stored.items()}))
-            for item, seen, judged in quantized
-        ],
-        [(item, improved(judged, {item.name: item.stored})) for item, judged in kept],
+        [(item, seen, better(judged, names_of(item))) for item, seen, judged in quantized],
+        [(item, better(judged, (item.name,))) for item, judged in kept],
     )
 
 
-def scales_of_data(
-    quantized: Quantized, stored: Mapping[str, Region], checkpoint: Reader, again: Mapping[str, Region], theirs: Reader
-) -> dict[str, bool]:
-    """Name of each scale that comes from calibration data, of activations and caches, and whether `again` has it so.
-
-    Args:
-        stored, again: every tensor of the checkpoint, and of what running the recipe again gave.
-
-    Raises:
-        StructureError, HubError: a side cannot be read.
-    """
-    names = [
-        f"{item.name}.{local}" for item, _, _ in quantized for local in item.stored if local.startswith(OF_ACTIVATIONS)
-    ]
-    names += [name for name in stored if name.rpartition(".")[2] in ATTENTION_SCALES]
-    return {name: name in again and _same(checkpoint, stored[name], theirs, again[name]) for name in names}
+def names_of(item: QuantizedPair) -> list[str]:
+    """The tensors that store a quantized weight, without the scales of its activations."""
+    return [f"{item.name}.{local}" for local in item.stored if not local.startswith(OF_ACTIVATIONS)]
 
 
 def _same(one: Reader, region: Region, other: Reader, theirs: Region) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from weighbridge.audit.assess import Audit
 from weighbridge.audit.judge import ORDER, Judged, Verdict
 from weighbridge.audit.measure import Measure, decibels, signal_to_noise
-from weighbridge.audit.recomputed import PROVEN, Quantized
+from weighbridge.audit.recomputed import PROVEN, Quantized, names_of
 from weighbridge.report import Finding, Grid, Section, Severity, Table
 from weighbridge.roles import layer_of, role_of
 from weighbridge.structure.names import compact
@@ -54,7 +54,7 @@ def _as_far_as(audit: Audit) -> str:
 def _how(audit: Audit) -> str:
     """How closely a checkpoint derives from its base."""
     verdicts = {judged.verdict for judged in audit.judged}
-    others = sum(1 for _ in _not_recomputed(audit)) if audit.recomputed else 0
+    others = sum(1 for _ in _not_recomputed(audit))
     if others:
         return f"is not what running its recipe again gives: {others:,} of its weights and scales are others"
     if audit.recomputed and verdicts <= {*PROVEN, Verdict.RECOMPUTED}:
@@ -84,13 +84,8 @@ def _whole(audit: Audit) -> Section:
             missed = audit.missed(rows)
             facts[f"missed with {rows} altered row{'s' if rows > 1 else ''}"] = f"probability {missed:.4g} at most"
     if audit.recomputed:
-        same = sum(judged.verdict is Verdict.RECOMPUTED for judged in audit.judged)
-        rest = sum(judged.verdict not in PROVEN for judged in audit.judged)
-        scales = audit.scales_of_data
-        facts["come out the same when the recipe is run again"] = (
-            f"{same:,} of {rest:,} that are not exact without, and {sum(scales.values()):,} of {len(scales):,} scales "
-            "of activations and caches"
-        )
+        compared, others = audit.recomputed.compared, len(audit.recomputed.others)
+        facts["come out the same when the recipe is run again"] = f"{compared - others:,} of {compared:,} tensors"
     if audit.method.dampening is not None:
         facts["surely seen where compensated"] = _limits(audit)
     if audit.smoothed_limit:
@@ -133,8 +128,7 @@ def _quantized(audit: Audit) -> Section:
         (judged for _, _, judged in quantized if judged.verdict is Verdict.NEAREST),
         Severity.ERROR if audit.method.promises_exact else Severity.NOTE,
     )
-    if audit.recomputed:
-        findings += _findings(_not_recomputed(audit))
+    findings += _findings(_not_recomputed(audit))
     return Section(
         "its quantized weights",
         f"{len(quantized):,} modules: {said}{_as_far_as(audit)}" if quantized else "it has none",
@@ -145,14 +139,21 @@ def _quantized(audit: Audit) -> Section:
 
 
 def _not_recomputed(audit: Audit) -> Iterator[Judged]:
-    """What is within limits, but is not what running the recipe again gives."""
+    """What is not what running the recipe again gives, though nothing else speaks against it."""
+    if audit.recomputed is None:
+        return
     why = "is not what running its recipe again gives: other data, another machine, or an alteration within the limits"
-    for judged in audit.judged:
-        if judged.verdict not in {*PROVEN, Verdict.RECOMPUTED, Verdict.DIVERGES}:
+    left = set(audit.recomputed.others)
+    for judged, names in (
+        *((judged, names_of(item)) for item, _, judged in audit.quantized),
+        *((judged, [item.name]) for item, judged in audit.kept),
+    ):
+        other = not left.isdisjoint(names)
+        left -= set(names)
+        if other and judged.verdict is not Verdict.DIVERGES:
             yield Judged(judged.name, judged.verdict, "audit/not-recomputed", why)
-    for name, same in audit.scales_of_data.items():
-        if not same:
-            yield Judged(name, Verdict.DIVERGES, "audit/not-recomputed", why)
+    for name in sorted(left):
+        yield Judged(name, Verdict.DIVERGES, "audit/not-recomputed", why)
 
 
 def _kept(audit: Audit) -> Section:

@@ -11,9 +11,11 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from weighbridge.audit.arithmetic import narrowed
 from weighbridge.audit.grid import Array, Floats, float_values, grid_of, rows_of
 from weighbridge.audit.method import Mapped
 from weighbridge.audit.pairing import KeptPair, Pair, QuantizedPair, Region
@@ -29,7 +31,23 @@ COARSENESS: Mapping[str, float] = {"AWQModifier": 8.0}
 """By modifier: how much larger the squared error of a smoothed module may be than that of rounding the base's own by
 min-max. 4.6 is measured of AWQ (`python -m benchmarks.compensation`). SmoothQuant moves errors from activations to
 weights without such a limit; of its modules the error beside the weight alone is limited."""
+LARGEST_SLACK = 1 / 16
+"""How uncertain the factors of a norm may be, as a share of them, if what follows from them is to say anything."""
+
+OFFSET_NORMS = frozenset(
+    {
+        *("gemma", "gemma2", "gemma3", "minimax_m3_vl", "muse_glimmer", "nemotron", "qwen3_5", "qwen3_5_moe"),
+        *("qwen3_next", "qwen4_exp", "recurrent_gemma", "step3p7", "t5gemma", "t5gemma2", "vaultgemma", "videoprism"),
+    }
+)
+"""Types of models whose norms multiply by 1 + weight. Source: transformers 5.17, whose modules a test reads."""
+_OWN_NORMS = re.compile(r"(?:^|\.)(?:linear_attn|vision_tower|vision_model|visual|audio_tower)\.")
+"""Parts of such models whose norms multiply by their weights all the same."""
 _LAYER = re.compile(r"(?:^|\.)(?:layers|blocks|h)\.\d+(?=\.)")
+
+
+Factors = tuple[Floats, float]
+"""What each channel was multiplied by, float32 [channels], and how uncertain that is, as a share of it."""
 
 
 @dataclass(frozen=True)
@@ -47,23 +65,36 @@ class Smoothed:
     refused: Mapping[str, str]
 
 
-def recover(pairs: Sequence[Pair], mappings: Sequence[Mapped], checkpoint: Reader, base: Reader) -> Smoothed:
+def has_offset_norms(config: Mapping[str, Any]) -> bool:
+    """Whether the norms of a model multiply by one more than their weights, by its config.json."""
+    text = config.get("text_config")
+    types = {part.get("model_type") for part in (config, text) if isinstance(part, Mapping)}
+    return any(isinstance(one, str) and one.removesuffix("_text") in OFFSET_NORMS for one in types)
+
+
+def recover(
+    pairs: Sequence[Pair], mappings: Sequence[Mapped], checkpoint: Reader, base: Reader, *, offset: bool = False
+) -> Smoothed:
     """Recover the factors of all channels that `mappings` say are smoothed.
 
     Mappings are taken in their order, as the modifiers do: a layer whose columns were multiplied before its rows are
     divided is measured with both.
+
+    Args:
+        offset: whether norms multiply by one more than their weights.
     """
     by_name = {item.name: item for item in pairs}
-    modules = {_module(item): item for item in by_name.values()}
+    modules = {module: item for item in pairs if (module := _module(item)) is not None}
     modifiers: dict[str, set[str]] = {}
-    columns: dict[str, tuple[Floats, float]] = {}
-    rows: dict[str, tuple[Floats, float]] = {}
+    columns: dict[str, Factors] = {}
+    rows: dict[str, Factors] = {}
     divided: set[str] = set()
     refused: dict[str, str] = {}
     for modifier, smooth, fed in _resolved(modules, mappings):
         item = modules[smooth]
         if isinstance(item, KeptPair):
-            recovered = _by_norm(item, checkpoint, base)
+            shift = np.float32(offset and _OWN_NORMS.search(smooth) is None)
+            recovered = _by_norm(item, shift, checkpoint, base)
         else:
             recovered = _by_linear(item, columns.get(smooth), checkpoint, base)
         if recovered is None:
@@ -71,15 +102,15 @@ def recover(pairs: Sequence[Pair], mappings: Sequence[Mapped], checkpoint: Reade
             continue
         if isinstance(item, KeptPair):
             divided.add(item.name)
-        else:
-            rows[smooth] = recovered
+        rows[smooth] = recovered
         columns.update(dict.fromkeys(fed, recovered))
         for name in (smooth, *fed):
             modifiers.setdefault(name, set()).add(modifier)
-    for name, (factors, slack) in columns.items():
-        item = modules[name]
-        if isinstance(item, KeptPair) and _is_product(item, factors, slack, checkpoint, base):
-            divided.add(item.name)
+    for kept, (factors, slack), why in (*_biases(rows, by_name), *_fed_and_kept(columns, modules)):
+        if _is_product(kept, factors, slack, checkpoint, base):
+            divided.add(kept.name)
+        else:
+            refused[kept.name] = why
     allowances = {}
     for name in columns.keys() | rows.keys():
         item = modules[name]
@@ -98,8 +129,34 @@ def recover(pairs: Sequence[Pair], mappings: Sequence[Mapped], checkpoint: Reade
     return Smoothed(allowances, frozenset(divided), refused)
 
 
-def _module(item: Pair) -> str:
-    return item.name if isinstance(item, QuantizedPair) else split_parameter(item.name)[0]
+def _biases(rows: Mapping[str, Factors], by_name: Mapping[str, Pair]) -> Iterator[tuple[KeptPair, Factors, str]]:
+    """The biases of smoothed layers, which are divided as the layers' rows are."""
+    for smooth, (factors, slack) in rows.items():
+        bias = by_name.get(f"{smooth}.bias")
+        if isinstance(bias, KeptPair):
+            yield (
+                bias,
+                (np.float32(1) / factors, slack),
+                "is the bias of a smoothed layer, and not the base's over its factors",
+            )
+
+
+def _fed_and_kept(
+    columns: Mapping[str, Factors], modules: Mapping[str, Pair]
+) -> Iterator[tuple[KeptPair, Factors, str]]:
+    """Layers that take what is smoothed, and are not quantized."""
+    for name, factors in columns.items():
+        item = modules[name]
+        if isinstance(item, KeptPair):
+            yield item, factors, "takes what a smoothed layer gives, and is not the base's times its factors"
+
+
+def _module(item: Pair) -> str | None:
+    """The module whose weight a pair is; None of biases and the like."""
+    if isinstance(item, QuantizedPair):
+        return item.name
+    module, local = split_parameter(item.name)
+    return module if local == "weight" else None
 
 
 def _columns(item: Pair) -> int:
@@ -107,7 +164,7 @@ def _columns(item: Pair) -> int:
 
 
 def _is_product(item: KeptPair, factors: Floats, slack: float, checkpoint: Reader, base: Reader) -> bool:
-    """Whether a layer that is not quantized is the base's times the factors of its columns, rounded once."""
+    """Whether what is not quantized is the base's times factors, one for each column, rounded once."""
     dtype = item.source.tensor.dtype
     before, after = (
         float_values(_all(reader, region), dtype).astype(np.float64)
@@ -117,25 +174,35 @@ def _is_product(item: KeptPair, factors: Floats, slack: float, checkpoint: Reade
     return bool((np.abs(after - product) <= (slack + UNIT_ROUNDOFF[dtype]) * np.abs(product)).all())
 
 
-def _by_norm(item: KeptPair, checkpoint: Reader, base: Reader) -> tuple[Floats, float] | None:
-    """Factors of a norm, whose weight was divided by them and rounded once."""
+def _by_norm(item: KeptPair, shift: np.float32, checkpoint: Reader, base: Reader) -> Factors | None:
+    """Factors of a norm, whose weight was divided by them and rounded once.
+
+    Args:
+        shift: what is added to a weight before a norm multiplies by it. A sum is rounded, divided, rounded, and stored
+            less the shift, which rounds once more: of a small sum by much.
+    """
     if len(item.source.tensor.shape) != 1:
         return None
     dtype = item.source.tensor.dtype
-    before, after = (
+    stored, after = (
         float_values(_all(reader, region), dtype).reshape(-1)
         for reader, region in ((base, item.source), (checkpoint, item.stored))
     )
+    before = stored
+    slack = UNIT_ROUNDOFF[dtype]
+    if shift:
+        before = narrowed(stored + shift, dtype)
+        with np.errstate(all="ignore"):
+            slack += float((np.abs(after) * UNIT_ROUNDOFF[dtype] / np.abs(after + shift)).max(initial=0.0))
+        after = after + shift
     with np.errstate(all="ignore"):
         # A weight of zero stays zero and says nothing; what it feeds is zero, whatever the columns are.
         factors = np.where((before == 0) & (after == 0), np.float32(1), before / after).astype(np.float32)
     usable = np.isfinite(factors) & (factors > 0)
-    return (factors, UNIT_ROUNDOFF[dtype]) if bool(usable.all()) else None
+    return (factors, slack) if bool(usable.all()) and slack <= LARGEST_SLACK else None
 
 
-def _by_linear(
-    item: QuantizedPair, columns: tuple[Floats, float] | None, checkpoint: Reader, base: Reader
-) -> tuple[Floats, float] | None:
+def _by_linear(item: QuantizedPair, columns: Factors | None, checkpoint: Reader, base: Reader) -> Factors | None:
     """Factors of a quantized linear, whose rows were divided by them: from the scales that its largest values gave.
 
     Each group of a row gives an interval: its largest value over half of the code range and over the stored scale.

@@ -11,7 +11,18 @@ import numpy as np
 
 from weighbridge.audit import compensation, rounding
 from weighbridge.audit.arithmetic import PRECISIONS, Arithmetic, arithmetics_of, own_rule
-from weighbridge.audit.grid import Array, Floats, Grid, Rows, float_values, grid_of, rows_of, spread, values_of
+from weighbridge.audit.grid import (
+    Array,
+    Floats,
+    Grid,
+    Rows,
+    float_values,
+    grid_of,
+    padded_zero_points,
+    rows_of,
+    spread,
+    values_of,
+)
 from weighbridge.audit.measure import Difference, Measure
 from weighbridge.audit.pairing import KeptPair, Pair, Pairing, QuantizedPair, Region
 from weighbridge.audit.pieces import Piece, Spans, Strip, cut, units_of
@@ -166,6 +177,9 @@ def examine(job: Job, item: QuantizedPair, strip: Strip) -> Measure:
         seen = replace(seen, unpredicted=strip.rows)
     else:
         codes, scales = _agreement(item, weights, rows, arithmetics, figures.wrong)
+        zero_points = stored.get("weight_zero_point")
+        if zero_points is not None and zero_points.dtype == np.int32:
+            scales += padded_zero_points(zero_points, seen.rows, grid.bits)
         seen = replace(seen, different_codes=codes, different_scales=scales)
         # What is rounded to nearest, ties to even, is nearest, unless the scale of the whole is itself in doubt.
         if seen.exact and allowance.instead is None and allowance.dampening is None:

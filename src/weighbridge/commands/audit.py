@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING
 
 from weighbridge.account.base import digest
-from weighbridge.commands.run import positive, size
+from weighbridge.commands.run import not_negative, positive, size
 from weighbridge.errors import StructureError, WeighbridgeError
 from weighbridge.identity import identify, pinned_files, sampled
 from weighbridge.progress import Progress
@@ -20,7 +20,6 @@ from weighbridge.structure.checkpoint import Checkpoint
 from weighbridge.structure.opening import open_checkpoint
 
 if TYPE_CHECKING:
-    from weighbridge.audit import Sample
     from weighbridge.plan import Plan
     from weighbridge.recipe import LoadedRecipe
 
@@ -31,7 +30,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_argument(
         "--sample", metavar="PERCENT", type=_share, help="check only so many percent of the rows of each tensor"
     )
-    options.add_argument("--seed", type=int, help="of the choice of rows (default: one that nobody knows beforehand)")
+    options.add_argument(
+        "--seed", type=not_negative, help="of the choice of rows (default: one that nobody knows beforehand)"
+    )
     options.add_argument(
         "--recompute",
         action="store_true",
@@ -66,16 +67,15 @@ def audit_sections(
     progress = Progress()
     _check_weights(base, "audit against")
     groups = plan.fused_groups if plan is not None else find_merged_groups(checkpoint.schemes)
-    sample: Sample | None = None
+    sample = None
     if options.sample is not None and options.sample < 1:
-        seed = options.seed
-        if seed is None:
-            seed = secrets.randbits(32)
-            sys.stderr.write(f"rows are drawn with seed {seed}; interrupted, --seed {seed} goes on with them\n")
-        sample = audit.Sample(options.sample, seed)
+        sample = audit.Sample(options.sample, secrets.randbits(32) if options.seed is None else options.seed)
     resources = Resources(workers=options.workers, memory=options.memory)
     with ExitStack() as stack:
         again = stack.enter_context(_again(base, options, loaded, resources, progress)) if options.recompute else None
+        if sample is not None and options.seed is None:
+            again_with = f"interrupted, --seed {sample.seed} goes on with them"
+            sys.stderr.write(f"rows are drawn with seed {sample.seed}; {again_with}\n")
         found = audit.audit(
             checkpoint,
             base,

@@ -87,6 +87,12 @@ def _opened(options: argparse.Namespace) -> logging.Handler:
         if (directory := getattr(options, name, None)) is not None:
             check_outside(Path(directory), log_file=path)
     try:
+        if path.is_file() and holds_a_key(path):
+            raise WeighbridgeError(
+                "holds a key or the like, which no log belongs into",
+                where=f"--log-file {path}",
+                remedy="name another file",
+            )
         handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise WeighbridgeError(
@@ -96,6 +102,16 @@ def _opened(options: argparse.Namespace) -> logging.Handler:
         ) from error
     handler.setFormatter(_Lines())
     return handler
+
+
+def holds_a_key(path: Path) -> bool:
+    """Whether a file is a key, a certificate or a signature in PEM; other tools put text before it.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return re.search(rb"^-----BEGIN [A-Z0-9 ]+-----", file.read(4096), re.MULTILINE) is not None
 
 
 def check_outside(checkpoint: Path, **files: Path | None) -> None:

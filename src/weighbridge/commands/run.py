@@ -8,7 +8,6 @@ import gc
 import io
 import logging
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from weighbridge.cache import write_atomically
-from weighbridge.commands.log import add_log_options, logged
+from weighbridge.commands.log import add_log_options, holds_a_key, logged
 from weighbridge.errors import WeighbridgeError, printable
 from weighbridge.progress import SILENT
 from weighbridge.report import PRESENTERS, Report
@@ -186,6 +185,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def not_negative(text: str) -> int:
+    """An option that is a whole number of at least zero."""
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, not {text!r}")
+    return int(text)
+
+
 def add_report_options(parser: argparse.ArgumentParser, *further: str) -> None:
     """How a command's report is written, and where it is kept; `further` are formats of this command alone."""
     parser.add_argument(
@@ -219,7 +225,7 @@ def check_writable(path: Path | None) -> None:
     try:
         _behind_links(path)
         reason = "it is a directory" if path.is_dir() else "there is no such directory"
-        if path.is_file() and _holds_a_key(path):
+        if path.is_file() and holds_a_key(path):
             reason = "it holds a key or the like, which would be gone"
         elif not path.is_dir() and path.absolute().parent.is_dir():
             return
@@ -228,12 +234,6 @@ def check_writable(path: Path | None) -> None:
     raise WeighbridgeError(
         f"cannot be written: {reason}", where=str(path), remedy="name a file in a directory that is there"
     )
-
-
-def _holds_a_key(path: Path) -> bool:
-    """Whether a file is a key, a certificate or a signature in PEM; other tools put text before it."""
-    with path.open("rb") as file:
-        return re.search(rb"^-----BEGIN [A-Z0-9 ]+-----", file.read(4096), re.MULTILINE) is not None
 
 
 def keep(path: Path, content: bytes) -> None:

@@ -236,14 +236,10 @@ def _unread(raw: Mapping[str, Any], format: str, *, where: str) -> str:
     for key, what in (("transform_config", "rotations of weights"), ("sparsity_config", "pruned weights")):
         if not isinstance(raw.get(key), dict | None):
             raise StructureError(f"{key} is no mapping", where=where)
-        if raw.get(key) and _says_something(raw[key]):
+        dense = key == "sparsity_config" and (raw.get(key) or {}).get("format") == "dense"
+        if raw.get(key) and not dense and any(value not in (None, {}, []) for value in raw[key].values()):
             return f"whose {key} ({what}) is not read here"
     return f"whose format {format} (pruned weights) is not read here" if format in SPARSE_FORMATS else ""
-
-
-def _says_something(config: Mapping[str, Any]) -> bool:
-    """Whether a transform or sparsity config has an effect: ``dense``, or groups that are empty, have none."""
-    return config.get("format") != "dense" and any(value not in (None, {}, []) for value in config.values())
 
 
 def _read_format(format: Any, known: tuple[str, ...], *, where: str) -> str:

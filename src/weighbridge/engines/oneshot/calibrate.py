@@ -100,6 +100,7 @@ def _upstream(model: Any, *, where: str) -> Iterator[Any]:
     from compressed_tensors.utils import patch_attr
     from llmcompressor import oneshot
     from llmcompressor.core import reset_session
+    from llmcompressor.modeling.offset_norm import CalibrationOffsetNorm
     from llmcompressor.pipelines.cache import IntermediatesCache
     from llmcompressor.pipelines.sequential import pipeline
 
@@ -117,11 +118,25 @@ def _upstream(model: Any, *, where: str) -> Iterator[Any]:
             # This bar shows whatever TQDM_DISABLE says, and this warning is for developers of torch.
             stack.enter_context(patch_attr(apply, "tqdm", lambda items, **_: items))
             stack.enter_context(patch_attr(logging.getLogger("torch.fx._symbolic_trace"), "disabled", True))
+            stack.enter_context(patch_attr(CalibrationOffsetNorm, "restore", _restored))
             yield oneshot
     except Exception as error:  # a modifier may raise anything, and some raise Exception itself
         raise BuildError(f"llm-compressor stopped: {first_line(error)}", where=where) from error
     finally:
         reset_session()  # it holds the model
+
+
+def _restored(calibrated: Any, original: Any) -> Any:
+    """A norm that multiplies by 1 + weight, as it was, or as a modifier has smoothed it.
+
+    llm-compressor calibrates with the sum in its place and takes 1 away again, which rounds what nothing has changed.
+    """
+    import torch
+
+    weight = original.weight.data
+    if not torch.equal(calibrated.weight.data, (1.0 + weight.float()).to(weight.dtype)):
+        original.weight.data = (calibrated.weight.data.float() - 1.0).to(weight.dtype)
+    return original
 
 
 @contextmanager
