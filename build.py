@@ -6,8 +6,8 @@ import sys
 
 if __name__ == "__main__":
     try:
-        from weighbridge.commands.build import main
-        from weighbridge.commands.run import as_process
+        from weighbridge.cli.build import main
+        from weighbridge.cli.run import as_process
 
         sys.exit(as_process(main))
     except ModuleNotFoundError as error:

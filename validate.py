@@ -6,8 +6,8 @@ import sys
 
 if __name__ == "__main__":
     try:
-        from weighbridge.commands.run import as_process
-        from weighbridge.commands.validate import main
+        from weighbridge.cli.run import as_process
+        from weighbridge.cli.validate import main
 
         sys.exit(as_process(main))
     except ModuleNotFoundError as error:

@@ -24,7 +24,7 @@ from pathlib import Path
 from benchmarks import source
 from benchmarks.engine import LAYERS, ROOT, SCHEMES, Run, measure
 from benchmarks.headers import machine, mebibytes, write
-from weighbridge.resources import parse_size
+from weighbridge.machine.resources import parse_size
 
 BLOCK = 1024 * 1024
 RECIPE = """\

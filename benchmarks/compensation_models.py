@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
+from weighbridge.base.source import open_model
 from weighbridge.engines.oneshot.load import load_model, load_tokenizer
 from weighbridge.engines.quiet import quieted
-from weighbridge.source import open_model
-from weighbridge.trained.text import held_out_text
+from weighbridge.samples.trained.text import held_out_text
 
 Tensor = torch.Tensor
 

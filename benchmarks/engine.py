@@ -28,7 +28,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks import source
-from weighbridge.resources import parse_size
+from weighbridge.machine.resources import parse_size
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = 4 * 1024 * 1024
@@ -122,13 +122,13 @@ def upstream(directory: Path, output: Path, scheme: str, device: str = "cpu") ->
 
 def ours_without_digests(directory: Path, output: Path, scheme: str) -> None:
     """The engine alone, without any digest."""
+    from weighbridge.checkpoint.model import open_directory
     from weighbridge.engines import streaming
-    from weighbridge.engines.kernels import load_kernels
-    from weighbridge.plan import make_plan
+    from weighbridge.machine.resources import Resources
+    from weighbridge.numbers import load_kernels
+    from weighbridge.planning import make_plan
     from weighbridge.progress import Progress
     from weighbridge.recipe import load_recipe
-    from weighbridge.resources import Resources
-    from weighbridge.structure.checkpoint import open_directory
 
     loaded = load_recipe(str(directory.parent / f"{scheme}.yaml"))
     load_kernels("cpu")

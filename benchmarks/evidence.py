@@ -75,7 +75,7 @@ def one(build: Sequence[str]) -> tuple[float, float]:
 def inside(build: Sequence[str]) -> int:
     """Run build.py in this process and print the seconds that were spent on evidence."""
     from weighbridge import evidence
-    from weighbridge.commands.build import main as run
+    from weighbridge.cli.build import main as run
 
     spent = 0.0
 

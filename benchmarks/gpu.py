@@ -18,15 +18,15 @@ from pathlib import Path
 
 from benchmarks import source
 from benchmarks.engine import ROOT, SCHEMES, measure, write_recipe
-from weighbridge.resources import parse_size
+from weighbridge.machine.resources import parse_size
 
 
 def main() -> None:
     """Entry point."""
     import torch
 
-    from weighbridge.engines.kernels.agreement import disagreements
-    from weighbridge.engines.kernels.portable import PortableKernels
+    from weighbridge.numbers.agreement import disagreements
+    from weighbridge.numbers.portable import PortableKernels
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=parse_size, default=parse_size("6GB"), help="bytes of the source (default: 6GB)")

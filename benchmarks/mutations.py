@@ -1,6 +1,6 @@
 """Which small mistakes in the code the tests would not notice.
 
-    python -m benchmarks.mutations [--count 200] [--seed N] [--packages audit,evidence,structure,diff,plan,account]
+    python -m benchmarks.mutations [--count 200] [--seed N] [--packages auditing,evidence,checkpoint,checks,planning,account]
 
 Runs all tests once under coverage, to learn which of them reach which lines (`benchmarks.reach`; kept in --reach). Then
 makes one mutant of the code after the other (`benchmarks.mutants`) and runs tests that reach it, the fastest of each
@@ -55,8 +55,8 @@ from benchmarks.reach import DATA, REPORT, Reach
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = "src/weighbridge"
-PACKAGES = ("audit", "evidence", "structure", "diff", "plan", "account")
-ALL_LIMITS = ("audit",)
+PACKAGES = ("auditing", "evidence", "checkpoint", "checks", "planning", "account")
+ALL_LIMITS = ("auditing",)
 """Packages of which every limit is mutated."""
 
 PYTEST = "-m pytest -p no:cacheprovider --no-header --tb=line -rfE --hypothesis-seed=0"

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from weighbridge.checkpoint.layout import lay_out
 
-from weighbridge import miniature
-from weighbridge.catalogue import reference_lock
+from weighbridge.base.locks import reference_lock
 from weighbridge.formats.tensors import Structure
-from weighbridge.structure.layout import lay_out
+from weighbridge.samples import miniature
 
 REAL = "google/gemma-4-26B-A4B-it"
 TILE_ELEMENTS = 8 * 1024 * 1024

@@ -93,10 +93,10 @@ def _commands() -> Iterator[str]:
 
 
 def help_of(module: str) -> str:
-    """What a command of `weighbridge.commands` prints when it is asked for help."""
+    """What a command of `weighbridge.cli` prints when it is asked for help."""
     out = io.StringIO()
     with patch.dict(os.environ, {"COLUMNS": "80", "NO_COLOR": "1"}), redirect_stdout(out), suppress(SystemExit):
-        importlib.import_module(f"weighbridge.commands.{module}").main(["--help"])
+        importlib.import_module(f"weighbridge.cli.{module}").main(["--help"])
     return out.getvalue()
 
 

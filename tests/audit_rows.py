@@ -8,14 +8,14 @@ from typing import Any, Self
 
 import numpy as np
 
-from weighbridge.audit.measure import Measure
-from weighbridge.audit.pairing import QuantizedPair, Region
-from weighbridge.audit.pieces import Strip
-from weighbridge.audit.work import STRICT, Allowance, Job, examine, volume_of
-from weighbridge.engines.kernels import load_kernels
+from weighbridge.auditing.measure import Measure
+from weighbridge.auditing.pairing import QuantizedPair, Region
+from weighbridge.auditing.pieces import Strip
+from weighbridge.auditing.work import STRICT, Allowance, Job, examine, volume_of
 from weighbridge.formats import FORMATS
 from weighbridge.formats.schemes import PRESETS, QuantizationArgs, Scheme
 from weighbridge.formats.tensors import Tensor
+from weighbridge.numbers import load_kernels
 
 Array = np.ndarray[Any, Any]
 

@@ -21,9 +21,9 @@ from hypothesis import HealthCheck, settings
 # Read when huggingface_hub is first imported: no test may depend on what the hub says today.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from weighbridge.commands import build, validate
+from weighbridge.base.source import make_miniature
+from weighbridge.cli import build, validate
 from weighbridge.evidence.signing import make_key_pair
-from weighbridge.source import make_miniature
 
 ROOT = Path(__file__).resolve().parents[1]
 MINI_LOCK = ROOT / "references" / "weighbridge" / "gemma-4-mini.yaml"

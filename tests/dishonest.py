@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch  # of the writer, by whoever lies; nothing of the checker is ever replaced
 
-from weighbridge.build import BuildRequest, build
+from weighbridge.base.source import open_source
+from weighbridge.building import BuildRequest, build
+from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.evidence import FinishedBuild, Signer, write
 from weighbridge.evidence.environment import Installed, installed
 from weighbridge.evidence.signing import KeySigner, make_key_pair, open_verifier
@@ -22,8 +24,6 @@ from weighbridge.evidence.verify import verify
 from weighbridge.progress import Progress
 from weighbridge.recipe import load_recipe
 from weighbridge.report import Report, Section, Severity
-from weighbridge.source import open_source
-from weighbridge.structure.checkpoint import Checkpoint
 
 WRITER = "weighbridge.evidence.write"
 

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from weighbridge.checkpoint.model import Checkpoint, FileFact, Origin
+
 from tests.dishonest import (
     WRITER,
     Lie,
@@ -28,13 +30,12 @@ from tests.dishonest import (
     section,
     text,
 )
-from weighbridge.catalogue import reference_lock
+from weighbridge.base.identity import Claim, Identity, Unproven
+from weighbridge.base.locks import reference_lock
 from weighbridge.evidence import FinishedBuild
 from weighbridge.evidence.environment import Installed, Repository
 from weighbridge.formats.tensors import Tensor
-from weighbridge.identity import Claim, Identity, Unproven
 from weighbridge.report import Area, Areas, Finding, Report, Section, Severity
-from weighbridge.structure.checkpoint import Checkpoint, FileFact, Origin
 
 GOOGLE, MINI = "google/gemma-4-26B-A4B-it", "weighbridge/gemma-4-mini"
 GOOGLES_COMMIT, NO_COMMIT = "4d7ae4984b7db7de8f8457170b3f1a419ee76d52", "0" * 40
@@ -90,7 +91,7 @@ def with_digests(**digests: str) -> Change:
     named = {name.replace("__", "."): digest for name, digest in digests.items()}
 
     def change(build: FinishedBuild) -> FinishedBuild:
-        from weighbridge.identity import identify
+        from weighbridge.base.identity import identify
 
         known = {**build.identity.digests, **named}
         lied = identify(build.source.shards, build.identity.lock, known)

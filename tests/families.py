@@ -13,10 +13,11 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
-from weighbridge.catalogue import lock_path, reference_lock
+from weighbridge.checkpoint.lock import write_lock
+from weighbridge.checkpoint.model import Checkpoint, Origin
+
+from weighbridge.base.locks import lock_path, reference_lock
 from weighbridge.formats.tensors import Tensor
-from weighbridge.structure.checkpoint import Checkpoint, Origin
-from weighbridge.structure.lock import write_lock
 
 
 @dataclass(frozen=True)

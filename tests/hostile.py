@@ -110,7 +110,7 @@ class Answer:
 
 def answer(case: HostileCase, directory: Path) -> Answer:
     """Run the command of a case in this process, in the directory that holds its files."""
-    from weighbridge.commands import build, validate
+    from weighbridge.cli import build, validate
 
     main = {"build": build.main, "validate": validate.main}[case.command]
     # As strict and as lenient as a process's own streams: a lone surrogate cannot be printed to the first.

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from weighbridge.checkpoint.header import Header
+from weighbridge.checkpoint.model import Checkpoint, assemble
+
 from tests.checkpoints import RawTensor, write_tensors
 from weighbridge.formats.tensors import StoredTensor, Structure, Tensor
-from weighbridge.structure.checkpoint import Checkpoint, assemble
-from weighbridge.structure.header import Header
 
 HIDDEN, INNER, KV, VOCABULARY, EXPERTS = 256, 512, 128, 64, 3
 LAYER = "model.layers.0"

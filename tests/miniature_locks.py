@@ -13,12 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from weighbridge import miniature
+from weighbridge.checkpoint.lock import write_lock
+from weighbridge.checkpoint.model import FileFact, Origin, carried_files, open_directory
+
 from weighbridge.account.files import harmless
-from weighbridge.catalogue import lock_path
-from weighbridge.miniature.text import exchanges
-from weighbridge.structure.checkpoint import FileFact, Origin, carried_files, open_directory
-from weighbridge.structure.lock import write_lock
+from weighbridge.base.locks import lock_path
+from weighbridge.samples import miniature
+from weighbridge.samples.miniature.text import exchanges
 
 W4 = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group"}
 ONESHOT: dict[str, dict[str, Any]] = {
@@ -63,7 +64,7 @@ def source_lock(directory: Path) -> str:
         files[name] = FileFact(len(content), hashlib.sha256(content).hexdigest())
     of_weights = "".join(f"{name} {files[name].sha256}\n" for name in sorted(weights))
     revision = hashlib.sha256(of_weights.encode()).hexdigest()
-    origin = Origin(miniature.NAME, revision[:40], miniature.NAME, "exact", "made by weighbridge.miniature")
+    origin = Origin(miniature.NAME, revision[:40], miniature.NAME, "exact", "made by weighbridge.samples.miniature")
     return write_lock(replace(checkpoint, files=files, origin=origin))
 
 

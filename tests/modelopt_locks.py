@@ -18,12 +18,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from weighbridge.checkpoint.lock import write_lock
+from weighbridge.checkpoint.model import Origin, open_directory
+
 from tests.miniature_locks import lock_name
-from weighbridge import miniature
-from weighbridge.catalogue import ROOT
-from weighbridge.source import make_miniature
-from weighbridge.structure.checkpoint import Origin, open_directory
-from weighbridge.structure.lock import write_lock
+from weighbridge.base.source import make_miniature
+from weighbridge.machine.installation import ROOT
+from weighbridge.samples import miniature
 
 NO_KV_CACHE = "none"
 BUILDS = {

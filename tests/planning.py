@@ -9,14 +9,14 @@ from typing import Any
 
 import yaml
 
+from weighbridge.checkpoint.lock import open_lock
+from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.errors import RecipeError
-from weighbridge.lint import lint
-from weighbridge.plan import Plan, make_plan
+from weighbridge.linting import lint
+from weighbridge.planning import Plan, make_plan
 from weighbridge.recipe import LoadedRecipe, Recipe
 from weighbridge.report import Finding
-from weighbridge.strict_yaml import parse_yaml, validate
-from weighbridge.structure.checkpoint import Checkpoint
-from weighbridge.structure.lock import open_lock
+from weighbridge.text.strict_yaml import parse_yaml, validate
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL = "references/google/gemma-4-26B-A4B-it.yaml"

@@ -13,13 +13,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+from weighbridge.checkpoint.model import open_directory
+
 from tests.damage import DAMAGES, damaged
-from weighbridge.commands import build
-from weighbridge.serving.answer import Answer, Request, read_answer
-from weighbridge.serving.client import ask
-from weighbridge.serving.environment import find_python
-from weighbridge.serving.loaded import harmless_parameters
-from weighbridge.structure.checkpoint import open_directory
+from weighbridge.cli import build
+from weighbridge.extras.serving.answer import Answer, Request, read_answer
+from weighbridge.extras.serving.client import ask
+from weighbridge.extras.serving.environment import find_python
+from weighbridge.extras.serving.loaded import harmless_parameters
 
 RECORDED = Path(__file__).parent / "data" / "serving"
 HONEST = ("fp8-dynamic", "w4a16", "nvfp4a16")

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from weighbridge.checkpoint.model import open_directory
+
 from tests.checkpoints import Tensors, copy_checkpoint, edit_tensors
 from tests.serving_answers import serving_python
-from weighbridge.progress import Progress
-from weighbridge.report import PRESENTERS, Report, Section
-from weighbridge.serving.check import (
+from weighbridge.extras.serving.check import (
     EXACT,
     SERVED,
     ServingCheck,
@@ -26,8 +26,9 @@ from weighbridge.serving.check import (
     served_scores,
     token_windows,
 )
-from weighbridge.structure.checkpoint import open_directory
-from weighbridge.trained.text import held_out_text
+from weighbridge.progress import Progress
+from weighbridge.report import PRESENTERS, Report, Section
+from weighbridge.samples.trained.text import held_out_text
 
 
 def doubled(name: str) -> Callable[[Tensors], None]:

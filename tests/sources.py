@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import numpy as np
+from weighbridge.checkpoint.layout import lay_out
 
 from weighbridge.formats.tensors import Tensor
-from weighbridge.structure.layout import lay_out
 
 RECIPE = """\
 name: engine-test

@@ -41,11 +41,11 @@ from weighbridge.account.quantization import judge_quantization
 from weighbridge.account.redirects import redirects
 from weighbridge.account.sizes import sizes_by_tensors
 from weighbridge.account.tensors import judge_tensors
-from weighbridge.commands import build, validate
+from weighbridge.checkpoint.model import Checkpoint, open_directory
+from weighbridge.cli import build, validate
 from weighbridge.formats.tensors import Tensor
-from weighbridge.plan import make_plan
+from weighbridge.planning import make_plan
 from weighbridge.recipe import load_recipe
-from weighbridge.structure.checkpoint import Checkpoint, open_directory
 
 SEVERAL = ("--shard-size", "60kB")
 

@@ -28,14 +28,14 @@ from tests.checkpoints import (
     write_tensors,
 )
 from tests.conftest import FP8_DYNAMIC, Command, Once, run_script
-from weighbridge.audit import Audit, Sample, audit, conclusion, method_of, sections
-from weighbridge.audit.judge import Verdict
-from weighbridge.plan import find_merged_groups
+from weighbridge.auditing import Audit, Sample, audit, conclusion, method_of, sections
+from weighbridge.auditing.judge import Verdict
+from weighbridge.checkpoint.model import open_directory
+from weighbridge.machine.resources import Resources
+from weighbridge.planning import find_merged_groups
 from weighbridge.progress import Progress
 from weighbridge.recipe import LoadedRecipe, load_recipe
 from weighbridge.report import Grid
-from weighbridge.resources import Resources
-from weighbridge.structure.checkpoint import open_directory
 
 DATA_FREE = ("fp8-dynamic", "fp8-block", "w4a16", "nvfp4a16", "mxfp4")
 CAMPAIGN_SEED = 20261121
@@ -405,7 +405,7 @@ def test_hostile_checkpoint_is_refused_before_any_number(
     def computed(*_: object) -> None:
         raise AssertionError("a number was computed")
 
-    monkeypatch.setattr("weighbridge.audit.work.examine", computed)
+    monkeypatch.setattr("weighbridge.auditing.work.examine", computed)
     copy = copy_checkpoint(mini_build, tmp_path / "copy")
     damage(copy)
     outcome = call_validate(copy, "--source", "mini")

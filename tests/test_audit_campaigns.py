@@ -14,7 +14,7 @@ from tests.alterations import EVERYWHERE, FLOATS, Alteration, Altered
 from tests.checkpoints import RawTensor, Tensors, write_tensors
 from tests.conftest import Command
 from tests.test_audit import OBSERVED, altered, built, diverging, look, observed  # noqa: F401 (fixtures)
-from weighbridge.audit import conclusion
+from weighbridge.auditing import conclusion
 from weighbridge.recipe import load_recipe
 
 SEED = 20261121

@@ -14,11 +14,11 @@ from tests.audit_rows import SCHEMES, Memory, quantized
 from tests.checkpoints import Tensors
 from tests.conftest import Command, Outcome
 from tests.test_audit import altered
-from weighbridge.audit.pairing import Region
-from weighbridge.engines.kernels.agreement import hard_weight
+from weighbridge.auditing.pairing import Region
 from weighbridge.formats.tensors import Tensor
+from weighbridge.numbers.agreement import hard_weight
 
-compare: Any = importlib.import_module("weighbridge.audit.compare")
+compare: Any = importlib.import_module("weighbridge.auditing.compare")
 
 ALL_THE_SAME = "296 of 296 weights have the same codes and scales"
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from tests.audit_rows import Module, integers
-from weighbridge.audit import compensation
-from weighbridge.audit.grid import float_values
-from weighbridge.audit.judge import Verdict, judge_quantized
-from weighbridge.audit.work import Allowance
+from weighbridge.auditing import compensation
+from weighbridge.auditing.grid import float_values
+from weighbridge.auditing.judge import Verdict, judge_quantized
+from weighbridge.auditing.work import Allowance
 from weighbridge.formats.schemes import Scheme, to_config
 
 Array = np.ndarray[Any, Any]

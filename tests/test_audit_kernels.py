@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from tests.wrong_kernels import WAYS, WrongKernels
-from weighbridge.build import BuildRequest, build
+from weighbridge.base.source import MINIATURE, open_source
+from weighbridge.building import BuildRequest, build
 from weighbridge.engines.streaming import work
+from weighbridge.machine.resources import Resources
 from weighbridge.progress import Progress
 from weighbridge.recipe import load_recipe
-from weighbridge.resources import Resources
-from weighbridge.source import MINIATURE, open_source
 
 ELEMENTS = {"FP8": "fp8-dynamic", "INT4": "w4a16", "FP4": "nvfp4a16"}
 

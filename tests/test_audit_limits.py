@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from tests.audit_rows import SCHEMES, Module, bf16, integers, quantized
-from weighbridge.audit import compensation
-from weighbridge.audit.arithmetic import PRECISIONS, narrowed
-from weighbridge.audit.judge import (
+from weighbridge.auditing import compensation
+from weighbridge.auditing.arithmetic import PRECISIONS, narrowed
+from weighbridge.auditing.judge import (
     HALF_A_STEP,
     Judged,
     Verdict,
@@ -22,10 +22,10 @@ from weighbridge.audit.judge import (
     scale_holds,
     too_wide,
 )
-from weighbridge.audit.measure import Difference, Measure
-from weighbridge.audit.smoothing import COARSENESS, UNIT_ROUNDOFF
-from weighbridge.audit.work import QUOTIENT_SLACK, STRICT, Allowance
-from weighbridge.engines.kernels.agreement import hard_weight
+from weighbridge.auditing.measure import Difference, Measure
+from weighbridge.auditing.smoothing import COARSENESS, UNIT_ROUNDOFF
+from weighbridge.auditing.work import QUOTIENT_SLACK, STRICT, Allowance
+from weighbridge.numbers.agreement import hard_weight
 
 Array = np.ndarray[Any, Any]
 ROWS = SCHEMES["W4A16 per row"]
@@ -165,7 +165,7 @@ def test_codes_that_agree_with_a_wrong_scale_of_the_whole_are_looked_at_again() 
     """A global scale so small that all block scales are replaced: codes agree with them, and all are zero."""
     weight = hard_weight("normal", "BF16", 8, 64)
     honest = quantized(weight, "BF16", SCHEMES["NVFP4A16"])
-    from weighbridge.engines.kernels import load_kernels
+    from weighbridge.numbers import load_kernels
 
     amax = honest.measured().amax
     arrays = load_kernels("cpu").quantize(weight, "BF16", SCHEMES["NVFP4A16"], amax=amax * 2**19)

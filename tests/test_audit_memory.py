@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from tests.audit_rows import SCHEMES, Memory, Module, quantized
-from weighbridge.audit.pairing import Region
-from weighbridge.audit.pieces import PIECE_BYTES
-from weighbridge.audit.run import WORKER_PIECES
-from weighbridge.audit.work import STRICT, Allowance
+from weighbridge.auditing.pairing import Region
+from weighbridge.auditing.pieces import PIECE_BYTES
+from weighbridge.auditing.run import WORKER_PIECES
+from weighbridge.auditing.work import STRICT, Allowance
 from weighbridge.formats.tensors import DTYPE_BITS, Tensor
 
 COLUMNS = 2048
@@ -24,8 +24,8 @@ GREEDIEST = "F16", "NVFP4A16"
 
 Array = np.ndarray[Any, Any]
 
-compare: Any = importlib.import_module("weighbridge.audit.compare")
-recomputed: Any = importlib.import_module("weighbridge.audit.recomputed")
+compare: Any = importlib.import_module("weighbridge.auditing.compare")
+recomputed: Any = importlib.import_module("weighbridge.auditing.recomputed")
 
 
 def piece(dtype: str, scheme: str) -> Module:

@@ -18,14 +18,14 @@ from tests.conftest import Command, Once, run_script
 from tests.test_audit import altered, diverging, look, verdicts
 from tests.test_oneshot import made
 from tests.toy_models import TOYS, TOYS_TO_SMOOTH
-from weighbridge.audit import conclusion
-from weighbridge.audit.judge import Verdict
-from weighbridge.audit.method import DAMPENING, method_of
-from weighbridge.audit.pairing import Region
-from weighbridge.audit.recomputed import compare
+from weighbridge.auditing import conclusion
+from weighbridge.auditing.judge import Verdict
+from weighbridge.auditing.method import DAMPENING, method_of
+from weighbridge.auditing.pairing import Region
+from weighbridge.auditing.recomputed import compare
+from weighbridge.checkpoint.model import open_directory
 from weighbridge.formats.tensors import Tensor
 from weighbridge.recipe import load_recipe
-from weighbridge.structure.checkpoint import open_directory
 
 KEPT_OF_TOYS = {
     "llama": ["lm_head", "re:.*embed.*", "re:.*norm.*"],

@@ -18,16 +18,16 @@ from tests.checkpoints import copy_checkpoint, shards_of
 from tests.conftest import Command
 from tests.hub_server import serve, truncated
 from tests.test_audit import altered, diverging, look
-from weighbridge.audit import Sample, assess, reading
-from weighbridge.audit.journal import Journal
-from weighbridge.audit.measure import Difference, Measure
-from weighbridge.audit.pairing import KeptPair, Pairing, Region, pair
-from weighbridge.audit.pieces import PIECE_BYTES, cut
-from weighbridge.audit.run import WORKER_PIECES
-from weighbridge.audit.work import look as look_at_piece
+from weighbridge.auditing import Sample, assess, reading
+from weighbridge.auditing.journal import Journal
+from weighbridge.auditing.measure import Difference, Measure
+from weighbridge.auditing.pairing import KeptPair, Pairing, Region, pair
+from weighbridge.auditing.pieces import PIECE_BYTES, cut
+from weighbridge.auditing.run import WORKER_PIECES
+from weighbridge.auditing.work import look as look_at_piece
+from weighbridge.checkpoint.model import open_directory
 from weighbridge.errors import WeighbridgeError
 from weighbridge.formats.tensors import Tensor
-from weighbridge.structure.checkpoint import open_directory
 
 JOURNALS = "audits"
 
@@ -52,7 +52,7 @@ def stopping(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
             left[0] -= 1
             return look_at_piece(*arguments)  # type: ignore[arg-type]
 
-        monkeypatch.setattr("weighbridge.audit.run.look", limited)
+        monkeypatch.setattr("weighbridge.auditing.run.look", limited)
         return left
 
     return after
@@ -143,9 +143,9 @@ def test_memory_is_counted_with_the_largest_piece(
         counted.append(each)
         return 1
 
-    monkeypatch.setattr("weighbridge.audit.assess.affordable_workers", count)
+    monkeypatch.setattr("weighbridge.auditing.assess.affordable_workers", count)
     look(mini_build, mini)
-    monkeypatch.setattr("weighbridge.audit.assess.PIECE_BYTES", 1024)
+    monkeypatch.setattr("weighbridge.auditing.assess.PIECE_BYTES", 1024)
     look(mini_build, mini)
     largest = max(piece.nbytes for piece in cut(pair(open_directory(mini_build), open_directory(mini), ())))
     assert counted == [WORKER_PIECES * PIECE_BYTES, WORKER_PIECES * largest]
@@ -164,7 +164,7 @@ def test_file_that_changes_while_it_is_read_is_refused(
         os.utime(shard, ns=(1, 1))
         return look_at_piece(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("weighbridge.audit.run.look", touching)
+    monkeypatch.setattr("weighbridge.auditing.run.look", touching)
     with pytest.raises(WeighbridgeError, match="changed while it was read"):
         look(copy, mini)
 

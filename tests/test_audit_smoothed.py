@@ -14,15 +14,15 @@ import pytest
 
 from tests.audit_rows import integers
 from tests.checkpoints import RawTensor, Tensors, edit_tensors, write_tensors
-from weighbridge.audit import Audit, audit, conclusion, method
-from weighbridge.audit.arithmetic import narrowed
-from weighbridge.audit.method import Mapped, Method
-from weighbridge.audit.smoothing import OFFSET_NORMS
-from weighbridge.engines.kernels import load_kernels
+from weighbridge.auditing import Audit, audit, conclusion, method
+from weighbridge.auditing.arithmetic import narrowed
+from weighbridge.auditing.method import Mapped, Method
+from weighbridge.auditing.smoothing import OFFSET_NORMS
+from weighbridge.checkpoint.model import open_directory
 from weighbridge.formats.schemes import to_config
+from weighbridge.machine.resources import Resources
+from weighbridge.numbers import load_kernels
 from weighbridge.progress import Progress
-from weighbridge.resources import Resources
-from weighbridge.structure.checkpoint import open_directory
 
 Array = np.ndarray[Any, Any]
 SEED, MANY, SHARE = 20261127, 100, 6

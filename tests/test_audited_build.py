@@ -9,7 +9,7 @@ import pytest
 
 from tests.checkpoints import without_evidence
 from tests.conftest import Command, Once, call_main, keep_outcome, kept_outcome, run_script
-from weighbridge.commands import reproduce
+from weighbridge.cli import reproduce
 
 
 @pytest.fixture(scope="session")

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from weighbridge.checkpoint.model import Checkpoint, open_directory
 
 from tests import families, vllm_server
 from tests.conftest import ROOT, Command
-from weighbridge.capacity.accounting import (
+from weighbridge.base.locks import reference_lock
+from weighbridge.checks.capacity.accounting import (
     GIB,
     CacheShape,
     Capacity,
@@ -24,10 +26,8 @@ from weighbridge.capacity.accounting import (
     vllm_capacity,
     weights_in_memory,
 )
-from weighbridge.catalogue import reference_lock
 from weighbridge.errors import StructureError
 from weighbridge.formats.tensors import Tensor, payload_bytes
-from weighbridge.structure.checkpoint import Checkpoint, open_directory
 
 GEMMA = reference_lock("google/gemma-4-26B-A4B-it")
 GEMMA_LOCK = str(ROOT / "references/google/gemma-4-26B-A4B-it.yaml")

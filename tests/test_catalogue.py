@@ -8,21 +8,14 @@ from pathlib import Path
 import pytest
 
 from tests.planning import REAL, ROOT, source
-from weighbridge.catalogue import (
-    RECIPES,
-    REFERENCES,
-    find_recipe,
-    lock_path,
-    recipe_names,
-    reference_lock,
-    source_locks,
-)
-from weighbridge.conversion_base import locked_base
+from weighbridge.base.locks import REFERENCES, lock_path, reference_lock, source_locks
 from weighbridge.errors import RecipeError, StructureError
 from weighbridge.formats.tensors import payload_bytes
-from weighbridge.lint import lint
-from weighbridge.plan import Plan, make_plan
+from weighbridge.linting import lint
+from weighbridge.planning import Plan, make_plan
+from weighbridge.planning.conversion_base import locked_base
 from weighbridge.recipe import load_recipe
+from weighbridge.recipe.catalogue import RECIPES, find_recipe, recipe_names
 
 LOCKS = sorted(path.relative_to(REFERENCES).with_suffix("").as_posix() for path in REFERENCES.rglob("*.yaml"))
 
@@ -129,7 +122,7 @@ def test_short_name_of_several_recipes_is_refused_with_all_of_them(
     for model in ("one", "two"):
         (tmp_path / model).mkdir()
         (tmp_path / model / "fp8.yaml").touch()
-    monkeypatch.setattr("weighbridge.catalogue.RECIPES", tmp_path)
+    monkeypatch.setattr("weighbridge.recipe.catalogue.RECIPES", tmp_path)
     with pytest.raises(RecipeError, match="is the name of several recipes; name one of one/fp8, two/fp8"):
         find_recipe("fp8")
 

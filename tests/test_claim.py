@@ -15,9 +15,9 @@ import pytest
 
 from tests.checkpoints import contents, without_evidence
 from tests.conftest import ROOT, environment
-from weighbridge import staging
 from weighbridge.errors import BuildError
-from weighbridge.staging import claimed, staged
+from weighbridge.output import staging
+from weighbridge.output.staging import claimed, staged
 
 OLD = {"config.json": b"old", "model.safetensors": b"old weights", "sub/file": b"old"}
 NEW = {"config.json": b"new", "model.safetensors": b"new weights"}
@@ -228,7 +228,7 @@ def test_target_is_as_open_as_the_umask_has_it(mask: int, tmp_path: Path) -> Non
 HOLDER = """
 import sys
 from pathlib import Path
-from weighbridge.staging import claimed
+from weighbridge.output.staging import claimed
 with claimed(Path(sys.argv[1]), force=True, source=None):
     print("claimed", flush=True)
     sys.stdin.read()
@@ -329,7 +329,7 @@ def test_of_two_builds_of_one_target_one_is_there_and_the_other_says_that_it_is_
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from weighbridge import staging
+from weighbridge.output import staging
 
 target, step, can_swap = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "renameat2"
 STEPS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "shutil.rmtree", "ctypes.dlsym", "open"}

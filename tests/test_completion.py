@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import ROOT, environment
 from weighbridge.__main__ import COMMANDS
-from weighbridge.catalogue import recipe_names
+from weighbridge.recipe.catalogue import recipe_names
 
 BIN = Path(sys.executable).parent
 HEAVY = {"torch", "transformers", "huggingface_hub", "jinja2"}

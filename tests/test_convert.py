@@ -22,11 +22,11 @@ from safetensors.torch import load_file
 from tests.checkpoints import RawTensor, Tensors, copy_checkpoint, edit_config, edit_tensors, read_tensors
 from tests.conftest import ROOT, Command, Once, run_script
 from tests.planning import source
+from weighbridge.checkpoint.model import open_directory
 from weighbridge.formats.schemes import PRESETS, to_config
 from weighbridge.formats.tensors import payload_bytes
-from weighbridge.plan import make_plan
+from weighbridge.planning import make_plan
 from weighbridge.recipe import load_recipe
-from weighbridge.structure.checkpoint import open_directory
 
 RECIPE = """\
 name: conversion
@@ -166,7 +166,7 @@ def test_global_scales_come_back_exactly_but_for_those_that_are_named(
 
 
 def expand(pattern: str) -> Iterator[str]:
-    from weighbridge.structure.names import parse_pattern
+    from weighbridge.checkpoint.names import parse_pattern
 
     yield from parse_pattern(pattern, where="report")
 

@@ -21,8 +21,8 @@ from weighbridge.engines.oneshot.dataset import Rows, choose_rows, for_miniature
 from weighbridge.engines.oneshot.load import load_tokenizer
 from weighbridge.engines.oneshot.samples import Samples, make_samples
 from weighbridge.errors import WeighbridgeError
-from weighbridge.miniature.text import COUNT, exchanges
 from weighbridge.recipe.calibration import Calibration, Dataset
+from weighbridge.samples.miniature.text import COUNT, exchanges
 
 TEXTS = [f"Lorry {number} weighs {number * 17} kilograms." for number in range(12)]
 DIALOGUE = [{"role": "user", "content": "How heavy?"}, {"role": "assistant", "content": "Very."}]

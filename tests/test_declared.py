@@ -10,20 +10,20 @@ import pytest
 import yaml
 
 from tests.planning import MINI, recipe, source
-from weighbridge.consistency import inconsistencies
+from weighbridge.checkpoint.consistency import inconsistencies
+from weighbridge.checkpoint.lock import write_lock
+from weighbridge.checkpoint.model import Checkpoint
+from weighbridge.checkpoint.modules import quantizable_modules
+from weighbridge.checkpoint.readable import check_decoded
+from weighbridge.checkpoint.strays import is_code, is_scale
 from weighbridge.errors import RecipeError, StructureError
 from weighbridge.formats.quantization import read_declaration, resolve
 from weighbridge.formats.schemes import PRESETS, args_to_config, stored_tensors, to_config
 from weighbridge.formats.tensors import Structure, Tensor
-from weighbridge.lint import lint
-from weighbridge.plan import make_plan
+from weighbridge.linting import lint
+from weighbridge.planning import make_plan
 from weighbridge.recipe import load_recipe
 from weighbridge.report import Finding, Severity
-from weighbridge.structure.checkpoint import Checkpoint
-from weighbridge.structure.lock import write_lock
-from weighbridge.structure.modules import quantizable_modules
-from weighbridge.structure.readable import check_decoded
-from weighbridge.structure.strays import is_code, is_scale
 
 LAYERS, HIDDEN, INNER = 3, 64, 128
 PROJECTIONS = {

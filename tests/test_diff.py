@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from weighbridge.checkpoint.model import Checkpoint, FileFact
 
 from tests.strategies import structures
-from weighbridge.catalogue import reference_lock
-from weighbridge.diff import CONFIG, UNCOMPARED_KEYS, Difference, diff, explain, group
+from weighbridge.base.locks import reference_lock
+from weighbridge.checks.diff import CONFIG, UNCOMPARED_KEYS, Difference, diff, explain, group
 from weighbridge.formats.declaration import Declaration
 from weighbridge.formats.schemes import PRESETS, QuantizationArgs
 from weighbridge.formats.tensors import Structure, Tensor
 from weighbridge.recipe import Explanation
-from weighbridge.structure.checkpoint import Checkpoint, FileFact
 
 MIRRORED = {"only-in-reference": "only-in-checkpoint", "only-in-checkpoint": "only-in-reference"}
 

@@ -11,9 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from weighbridge.checkpoint.model import EVIDENCE
 
 from tests.dishonest import Lie, Workshop, errors, open_workshop
 from tests.dishonest_table import LIES
+from weighbridge.base.source import open_source
 from weighbridge.errors import StructureError
 from weighbridge.evidence import statements
 from weighbridge.evidence.case import MOST_BYTES, open_case
@@ -23,8 +25,6 @@ from weighbridge.evidence.source import check_source
 from weighbridge.evidence.write import FILES, TENSORS
 from weighbridge.progress import Progress
 from weighbridge.report import Report, Severity
-from weighbridge.source import open_source
-from weighbridge.structure.checkpoint import EVIDENCE
 
 WORDS = "what rests on the word of whoever wrote it"
 HONEST = Lie("nothing")

@@ -24,7 +24,7 @@ from docs.generated import help_of
 from tests.conftest import ROOT, environment
 from tests.serving_answers import serving_python
 from tests.vllm_server import serving
-from weighbridge.serving.answer import ServingError
+from weighbridge.extras.serving.answer import ServingError
 
 EXAMPLE = "examples/build-and-publish.yml"
 PAGES = [

@@ -9,17 +9,17 @@ import pytest
 
 from tests import families
 from tests.conftest import ROOT, Command
-from weighbridge.catalogue import lock_path, reference_lock
-from weighbridge.commands.draft import DATA_FREE
-from weighbridge.drafting import draft_recipe
+from weighbridge.base.locks import lock_path, reference_lock
+from weighbridge.checkpoint.model import Checkpoint, Origin
+from weighbridge.cli.draft import DATA_FREE
 from weighbridge.errors import RecipeError
 from weighbridge.formats.schemes import PRESETS
 from weighbridge.formats.tensors import Tensor
-from weighbridge.lint import lint
-from weighbridge.plan import Plan, make_plan
+from weighbridge.linting import lint
+from weighbridge.linting.drafting import draft_recipe
+from weighbridge.planning import Plan, make_plan
 from weighbridge.recipe import load_recipe, read_recipe
 from weighbridge.report import Severity
-from weighbridge.structure.checkpoint import Checkpoint, Origin
 
 GEMMA = "google/gemma-4-26B-A4B-it"
 WRITTEN = sorted(families.FAMILIES)

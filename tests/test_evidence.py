@@ -23,8 +23,8 @@ from in_toto_attestation.v1.statement import Statement
 from tests.checkpoints import copy_checkpoint
 from tests.conftest import ROOT, Command
 from tests.evidence import EVIDENCE, lines_of, payload_of
+from weighbridge.base.model_card import card_metadata
 from weighbridge.evidence.environment import installed
-from weighbridge.model_card import card_metadata
 from weighbridge.recipe import load_recipe
 
 PLAIN = {

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from weighbridge.checkpoint.header import read_header
 
 from tests.checkpoints import copy_checkpoint, rewrite
 from tests.evidence import EVIDENCE, edit_claim, edit_document, flip, lines_of, list_anew, payload_of, write_lines
@@ -16,7 +17,6 @@ from weighbridge.evidence.signing import KeySigner, open_verifier
 from weighbridge.evidence.verify import verify
 from weighbridge.progress import Progress
 from weighbridge.report import Severity
-from weighbridge.structure.header import read_header
 
 SHARD = "model.safetensors"
 CARRIED = ("chat_template.jinja", "generation_config.json", "processor_config.json", "tokenizer.json")

@@ -17,7 +17,10 @@ from pathlib import Path, PurePosixPath
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from weighbridge.checkpoint.model import open_directory
 
+from weighbridge.base.identity import Claim, Unproven
+from weighbridge.base.model_card import Declared, card_metadata, declared_licence
 from weighbridge.errors import StructureError
 from weighbridge.evidence.card import BaseModel, CardFacts, blocks, kept_card, write_card
 from weighbridge.evidence.environment import content_digest, installed, pinned_wheels, record_digest
@@ -27,10 +30,7 @@ from weighbridge.evidence.statements import read_statement
 from weighbridge.evidence.subject import list_all, read_files, root_digest, write_files, write_tensors
 from weighbridge.evidence.write import base_card
 from weighbridge.formats.tensors import Tensor
-from weighbridge.identity import Claim, Unproven
-from weighbridge.model_card import Declared, card_metadata, declared_licence
 from weighbridge.recipe import load_recipe
-from weighbridge.structure.checkpoint import open_directory
 
 NAMES = st.lists(st.text(alphabet="ab-._", min_size=1, max_size=3), min_size=1, max_size=3).map("/".join)
 PLAIN_NAMES = NAMES.filter(lambda name: ".." not in name and PurePosixPath(name).as_posix() == name and name != ".")

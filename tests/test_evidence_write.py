@@ -12,21 +12,21 @@ import pytest
 from tests.checkpoints import copy_checkpoint
 from tests.evidence import EVIDENCE, lines_of
 from weighbridge.account import Base
+from weighbridge.base.identity import digest_files, identify
+from weighbridge.base.references import base_of_source, find_references
+from weighbridge.base.source import open_source
+from weighbridge.checkpoint.model import Origin, open_directory
+from weighbridge.checks.expectation import values_of
+from weighbridge.checks.validation import validate
 from weighbridge.evidence import MAIN_REPORT, FinishedBuild, build_verdict, licence_section, write
 from weighbridge.evidence.finished import called
 from weighbridge.evidence.subject import hash_shards
 from weighbridge.evidence.verify import verify
 from weighbridge.evidence.write import source_digests
-from weighbridge.expectation import values_of
-from weighbridge.identity import digest_files, identify
-from weighbridge.plan import make_plan
+from weighbridge.planning import make_plan
 from weighbridge.progress import Progress
 from weighbridge.recipe import load_recipe
-from weighbridge.references import base_of_source, find_references
 from weighbridge.report import Finding, Report, Section, Severity
-from weighbridge.source import open_source
-from weighbridge.structure.checkpoint import Origin, open_directory
-from weighbridge.validation import validate
 
 AUDIT = Report(
     "audit",

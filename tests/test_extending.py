@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weighbridge.catalogue import RECIPES
 from weighbridge.errors import RecipeError
 from weighbridge.recipe import load_recipe, read_recipe
+from weighbridge.recipe.catalogue import RECIPES
 
 PARENT = """\
 # A header.

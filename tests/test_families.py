@@ -18,18 +18,19 @@ import yaml
 from tests import families
 from tests.conftest import Once
 from tests.toy_models import TOYS, VOCABULARY
-from weighbridge.catalogue import RECIPES, reference_lock
+from weighbridge.base.locks import reference_lock
+from weighbridge.checkpoint.model import Checkpoint, open_directory
+from weighbridge.checkpoint.modules import EMBEDDING_NAMES
+from weighbridge.checkpoint.roles import Role, role_of
 from weighbridge.errors import BuildError
 from weighbridge.formats.tensors import Structure, payload_bytes
-from weighbridge.lint import lint
-from weighbridge.plan import Plan, make_plan
+from weighbridge.linting import lint
+from weighbridge.output.shards import open_shards
+from weighbridge.planning import Plan, make_plan
 from weighbridge.progress import Progress
 from weighbridge.recipe import load_recipe
+from weighbridge.recipe.catalogue import RECIPES
 from weighbridge.report import Severity
-from weighbridge.roles import Role, role_of
-from weighbridge.shards import open_shards
-from weighbridge.structure.checkpoint import Checkpoint, open_directory
-from weighbridge.structure.modules import EMBEDDING_NAMES
 
 GEMMA_26B = "google/gemma-4-26B-A4B-it"
 SIBLINGS = [repository for repository in families.FAMILIES if repository != GEMMA_26B]

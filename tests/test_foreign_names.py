@@ -15,21 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from weighbridge.checkpoint.opening import hub_name
 
 from tests.checkpoints import copy_checkpoint, rewrite
 from tests.conftest import Outcome, call_main
 from tests.dishonest import Lie, Workshop, dependencies, dependency, errors, open_workshop, provenance, put, text
 from tests.dishonest_table import MINI, recipe
 from tests.evidence import EVIDENCE
-from weighbridge.catalogue import REFERENCES, known_lock, lock_file
-from weighbridge.commands import reproduce
+from weighbridge.base.locks import REFERENCES, known_lock, lock_file
+from weighbridge.cli import reproduce
 from weighbridge.errors import RecipeError, StructureError, WeighbridgeError
 from weighbridge.evidence.signing import open_verifier
 from weighbridge.evidence.verify import verify
 from weighbridge.progress import Progress
 from weighbridge.recipe import read_recipe
 from weighbridge.recipe.foreign import without_files
-from weighbridge.structure.opening import hub_name
 
 TERABYTE = 1 << 40
 GIGABYTE = 1 << 30
@@ -152,7 +152,7 @@ def test_what_is_no_name_comes_to_no_lock(name: object) -> None:
 
 
 def test_link_in_references_that_leads_elsewhere_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weighbridge.catalogue.REFERENCES", tmp_path / "references")
+    monkeypatch.setattr("weighbridge.base.locks.REFERENCES", tmp_path / "references")
     (tmp_path / "references/org").mkdir(parents=True)
     (tmp_path / "secret.yaml").write_text(SECRET)
     (tmp_path / "references/org/a.yaml").symlink_to(tmp_path / "secret.yaml")

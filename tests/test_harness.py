@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from tests import vllm_server
 from tests.conftest import ROOT, Outcome, call_main
-from weighbridge.commands import evaluate_tasks
-from weighbridge.endpoint.harness import (
+from weighbridge.cli import evaluate_tasks
+from weighbridge.extras.endpoint.harness import (
     MAX_RESULT_BYTES,
     PUBLISHED,
     Harness,
@@ -31,7 +31,7 @@ from weighbridge.endpoint.harness import (
     request,
     retained,
 )
-from weighbridge.endpoint.server import Endpoint
+from weighbridge.extras.endpoint.server import Endpoint
 
 HERE = Harness(python=Path(sys.executable))
 ENDPOINT = Endpoint("http://127.0.0.1:8000", "gemma")

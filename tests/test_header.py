@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import deserialize
+from weighbridge.checkpoint.header import MAX_HEADER_BYTES, Header, check_name, parse_header, read_header
+from weighbridge.checkpoint.layout import lay_out
 
 from tests.strategies import structures
 from weighbridge.errors import StructureError
 from weighbridge.formats.tensors import DTYPE_BITS, Structure, Tensor
-from weighbridge.structure.header import MAX_HEADER_BYTES, Header, check_name, parse_header, read_header
-from weighbridge.structure.layout import lay_out
 
 MUTATIONS = 1_000_000
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import ROOT, Command, environment
 from weighbridge.__main__ import COMMANDS
-from weighbridge.commands.run import Parser, parsed
+from weighbridge.cli.run import Parser, parsed
 
 SCRIPTS = ("build", "validate")
 
@@ -27,7 +27,7 @@ CALLS = {
 
 def module_of(call: str) -> Any:
     name = call.split()[1]
-    return import_module(f"weighbridge.commands.{COMMANDS[name.removesuffix('.py')][0]}")
+    return import_module(f"weighbridge.cli.{COMMANDS[name.removesuffix('.py')][0]}")
 
 
 @pytest.fixture

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from weighbridge.checkpoint.header import parse_header
 
 from tests import hostile
 from tests.conftest import run_script
 from tests.hostile import Answer, HostileCase, answer, empty_directory, mutated
 from weighbridge.errors import StructureError
 from weighbridge.formats.quantization import read_declaration, resolve
-from weighbridge.structure.header import parse_header
-from weighbridge.structure.strict_json import parse_object
+from weighbridge.text.strict_json import parse_object
 
 CASES = list(hostile.cases())
 SURVIVORS = list(hostile.survivors())

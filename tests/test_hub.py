@@ -18,6 +18,9 @@ from huggingface_hub import HfApi, constants, hf_hub_download, set_client_factor
 from huggingface_hub.utils._http import default_client_factory
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from weighbridge.checkpoint.hub import FIRST_READ, HubId, download, open_hub, parse_hub_id
+from weighbridge.checkpoint.lock import write_lock
+from weighbridge.checkpoint.model import open_directory
 
 from tests import xet_storage
 from tests.checkpoints import (
@@ -49,13 +52,10 @@ from tests.hub_server import (
     truncated,
     with_headers,
 )
+from weighbridge.base.source import fetch
+from weighbridge.checkpoint import hub_client
 from weighbridge.errors import HubError, StructureError
 from weighbridge.recipe import load_recipe
-from weighbridge.source import fetch
-from weighbridge.structure import hub_client
-from weighbridge.structure.checkpoint import open_directory
-from weighbridge.structure.hub import FIRST_READ, HubId, download, open_hub, parse_hub_id
-from weighbridge.structure.lock import write_lock
 
 TINY = "org/tiny"
 TOKEN = "hf_good"
@@ -391,7 +391,7 @@ def test_answer_that_was_given_up_does_not_keep_the_program_from_ending(
 ) -> None:
     hub.alter(FIRST, dripping(seconds_per_byte=0.01))
     program = (
-        "import sys; from weighbridge.structure import hub_client; from weighbridge.commands.validate import main;"
+        "import sys; from weighbridge.checkpoint import hub_client; from weighbridge.cli.validate import main;"
         f"hub_client.DEADLINE_SECONDS = 0.5; sys.exit(main(['{TINY}']))"
     )
     refused(run_program(program, variables(hub.endpoint)), "0.5 seconds were not enough")
@@ -609,7 +609,7 @@ def test_blocked_xet_storage_is_named_with_the_way_around(hub: Hub, variables: C
         "agent-harnesses", lambda _: with_headers(X_Xet_Cas_Url="http://127.0.0.1:1", **access)(Answer(body=b"{}"))
     )
     program = (
-        "import sys; from weighbridge.commands.run import run; from weighbridge.structure.hub import *;"
+        "import sys; from weighbridge.cli.run import run; from weighbridge.checkpoint.hub import *;"
         f"sys.exit(run(lambda: download(open_hub(HubId('{TINY}')))))"
     )
     refused(

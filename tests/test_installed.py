@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import ROOT
 from weighbridge.__main__ import COMMANDS
-from weighbridge.catalogue import recipe_names
+from weighbridge.recipe.catalogue import recipe_names
 
 
 def weighbridge(*arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -29,7 +29,7 @@ sys.exit(main())
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command_is_there_and_says_what_it_takes(command: str) -> None:
-    assert callable(import_module(f"weighbridge.commands.{COMMANDS[command][0]}").main)
+    assert callable(import_module(f"weighbridge.cli.{COMMANDS[command][0]}").main)
 
 
 def test_without_a_command_the_commands_are_listed() -> None:

@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 
 from tests.checkpoints import copy_checkpoint
 from tests.conftest import ROOT, Command, Outcome
-from weighbridge.commands.schema import PLACES
+from weighbridge.cli.schema import PLACES
 from weighbridge.report.json_schema import write_report_schema
 
 SCHEMA = PLACES["report"]

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from weighbridge.catalogue import RECIPES, recipe_names
-from weighbridge.commands.schema import PLACES
+from weighbridge.cli.schema import PLACES
+from weighbridge.recipe.catalogue import RECIPES, recipe_names
 from weighbridge.recipe.json_schema import json_schema, write_json_schema
 
 SCHEMA = PLACES["recipe"]

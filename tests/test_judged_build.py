@@ -9,8 +9,8 @@ import pytest
 
 from tests.checkpoints import copy_checkpoint, without_evidence
 from tests.conftest import Command, call_main
-from weighbridge.catalogue import RECIPES
-from weighbridge.commands import evaluate
+from weighbridge.cli import evaluate
+from weighbridge.recipe.catalogue import RECIPES
 
 RECIPE = (RECIPES / "google/gemma-4-26B-A4B-it/fp8-dynamic.yaml").read_text()
 

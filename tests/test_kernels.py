@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from llmcompressor.entrypoints.model_free.converter import ModelFreePtqConverter
 
-from weighbridge.engines.kernels import Kernels, NonFiniteWeight, SchemeNotCovered, encoding_of, load_kernels
-from weighbridge.engines.kernels.agreement import KINDS, SCHEMES, disagreements, hard_weight
-from weighbridge.engines.kernels.compiled import CompiledKernels
-from weighbridge.engines.kernels.portable import PortableKernels
 from weighbridge.formats.schemes import PRESETS, QuantizationArgs, Scheme, SchemeMismatch, stored_tensors, to_config
 from weighbridge.formats.tensors import Tensor
+from weighbridge.numbers import Kernels, NonFiniteWeight, SchemeNotCovered, encoding_of, load_kernels
+from weighbridge.numbers.agreement import KINDS, SCHEMES, disagreements, hard_weight
+from weighbridge.numbers.compiled import CompiledKernels
+from weighbridge.numbers.portable import PortableKernels
 
 Array = np.ndarray[Any, Any]
 
@@ -376,7 +376,7 @@ def test_compiled_kernels_are_for_the_cpu_and_portable_ones_for_other_devices(de
 
 def test_compiled_kernels_work_where_nothing_can_be_cached() -> None:
     program = (
-        "import numpy; from weighbridge.engines.kernels import load_kernels; "
+        "import numpy; from weighbridge.numbers import load_kernels; "
         "assert load_kernels('cpu').amax(numpy.ones((1, 1), numpy.float32), 'F32') == 1"
     )
     nowhere = {"NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator"}

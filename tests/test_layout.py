@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from weighbridge.checkpoint.layout import Layout, lay_out
 
 from tests.strategies import structures
 from weighbridge.formats.tensors import DTYPE_BITS, Structure, Tensor, payload_bytes
-from weighbridge.structure.layout import Layout, lay_out
 
 TORCH_DTYPES = {
     "U64": "uint64",

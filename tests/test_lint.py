@@ -27,17 +27,17 @@ from tests.planning import (
     recipe_text,
     source,
 )
-from weighbridge.catalogue import recipe_names
 from weighbridge.errors import StructureError, WeighbridgeError
 from weighbridge.formats.quantization import read_declaration, resolve
 from weighbridge.formats.tensors import Tensor
-from weighbridge.lint import RULES, lint
-from weighbridge.lint.serving import TENSOR_PARALLEL_SIZES
-from weighbridge.lint.suggest import matching, unanchored
-from weighbridge.patterns import pattern_list
-from weighbridge.plan import make_plan
+from weighbridge.linting import RULES, lint
+from weighbridge.linting.serving import TENSOR_PARALLEL_SIZES
+from weighbridge.linting.suggest import matching, unanchored
+from weighbridge.planning import make_plan
 from weighbridge.recipe import load_recipe
+from weighbridge.recipe.catalogue import recipe_names
 from weighbridge.report import Finding
+from weighbridge.text.patterns import pattern_list
 
 LAYERS = "model.language_model.layers"
 EVIL = (

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from weighbridge.checkpoint.listing import list_files
+from weighbridge.checkpoint.model import open_directory
 
 from tests.checkpoints import CONFIG, RawTensor, write_tensors
 from tests.conftest import Command
 from weighbridge.errors import StructureError
 from weighbridge.evidence.subject import list_all
-from weighbridge.structure.checkpoint import open_directory
-from weighbridge.structure.listing import list_files
 
 SHARD = "model.safetensors"
 MARKER = ".huggingface-shared-blobs"

@@ -13,18 +13,18 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from weighbridge.checkpoint.lock import open_lock, write_lock
+from weighbridge.checkpoint.model import Checkpoint, FileFact, Origin
+from weighbridge.checkpoint.opening import open_checkpoint
 
 from tests.families import LOCKED
 from tests.strategies import names, structures
-from weighbridge.catalogue import REFERENCES, reference_lock
-from weighbridge.consistency import inconsistencies
+from weighbridge.base.locks import REFERENCES, reference_lock
+from weighbridge.checkpoint.consistency import inconsistencies
 from weighbridge.errors import StructureError
 from weighbridge.formats.declaration import Declaration
 from weighbridge.formats.schemes import PRESETS
 from weighbridge.formats.tensors import Tensor, payload_bytes
-from weighbridge.structure.checkpoint import Checkpoint, FileFact, Origin
-from weighbridge.structure.lock import open_lock, write_lock
-from weighbridge.structure.opening import open_checkpoint
 
 GOOGLE = "google/gemma-4-26B-A4B-it"
 FP8, NVFP4 = "RedHatAI/gemma-4-26B-A4B-it-FP8-dynamic", "RedHatAI/gemma-4-26B-A4B-it-NVFP4"

@@ -43,18 +43,18 @@ from tests.methods import (
     write,
 )
 from tests.planning import recipe
-from weighbridge.consistency import inconsistencies
+from weighbridge.checkpoint.consistency import inconsistencies
+from weighbridge.checkpoint.lock import open_lock, write_lock
+from weighbridge.checkpoint.names import parse_pattern
+from weighbridge.checkpoint.readable import check_decoded
+from weighbridge.checks.validation import validate
 from weighbridge.errors import StructureError
 from weighbridge.formats.methods import KEYS
 from weighbridge.formats.quantization import read_declaration
 from weighbridge.formats.tensors import Structure, Tensor
-from weighbridge.plan import make_plan
+from weighbridge.planning import make_plan
 from weighbridge.recipe import load_recipe
 from weighbridge.report import Finding, Severity
-from weighbridge.structure.lock import open_lock, write_lock
-from weighbridge.structure.names import parse_pattern
-from weighbridge.structure.readable import check_decoded
-from weighbridge.validation import validate
 
 
 def errors(method: Method, structure: Structure | None = None) -> list[Finding]:

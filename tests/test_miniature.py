@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from weighbridge import miniature
+from weighbridge.samples import miniature
 
 # Every tensor pattern of google/gemma-4-26B-A4B-it, layer numbers replaced by N, with its rank. All are BF16.
 REAL = {

@@ -18,9 +18,9 @@ from weighbridge.formats import modelopt
 from weighbridge.formats.quantization import read_declaration, resolve
 from weighbridge.formats.schemes import KV_CACHES, PRESETS, SchemeMismatch
 from weighbridge.formats.tensors import Tensor
-from weighbridge.patterns import pattern_list
-from weighbridge.plan import Plan, make_plan
+from weighbridge.planning import Plan, make_plan
 from weighbridge.recipe import load_recipe
+from weighbridge.text.patterns import pattern_list
 
 WRITTEN: dict[str, Any] = json.loads((ROOT / "tests" / "data" / "modelopt-experts.json").read_text())
 """What modelopt 0.47.0 wrote for the miniature's experts (`tests.modelopt_locks`): both declarations."""

@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import ROOT, Command, Once, environment
 from tests.miniature_locks import lock_name
 from tests.modelopt_locks import BUILDS
-from weighbridge.catalogue import lock_path
+from weighbridge.base.locks import lock_path
 
 pytestmark = [pytest.mark.campaign, pytest.mark.parametrize("build", BUILDS)]
 

@@ -10,12 +10,12 @@ import pytest
 import yaml
 
 from tests.planning import KEPT, integers, recipe
-from weighbridge.catalogue import RECIPES
+from weighbridge.base.source import open_source
 from weighbridge.engines import oneshot
 from weighbridge.engines.oneshot.modifiers import ALLOWED, make_modifiers
 from weighbridge.errors import RecipeError
 from weighbridge.recipe import LoadedRecipe, load_recipe
-from weighbridge.source import open_source
+from weighbridge.recipe.catalogue import RECIPES
 
 GEMMA = RECIPES / "google" / "gemma-4-26B-A4B-it"
 W4 = {"group_0": {"targets": ["Linear"], "weights": integers(32)}}

@@ -8,12 +8,12 @@ from itertools import chain, product
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from weighbridge.checkpoint.lock import open_lock, tensor_lines
+from weighbridge.checkpoint.names import MAX_NAMES, NamePattern, compact, parse_pattern, split_name
 
 from tests.strategies import names
-from weighbridge.catalogue import REFERENCES
+from weighbridge.base.locks import REFERENCES
 from weighbridge.errors import StructureError
-from weighbridge.structure.lock import open_lock, tensor_lines
-from weighbridge.structure.names import MAX_NAMES, NamePattern, compact, parse_pattern, split_name
 
 LOCKS = sorted(path.relative_to(REFERENCES).as_posix() for path in REFERENCES.rglob("*.yaml"))
 

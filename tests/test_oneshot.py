@@ -27,19 +27,20 @@ from tests.checkpoints import (
 from tests.conftest import ROOT, Command, Once, Outcome, environment, keep_outcome, kept_outcome, run_script
 from tests.miniature_locks import CALIBRATED, REDHATAI_IGNORE, calibrated, lock_name, oneshot_lock
 from tests.toy_models import TOYS
-from weighbridge.catalogue import RECIPES, lock_path
+from weighbridge.base.locks import lock_path
+from weighbridge.base.source import open_source
+from weighbridge.checkpoint.model import open_directory
 from weighbridge.engines import oneshot
 from weighbridge.engines.oneshot.coverage import ExpertCoverage, check_sums, grids, starved, table
 from weighbridge.engines.oneshot.dataset import miniature_rows
 from weighbridge.engines.oneshot.load import load_tokenizer
 from weighbridge.engines.oneshot.samples import make_samples
 from weighbridge.errors import BuildError, StructureError
-from weighbridge.miniature.text import exchanges
-from weighbridge.plan import make_plan
+from weighbridge.planning import make_plan
 from weighbridge.progress import Progress
 from weighbridge.recipe import load_recipe
-from weighbridge.source import open_source
-from weighbridge.structure.checkpoint import open_directory
+from weighbridge.recipe.catalogue import RECIPES
+from weighbridge.samples.miniature.text import exchanges
 
 GEMMA = RECIPES / "google" / "gemma-4-26B-A4B-it"
 LAYERS, EXPERTS, TOP = 6, 8, 2
@@ -400,11 +401,11 @@ DRIVER = """
 import sys
 from pathlib import Path
 from weighbridge.engines import oneshot
-from weighbridge.plan import make_plan
+from weighbridge.planning import make_plan
 from weighbridge.progress import Progress
 from weighbridge.recipe import load_recipe
-from weighbridge.source import open_source
-from weighbridge.staging import claimed, staged
+from weighbridge.base.source import open_source
+from weighbridge.output.staging import claimed, staged
 
 source = open_source("mini")
 plan = make_plan(load_recipe(sys.argv[1]), source)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from weighbridge.lookarounds import Expression, NotCovered, Steps
-from weighbridge.patterns import MAX_PATTERN_LENGTH, PatternError, PatternList, check_pattern
+from weighbridge.text.lookarounds import Expression, NotCovered, Steps
+from weighbridge.text.patterns import MAX_PATTERN_LENGTH, PatternError, PatternList, check_pattern
 
 Q_PROJ = "model.language_model.layers.0.self_attn.q_proj"
 EMBED = "model.language_model.embed_tokens"

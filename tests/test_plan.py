@@ -13,16 +13,16 @@ import yaml
 
 from tests.checkpoints import read_tensors, shards_of
 from tests.conftest import FP8_DYNAMIC
-from weighbridge.catalogue import reference_lock
-from weighbridge.diff import CONFIG, diff, explain
+from weighbridge.base.locks import reference_lock
+from weighbridge.base.references import find_references
+from weighbridge.checkpoint.model import Checkpoint, open_directory
+from weighbridge.checks.diff import CONFIG, diff, explain
 from weighbridge.errors import StructureError
 from weighbridge.formats.quantization import resolve
 from weighbridge.formats.schemes import PRESETS
 from weighbridge.formats.tensors import Structure, Tensor, payload_bytes
-from weighbridge.plan import Plan, make_plan
+from weighbridge.planning import Plan, make_plan
 from weighbridge.recipe import load_recipe
-from weighbridge.references import find_references
-from weighbridge.structure.checkpoint import Checkpoint, open_directory
 
 GOOGLE = "google/gemma-4-26B-A4B-it"
 LAYER = "model.language_model.layers"

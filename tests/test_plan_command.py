@@ -12,12 +12,12 @@ import pytest
 
 from tests.conftest import Command
 from tests.planning import KEPT, MINI, REAL, ROOT, recipe, recipe_text
-from weighbridge.commands import build, validate
-from weighbridge.diff import diff
+from weighbridge.checkpoint.lock import open_lock
+from weighbridge.checks.diff import diff
+from weighbridge.cli import build, validate
 from weighbridge.formats.tensors import payload_bytes
-from weighbridge.plan import make_plan
+from weighbridge.planning import make_plan
 from weighbridge.recipe import load_recipe
-from weighbridge.structure.lock import open_lock
 
 RECIPE = str(ROOT / "recipes/google/gemma-4-26B-A4B-it/fp8-dynamic.yaml")
 REAL_LOCK, MINI_LOCK = str(ROOT / REAL), str(ROOT / MINI)
@@ -205,7 +205,7 @@ def test_report_file_has_what_is_printed(plan: Command, tmp_path: Path) -> None:
 )
 def test_headers_are_judged_without_torch(command: str, arguments: tuple[str, ...], code: int, mini: Path) -> None:
     script = (
-        f"import sys; from weighbridge.commands.{command} import main; code = main(sys.argv[1:]); "
+        f"import sys; from weighbridge.cli.{command} import main; code = main(sys.argv[1:]); "
         "assert not {'torch', 'transformers', 'llmcompressor', 'compressed_tensors'} & sys.modules.keys(); "
         "sys.exit(code)"
     )

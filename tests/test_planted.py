@@ -19,21 +19,21 @@ import pytest
 from tests.checkpoints import copy_checkpoint, without_evidence
 from tests.conftest import Command, Once, Outcome, environment, run_script
 from weighbridge import evidence
-from weighbridge.build.judging import judge
-from weighbridge.build.making import Work, make
+from weighbridge.building.judging import judge
+from weighbridge.building.making import Work, make
+from weighbridge.checkpoint.model import open_directory
 from weighbridge.engines.streaming.pieces import Job, cut
 from weighbridge.engines.streaming.work import read_back
-from weighbridge.hashing import hash_shard
-from weighbridge.plan import make_plan
+from weighbridge.machine.hashing import hash_shard
+from weighbridge.output.shards import lay_out_shards
+from weighbridge.planning import make_plan
 from weighbridge.recipe import load_recipe
-from weighbridge.shards import lay_out_shards
-from weighbridge.structure.checkpoint import open_directory
 
 SHARDS = ("--shard-size", "3MB")
 
 STOPPED = """
 import os, signal, sys
-from weighbridge.commands import build
+from weighbridge.cli import build
 from weighbridge.engines.streaming import journal
 
 add = journal.Journal.add
@@ -298,7 +298,7 @@ def test_file_that_the_source_no_longer_has_is_not_carried(source: Path, tmp_pat
 
 
 AT_THE_INDEX = """
-from weighbridge import shards
+from weighbridge.output import shards
 def stop(*arguments):
     os.kill(os.getpid(), signal.SIGKILL)
 shards.finish = stop
@@ -346,7 +346,7 @@ def at_judging(change: Callable[[Path], object], patch: pytest.MonkeyPatch) -> N
         change(built.directory)
         return reports
 
-    patch.setattr("weighbridge.build.judge", after)
+    patch.setattr("weighbridge.building.judge", after)
 
 
 def at_signing(change: Callable[[Path], object], patch: pytest.MonkeyPatch) -> None:
@@ -375,7 +375,7 @@ def after_making(change: Callable[[Path], object], patch: pytest.MonkeyPatch) ->
         change(growing.checkpoint)
         return made
 
-    patch.setattr("weighbridge.build.make", after)
+    patch.setattr("weighbridge.building.make", after)
 
 
 MOMENTS = {"made": after_making, "judged": at_judging, "to be signed": at_signing}

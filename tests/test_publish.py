@@ -40,7 +40,7 @@ def run_unagreed(hub: Hub, scratch: Path, *arguments: str | Path, token: str = T
         "HF_HUB_OFFLINE": "0",
         "NO_PROXY": "127.0.0.1,localhost",
     }
-    command = [sys.executable, "-m", "weighbridge.commands.publish", *map(str, arguments)]
+    command = [sys.executable, "-m", "weighbridge.cli.publish", *map(str, arguments)]
     done = subprocess.run(command, env=environment(variables), capture_output=True, text=True, check=False)
     return Outcome(done.returncode, done.stdout, done.stderr)
 
@@ -195,7 +195,7 @@ def test_who_sits_at_a_terminal_is_asked(answer: str, code: int, hub: Hub, mini_
         "HF_HUB_OFFLINE": "0",
         "NO_PROXY": "127.0.0.1,localhost",
     }
-    command = [sys.executable, "-m", "weighbridge.commands.publish", str(mini_build), REPOSITORY]
+    command = [sys.executable, "-m", "weighbridge.cli.publish", str(mini_build), REPOSITORY]
     master, terminal = pty.openpty()
     process = subprocess.Popen(
         command, env=environment(variables), stdin=terminal, stdout=subprocess.DEVNULL, stderr=terminal

@@ -20,16 +20,16 @@ from tests.checkpoints import RawTensor, Tensors, copy_checkpoint, edit_config, 
 from tests.conftest import ROOT, Once, run_script
 from tests.test_oneshot import made
 from tests.toy_models import write_llama, write_qwen3_moe
-from weighbridge.audit.reading import reader_of
+from weighbridge.auditing.reading import reader_of
+from weighbridge.checkpoint.model import open_directory
 from weighbridge.engines.oneshot.load import load_model
 from weighbridge.engines.quiet import quieted
 from weighbridge.errors import StructureError
+from weighbridge.extras.quality.activations import Activations, check_known, fake_quantized
+from weighbridge.extras.quality.forward import Forward, open_forward, open_partly_restored
+from weighbridge.extras.quality.weights import activations_of, read_weight, weights_of
 from weighbridge.formats.schemes import PRESETS, QuantizationArgs, args_to_config
 from weighbridge.progress import Progress
-from weighbridge.quality.activations import Activations, check_known, fake_quantized
-from weighbridge.quality.forward import Forward, open_forward, open_partly_restored
-from weighbridge.quality.weights import activations_of, read_weight, weights_of
-from weighbridge.structure.checkpoint import open_directory
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

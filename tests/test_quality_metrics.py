@@ -13,20 +13,20 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from weighbridge.checkpoint.model import open_directory
 
 from tests.checkpoints import copy_checkpoint, edit_tensors
 from tests.conftest import FP8_DYNAMIC, ROOT, call_main
-from weighbridge.commands import evaluate
+from weighbridge.cli import evaluate
 from weighbridge.engines.oneshot.load import load_tokenizer
 from weighbridge.errors import DatasetError, RecipeError
+from weighbridge.extras.quality.assess import Evaluated, comparison, is_dequantized, judge
+from weighbridge.extras.quality.metrics import Measured, divergences, gathered, interval, measure_window
+from weighbridge.extras.quality.text import WINDOW, Text, open_text, take_windows
 from weighbridge.progress import Progress
-from weighbridge.quality.assess import Evaluated, comparison, is_dequantized, judge
-from weighbridge.quality.metrics import Measured, divergences, gathered, interval, measure_window
-from weighbridge.quality.text import WINDOW, Text, open_text, take_windows
 from weighbridge.recipe import load_recipe
 from weighbridge.recipe.quality import Quality
 from weighbridge.report import Severity
-from weighbridge.structure.checkpoint import open_directory
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -248,8 +248,8 @@ def test_source_that_was_quantized_before_is_ranked_by_nothing(mini: Path, mini_
 
 
 def test_card_of_smollm2_says_that_it_was_quantized_before() -> None:
-    from weighbridge.model_card import card_metadata
-    from weighbridge.trained import smollm2
+    from weighbridge.base.model_card import card_metadata
+    from weighbridge.samples.trained import smollm2
 
     card = (Path(smollm2.__file__).parent / "smollm2.md").read_bytes()
     assert "dequantized" in card_metadata(card, where="smollm2.md")["tags"]  # type: ignore[operator]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from weighbridge.checkpoint.modules import quantizable_modules
 
 from weighbridge.errors import StructureError
 from weighbridge.formats.compressed_tensors import read_args, read_scheme
@@ -22,7 +23,6 @@ from weighbridge.formats.quantization import (
 )
 from weighbridge.formats.schemes import PRESETS, QuantizationArgs, Scheme, to_config
 from weighbridge.formats.tensors import Tensor
-from weighbridge.structure.modules import quantizable_modules
 
 LAYERS = [f"model.layers.{layer}" for layer in range(2)]
 LINEARS = [

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import FP8_DYNAMIC, MINI_LOCK
-from weighbridge.plan import Plan, make_plan
-from weighbridge.plan.reasons import reasons, rules_by_tensor
+from weighbridge.base.source import open_source
+from weighbridge.planning import Plan, make_plan
+from weighbridge.planning.reasons import reasons, rules_by_tensor
 from weighbridge.recipe import load_recipe
-from weighbridge.source import open_source
 
 ROUTER = "Routers choose experts by small differences, and vLLM does not load a quantized router.proj."
 

@@ -19,7 +19,7 @@ from tests.checkpoints import copy_checkpoint, rewrite
 from tests.conftest import ROOT, Command, Outcome, call_main, environment
 from tests.evidence import edit_claim, list_anew
 from tests.hub_server import serve
-from weighbridge.commands import reproduce
+from weighbridge.cli import reproduce
 from weighbridge.evidence.environment import installed, repository
 
 FAKE = "tqdm"
@@ -198,7 +198,7 @@ def test_source_is_found_on_the_hub_at_its_commit_or_by_its_digests_in_a_directo
         done = run_here(arguments, added)
         assert done.returncode == 0, done.stderr
         hub.publish("org/gemma-4-mini", mini)  # the branch moves on
-        again = ["-m", "weighbridge.commands.reproduce", str(build)]
+        again = ["-m", "weighbridge.cli.reproduce", str(build)]
         done = run_here(again, {**added, "HF_HOME": str(tmp_path / "new")})
     assert done.returncode == 0, done.stdout + done.stderr
     done = run_here([*again, "--model", str(source)], {})
@@ -233,7 +233,7 @@ def test_two_clones_in_two_places_and_climates_make_the_same_bytes_and_each_repr
         )
         assert done.returncode == 0, done.stderr
     assert checkpoint_bytes(places[0] / "builds/it") == checkpoint_bytes(places[1] / "builds/it")
-    arguments = ["-m", "weighbridge.commands.reproduce", str(places[0] / "builds/it")]
+    arguments = ["-m", "weighbridge.cli.reproduce", str(places[0] / "builds/it")]
     done = run_clone(
         places[1], arguments, {**climates[1], "WEIGHBRIDGE_CACHE": str(tmp_path / "cache of both")}, umask=0o077
     )

@@ -7,10 +7,10 @@ from functools import cache
 from typing import Any
 
 import pytest
+from weighbridge.checkpoint.modules import is_embedding, split_parameter
 
 from tests.planning import MINI, source
-from weighbridge.roles import Role, role_of
-from weighbridge.structure.modules import is_embedding, split_parameter
+from weighbridge.checkpoint.roles import Role, role_of
 
 NAMES: dict[Role, tuple[str, ...]] = {
     Role.ATTENTION: (

@@ -11,11 +11,11 @@ import pytest
 
 from tests.planning import ROOT
 from tests.tiny import MADE, write_tiny
-from weighbridge.commands import build
-from weighbridge.lint import RULES, lint
-from weighbridge.plan import make_plan
+from weighbridge.checkpoint.opening import open_checkpoint
+from weighbridge.cli import build
+from weighbridge.linting import RULES, lint
+from weighbridge.planning import make_plan
 from weighbridge.recipe import load_recipe
-from weighbridge.structure.opening import open_checkpoint
 
 DOCUMENT = (ROOT / "docs/reference/rules.md").read_text()
 INTRODUCTION = "Allowing what a rule forbids"

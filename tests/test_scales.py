@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.checkpoints import CONFIG, RawTensor, Tensors, edit_tensors, write_tensors
+from weighbridge.checkpoint.model import open_directory
+from weighbridge.checks.scales import read_scales, scales_sections
 from weighbridge.errors import StructureError
-from weighbridge.plan import FusedGroup
+from weighbridge.planning import FusedGroup
 from weighbridge.report import Finding, Section
-from weighbridge.scales import read_scales, scales_sections
-from weighbridge.structure.checkpoint import open_directory
 
 LAYER = "model.layers.{}."
 ATTENTION, DENSE, EXPERT = f"{LAYER}self_attn", f"{LAYER}mlp", f"{LAYER}experts.{{}}"

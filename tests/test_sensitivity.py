@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from weighbridge.checkpoint.model import open_directory
 
 from tests.conftest import call_main
-from weighbridge.commands import sensitivity as command
+from weighbridge.checkpoint.roles import Role
+from weighbridge.cli import sensitivity as command
 from weighbridge.errors import StructureError
-from weighbridge.quality.metrics import gathered
-from weighbridge.quality.sensitivity import Choice, pareto_section, quantized_roles, roles_section
-from weighbridge.quality.text import open_text
-from weighbridge.roles import Role
-from weighbridge.structure.checkpoint import open_directory
+from weighbridge.extras.quality.metrics import gathered
+from weighbridge.extras.quality.sensitivity import Choice, pareto_section, quantized_roles, roles_section
+from weighbridge.extras.quality.text import open_text
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

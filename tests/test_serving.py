@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from weighbridge.checkpoint.model import Checkpoint, open_directory
 
 from tests.conftest import ROOT, Once, call_main, run_script
 from tests.damage import DAMAGES, damaged
 from tests.serving_answers import HONEST, recorded
-from weighbridge.commands import serve_check
+from weighbridge.cli import serve_check
+from weighbridge.extras.serving.agreement import DOUBT, agreement, largest_share
+from weighbridge.extras.serving.answer import Answer, Request, ServingError, read_answer
+from weighbridge.extras.serving.check import loading_section, token_windows
+from weighbridge.extras.serving.client import ask
+from weighbridge.extras.serving.environment import find_python
+from weighbridge.extras.serving.loaded import harmless_parameters, loading_findings, missing_keys
 from weighbridge.report import Severity
-from weighbridge.serving.agreement import DOUBT, agreement, largest_share
-from weighbridge.serving.answer import Answer, Request, ServingError, read_answer
-from weighbridge.serving.check import loading_section, token_windows
-from weighbridge.serving.client import ask
-from weighbridge.serving.environment import find_python
-from weighbridge.serving.loaded import harmless_parameters, loading_findings, missing_keys
-from weighbridge.structure.checkpoint import Checkpoint, open_directory
 
 
 @pytest.fixture(scope="session")
@@ -145,13 +145,13 @@ def test_an_environment_that_is_not_there_is_told_with_the_command_that_makes_on
 
 
 def test_every_finding_is_explained_in_the_docs() -> None:
-    code = "".join(path.read_text() for path in (ROOT / "src/weighbridge/serving").glob("*.py"))
+    code = "".join(path.read_text() for path in (ROOT / "src/weighbridge/extras/serving").glob("*.py"))
     raised = set(re.findall(r'"(serve/[a-z-]+)"', code))
     assert raised == set(re.findall(r"`(serve/[a-z-]+)`", (ROOT / "docs/explanation/serving.md").read_text()))
 
 
 def test_the_client_imports_nothing_of_this_project() -> None:
-    inside = ROOT / "src/weighbridge/serving/inside"
+    inside = ROOT / "src/weighbridge/extras/serving/inside"
     assert not [path for path in inside.rglob("*.py") if "import weighbridge" in path.read_text()]
     assert not [path for path in inside.rglob("*.py") if "from weighbridge" in path.read_text()]
 

@@ -16,11 +16,11 @@ from tests.conftest import Command, Once, call_main, run_script
 from tests.damage import DAMAGES, damaged
 from tests.serving_answers import HONEST, ask_about, recorded, serving_python
 from tests.serving_misread import misread
-from weighbridge.commands import serve_check
+from weighbridge.cli import serve_check
+from weighbridge.extras.serving.answer import ServingError
+from weighbridge.extras.serving.server import ask, served
 from weighbridge.recipe import load_recipe
-from weighbridge.serving.answer import ServingError
-from weighbridge.serving.server import ask, served
-from weighbridge.trained.text import write_calibration
+from weighbridge.samples.trained.text import write_calibration
 
 pytestmark = pytest.mark.campaign
 

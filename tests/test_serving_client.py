@@ -10,10 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from weighbridge.extras.quality.activations import Activations, fake_quantized
+from weighbridge.extras.serving.inside.vllm_client import kernels
+from weighbridge.extras.serving.inside.vllm_client.loading import Watch, load_watched, stored_tensors
 from weighbridge.formats.schemes import PRESETS
-from weighbridge.quality.activations import Activations, fake_quantized
-from weighbridge.serving.inside.vllm_client import kernels
-from weighbridge.serving.inside.vllm_client.loading import Watch, load_watched, stored_tensors
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from tests.checkpoints import copy_checkpoint, rewrite
 from tests.conftest import Command, Outcome, call_main
-from weighbridge.commands import key
+from weighbridge.cli import key
 from weighbridge.errors import EvidenceError, StructureError
 from weighbridge.evidence.added import add_result
 from weighbridge.evidence.signing import (

@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
+from weighbridge.checkpoint.model import open_directory
 
 from tests import miniature_locks
 from tests.checkpoints import without_evidence
 from tests.sources import write_moe, write_recipe
-from weighbridge.catalogue import lock_path
+from weighbridge.base.locks import lock_path
 from weighbridge.errors import StructureError
-from weighbridge.structure.checkpoint import open_directory
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = [sys.executable, str(ROOT / "build.py")]

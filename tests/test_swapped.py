@@ -13,18 +13,18 @@ import pytest
 
 from tests.checkpoints import copy_checkpoint
 from tests.conftest import Command
-from weighbridge.audit.pieces import cut as cut_for_audit
-from weighbridge.audit.run import run as run_audit
-from weighbridge.build.judging import judge
+from weighbridge.auditing.pieces import cut as cut_for_audit
+from weighbridge.auditing.run import run as run_audit
+from weighbridge.building.judging import judge
+from weighbridge.checkpoint.header import read_header
+from weighbridge.checkpoint.model import open_directory
 from weighbridge.engines.streaming.work import do
 from weighbridge.errors import StructureError
-from weighbridge.hashing import hash_file, hash_shard
-from weighbridge.plan import make_plan
+from weighbridge.machine.hashing import hash_file, hash_shard
+from weighbridge.machine.standing import changed, standing_of
+from weighbridge.output.shards import carry_files
+from weighbridge.planning import make_plan
 from weighbridge.progress import Progress
-from weighbridge.shards import carry_files
-from weighbridge.standing import changed, standing_of
-from weighbridge.structure.checkpoint import open_directory
-from weighbridge.structure.header import read_header
 
 SHARD = "model-00002-of-00002.safetensors"
 
@@ -130,11 +130,11 @@ def after(name: str, function: Callable[..., Any]) -> Hook:
 
 
 BUILD_MOMENTS: dict[str, Hook] = {
-    "when the headers were read": before("weighbridge.build.make_plan", make_plan),
+    "when the headers were read": before("weighbridge.building.make_plan", make_plan),
     "while it is quantized": after("weighbridge.engines.streaming.run.do", do),
     "while outputs are hashed": before("weighbridge.engines.streaming.run.hash_shard", hash_shard),
-    "when it was hashed": before("weighbridge.build.judge", judge),
-    "when it was judged": after("weighbridge.build.judge", judge),
+    "when it was hashed": before("weighbridge.building.judge", judge),
+    "when it was judged": after("weighbridge.building.judge", judge),
 }
 
 
@@ -191,15 +191,15 @@ def test_file_that_is_another_only_while_it_is_copied_is_refused(
         with another_in_its_place(source):
             return carry_files(*arguments)
 
-    monkeypatch.setattr("weighbridge.shards.carry_files", swapped)
+    monkeypatch.setattr("weighbridge.output.shards.carry_files", swapped)
     outcome = call_build("fp8-dynamic", "--model", source, "--output", tmp_path / "build", "--workers", "1")
     assert outcome.code == 2, outcome
     assert "changed while it was read" in outcome.err
 
 
 AUDIT_MOMENTS: dict[str, Hook] = {
-    "when the headers were read": before("weighbridge.audit.assess.cut", cut_for_audit),
-    "when its weights were looked at": after("weighbridge.audit.assess.run", run_audit),
+    "when the headers were read": before("weighbridge.auditing.assess.cut", cut_for_audit),
+    "when its weights were looked at": after("weighbridge.auditing.assess.run", run_audit),
 }
 
 
@@ -235,7 +235,7 @@ def test_base_that_is_another_only_while_it_is_audited_is_refused(
         with another_in_its_place(source):
             return run_audit(*arguments, **named)
 
-    monkeypatch.setattr("weighbridge.audit.assess.run", swapped)
+    monkeypatch.setattr("weighbridge.auditing.assess.run", swapped)
     outcome = call_validate(mini_build, "--source", source, "--workers", "1")
     assert outcome.code == 2, outcome
     assert "changed while it was read" in outcome.err

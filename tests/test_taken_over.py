@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from weighbridge.checkpoint.file_names import check_file_names, fault_of
+from weighbridge.checkpoint.needed import NEEDED, needed
 
 from tests.checkpoints import contents, copy_checkpoint, edit_config, without_evidence
 from tests.conftest import Command, Once, Outcome, environment, keep_outcome, kept_outcome, run_script
 from weighbridge.errors import StructureError
 from weighbridge.evidence.subject import list_all, read_files, write_files
-from weighbridge.structure.file_names import check_file_names, fault_of
-from weighbridge.structure.needed import NEEDED, needed
 
 PRIVATE = {
     ".env": "HF_TOKEN=hf_secret",
@@ -177,7 +177,7 @@ def test_what_is_named_is_taken_over_and_can_be_built_again(mini: Path, tmp_path
 
 
 def reproduce(build: Path, source: Path) -> Outcome:
-    command = [sys.executable, "-m", "weighbridge.commands.reproduce", str(build), "--model", str(source)]
+    command = [sys.executable, "-m", "weighbridge.cli.reproduce", str(build), "--model", str(source)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     return Outcome(done.returncode, done.stdout, done.stderr)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, environment
-from weighbridge.catalogue import MAIN_MODEL, find_recipe, recipe_names
+from weighbridge.recipe.catalogue import MAIN_MODEL, find_recipe, recipe_names
 
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = re.search(r"^RECIPES := ((?:.*\\\n)*.*)$", MAKEFILE, re.MULTILINE)

@@ -22,7 +22,7 @@ import pytest
 
 from tests.conftest import MINI_BUILD_LOCK, ROOT, Command, environment
 from tests.hub_server import serve
-from weighbridge.commands.log import logged, without_secrets
+from weighbridge.cli.log import logged, without_secrets
 from weighbridge.report import Finding, Report, Section, Severity
 from weighbridge.report.present import as_text
 from weighbridge.report.terminal import tinted

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 
 from tests import vllm_server
 from tests.conftest import ROOT, Outcome, call_main
-from weighbridge.commands import bench_serve, evaluate_tasks
-from weighbridge.endpoint.server import Endpoint, EndpointError, open_endpoint
-from weighbridge.endpoint.throughput import Figures, Load, measure, prompt, read_result, stream_load
+from weighbridge.cli import bench_serve, evaluate_tasks
+from weighbridge.extras.endpoint.server import Endpoint, EndpointError, open_endpoint
+from weighbridge.extras.endpoint.throughput import Figures, Load, measure, prompt, read_result, stream_load
 
 PAUSE = 0.02
 """Seconds between two tokens of the local server."""

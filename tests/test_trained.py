@@ -18,23 +18,23 @@ from hypothesis import strategies as st
 
 from tests.conftest import Command
 from tests.test_miniature import REAL
-from weighbridge.catalogue import recipe_names
+from weighbridge.base.source import open_source
+from weighbridge.checkpoint.model import open_directory
 from weighbridge.engines.oneshot.dataset import open_rows, with_file
 from weighbridge.errors import BuildError
-from weighbridge.lint import lint
-from weighbridge.plan import make_plan
+from weighbridge.linting import lint
+from weighbridge.planning import make_plan
 from weighbridge.progress import Progress
 from weighbridge.recipe import load_recipe
+from weighbridge.recipe.catalogue import recipe_names
 from weighbridge.report import Severity
-from weighbridge.source import open_source
-from weighbridge.structure.checkpoint import open_directory
-from weighbridge.trained import mini, smollm2, text, tokens
-from weighbridge.trained.setting import Measured, Setting
+from weighbridge.samples.trained import mini, smollm2, text, tokens
+from weighbridge.samples.trained.setting import Measured, Setting
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from weighbridge.trained import training  # noqa: E402  (it imports torch)
+from weighbridge.samples.trained import training  # noqa: E402  (it imports torch)
 
 VOCABULARY = 640
 BEGIN = 2

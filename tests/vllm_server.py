@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from weighbridge.serving.environment import DEFAULT, python_of
+from weighbridge.extras.serving.environment import DEFAULT, python_of
 
 PYTHON = Path(os.environ.get("WEIGHBRIDGE_SERVING_PYTHON", python_of(DEFAULT)))
 """The Python of an environment with vLLM: the one that ``make serve-env`` makes, if no other is named."""

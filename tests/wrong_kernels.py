@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from weighbridge.engines.kernels import Kernels, load_kernels
-from weighbridge.engines.kernels.encoding import Element, encoding_of
 from weighbridge.formats.schemes import Scheme
+from weighbridge.numbers import Kernels, load_kernels
+from weighbridge.numbers.encoding import Element, encoding_of
 
 Array = np.ndarray[Any, Any]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from weighbridge.audit.grid import Rows, grid_of, values_of
+from weighbridge.auditing.grid import Rows, grid_of, values_of
 from weighbridge.formats.schemes import PRESETS
 
 HERE = Path(__file__).parent

@@ -26,7 +26,7 @@ COMMANDS: Mapping[str, tuple[str, tuple[str, ...], str]] = {
     "reference": ("reference", (), "re-pin structure locks of published checkpoints"),
     "schema": ("schema", (), "write the JSON Schema of recipes or of reports"),
 }
-"""Command -> the module below `weighbridge.commands` whose ``main`` it is, what it begins with, and what it does."""
+"""Command -> the module below `weighbridge.cli` whose ``main`` it is, what it begins with, and what it does."""
 
 _WIDTH = 16
 
@@ -64,7 +64,7 @@ def main() -> int:
 def _call(name: str, arguments: list[str]) -> int:
     module, first, _ = COMMANDS[name]
     first = () if {"-h", "--help"} & {*arguments} else first  # --new-recipe would take it for a model
-    code: int = import_module(f"weighbridge.commands.{module}").main([*first, *arguments])
+    code: int = import_module(f"weighbridge.cli.{module}").main([*first, *arguments])
     return code
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from weighbridge.hashing import hash_file
+from weighbridge.checkpoint.hub import read_whole
+from weighbridge.checkpoint.model import Checkpoint, read_small, standing_in
+from weighbridge.machine.hashing import hash_file
 from weighbridge.progress import Progress
-from weighbridge.structure.checkpoint import Checkpoint, read_small, standing_in
-from weighbridge.structure.hub import read_whole
 
 
 @dataclass(frozen=True)

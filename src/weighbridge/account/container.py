@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 
 from weighbridge.account.leaves import kind_of, leaves
 from weighbridge.account.model import Kind, State, Verdict
-from weighbridge.structure.strict_json import parse_object
-from weighbridge.structure.weights import INDEX_FILE
+from weighbridge.checkpoint.weights import INDEX_FILE
+from weighbridge.text.strict_json import parse_object
 
 WRITTEN = "what every writer of safetensors puts there"
 RECORD = "a record of the size; servers read the headers"

@@ -12,15 +12,15 @@ from weighbridge.account.keys import NOTHING_TO_HOLD_AGAINST, judge_config, judg
 from weighbridge.account.model import Kind, State, Verdict
 from weighbridge.account.quantization import judge_hf_quant_config, judge_quantization
 from weighbridge.account.redirects import redirects_beside
+from weighbridge.checkpoint.listing import UNCARRIED_DIRECTORIES
+from weighbridge.checkpoint.model import CONFIG_FILE, EVIDENCE, Checkpoint
+from weighbridge.checkpoint.needed import needed
+from weighbridge.checkpoint.weights import INDEX_FILE, PUBLISHERS_FOLDERS, SINGLE_FILE, is_weights, taken_by
 from weighbridge.errors import StructureError
 from weighbridge.formats import modelopt
-from weighbridge.plan import Plan
+from weighbridge.planning import Plan
 from weighbridge.report import Finding, Severity
-from weighbridge.structure.checkpoint import CONFIG_FILE, EVIDENCE, Checkpoint
-from weighbridge.structure.listing import UNCARRIED_DIRECTORIES
-from weighbridge.structure.needed import needed
-from weighbridge.structure.strict_json import MAX_JSON_BYTES, parse_object
-from weighbridge.structure.weights import INDEX_FILE, PUBLISHERS_FOLDERS, SINGLE_FILE, is_weights, taken_by
+from weighbridge.text.strict_json import MAX_JSON_BYTES, parse_object
 
 HARMLESS_FILES: tuple[tuple[str, str], ...] = (
     (rf"{EVIDENCE}/.*", "what is said of the checkpoint; servers do not read it, and its own check judges it"),

@@ -9,8 +9,8 @@ from weighbridge.account.files import judge_files, judge_lock
 from weighbridge.account.model import Account, account_of
 from weighbridge.account.redirects import redirects
 from weighbridge.account.tensors import judge_tensors
-from weighbridge.plan import Plan
-from weighbridge.structure.checkpoint import Checkpoint
+from weighbridge.checkpoint.model import Checkpoint
+from weighbridge.planning import Plan
 
 
 def judge(

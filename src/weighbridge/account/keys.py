@@ -16,12 +16,12 @@ from weighbridge.account.base import Base
 from weighbridge.account.leaves import Path, kind_of, leaves, shown
 from weighbridge.account.model import Kind, State, Verdict
 from weighbridge.account.sizes import BY, sizes_by_tensors
+from weighbridge.checkpoint.model import CONFIG_FILE
 from weighbridge.errors import StructureError
 from weighbridge.formats.quantization import without_quantization
 from weighbridge.formats.tensors import Structure
 from weighbridge.report import Finding, Severity
-from weighbridge.strict_yaml import Strict, parse_yaml, validate
-from weighbridge.structure.checkpoint import CONFIG_FILE
+from weighbridge.text.strict_yaml import Strict, parse_yaml, validate
 
 NOTHING_TO_HOLD_AGAINST = "nothing was given to hold it against"
 UNKNOWN_KEY = "what the key decides is not known here, and it is not as in the base"

@@ -14,19 +14,19 @@ from typing import Any
 from weighbridge.account.base import Base
 from weighbridge.account.leaves import Path, leaves, shown
 from weighbridge.account.model import Kind, State, Verdict
+from weighbridge.checkpoint.model import CONFIG_FILE, Checkpoint
+from weighbridge.checkpoint.modules import split_parameter
 from weighbridge.formats import modelopt
 from weighbridge.formats.compressed_tensors import METHOD as COMPRESSED_TENSORS
 from weighbridge.formats.compressed_tensors import read_args
 from weighbridge.formats.declaration import LINEAR
 from weighbridge.formats.quantization import CONFIG_KEYS, find_config
 from weighbridge.formats.schemes import PRESETS, QuantizationArgs
-from weighbridge.patterns import REGEX_PREFIX, pattern_list
-from weighbridge.plan import Plan, find_fused_groups, find_merged_groups, tied_heads
-from weighbridge.plan.quantize import KV_CACHE_SCALES
+from weighbridge.planning import Plan, find_fused_groups, find_merged_groups, tied_heads
+from weighbridge.planning.quantize import KV_CACHE_SCALES
 from weighbridge.report import Finding, Severity
-from weighbridge.structure.checkpoint import CONFIG_FILE, Checkpoint
-from weighbridge.structure.modules import split_parameter
-from weighbridge.structure.strict_json import parse_object
+from weighbridge.text.patterns import REGEX_PREFIX, pattern_list
+from weighbridge.text.strict_json import parse_object
 
 PLAN = "the recipe's plan"
 TENSORS = "the tensors, which are stored as it declares"

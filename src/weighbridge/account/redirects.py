@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from weighbridge.account.leaves import Path, leaves
+from weighbridge.checkpoint.model import CONFIG_FILE, Checkpoint
 from weighbridge.formats.quantization import without_quantization
 from weighbridge.report import Finding, Severity
-from weighbridge.structure.checkpoint import CONFIG_FILE, Checkpoint
 
 ADAPTER = "adapter_config.json"
 _OTHER_MODEL = "take it out: what is judged here is not what would be served"

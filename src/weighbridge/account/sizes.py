@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from weighbridge.account.leaves import Path
+from weighbridge.checkpoint.forgotten import MTP_COUNTS
+from weighbridge.checkpoint.roles import layer_of
 from weighbridge.formats.tensors import Structure, Tensor
-from weighbridge.roles import layer_of
-from weighbridge.structure.forgotten import MTP_COUNTS
 
 HEADS = frozenset({"lm_head", "output", "output_layer", "embed_out", "head", "output_head"})
 """What the output head of a language model is called."""

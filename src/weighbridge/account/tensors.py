@@ -8,9 +8,9 @@ from weighbridge.account.base import Base
 from weighbridge.account.keys import NOTHING_TO_HOLD_AGAINST
 from weighbridge.account.model import Judged, Kind, State
 from weighbridge.account.quantization import PLAN
-from weighbridge.plan import Plan
-from weighbridge.structure.checkpoint import Checkpoint
-from weighbridge.structure.modules import tensor_name
+from weighbridge.checkpoint.model import Checkpoint
+from weighbridge.checkpoint.modules import tensor_name
+from weighbridge.planning import Plan
 
 BY_STRUCTURE = "name, dtype, shape and scheme"
 

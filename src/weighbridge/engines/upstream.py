@@ -5,12 +5,12 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from weighbridge.checkpoint.model import CONFIG_FILE, Checkpoint
+from weighbridge.checkpoint.weights import INDEX_FILE
 from weighbridge.engines.quiet import quieted
 from weighbridge.errors import BuildError
-from weighbridge.plan import Plan
-from weighbridge.plan.declare import compressed_tensors_config, declaration_of
-from weighbridge.structure.checkpoint import CONFIG_FILE, Checkpoint
-from weighbridge.structure.weights import INDEX_FILE
+from weighbridge.planning import Plan
+from weighbridge.planning.declare import compressed_tensors_config, declaration_of
 
 
 def quantize(plan: Plan, source: Checkpoint, output: Path, *, device: str | None, workers: int) -> None:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from weighbridge.cache import write_atomically
+from weighbridge.checkpoint.model import EVIDENCE
 from weighbridge.errors import EvidenceError
 from weighbridge.evidence.case import ADDED_NAME, Case, added_name, open_case
 from weighbridge.evidence.results import result_statement, results_of
@@ -20,9 +20,9 @@ from weighbridge.evidence.signing import ADDED_FOLDER, ADDED_IGNORED, ADDED_SIGN
 from weighbridge.evidence.statements import Resource, sha256_of, write_statement
 from weighbridge.evidence.verify import judge
 from weighbridge.evidence.write import ADDED, PROVENANCE, called_by_name
+from weighbridge.machine.cache import write_atomically
 from weighbridge.progress import Progress
 from weighbridge.report import PRESENTERS, Report, Severity
-from weighbridge.structure.checkpoint import EVIDENCE
 
 
 def add_result(

@@ -9,14 +9,14 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from weighbridge.base.identity import Claim
+from weighbridge.checkpoint.model import Checkpoint
+from weighbridge.checkpoint.modules import split_parameter
+from weighbridge.checkpoint.roles import Role, role_of
 from weighbridge.evidence.results import Result
 from weighbridge.formats import FORMATS
 from weighbridge.formats.modelopt import METHOD as MODELOPT
-from weighbridge.identity import Claim
 from weighbridge.recipe import LoadedRecipe, Recipe
-from weighbridge.roles import Role, role_of
-from weighbridge.structure.checkpoint import Checkpoint
-from weighbridge.structure.modules import split_parameter
 
 CARD = "README.md"
 BASE_CARD = "README.base.md"

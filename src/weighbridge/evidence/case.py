@@ -15,6 +15,12 @@ from pydantic import JsonValue
 
 from weighbridge import __version__
 from weighbridge.account import Base
+from weighbridge.base.identity import Identity, identify
+from weighbridge.base.references import base_of, find_references, lock_of
+from weighbridge.checkpoint.lock import open_lock
+from weighbridge.checkpoint.model import EVIDENCE, Checkpoint, Origin, open_directory, read_small
+from weighbridge.checkpoint.weights import is_weights
+from weighbridge.checks.expectation import Expected
 from weighbridge.errors import StructureError
 from weighbridge.evidence.card import BaseModel
 from weighbridge.evidence.checked import wrong
@@ -43,17 +49,11 @@ from weighbridge.evidence.write import (
     TENSORS,
     TEST_RESULT,
 )
-from weighbridge.expectation import Expected
-from weighbridge.identity import Identity, identify
-from weighbridge.plan import make_plan
+from weighbridge.planning import make_plan
 from weighbridge.progress import Progress
 from weighbridge.recipe import LoadedRecipe, read_recipe
-from weighbridge.references import base_of, find_references, lock_of
 from weighbridge.report import Finding, Report, Severity, read_report
-from weighbridge.structure.checkpoint import EVIDENCE, Checkpoint, Origin, open_directory, read_small
-from weighbridge.structure.lock import open_lock
-from weighbridge.structure.strict_json import parse_object
-from weighbridge.structure.weights import is_weights
+from weighbridge.text.strict_json import parse_object
 
 THEIR_OWN = (".git/", f"{HUB_CLIENT}/")
 """Where git and the hub's client keep what no digest covers, each in a copy that it made."""

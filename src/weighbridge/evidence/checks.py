@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 
+from weighbridge.base.model_card import declared_licence
+from weighbridge.checkpoint.model import EVIDENCE
+from weighbridge.checks.expectation import values_of
+from weighbridge.checks.validation import validate
 from weighbridge.errors import StructureError, WeighbridgeError
 from weighbridge.evidence.card import kept_card
 from weighbridge.evidence.case import Case, added_name
@@ -39,11 +43,7 @@ from weighbridge.evidence.write import (
     TENSORS,
     TEST_RESULT,
 )
-from weighbridge.expectation import values_of
-from weighbridge.model_card import declared_licence
 from weighbridge.report import Finding, Section, Severity
-from weighbridge.structure.checkpoint import EVIDENCE
-from weighbridge.validation import validate
 
 _FETCH = "fetch it again from whoever built it; until then serve nothing of this"
 

@@ -10,7 +10,7 @@ import subprocess
 from dataclasses import dataclass
 from importlib.metadata import Distribution, distributions
 
-from weighbridge.catalogue import ROOT
+from weighbridge.machine.installation import ROOT
 
 CONSTRAINTS = ROOT / "constraints.txt"
 OWN_NAME = "weighbridge"

@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from weighbridge import miniature
+from weighbridge.base.identity import Identity
+from weighbridge.base.references import AgainstReference
+from weighbridge.base.source import MADE, MINIATURE
+from weighbridge.checkpoint.model import Checkpoint, Origin
 from weighbridge.evidence.card import BaseModel
-from weighbridge.identity import Identity
-from weighbridge.plan import Plan
+from weighbridge.planning import Plan
 from weighbridge.progress import Stage
 from weighbridge.recipe import Recipe
-from weighbridge.references import AgainstReference
 from weighbridge.report import Report
-from weighbridge.source import MADE, MINIATURE
-from weighbridge.structure.checkpoint import Checkpoint, Origin
+from weighbridge.samples import miniature
 
 MAIN_REPORT = "report"
 """The report of the build itself, among the reports by name."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from weighbridge.model_card import Declared, declared_licence
+from weighbridge.base.model_card import Declared, declared_licence
+from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.recipe import Recipe
 from weighbridge.report import Finding, Section, Severity
-from weighbridge.structure.checkpoint import Checkpoint
 
 _SPDX = {
     "apache-2.0": "Apache-2.0",

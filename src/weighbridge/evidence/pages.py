@@ -8,6 +8,9 @@ import unicodedata
 from collections.abc import Iterator
 from html.parser import HTMLParser
 
+from weighbridge.base.identity import identity_section
+from weighbridge.base.model_card import card_metadata
+from weighbridge.checkpoint.model import EVIDENCE
 from weighbridge.errors import StructureError
 from weighbridge.evidence.bom import BomFacts, bill
 from weighbridge.evidence.card import CARD, CardFacts, blocks, kept_card, model_name, write_card
@@ -28,11 +31,8 @@ from weighbridge.evidence.write import (
     guide,
     page_of,
 )
-from weighbridge.identity import identity_section
-from weighbridge.model_card import card_metadata
 from weighbridge.report import PRESENTERS, Areas, Finding, Report, Section, Severity
-from weighbridge.structure.checkpoint import EVIDENCE
-from weighbridge.structure.strict_json import parse_object
+from weighbridge.text.strict_json import parse_object
 
 WORDED = ("description", "modelCard", "pedigree", "properties")
 """Parts of the model in a bill of materials that another version may word otherwise."""

@@ -14,7 +14,9 @@ from typing import Any
 from pydantic import JsonValue
 
 from weighbridge import __version__
-from weighbridge.catalogue import lock_file
+from weighbridge.base.identity import Claim
+from weighbridge.base.locks import lock_file
+from weighbridge.base.references import AgainstReference
 from weighbridge.evidence.card import BaseModel
 from weighbridge.evidence.environment import UNKNOWN, Installed, Repository, machine, repository
 from weighbridge.evidence.finished import FinishedBuild
@@ -28,8 +30,6 @@ from weighbridge.evidence.statements import (
     RunDetails,
     Times,
 )
-from weighbridge.identity import Claim
-from weighbridge.references import AgainstReference
 
 BUILDER = "urn:weighbridge:builder:local"
 HUB = "https://huggingface.co/"

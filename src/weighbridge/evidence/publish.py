@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from weighbridge.checkpoint.file_names import check_publishable
+from weighbridge.checkpoint.hub import find_snapshot, parse_hub_id
+from weighbridge.checkpoint.hub_client import explained, hushed
+from weighbridge.checkpoint.model import EVIDENCE, READ_BESIDE, Checkpoint, FileFact, open_directory, read_small
+from weighbridge.checkpoint.needed import needed
 from weighbridge.errors import HubError
 from weighbridge.evidence.signing import Verifier
 from weighbridge.evidence.subject import UNSIGNED, hash_files, list_all, read_files
@@ -15,11 +20,6 @@ from weighbridge.evidence.verify import verify
 from weighbridge.evidence.write import FILES
 from weighbridge.progress import Progress
 from weighbridge.report import Finding, Report, Section, Severity, Table
-from weighbridge.structure.checkpoint import EVIDENCE, READ_BESIDE, Checkpoint, FileFact, open_directory, read_small
-from weighbridge.structure.file_names import check_publishable
-from weighbridge.structure.hub import find_snapshot, parse_hub_id
-from weighbridge.structure.hub_client import explained, hushed
-from weighbridge.structure.needed import needed
 
 
 @dataclass(frozen=True)

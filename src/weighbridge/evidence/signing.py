@@ -21,10 +21,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from weighbridge.checkpoint.model import EVIDENCE
 from weighbridge.errors import EvidenceError, StructureError, first_line
 from weighbridge.evidence.subject import HUB_CLIENT, UNSIGNED
-from weighbridge.structure.checkpoint import EVIDENCE
-from weighbridge.structure.strict_json import parse_object
+from weighbridge.text.strict_json import parse_object
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from weighbridge.catalogue import REFERENCES, known_lock
+from weighbridge.base.identity import digest_files
+from weighbridge.base.locks import REFERENCES, known_lock
+from weighbridge.checkpoint.lock import open_lock, write_lock
+from weighbridge.checkpoint.model import CONFIG_FILE, EVIDENCE, Checkpoint
+from weighbridge.checkpoint.weights import INDEX_FILE, is_weights
 from weighbridge.evidence.card import CARD, kept_card
 from weighbridge.evidence.case import Case
 from weighbridge.evidence.checked import Checked, wrong
 from weighbridge.evidence.provenance import BASE, base_resource
 from weighbridge.evidence.write import START, start_origin
 from weighbridge.formats.quantization import without_quantization
-from weighbridge.identity import digest_files
 from weighbridge.report import Finding, Severity
-from weighbridge.structure.checkpoint import CONFIG_FILE, EVIDENCE, Checkpoint
-from weighbridge.structure.lock import open_lock, write_lock
-from weighbridge.structure.weights import INDEX_FILE, is_weights
 
 UNPROVEN = "evidence/base-unproven"
 """The rule of a base that is not the published one by its digests."""

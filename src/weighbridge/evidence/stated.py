@@ -9,7 +9,8 @@ from datetime import UTC, datetime, timedelta
 
 from pydantic import JsonValue
 
-from weighbridge.catalogue import lock_file
+from weighbridge.base.locks import lock_file
+from weighbridge.checkpoint.model import EVIDENCE
 from weighbridge.errors import StructureError
 from weighbridge.evidence.card import model_name
 from weighbridge.evidence.case import Case
@@ -44,7 +45,6 @@ from weighbridge.evidence.write import (
 )
 from weighbridge.recipe.calibration import Calibration
 from weighbridge.report import Finding, Severity
-from weighbridge.structure.checkpoint import EVIDENCE
 
 PARAMETERS = {
     "recipe": str,

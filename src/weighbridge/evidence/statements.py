@@ -15,8 +15,8 @@ from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 from pydantic.alias_generators import to_camel
 
 from weighbridge.errors import StructureError
-from weighbridge.strict_yaml import Strict
-from weighbridge.structure.strict_json import parse_object
+from weighbridge.text.strict_json import parse_object
+from weighbridge.text.strict_yaml import Strict
 
 BUILD_TYPE = "urn:weighbridge:build:v1"
 

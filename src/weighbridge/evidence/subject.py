@@ -15,14 +15,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from weighbridge.checkpoint.file_names import check_file_names
+from weighbridge.checkpoint.header import Header
+from weighbridge.checkpoint.listing import MAX_FILES, MAX_FOLDERS, of_hub, places_of
+from weighbridge.checkpoint.model import EVIDENCE, GITS_OWN
 from weighbridge.errors import StructureError
 from weighbridge.formats.tensors import Structure
-from weighbridge.hashing import hash_file, hash_shard
+from weighbridge.machine.hashing import hash_file, hash_shard
 from weighbridge.progress import Progress
-from weighbridge.structure.checkpoint import EVIDENCE, GITS_OWN
-from weighbridge.structure.file_names import check_file_names
-from weighbridge.structure.header import Header
-from weighbridge.structure.listing import MAX_FILES, MAX_FOLDERS, of_hub, places_of
 
 UNSIGNED = (".git", *GITS_OWN)
 """What Model Signing leaves out at the top of a model; the hub adds a ``.gitattributes`` of its own."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from weighbridge.identity import Identity
+from weighbridge.base.identity import Identity
 from weighbridge.report import Section
 
 

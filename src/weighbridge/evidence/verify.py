@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from weighbridge.checkpoint.model import EVIDENCE, Checkpoint
 from weighbridge.errors import EvidenceError, StructureError, WeighbridgeError
 from weighbridge.evidence.case import Case, open_case
 from weighbridge.evidence.checked import Checked, wrong
@@ -13,7 +14,6 @@ from weighbridge.evidence.signing import Verifier
 from weighbridge.evidence.source import UNPROVEN
 from weighbridge.progress import Progress
 from weighbridge.report import Finding, Report, Section, Severity
-from weighbridge.structure.checkpoint import EVIDENCE, Checkpoint
 
 
 def verify(

@@ -9,6 +9,10 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from weighbridge.base.identity import digest_files
+from weighbridge.checkpoint.lock import write_lock
+from weighbridge.checkpoint.model import CONFIG_FILE, EVIDENCE, Checkpoint, Origin, carried_files
+from weighbridge.checkpoint.weights import INDEX_FILE
 from weighbridge.evidence.bom import BomFacts, write_bom
 from weighbridge.evidence.card import BASE_CARD, CARD, BaseModel, CardFacts, model_name, write_card
 from weighbridge.evidence.environment import installed
@@ -24,13 +28,9 @@ from weighbridge.evidence.signing import (
 )
 from weighbridge.evidence.statements import Resource, sha256_of, subject_of, write_statement
 from weighbridge.evidence.subject import hash_files, list_all, root_digest, write_files, write_tensors
-from weighbridge.identity import digest_files
 from weighbridge.progress import Progress
 from weighbridge.recipe import LoadedRecipe
 from weighbridge.report import PRESENTERS, Chain, Finding, Link, Report, Section
-from weighbridge.structure.checkpoint import CONFIG_FILE, EVIDENCE, Checkpoint, Origin, carried_files
-from weighbridge.structure.lock import write_lock
-from weighbridge.structure.weights import INDEX_FILE
 
 GUIDE = "README.md"
 FILES, TENSORS = "files.sha256", "tensors.sha256"

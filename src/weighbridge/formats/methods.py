@@ -15,7 +15,7 @@ from weighbridge.formats.declaration import LINEAR, Declaration, Group, read_str
 from weighbridge.formats.layouts import DEEPSEEK_V4
 from weighbridge.formats.schemes import KV_CACHES, PRESETS, QuantizationArgs, Scheme
 from weighbridge.formats.wildcards import is_wildcard, pattern_of
-from weighbridge.patterns import REGEX_PREFIX, PatternError, pattern_list
+from weighbridge.text.patterns import REGEX_PREFIX, PatternError, pattern_list
 
 _FP8_TENSOR = QuantizationArgs(8, "float", "tensor")
 _FP8_TENSOR_DYNAMIC = QuantizationArgs(8, "float", "tensor", dynamic=True)

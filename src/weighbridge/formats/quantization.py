@@ -15,7 +15,7 @@ from weighbridge.errors import StructureError
 from weighbridge.formats import compressed_tensors, methods, modelopt_reading
 from weighbridge.formats.declaration import LINEAR, Declaration
 from weighbridge.formats.schemes import Scheme
-from weighbridge.patterns import REGEX_PREFIX, PatternError, PatternList, pattern_list
+from weighbridge.text.patterns import REGEX_PREFIX, PatternError, PatternList, pattern_list
 
 CONFIG_KEYS = ("quantization_config", "compression_config")
 MAX_DEPTH = 8

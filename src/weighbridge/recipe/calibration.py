@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from weighbridge.recipe.names import HUB_ID, REVISION
-from weighbridge.strict_yaml import Strict
+from weighbridge.text.strict_yaml import Strict
 
 
 class Dataset(Strict):

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from weighbridge.catalogue import find_recipe
 from weighbridge.errors import RecipeError
-from weighbridge.strict_yaml import Document, Origin, parse_yaml
+from weighbridge.recipe.catalogue import find_recipe
+from weighbridge.text.strict_yaml import Document, Origin, parse_yaml
 
 EXTENDS = "extends"
 DEEPEST = 8

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from weighbridge.catalogue import own_recipe
 from weighbridge.errors import RecipeError
+from weighbridge.recipe.catalogue import own_recipe
 from weighbridge.recipe.load import LoadedRecipe
 from weighbridge.recipe.quality import CARRIED_TEXTS
 

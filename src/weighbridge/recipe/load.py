@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from weighbridge.catalogue import find_recipe
 from weighbridge.errors import RecipeError
+from weighbridge.recipe.catalogue import find_recipe
 from weighbridge.recipe.extending import resolve, shown
 from weighbridge.recipe.schema import Recipe
-from weighbridge.strict_yaml import Document, parse_yaml, validate
+from weighbridge.text.strict_yaml import Document, parse_yaml, validate
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from weighbridge.strict_yaml import Strict
+from weighbridge.text.strict_yaml import Strict
 
 LIMITS = ("max_kl", "min_agreement", "max_perplexity_ratio")
 DEFAULT_WINDOWS = 64

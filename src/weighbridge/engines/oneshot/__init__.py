@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from weighbridge.base.source import MINIATURE
+from weighbridge.checkpoint.model import Checkpoint
+from weighbridge.checkpoint.roles import Role, role_of
 from weighbridge.engines.oneshot.calibrate import Passed, calibrate, quantize_in_memory
 from weighbridge.engines.oneshot.coverage import grids, starved, table
 from weighbridge.engines.oneshot.dataset import Rows, for_miniature, miniature_rows, open_rows, with_file
@@ -16,15 +19,12 @@ from weighbridge.engines.oneshot.samples import Samples, make_samples, take_samp
 from weighbridge.engines.oneshot.save import save_shards
 from weighbridge.engines.quiet import quieted
 from weighbridge.errors import RecipeError
-from weighbridge.plan import Plan
+from weighbridge.machine.resources import DEFAULT_SHARD_SIZE
+from weighbridge.planning import Plan
 from weighbridge.progress import Progress
 from weighbridge.recipe import LoadedRecipe
 from weighbridge.recipe.calibration import Calibration
 from weighbridge.report import Section
-from weighbridge.resources import DEFAULT_SHARD_SIZE
-from weighbridge.roles import Role, role_of
-from weighbridge.source import MINIATURE
-from weighbridge.structure.checkpoint import Checkpoint
 
 __all__ = ["Calibrated", "Record", "check", "for_miniature", "quantize", "with_file"]
 

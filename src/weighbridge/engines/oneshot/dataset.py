@@ -15,13 +15,13 @@ from heapq import nsmallest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from weighbridge.checkpoint.hub_client import hushed, wary_client
 from weighbridge.errors import DatasetError, first_line
-from weighbridge.hashing import hash_file
-from weighbridge.miniature.text import exchanges
+from weighbridge.machine.hashing import hash_file
 from weighbridge.progress import Progress
 from weighbridge.recipe.calibration import Calibration, Dataset
-from weighbridge.structure.hub_client import hushed, wary_client
-from weighbridge.structure.strict_json import parse_object
+from weighbridge.samples.miniature.text import exchanges
+from weighbridge.text.strict_json import parse_object
 
 if TYPE_CHECKING:
     import pyarrow.parquet

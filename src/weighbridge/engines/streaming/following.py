@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from weighbridge.errors import StructureError
-from weighbridge.hashing import blocks_of
+from weighbridge.machine.hashing import blocks_of
+from weighbridge.machine.standing import Standing, opened
 from weighbridge.progress import Progress
-from weighbridge.standing import Standing, opened
 
 STEP_BYTES = 32 * 1024 * 1024
 

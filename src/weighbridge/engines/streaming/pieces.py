@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.engines.rewriting import Rewrite
 from weighbridge.formats.schemes import Scheme
 from weighbridge.formats.tensors import DTYPE_BITS, Tensor
-from weighbridge.plan import Part, Place, Plan
-from weighbridge.shards import OutputShard
-from weighbridge.standing import Standing
-from weighbridge.structure.checkpoint import Checkpoint
+from weighbridge.machine.standing import Standing
+from weighbridge.output.shards import OutputShard
+from weighbridge.planning import Part, Place, Plan
 
 PIECE_BYTES = 4 * 1024 * 1024
 """Source bytes of a piece, unless a single row (or row of blocks) is larger."""

@@ -14,22 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from weighbridge import __version__
-from weighbridge.cache import key_of
-from weighbridge.engines.kernels import SchemeNotCovered, encoding_of
+from weighbridge.checkpoint.model import Checkpoint, check_unchanged
 from weighbridge.engines.streaming.executors import Executor, LocalExecutor, RayExecutor
 from weighbridge.engines.streaming.following import FollowingHash
 from weighbridge.engines.streaming.journal import Journal
 from weighbridge.engines.streaming.pieces import PIECE_BYTES, Job, Piece, cut
 from weighbridge.engines.streaming.work import Done, do, largest, read_back
 from weighbridge.errors import BuildError
-from weighbridge.hashing import hash_shard
-from weighbridge.plan import Plan
+from weighbridge.machine.cache import key_of
+from weighbridge.machine.hashing import hash_shard
+from weighbridge.machine.resources import Resources, affordable_workers
+from weighbridge.machine.standing import Standing, standing_of
+from weighbridge.numbers import SchemeNotCovered, encoding_of
+from weighbridge.output.shards import UNFINISHED, OutputShard, lay_out_shards, unfinished
+from weighbridge.output.staging import clear_but
+from weighbridge.planning import Plan
 from weighbridge.progress import Progress
-from weighbridge.resources import Resources, affordable_workers
-from weighbridge.shards import UNFINISHED, OutputShard, lay_out_shards, unfinished
-from weighbridge.staging import clear_but
-from weighbridge.standing import Standing, standing_of
-from weighbridge.structure.checkpoint import Checkpoint, check_unchanged
 
 log = logging.getLogger(__name__)
 
@@ -115,8 +115,8 @@ def write(
 ) -> Outcome:
     """Write a build's shards into `output`, going on where an earlier run with the same `journal` stopped.
 
-    Their names end in `UNFINISHED` until `weighbridge.shards.finish` says that they are whole. Whatever else `output`
-    holds goes.
+    Their names end in `UNFINISHED` until `weighbridge.output.shards.finish` says that they are whole. Whatever else
+    `output` holds goes.
 
     Args:
         source: what is read; the plan's own source, on disk.

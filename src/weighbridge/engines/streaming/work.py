@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from weighbridge.engines.kernels import NonFiniteWeight, load_kernels
-from weighbridge.engines.kernels.encoding import SOURCES
 from weighbridge.engines.rewriting import Rewrite, Rewritten, Stored, UnusableScale, rewritten
 from weighbridge.engines.streaming.pieces import COPY, Job, Piece, Read, Span, Strip
 from weighbridge.errors import BuildError
-from weighbridge.standing import Standing, check_same
+from weighbridge.machine.standing import Standing, check_same
+from weighbridge.numbers import NonFiniteWeight, load_kernels
+from weighbridge.numbers.encoding import SOURCES
 
 WEIGHT_SHAPE = "weight_shape"
 

@@ -1,0 +1,123 @@
+"""What a checkpoint was made by, as the recipe says that the auditor gives: what that promises, and what it excuses.
+
+Nothing is excused for what the checkpoint says of itself: whoever altered its weights could write that, too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from weighbridge.checkpoint.model import Checkpoint
+from weighbridge.errors import RecipeError
+from weighbridge.formats.schemes import QuantizationArgs
+from weighbridge.recipe import LoadedRecipe, load_recipe
+
+DAMPENING = 0.01
+"""``dampening_frac`` of llm-compressor's GPTQModifier where nothing else is said."""
+
+SMOOTHING = ("AWQModifier", "SmoothQuantModifier")
+_MIN_MAX = frozenset({None, "minmax", "static_minmax", "memoryless_minmax"})
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """A smooth layer, whose outputs are divided, and the layers whose input columns are multiplied by the same.
+
+    Attributes:
+        modifier: llm-compressor's name of what chose the factors.
+    """
+
+    modifier: str
+    smooth: str
+    balance: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is known of how a checkpoint was made.
+
+    Attributes:
+        said_by: the recipe; empty without one.
+        promises_exact: every quantized weight must be rounded to nearest by min-max, to the bit.
+        promises_scales: scales are those of the largest values, to the bit, whatever became of the codes.
+        dampening: GPTQ's share of the Hessian's mean diagonal that is added to it; None without compensation.
+        smoothing: pairs whose product follows from the base, though neither does alone.
+        dequantized: modules (names and expressions) whose codes a conversion made floats again.
+        before: the recipe that made what was converted.
+    """
+
+    said_by: str = ""
+    promises_exact: bool = False
+    promises_scales: bool = False
+    dampening: float | None = None
+    smoothing: tuple[Mapped, ...] = ()
+    dequantized: tuple[str, ...] = ()
+    before: LoadedRecipe | None = field(default=None, repr=False)
+
+
+def method_of(checkpoint: Checkpoint, loaded: LoadedRecipe | None) -> Method:
+    """Read off a recipe what the numbers must be; without one every weight must be the nearest to the base's."""
+    if loaded is None:
+        return Method()
+    recipe = loaded.recipe
+    if recipe.method == "convert":
+        before = load_recipe(recipe.base.recipe) if recipe.base.recipe is not None else None
+        changed = tuple(recipe.convert.dequantize) if recipe.convert is not None else ()
+        return Method(loaded.document.where, dequantized=changed, before=before)
+    dampening: float | None = None
+    mapped: list[Mapped] = []
+    for entry in recipe.modifiers:
+        for name, options in entry.items():
+            if name == "GPTQModifier":
+                dampening = _dampening(options.get("dampening_frac", DAMPENING), loaded)
+            if name in SMOOTHING:
+                mapped += _mapped(name, options.get("mappings") or _default_mappings(name, checkpoint))
+    unsmoothed = not any(name in SMOOTHING for entry in recipe.modifiers for name in entry)
+    scales = unsmoothed and all(_is_min_max(group.scheme.weights) for group in recipe.groups)
+    return Method(loaded.document.where, scales and dampening is None, scales, dampening, tuple(mapped))
+
+
+def _dampening(stated: Any, loaded: LoadedRecipe) -> float:
+    """GPTQ's share of the Hessian's mean diagonal.
+
+    Raises:
+        RecipeError: it is no share of anything, so that no limit follows from it.
+    """
+    if isinstance(stated, bool) or not isinstance(stated, int | float) or not 0 < stated < math.inf:
+        what = f"says dampening_frac {stated!r}, of which no limit of compensation follows"
+        raise RecipeError(what, where=loaded.document.where, remedy="say a number above zero")
+    return float(stated)
+
+
+def _mapped(modifier: str, mappings: Sequence[Any]) -> list[Mapped]:
+    """Mappings as modifiers take them: mappings with names, or pairs of (balance layers, smooth layer)."""
+    found = []
+    for item in mappings:
+        if isinstance(item, Mapping) and "smooth_layer" in item:
+            balance = item.get("balance_layers") or ()
+            found.append(Mapped(modifier, str(item["smooth_layer"]), tuple(map(str, balance))))
+        elif isinstance(item, Sequence) and len(item) == 2 and not isinstance(item, str):
+            balance = item[0] if isinstance(item[0], Sequence) and not isinstance(item[0], str) else [item[0]]
+            found.append(Mapped(modifier, str(item[1]), tuple(map(str, balance))))
+    return found
+
+
+def _default_mappings(name: str, checkpoint: Checkpoint) -> list[Any]:
+    """What a modifier of llm-compressor smooths in a model of this architecture where nothing is said."""
+    architectures = checkpoint.config.get("architectures")
+    architecture = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
+    if name == "AWQModifier":
+        from llmcompressor.modifiers.transform.awq.mappings import AWQ_MAPPING_REGISTRY, default_mappings
+
+        found = AWQ_MAPPING_REGISTRY.get(architecture, default_mappings)
+        return [{"smooth_layer": item.smooth_layer, "balance_layers": item.balance_layers} for item in found]
+    from llmcompressor.modifiers.transform.smoothquant.utils import get_layer_mappings_from_architecture
+
+    return [[item.balance_layers, item.smooth_layers] for item in get_layer_mappings_from_architecture(architecture)]
+
+
+def _is_min_max(args: QuantizationArgs) -> bool:
+    return args.observer in _MIN_MAX

@@ -1,0 +1,457 @@
+"""Looking at rows of a pair: read both sides, round again, compare, measure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import inf, isfinite, nan
+from typing import Any
+
+import numpy as np
+
+from weighbridge.auditing import compensation, rounding
+from weighbridge.auditing.arithmetic import PRECISIONS, Arithmetic, arithmetics_of, own_rule
+from weighbridge.auditing.grid import (
+    Array,
+    Floats,
+    Grid,
+    Rows,
+    float_values,
+    grid_of,
+    padded_zero_points,
+    rows_of,
+    spread,
+    values_of,
+)
+from weighbridge.auditing.measure import Difference, Measure
+from weighbridge.auditing.pairing import KeptPair, Pair, Pairing, QuantizedPair, Region
+from weighbridge.auditing.pieces import Piece, Spans, Strip, cut, units_of
+from weighbridge.auditing.reading import ARRAYS, Buffers, Reader, read_rows
+from weighbridge.formats import FORMATS
+from weighbridge.formats.tensors import FLOATING_SOURCES, Tensor
+
+QUOTIENT_SLACK = 2.0**-21
+"""Relative difference of two float32 evaluations of a quotient, of three roundings each (docs/explanation/audit.md)."""
+
+NARROWEST_TILE, WIDEST_TILE = np.float32(0.7), np.float32(2.125)
+"""How much of what its largest value needs the scale of a tile may be. Observers search from 0.8 to 1.8 of it; a power
+of two is up to twice that; and rounding to E4M3 moves a scale by a sixteenth."""
+
+_TINIEST: Mapping[str, float] = {"BF16": 2.0**-126, "F32": 2.0**-126, "F16": 2.0**-14, "F8_E4M3": 2.0**-6}
+_WHOLE = ("weight_global_scale", "weight_scale_2", "weight_shape")
+"""What stands once for a module, whatever its rows."""
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """What a module may differ by, beyond rounding to nearest.
+
+    Attributes:
+        dampening: of GPTQ's Hessian; None where no compensation is allowed.
+        columns: factors of the base's columns (smoothing), or None.
+        rows: divisors of the base's rows (smoothing), or None.
+        slack: relative uncertainty of the smoothed weight.
+        coarseness: limit of a smoothed module's squared error, over that of rounding the base's weight by min-max.
+        instead: the scale that the largest value of the whole gives, where another is stored, so that agreeing with
+            that is not enough.
+    """
+
+    dampening: float | None = None
+    columns: Floats | None = None
+    rows: Floats | None = None
+    slack: float = 0.0
+    coarseness: float = inf
+    instead: np.float32 | None = None
+
+    @property
+    def smoothed(self) -> bool:
+        """Whether the weight is not the base's own."""
+        return self.columns is not None or self.rows is not None
+
+
+STRICT = Allowance()
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that a worker must know beside its piece.
+
+    Attributes:
+        allowances: module -> what it may differ by; none for most.
+    """
+
+    pairs: Sequence[Pair]
+    checkpoint: Reader
+    base: Reader
+    allowances: Mapping[str, Allowance] = field(default_factory=dict)
+
+
+Result = Measure | Difference
+
+_buffers = Buffers()
+
+
+def look(job: Job, piece: Piece) -> list[tuple[int, Result]]:
+    """What each strip of a piece showed: index of its pair, and the figures.
+
+    Raises:
+        StructureError, HubError: a side cannot be read.
+    """
+    return [(strip.pair, _look_at(job, strip)) for strip in piece.strips]
+
+
+def _look_at(job: Job, strip: Strip) -> Result:
+    item = job.pairs[strip.pair]
+    if isinstance(item, KeptPair):
+        return _compare(job, item, strip)
+    return examine(job, item, strip)
+
+
+def _compare(job: Job, item: KeptPair, strip: Strip) -> Difference:
+    dtype = item.source.tensor.dtype
+    flat = Tensor(dtype, (item.source.tensor.parameters, 1))
+    one, other = (
+        read(reader, Region(region.file, region.offset, flat), strip.spans, purpose).view(np.uint8).reshape(-1)
+        for reader, region, purpose in ((job.base, item.source, "source"), (job.checkpoint, item.stored, "weight"))
+    )
+    if not len(one) or bool((one == other).all()):
+        return Difference(strip.rows)
+    each = len(one) // strip.rows
+    wrong = (one != other).reshape(-1, each).any(axis=1)
+    first = int(wrong.argmax())
+    largest = 0.0
+    if dtype in FLOATING_SOURCES:
+        with np.errstate(all="ignore"):
+            values = [float_values(side.view(ARRAYS[dtype]), dtype)[wrong] for side in (one, other)]
+            largest = float(np.abs(values[0].astype(np.float64) - values[1]).max())
+    return Difference(strip.rows, int(wrong.sum()), largest, _row_of(strip.spans, first))
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Rows of the base as the loops take them, with the smallest and the largest value of each tile of a grid.
+
+    Of a grid without zero points it is the largest magnitude, and its opposite.
+    """
+
+    array: Array
+    dtype: str
+    smallest: Floats
+    largest: Floats
+
+    @property
+    def taken(self) -> tuple[Array, bool]:
+        """The rows, and whether they are bit patterns of BF16."""
+        return self.array, self.dtype == "BF16"
+
+    @property
+    def amax(self) -> float:
+        """The largest absolute value."""
+        return float(max(-self.smallest.min(), self.largest.max()))
+
+
+def examine(job: Job, item: QuantizedPair, strip: Strip) -> Measure:
+    """Measure rows of a quantized module against the base's."""
+    grid, columns = grid_of(item.scheme), item.weight.shape[1]
+    raw = read(job.base, item.source, strip.spans, "source")
+    seen = Measure(elements=strip.rows * columns, rows=strip.rows)
+    if grid is None or not seen.elements:
+        return replace(seen, unpredicted=strip.rows)
+    allowance = job.allowances.get(item.name, STRICT)
+    weights = _taken(raw, item.weight.dtype, grid, strip.spans, allowance)
+    if weights is None:
+        return replace(seen, unpredicted=strip.rows, amax=nan)
+    stored = stored_rows(job.checkpoint, item, strip.spans)
+    whole = whole_scale(job.checkpoint, item)
+    scale_dtype = _scale_dtype(item)
+    rows = rows_of(grid, item.form, stored, scale_dtype, columns, whole)
+    arithmetics = arithmetics_of(grid, item.scheme, item.form, weights.dtype, whole)
+    noise = np.empty(seen.rows, np.float64)
+    figures = _held(weights, rows, arithmetics[0], noise)
+    seen = replace(seen, **_measured(rows, scale_dtype, weights, figures))
+    if allowance.smoothed:
+        own = weights_of(raw, item.weight.dtype, grid)
+        assert own is not None  # what was multiplied by finite factors is finite
+        seen = replace(seen, **_taken_back(item, own, rows, strip.spans, allowance))
+    if allowance.smoothed or not _has_scales_of_tiles(item):
+        seen = replace(seen, unpredicted=strip.rows)
+    else:
+        codes, scales = _agreement(item, weights, rows, arithmetics, figures.wrong)
+        zero_points = stored.get("weight_zero_point")
+        if zero_points is not None and zero_points.dtype == np.int32:
+            scales += padded_zero_points(zero_points, seen.rows, grid.bits)
+        seen = replace(seen, different_codes=codes, different_scales=scales)
+        # What is rounded to nearest, ties to even, is nearest, unless the scale of the whole is itself in doubt.
+        if seen.exact and allowance.instead is None and allowance.dampening is None:
+            # Under a scale of the whole that is wrong, those of tiles may agree with it and be far from their need.
+            return replace(seen, far=_far_energy(weights, rows)) if whole is not None else seen
+    seen = replace(seen, far=_far_energy(weights, rows))
+    hit = np.zeros(columns, np.uint8)
+    count, first = rounding.not_nearest(
+        *weights.taken,
+        PRECISIONS[weights.dtype].number,
+        rows.codes,
+        grid.nibbles,
+        grid.places,
+        rows.tiles,
+        _slacks(item, grid, allowance),
+        hit,
+    )
+    if allowance.dampening is None:
+        beyond = _loose(item, weights, rows, noise, whole if allowance.instead is None else allowance.instead)
+        seen = replace(seen, not_nearest=int(count), loose_rows=len(beyond))
+    else:
+        seen = replace(seen, not_nearest=int(count))
+        seen = compensation.measured(seen, weights.taken, rows, noise, hit, allowance.dampening)
+        beyond, first = np.array([seen.first] if seen.first >= 0 else []), -1
+    if first < 0 and len(beyond):
+        first = int(beyond[0]) * columns
+    if first >= 0:
+        first = _row_of(strip.spans, first // columns) * columns + first % columns
+    return replace(seen, first=int(first))
+
+
+def volume_of(job: Job, item: QuantizedPair) -> float | None:
+    """The volume of a compensated module's errors; None where it has none. Reads the module a second time."""
+    grid, (count, columns) = grid_of(item.scheme), item.weight.shape
+    if grid is None or not compensation.has_volume(count, columns):
+        return None
+    allowance, volume = job.allowances.get(item.name, STRICT), compensation.Volume(columns)
+    for piece in cut(Pairing((item,))):
+        for strip in piece.strips:
+            values = float_values(read(job.base, item.source, strip.spans, "source"), item.weight.dtype)
+            if allowance.smoothed:
+                values = _smoothed(values, strip.spans, allowance)
+            stored, scale_dtype = stored_rows(job.checkpoint, item, strip.spans), _scale_dtype(item)
+            volume.add(
+                values, rows_of(grid, item.form, stored, scale_dtype, columns, whole_scale(job.checkpoint, item))
+            )
+    return volume.size
+
+
+def _scale_dtype(item: QuantizedPair) -> str:
+    return item.stored["weight_scale"].tensor.dtype
+
+
+def _far_energy(weights: Weights, rows: Rows) -> float:
+    """Energy of the weights whose scales no observer would choose; of a whole tensor's scale, see `judge.too_wide`."""
+    if rows.grid.height == 0:
+        return 0.0
+    with np.errstate(all="ignore"):
+        found: float = rounding.far_energy(
+            *weights.taken,
+            np.float32(rows.grid.half_range),
+            not rows.grid.symmetric,
+            weights.smallest,
+            weights.largest,
+            rows.tiles,
+            NARROWEST_TILE,
+            WIDEST_TILE,
+        )
+    return found
+
+
+def _slacks(item: QuantizedPair, grid: Grid, allowance: Allowance) -> tuple[np.float32, np.float32]:
+    """How uncertain a quotient is, and its place: with zero points that was rounded to the weights' dtype once more."""
+    again = PRECISIONS[item.weight.dtype].epsilon / 2 if allowance.smoothed and not grid.symmetric else 0.0
+    return np.float32(QUOTIENT_SLACK + allowance.slack), np.float32(again)
+
+
+def _taken(raw: Array, dtype: str, grid: Grid, spans: Spans, allowance: Allowance) -> Weights | None:
+    """Rows of the base, or what smoothing left of them; None where one of their values is NaN or infinite."""
+    if allowance.smoothed:
+        return weights_of(_smoothed(float_values(raw, dtype), spans, allowance), "F32", grid)
+    return weights_of(raw, dtype, grid)
+
+
+def _taken_back(item: QuantizedPair, own: Weights, rows: Rows, spans: Spans, allowance: Allowance) -> dict[str, Any]:
+    """How far smoothed rows lie from the base's own once the smoothing is taken back, beside rounding those."""
+    values = float_values(own.array, own.dtype)
+    with np.errstate(all="ignore"):
+        stored = values_of(rows)
+        stored *= spread(rows, rows.divisors)
+        if allowance.columns is not None:
+            stored /= allowance.columns[None, :]
+        if allowance.rows is not None:
+            stored *= np.concatenate([allowance.rows[first : first + count] for first, count in spans])[:, None]
+        mapped_noise = _energy(np.subtract(values, stored, out=stored))
+        del stored  # of all that an audit holds this is the most
+        rounded = _rounded(item, own, rows)
+        own_noise = _energy(np.subtract(values, rounded, out=rounded))
+    return {"own_signal": _energy(values), "own_noise": own_noise, "mapped_noise": mapped_noise}
+
+
+def _energy(values: Floats) -> float:
+    """The sum of squares, in float64."""
+    return float(np.einsum("ij,ij->", values, values, dtype=np.float64))
+
+
+def _rounded(item: QuantizedPair, own: Weights, rows: Rows) -> Array:
+    """Rows of the base's own weight, rounded to nearest under the scales that their largest values give."""
+    divisors, zeros = np.empty_like(own.smallest), np.zeros_like(own.smallest)
+    rule = own_rule(rows.grid, item.scheme, own.dtype)
+    rounding.needed(rule, own.smallest, own.largest, divisors, zeros)
+    values = np.empty(own.array.shape, np.float32)
+    rounded = replace(rows, divisors=divisors, zeros=zeros)
+    rounding.nearest_values(*own.taken, PRECISIONS[own.dtype].number, rows.grid.places, rounded.tiles, values)
+    values *= spread(rows, divisors)
+    return values
+
+
+def weights_of(raw: Array, dtype: str, grid: Grid) -> Weights | None:
+    """Rows as the loops take them; None where one of their values is NaN or infinite."""
+    array = raw if dtype == "BF16" else np.ascontiguousarray(raw, np.float32)
+    rows, columns = array.shape
+    height, width = grid.height or rows, grid.width or columns
+    smallest, largest = (np.empty((-(-rows // height), -(-columns // width)), np.float32) for _ in range(2))
+    # Scales without zero points follow from magnitudes alone.
+    find = rounding.magnitudes if grid.symmetric else rounding.extremes
+    finite = find(array, dtype == "BF16", height, width, smallest, largest)
+    return Weights(array, dtype, smallest, largest) if finite else None
+
+
+def _held(weights: Weights, rows: Rows, arithmetic: Arithmetic, noise: Array) -> rounding.Figures:
+    """Codes held against what an arithmetic gives; fills the noise of each row."""
+    divided = replace(rows, divisors=arithmetic.divisors(rows.scales))
+    with np.errstate(all="ignore"):
+        found: rounding.Figures = rounding.examine(
+            *weights.taken,
+            PRECISIONS[weights.dtype].number,
+            arithmetic.in_float32,
+            rows.codes,
+            rows.grid.nibbles,
+            rows.grid.places,
+            divided.tiles,
+            noise,
+        )
+    return found
+
+
+def _has_scales_of_tiles(item: QuantizedPair) -> bool:
+    """Whether rows alone say what their scales and zero points must be, or do so under the scale of the whole."""
+    args = item.scheme.weights
+    return args.symmetric or args.strategy in ("channel", "group")
+
+
+def _agreement(
+    item: QuantizedPair, weights: Weights, rows: Rows, arithmetics: Sequence[Arithmetic], codes: int
+) -> tuple[int, int]:
+    """Codes and scales that are not those of round-to-nearest, by the arithmetic that comes nearest.
+
+    Args:
+        codes: those that are not by the first arithmetic.
+    """
+    best = codes, _wrong_scales(item, weights, rows, arithmetics[0])
+    for arithmetic in arithmetics[1:]:
+        if not sum(best):
+            break
+        wrong = _held(weights, rows, arithmetic, np.empty(len(rows.codes), np.float64)).wrong
+        best = min(best, (wrong, _wrong_scales(item, weights, rows, arithmetic)), key=sum)
+    return best
+
+
+def _wrong_scales(item: QuantizedPair, weights: Weights, rows: Rows, arithmetic: Arithmetic) -> int:
+    expected = FORMATS[item.form].stored_tensors(item.scheme, item.weight)["weight_scale"].dtype
+    if item.stored["weight_scale"].tensor.dtype != expected:
+        return rows.scales.size
+    if arithmetic.rule.kind == rounding.WHOLE:
+        return 0
+    wrong: int = rounding.wrong_scales(arithmetic.rule, weights.smallest, weights.largest, rows.scales, rows.zeros)
+    return wrong
+
+
+def whole_scale(reader: Reader, item: QuantizedPair) -> np.float32 | None:
+    """The stored scale of a whole tensor: NVFP4's global scale, or the one of a per-tensor scheme; None without one."""
+    strategy = item.scheme.weights.strategy
+    names = {"tensor_group": ("weight_global_scale", "weight_scale_2"), "tensor": ("weight_scale",)}.get(strategy, ())
+    for local in names:
+        if local in item.stored:
+            region = item.stored[local]
+            flat = Region(region.file, region.offset, Tensor(region.tensor.dtype, (1, 1)))
+            values: Floats = float_values(read(reader, flat, ((0, 1),), local), region.tensor.dtype)
+            return np.float32(values[0, 0])
+    return None
+
+
+def stored_shape(reader: Reader, item: QuantizedPair) -> tuple[int, int] | None:
+    """What ``weight_shape`` of packed integers says; None where nothing is stored."""
+    region = item.stored.get("weight_shape")
+    if region is None:
+        return None
+    flat = Region(region.file, region.offset, Tensor("I64", (1, 2)))
+    rows, columns = read(reader, flat, ((0, 1),), "weight_shape")[0].tolist()
+    return rows, columns
+
+
+def _measured(rows: Rows, scale_dtype: str, weights: Weights, figures: rounding.Figures) -> dict[str, Any]:
+    """The figures of rows that need no judgement."""
+    scales: rounding.ScaleFigures = rounding.look_at_scales(rows.scales, np.float32(_TINIEST.get(scale_dtype, 0.0)))
+    return {
+        "amax": weights.amax,
+        "saturated": int(figures.saturated),
+        "zeroed": int(figures.zeroed),
+        "nan_codes": int(figures.nan_codes),
+        "signal": float(figures.signal),
+        "noise": float(figures.noise) if isfinite(figures.noise) else nan,
+        "steps": float(figures.steps),
+        "scales": rows.scales.size,
+        "dead_scales": int(scales.dead),
+        "bad_scales": int(scales.bad),
+        "subnormal_scales": int(scales.subnormal),
+    }
+
+
+def _loose(item: QuantizedPair, weights: Weights, rows: Rows, noise: Array, whole: np.float32 | None) -> Array:
+    """Rows whose error is larger than nearest rounding under twice the min-max scale could make it.
+
+    Args:
+        whole: the scale of the whole tensor under which the scales of tiles are to be.
+    """
+    rule = arithmetics_of(rows.grid, item.scheme, item.form, weights.dtype, whole)[0].rule
+    divisors = np.ascontiguousarray(rows.divisors)
+    if rule.kind != rounding.WHOLE:
+        divisors = np.empty_like(rows.divisors)
+        zeros = np.empty_like(rows.divisors)
+        rounding.needed(rule, weights.smallest, weights.largest, divisors, zeros)
+    bound = np.empty(len(noise), np.float64)
+    tiles = replace(rows, divisors=divisors).tiles
+    rounding.squared_steps(*weights.taken, rows.grid.places, tiles, bound)
+    return np.flatnonzero(~(noise <= bound))
+
+
+def _smoothed(values: Floats, spans: Spans, allowance: Allowance) -> Floats:
+    """The base's weights as smoothing leaves them, up to its roundings."""
+    if allowance.columns is not None:
+        values = values * allowance.columns[None, :]
+    if allowance.rows is not None:
+        divided = np.concatenate([allowance.rows[first : first + count] for first, count in spans])
+        values = values / divided[:, None]
+    return np.ascontiguousarray(values, np.float32)
+
+
+def stored_rows(reader: Reader, item: QuantizedPair, spans: Spans) -> dict[str, Array]:
+    """What is stored of rows of a module, by local name; what stands once for it left out."""
+    total, unit = units_of(item)
+    found: dict[str, Array] = {}
+    for local, region in item.stored.items():
+        if local in _WHOLE or len(region.tensor.shape) != 2 or not local.startswith("weight"):
+            continue
+        own = region.tensor.shape[0]
+        shares = spans if own == total else tuple((first // unit, -(-count // unit)) for first, count in spans)
+        found[local] = read(reader, region, shares, local)
+    return found
+
+
+def read(reader: Reader, region: Region, spans: Spans, purpose: str) -> Array:
+    """Rows of a region in this thread's buffer for `purpose`, valid until the thread reads for it again."""
+    rows = sum(count for _, count in spans)
+    return read_rows(reader, region, spans, _buffers.of(purpose, region.rows(0, rows).tensor.nbytes))
+
+
+def _row_of(spans: Spans, position: int) -> int:
+    """The row that stands at `position` among those of a strip."""
+    for first, count in spans:
+        if position < count:
+            return first + position
+        position -= count
+    raise IndexError(position)

@@ -1,0 +1,229 @@
+"""From a plan to a checkpoint that is whole: which engine makes it, with what, and what that says of its work."""
+
+from __future__ import annotations
+
+import hmac
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from weighbridge.base.identity import digest_files
+from weighbridge.base.source import fetch
+from weighbridge.checkpoint.listing import MAX_FILES
+from weighbridge.checkpoint.model import Checkpoint, carried_files
+from weighbridge.checkpoint.names import compact
+from weighbridge.checks.scales import GLOBAL_SCALES
+from weighbridge.errors import BuildError
+from weighbridge.machine.cache import secret
+from weighbridge.machine.resources import Resources, beside_what_is_held
+from weighbridge.machine.standing import Standing
+from weighbridge.output import shards
+from weighbridge.output.staging import Staging, check_space
+from weighbridge.planning import Plan, plan_rewrite
+from weighbridge.planning.declare import compressed_tensors_config, declaration_of
+from weighbridge.progress import Progress
+from weighbridge.recipe import Conversion
+from weighbridge.report import Section, Table
+
+if TYPE_CHECKING:
+    from weighbridge.engines.oneshot import Record
+    from weighbridge.engines.streaming import Outcome
+
+Engine = Literal["streaming", "upstream"]
+
+EVIDENCE_FILES = 100
+"""Room for what is said of a build, and for what is added to it later."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A build that can be begun.
+
+    Attributes:
+        source: the checkpoint to quantize, on disk.
+        engine: ``streaming`` where this project's own makes the numbers, ``upstream`` where llm-compressor does.
+        resources: with the devices that are there.
+        key: what a killed build is found again by; None where it would begin anew.
+    """
+
+    plan: Plan
+    source: Checkpoint
+    engine: Engine
+    resources: Resources
+    key: str | None
+
+
+@dataclass(frozen=True)
+class Made:
+    """What an engine says of its work.
+
+    Attributes:
+        sections: how it went.
+        outcome: the digests that it took of what it wrote.
+        files: every file of the checkpoint -> SHA-256 (hex) of what was written into it; the card comes later.
+        standings: each shard as it stands under its own name.
+        source_digests: file of the source -> SHA-256 (hex).
+        calibration: what calibration really used; None where nothing was calibrated.
+    """
+
+    sections: Sequence[Section]
+    outcome: Outcome
+    source_digests: Mapping[str, str]
+    files: Mapping[str, str] = field(default_factory=dict)
+    standings: Mapping[str, Standing] = field(default_factory=dict)
+    calibration: Mapping[str, Any] | None = None
+
+
+def prepare(
+    plan: Plan, source: Checkpoint, output: Path, *, engine: Engine, resources: Resources, progress: Progress
+) -> Work:
+    """Everything that can be refused before a weight is read: devices, room on the disk, texts and data that are named.
+
+    Args:
+        engine: for data-free recipes; a conversion is always streamed, and a calibration never.
+
+    Raises:
+        WeighbridgeError: the build could not be finished; or the source cannot be fetched.
+    """
+    from weighbridge.engines.devices import resolve_devices
+
+    recipe = plan.loaded.recipe
+    resources = replace(resources, devices=resolve_devices(resources.devices))
+    streaming = recipe.method == "convert" or (recipe.method == "model_free_ptq" and engine == "streaming")
+    if resources.ray is not None:
+        from weighbridge.engines.streaming import check_cluster
+
+        check_cluster(resources.ray)
+    _check_count(plan, source, resources.shard_size)
+    check_space(output, shards.bytes_needed(plan, source, twice=not streaming))
+    fetched = fetch(source, progress)
+    # A directory that it was fetched into may hold more than was asked for.
+    source = replace(fetched, files={name: fact for name, fact in fetched.files.items() if name in source.files})
+    vars(source)["modules"] = fetched.modules  # cached, and the same
+    key = None
+    if streaming:
+        from weighbridge.engines.streaming import build_key
+
+        key = build_key(plan, source, resources)
+    elif recipe.method == "oneshot":
+        from weighbridge.engines import oneshot
+
+        oneshot.check(plan.loaded, source)
+    if recipe.quality is not None:
+        from weighbridge.extras.quality.assess import windows_of
+
+        windows_of(source, recipe.quality.text, count=recipe.quality.windows)
+    return Work(plan, source, "streaming" if streaming else "upstream", resources, key)
+
+
+def _check_count(plan: Plan, source: Checkpoint, shard_size: int) -> None:
+    """Refuse a build of more files than anybody who reads its evidence lists.
+
+    Raises:
+        BuildError: with how many there would be.
+    """
+    count = len(shards.lay_out_shards(plan, shard_size)) + len(carried_files(source)) + EVIDENCE_FILES
+    if count > MAX_FILES:
+        raise BuildError(
+            f"would come to {count:,} files with its evidence, and a checkpoint has {MAX_FILES:,} at most",
+            where=source.label,
+            remedy="take over fewer files, or make shards larger",
+        )
+
+
+def make(work: Work, staging: Staging, *, pinned: Iterable[str], progress: Progress) -> Made:
+    """Write the whole checkpoint: its shards, its config, and what else the source has.
+
+    Args:
+        pinned: files of the source whose digests say who it is.
+
+    Raises:
+        WeighbridgeError: it cannot be made or written.
+    """
+    made = (_stream if work.engine == "streaming" else _through_upstream)(work, staging, progress)
+    carried = shards.carry_files(work.source, staging.checkpoint)
+    config = shards.write_config(staging.checkpoint, work.plan)
+    beside = digest_files(work.source, set(pinned) - carried.keys(), progress=progress)
+    standings = shards.finish(staging.checkpoint, made.outcome.standings)
+    index = shards.write_index(staging.checkpoint, standings)
+    return replace(
+        made,
+        files={**carried, **config, **index, **made.outcome.shard_digests},
+        standings=standings,
+        source_digests={**made.source_digests, **carried, **beside},
+    )
+
+
+def _stream(work: Work, staging: Staging, progress: Progress) -> Made:
+    outcome = _write(work, staging, progress, hashed=work.source)
+    made = outcome.pieces - outcome.found
+    summary = f"{outcome.pieces:,} pieces, {made:,} made"
+    if outcome.found or outcome.altered:
+        summary += f", {outcome.found:,} found finished by an earlier run and checked by digest"
+    if outcome.altered:
+        summary += f", {len(outcome.altered):,} of them altered since and made anew"
+    facts: dict[str, str | int] = {}
+    if staging.others:
+        facts["staging of other builds, left alone"] = ", ".join(map(str, staging.others))
+    section = Section("the build", summary, facts=facts)
+    return Made([section, *_reciprocals(outcome.inexact, work.plan)], outcome, outcome.source_digests)
+
+
+def _through_upstream(work: Work, staging: Staging, progress: Progress) -> Made:
+    """Let llm-compressor quantize into shards of its own making, then lay these out as every build's are."""
+    loaded, device = work.plan.loaded, work.resources.devices[0]
+    unfinished = staging.directory / "unfinished"
+    unfinished.mkdir()
+    sections: list[Section] = []
+    record: Record | None = None
+    if loaded.recipe.method == "oneshot":
+        from weighbridge.engines import oneshot
+
+        by = "llmcompressor.oneshot"
+        calibrated = oneshot.quantize(work.plan, work.source, unfinished, device=device, progress=progress)
+        sections += calibrated.sections
+        record = calibrated.record
+    else:
+        from weighbridge.engines import upstream
+
+        by = "llmcompressor.model_free_ptq"
+        upstream.quantize(work.plan, work.source, unfinished, device=device, workers=work.resources.workers or 1)
+    quantization = compressed_tensors_config(declaration_of(loaded.recipe))
+    written = shards.open_shards(unfinished, quantization, label=by)
+    relaid = plan_rewrite(loaded, written, Conversion())
+    laying = replace(work, plan=relaid, source=written, resources=beside_what_is_held(work.resources))
+    outcome = _write(laying, staging, progress, hashed=work.source)
+    said = [Section("the build", f"made by {by}"), *sections, *_reciprocals(outcome.inexact, relaid)]
+    calibration = None if record is None else asdict(record)
+    return Made(said, outcome, outcome.source_digests, calibration=calibration)
+
+
+def _write(work: Work, staging: Staging, progress: Progress, *, hashed: Checkpoint) -> Outcome:
+    from weighbridge.engines import streaming
+
+    # What says which pieces are finished is this user's word about this very build, and of no other.
+    # A build that is never taken up again needs none that lasts.
+    key = os.urandom(32) if work.key is None else hmac.digest(secret(), work.key.encode(), "sha256")
+    return streaming.write(
+        work.plan,
+        work.source,
+        staging.checkpoint,
+        journal=streaming.Journal(staging.directory / "journal.jsonl", key),
+        hashed=hashed,
+        resources=work.resources,
+        progress=progress,
+    )
+
+
+def _reciprocals(inexact: Sequence[str], plan: Plan) -> list[Section]:
+    """What became of global scales that two formats store as each other's reciprocals, and which changed by it."""
+    rewritten = [part for part in plan.parts if part.stored is not None and part.scheme is not None]
+    if all(part.stored is not None and part.stored.format == plan.loaded.recipe.format for part in rewritten):
+        return []
+    count = sum(name.rpartition(".")[2] in GLOBAL_SCALES for part in rewritten for name in part.outputs)
+    summary = f"{count - len(inexact):,} of {count:,} written as reciprocals give the source's back exactly"
+    rows = tuple((str(pattern), len(pattern)) for pattern in compact(inexact))
+    table = Table(("one unit in the last place off: no F32 has the reciprocal that is stored", "scales"), rows)
+    return [Section("global scales", summary, tables=(table,) if rows else ())]

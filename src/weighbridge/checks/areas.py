@@ -1,0 +1,44 @@
+"""What a checkpoint's bytes are spent on, by role, layer and scheme, and why: what its report draws."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from weighbridge.checkpoint.model import Checkpoint
+from weighbridge.checkpoint.modules import split_parameter, tensor_name
+from weighbridge.checkpoint.roles import Role, layer_of, role_of
+from weighbridge.report import Area, Areas
+
+
+def bytes_by_role(checkpoint: Checkpoint, decided: Mapping[str, str], reasons: Mapping[str, str]) -> Areas:
+    """Bytes of every tensor of a checkpoint, scales with their codes.
+
+    Args:
+        decided: what decided how a tensor is stored, by its name; nothing where there is no plan.
+        reasons: why, by what decided it.
+    """
+    sizes: Counter[tuple[Role, int | None, str, bool, str]] = Counter()
+    schemes = {
+        tensor_name(module, local): scheme
+        for module, scheme in checkpoint.schemes.items()
+        for local in checkpoint.modules.get(module, ())
+    }
+    for name, tensor in checkpoint.structure.items():
+        module = split_parameter(name)[0]
+        scheme = checkpoint.schemes.get(module) or schemes.get(name)
+        kind = str(scheme.weights) if scheme is not None else f"kept {tensor.dtype}"
+        by = decided.get(name, "")
+        sizes[role_of(module or name), layer_of(name), kind, scheme is None, by] += tensor.nbytes
+    order = list(Role)
+    ordered = sorted(
+        sizes.items(), key=lambda item: (order.index(item[0][0]), -1 if item[0][1] is None else item[0][1])
+    )
+    return Areas(
+        "bytes of the checkpoint, by role and layer",
+        tuple(
+            Area(str(role), "" if layer is None else f"layer {layer}", kind, size, kept, by)
+            for (role, layer, kind, kept, by), size in ordered
+        ),
+        dict(reasons),
+    )

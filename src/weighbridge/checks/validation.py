@@ -1,0 +1,215 @@
+"""Structure against structure: a checkpoint held against itself, its recipe's plan and its references."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from weighbridge.account import Account, Base, account_section, unjudged
+from weighbridge.account import judge as judge_account
+from weighbridge.base.references import AgainstReference
+from weighbridge.checkpoint.consistency import inconsistencies
+from weighbridge.checkpoint.model import Checkpoint, Origin
+from weighbridge.checks.areas import bytes_by_role
+from weighbridge.checks.diff import Difference, DifferenceGroup, diff_settings, diff_structures, explain, group
+from weighbridge.formats.tensors import payload_bytes
+from weighbridge.linting import lint_served
+from weighbridge.planning import Plan
+from weighbridge.planning.reasons import reasons, rules_by_tensor
+from weighbridge.recipe import Explanation
+from weighbridge.report import Finding, Report, Section, Severity
+
+_MESSAGES = {
+    "only-in-reference": "missing; {other} has it as {theirs}",
+    "only-in-checkpoint": "is {ours}; {other} has no such tensor",
+    "dtype": "is {ours}; {other} has {theirs}",
+    "shape": "is {ours}; {other} has {theirs}",
+    "scheme": "gets: {ours}. In {other}: {theirs}",
+    "quantization-config": "declares {ours}; {other} declares {theirs}",
+    "renamed": "{ours}: there it is {theirs}",
+    "layout": "is {ours}; {other} has {theirs}",
+    "config": "is {ours}; {other} has {theirs}",
+    "file": "is {ours}; {other} has {theirs}",
+    "kv-cache": "declares the KV cache {ours}; {other} declares {theirs}",
+}
+
+
+SERVED = "what servers make of it"
+
+
+def validate(
+    checkpoint: Checkpoint,
+    *,
+    plan: Plan | None = None,
+    references: Sequence[AgainstReference] = (),
+    base: Base | None = None,
+    context: Sequence[Section] = (),
+) -> Report:
+    """Judge a checkpoint by its headers and its files: against itself, its base, the plan, each reference.
+
+    Args:
+        base: what its files and the keys of its config are held against.
+        context: sections that are already known (the identity of the source, say) and stand first.
+
+    Raises:
+        StructureError, HubError: a file cannot be read, or its declaration is not wholly read here.
+    """
+    named = describe(references[0].reference) if references else ""
+    account = judge_account(checkpoint, base=base, plan=plan, reference=named)
+    sections = [*context, _itself(checkpoint, plan), *_served(checkpoint, plan), _account(account, base, plan)]
+    compared = [(against, diff_structures(checkpoint, against.reference)) for against in references]
+    if plan is not None:
+        differences = diff_structures(checkpoint, plan.predicted)  # its files and keys stand in the account
+        themselves = [against for against, found in compared if not found]
+        entries = [entry for against in themselves for entry in _stored_heads(plan, against)]
+        title = "against the recipe's plan"
+        sections.append(_compare(checkpoint, differences, entries, title=title, other="the plan"))
+    sections += [_against(checkpoint, against, found) for against, found in compared]
+    return Report("validate", checkpoint.label, _verdict(checkpoint, sections), tuple(sections))
+
+
+def compare(checkpoint: Checkpoint, against: AgainstReference) -> Section:
+    """The section of one reference: each difference, and whether it is explained."""
+    return _against(checkpoint, against, diff_structures(checkpoint, against.reference))
+
+
+def _against(checkpoint: Checkpoint, against: AgainstReference, found: Sequence[Difference]) -> Section:
+    """The same, of differences of structure that were found. Where there are none it is the reference itself, and
+    nothing is left to explain."""
+    title = f"against {describe(against.reference)}"
+    differences = [*found, *diff_settings(checkpoint, against.reference)]
+    entries = against.explanations if found else ()
+    return _compare(checkpoint, differences, entries, title=title, other="the reference")
+
+
+def _stored_heads(plan: Plan, against: AgainstReference) -> list[Explanation]:
+    """Why the reference itself has more than the plan: a copy of the tied output head, which servers pass over."""
+    heads = {f"{head}.weight" for head in plan.tied_modules}
+    return [
+        entry.model_copy(update={"difference": "only-in-checkpoint"})
+        for entry in against.explanations
+        if entry.difference == "only-in-reference" and entry.tensors in heads
+    ]
+
+
+def describe(checkpoint: Checkpoint) -> str:
+    """How a reference is called: repository, revision, and how its structure is known."""
+    origin: Origin = checkpoint.origin
+    if not origin.repository:
+        return checkpoint.label
+    revision = f"@{origin.revision[:7]}" if origin.revision else ""
+    basis = "" if origin.basis == "read" else f" ({origin.basis})"
+    return f"{origin.repository}{revision}{basis}"
+
+
+def _itself(checkpoint: Checkpoint, plan: Plan | None) -> Section:
+    findings = inconsistencies(checkpoint)
+    declaration = checkpoint.declaration
+    declared = "nothing quantized" if declaration is None else f"{len(checkpoint.schemes):,} modules quantized"
+    if declaration is not None and not checkpoint.schemes and declaration.kv_cache is not None:
+        declared = f"only the KV cache quantized ({declaration.kv_cache})"
+    size = f"{len(checkpoint.structure):,} tensors, {payload_bytes(checkpoint.structure):,} bytes"
+    wrong = any(finding.severity is Severity.ERROR for finding in findings)
+    agree = "headers and quantization config disagree" if wrong else "headers, index and quantization config agree"
+    why = ({}, {}) if plan is None else (rules_by_tensor(plan), reasons(plan))
+    return Section(
+        title="the checkpoint itself",
+        summary=f"{size}, {declared}; {agree}",
+        findings=tuple(findings),
+        figures=(bytes_by_role(checkpoint, *why),),
+    )
+
+
+def _served(checkpoint: Checkpoint, plan: Plan | None) -> list[Section]:
+    """What the rules of serving say; nothing of a checkpoint that is not quantized."""
+    if not checkpoint.schemes:
+        return []
+    findings = lint_served(checkpoint, plan)
+    if findings is None:
+        asked = "the rules of serving are known here for compressed-tensors and modelopt alone"
+        return [Section(SERVED, asked, judges=False)]
+    broken = sum(finding.severity is not Severity.NOTE for finding in findings)
+    summary = f"{broken} rules of serving are broken" if broken else "no rule of serving is broken"
+    return [Section(SERVED, summary, findings=tuple(findings))]
+
+
+def _account(account: Account, base: Base | None, plan: Plan | None) -> Section:
+    """The account; closed where there is something that the whole checkpoint was to be held against."""
+    said = "none was named" if base is None else f"{base.name}, {base.why}"
+    return account_section(account, said, () if base is None and plan is None else unjudged(account))
+
+
+def _compare(
+    checkpoint: Checkpoint,
+    differences: Sequence[Difference],
+    entries: Sequence[Explanation],
+    *,
+    title: str,
+    other: str,
+) -> Section:
+    explained = explain(differences, entries)
+    findings = [
+        *(_finding(item, _severity(item.kind), other) for item in group(explained.unexplained)),
+        *(
+            Finding(
+                "diff/explained-twice",
+                Severity.ERROR,
+                str(item.pattern),
+                f"two entries explain {item.kind} here; which of them is the reason?",
+                count=item.count,
+                remedy="take one of the two out of the recipe",
+            )
+            for item in group(explained.contested)
+        ),
+        *(
+            _finding(item, Severity.NOTE, other, explained=entry.why)
+            for entry, differences in explained.by_entry
+            for item in group(differences)
+        ),
+        *(
+            Finding(
+                "diff/explains-nothing",
+                Severity.ERROR,
+                entry.tensors,
+                f"an entry explains {entry.difference} here, but {name} does not differ so",
+                remedy="take the entry out of the recipe, or narrow it",
+            )
+            for entry, name in explained.overreaching
+        ),
+    ]
+    summary = _difference_summary(checkpoint, [*explained.unexplained, *explained.contested], explained.by_entry)
+    return Section(title=title, summary=summary, findings=tuple(findings))
+
+
+def _difference_summary(
+    checkpoint: Checkpoint,
+    unexplained: Sequence[Difference],
+    by_entry: Sequence[tuple[Explanation, Sequence[Difference]]],
+) -> str:
+    count = sum(len(differences) for _, differences in by_entry)
+    if not unexplained and not count:
+        return f"all {len(checkpoint.structure):,} names, dtypes, shapes and schemes are the same"
+    parts = []
+    if unexplained:
+        parts.append(f"{len(unexplained):,} unexplained {'difference' if len(unexplained) == 1 else 'differences'}")
+    if count:
+        parts.append(f"{count:,} explained {'difference' if count == 1 else 'differences'}")
+    return ", ".join(parts)
+
+
+def _severity(kind: str) -> Severity:
+    """Settings and templates differ between honest builds, and are for a person to judge; tensors are not."""
+    return Severity.WARNING if kind in ("config", "file") else Severity.ERROR
+
+
+def _finding(item: DifferenceGroup, severity: Severity, other: str, *, explained: str = "") -> Finding:
+    message = _MESSAGES[item.kind].format(ours=item.checkpoint, theirs=item.reference, other=other)
+    return Finding(f"diff/{item.kind}", severity, str(item.pattern), message, count=item.count, explained=explained)
+
+
+def _verdict(checkpoint: Checkpoint, sections: Sequence[Section]) -> str:
+    failed = [section for section in sections if not section.holds]
+    if not failed:
+        return f"{checkpoint.label}: " + "; ".join(f"{section.title}: {section.summary}" for section in sections)
+    errors = [finding for section in failed for finding in section.findings if finding.severity is Severity.ERROR]
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return f"{checkpoint.label} does not hold; {failed[0].title}: {errors[0].where} {errors[0].message}{more}"

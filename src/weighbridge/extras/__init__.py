@@ -1,0 +1,1 @@
+"""What is not the product: quality, serving and its speed, each with packages of its own."""

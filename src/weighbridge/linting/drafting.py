@@ -1,0 +1,219 @@
+"""Drafting a recipe for a model that nobody has written one for, from its headers alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from weighbridge.checkpoint.merged import MERGED
+from weighbridge.checkpoint.model import Checkpoint
+from weighbridge.checkpoint.roles import Role, role_of
+from weighbridge.errors import RecipeError
+from weighbridge.formats.schemes import PRESETS
+from weighbridge.linting import lint
+from weighbridge.linting.quantized import INTEGER_GROUP_SIZES
+from weighbridge.planning import Plan, make_plan, tied_heads
+from weighbridge.recipe import read_recipe
+from weighbridge.recipe.catalogue import RECIPES
+from weighbridge.report import Finding, Severity
+from weighbridge.text.patterns import REGEX_PREFIX, pattern_list
+
+QUANTIZED = (Role.ATTENTION, Role.MLP, Role.EXPERTS)
+"""Roles that are the bulk of a model's weights and bear few bits; everything else is kept."""
+
+_REASONS: Mapping[Role, str] = {
+    Role.ROUTER: "Routers choose experts by small differences, and vLLM does not load a quantized one.",
+    Role.NORMS: "llm-compressor keeps names that end in norm; these end otherwise and would stop model_free_ptq.",
+    Role.EMBEDDINGS: "Looked up, not multiplied; model_free_ptq would quantize it silently.",
+    Role.HEAD: "The output head decides between tokens that are close.",
+    Role.VISION: "What sees is small, sensitive, and served as it is.",
+    Role.AUDIO: "What hears is small, sensitive, and served as it is.",
+    Role.OTHER: "Its role is not known here. Kept, which is safe: take the entry out once you know better.",
+}
+_NO_MATRIX = "No matrix: no scheme can be applied to it, and it stays as it is (with experts in it, most of the model)."
+_TIED = "Tied to the embedding and not stored in the source; listed so that a server does not expect it quantized."
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A recipe as YAML with comments, and what lint has to say of it that only a person can settle."""
+
+    text: str
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """An entry of the ignore list, why it is there, and how many modules it keeps."""
+
+    pattern: str
+    why: str
+    modules: int
+
+
+def draft_recipe(source: Checkpoint, *, model: str, licence: str, path: Path, scheme: str = "FP8_DYNAMIC") -> Draft:
+    """Write a recipe that quantizes attention, mlp and experts of a model, and keeps the rest by name.
+
+    Args:
+        source: the model by its headers, not quantized.
+        model: its hub id.
+        licence: what its card declares, as an SPDX identifier.
+        path: where it is to be written: what findings name, and what the path of its JSON Schema starts from.
+        scheme: name of a data-free preset; integers in groups get the largest groups that divide every width.
+
+    Raises:
+        RecipeError: nothing in it is recognised, or the scheme does not fit its shapes.
+    """
+    opening = _opening(source, model, licence, scheme, path)
+    everything = _planned([*opening, f"scheme: {scheme}", "ignore: []"], source, path)
+    modules = {*everything.schemes, *(obstacle.module for obstacle in everything.obstacles)}
+    weights = {part.module: part.weight for part in everything.parts}
+    weights |= {obstacle.module: obstacle.weight for obstacle in everything.obstacles}
+    matrices = {module for module in modules if len(weights[module].shape) == 2}
+    wanted = sorted(module for module in matrices if role_of(module) in QUANTIZED)
+    if not wanted:
+        what = "none of its modules is known as attention, mlp or experts, so no recipe can be drafted"
+        raise RecipeError(what, where=source.label, remedy="write one after the pattern of recipes/")
+    kept = {module: _REASONS[role_of(module)] if module in matrices else _NO_MATRIX for module in modules - set(wanted)}
+    entries = [*_heads(source, modules), *_entries(kept, wanted)]
+    widths = {weights[module].shape[-1] for module in wanted}
+    lines = [*opening, *_scheme(scheme, widths), *_ignore(entries), *_merged(_fused_groups(wanted))]
+    plan = _planned(lines, source, path)
+    findings = tuple(finding for finding in lint(plan) if finding.severity is not Severity.NOTE)
+    errors = [finding for finding in findings if finding.severity is Severity.ERROR]
+    if errors:
+        what = f"{scheme} does not fit: {errors[0].where} {errors[0].message}"
+        raise RecipeError(what, where=source.label, remedy=errors[0].remedy)
+    return Draft(_text(lines), findings)
+
+
+def _planned(lines: Sequence[str], source: Checkpoint, path: Path) -> Plan:
+    return make_plan(read_recipe(_text(lines).encode(), where=str(path)), source)
+
+
+def _text(lines: Sequence[str]) -> str:
+    return "\n".join(lines) + "\n"
+
+
+def _heads(source: Checkpoint, modules: Iterable[str]) -> Iterator[_Entry]:
+    """Heads that are tied and not stored, which no tensor of the source would call for."""
+    for head in sorted(tied_heads(source.config, modules) - set(modules)):
+        yield _Entry(head, _TIED, 0)
+
+
+def _entries(unwanted: Mapping[str, str], wanted: Sequence[str]) -> Iterator[_Entry]:
+    """Few entries that match every unwanted module and no wanted one, in the order of roles.
+
+    Args:
+        unwanted: module -> why it is kept.
+    """
+    left = sorted(unwanted, key=lambda module: (list(Role).index(role_of(module)), module))
+    while left:
+        first = left[0]  # which each pattern must match: a norm that is called ln_1 has no norm in its name
+        fitting = (pattern for pattern in _patterns(first) if _matched(pattern, [first]))
+        pattern = next(pattern for pattern in fitting if not _matched(pattern, wanted))
+        same = [module for module in _matched(pattern, left) if unwanted[module] == unwanted[first]]
+        yield _Entry(pattern, unwanted[first], len(same))
+        covered = set(_matched(pattern, left))
+        left = [module for module in left if module not in covered]
+
+
+def _patterns(module: str) -> Iterator[str]:
+    """Ways to name a module and its like, widest first: by a part of its name, by its end, by all of it."""
+    parts = module.split(".")
+    words = [part for part in parts if not part.isdigit()]
+    if role_of(module) is Role.NORMS:
+        words.insert(0, "norm")
+    yield from (f"{REGEX_PREFIX}.*{re.escape(word)}.*" for word in words)
+    for count in (1, 2):
+        yield rf"{REGEX_PREFIX}(?:.*\.)?{re.escape('.'.join(parts[-count:]))}$"
+    yield module
+
+
+def _matched(pattern: str, modules: Iterable[str]) -> list[str]:
+    patterns = pattern_list((pattern,))
+    return [module for module in modules if patterns.matches(module)]
+
+
+def _fused_groups(wanted: Sequence[str]) -> list[tuple[str, ...]]:
+    """What servers merge, of the names that the model has."""
+    names = {module.rpartition(".")[2] for module in wanted}
+    present = (tuple(member for member in members if member in names) for members in MERGED.values())
+    return [members for members in present if len(members) > 1]
+
+
+def _opening(source: Checkpoint, model: str, licence: str, scheme: str, path: Path) -> list[str]:
+    revision = source.origin.revision
+    return [
+        *_schema(path),
+        f"# {scheme} for {model}, drafted by build.py --new-recipe from the model's headers:",
+        "# read it before you trust it.",
+        f"name: {scheme.lower().replace('_', '-')}",
+        "description: >-",
+        f"  {scheme} of the linears of attention, mlp and experts; what routes, normalizes, embeds, sees or hears is",
+        "  kept.",
+        "base:",
+        f"  model: {_quoted(model)}",
+        f"  revision: {_commit(revision)}"
+        if revision
+        else "  # No revision: its commit is not known, and lint warns of that.",
+        f"  licence: {_quoted(licence)}",
+        "method: model_free_ptq",
+    ]
+
+
+def _schema(path: Path) -> list[str]:
+    """The line by which editors find the JSON Schema; none outside the project, where no relative path would last."""
+    directory = path.parent.resolve()
+    if not directory.is_relative_to(RECIPES.parent):
+        return []
+    relative = Path(os.path.relpath(RECIPES / "recipe.schema.json", directory)).as_posix()
+    return [f"# yaml-language-server: $schema={relative}"]
+
+
+def _scheme(name: str, widths: Collection[int]) -> list[str]:
+    """The preset by its name, or spelled out with smaller groups where its own do not divide every width."""
+    weights = PRESETS[name].weights
+    fitting = [size for size in INTEGER_GROUP_SIZES if all(width % size == 0 for width in widths)]
+    if weights.type != "int" or weights.group_size is None or weights.group_size in fitting or not fitting:
+        return [f"scheme: {name}"]
+    undivided = ", ".join(str(width) for width in sorted(widths) if width % weights.group_size)
+    return [
+        f"# {name} but for its groups: {weights.group_size} does not divide {undivided}.",
+        f"# {max(fitting)} is the largest size that divides every width and that vLLM has kernels for.",
+        "config_groups:",
+        "  group_0:",
+        "    targets: [Linear]",
+        f"    weights: {{num_bits: {weights.num_bits}, type: int, symmetric: {json.dumps(weights.symmetric)}, "
+        f"strategy: group, group_size: {max(fitting)}}}",
+    ]
+
+
+def _ignore(entries: Sequence[_Entry]) -> list[str]:
+    lines = ["ignore:" if entries else "ignore: []"]
+    for entry in entries:
+        kept = f" ({entry.modules:,} modules)" if entry.modules > 1 else ""
+        lines += [f"  # {entry.why}{kept}", f"  - {_quoted(entry.pattern)}"]
+    return lines
+
+
+def _merged(groups: Sequence[tuple[str, ...]]) -> list[str]:
+    if not groups:
+        return []
+    why = "# Servers merge these, so that they must have one scheme and, where there is one, one global scale."
+    return [why, "fused_groups:", *(f"  - [{', '.join(group)}]" for group in groups)]
+
+
+def _commit(revision: str) -> str:
+    """A commit of digits alone, or of digits and one e, would be read back as a number."""
+    return json.dumps(revision) if re.fullmatch(r"[0-9]+(e[0-9]+)?", revision) else revision
+
+
+def _quoted(text: str) -> str:
+    """A plain scalar where YAML reads it back as it is, else a quoted one: names come from a stranger's headers."""
+    plain = re.fullmatch(r"[A-Za-z][A-Za-z0-9_./:()?*\\$-]*", text) and not text.endswith(":")
+    return text if plain else json.dumps(text)

@@ -1,0 +1,206 @@
+"""Lint of the decisions: what is quantized that should not be, what cannot be, and what was left out by accident."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from weighbridge.checkpoint.names import compact
+from weighbridge.checkpoint.roles import Role, role_of
+from weighbridge.linting.rules import Raised
+from weighbridge.planning import Obstacle, Part, Plan
+from weighbridge.text.patterns import pattern_list
+
+_SENSITIVE = {
+    Role.EMBEDDINGS: (
+        "quantize/embedding",
+        "embeddings are looked up, not multiplied, and few servers load them quantized",
+    ),
+    Role.HEAD: (
+        "quantize/head",
+        "the output head decides between tokens that are close; quantizing it costs quality and saves little",
+    ),
+    Role.ROUTER: (
+        "quantize/router",
+        "routers choose experts by small differences, and vLLM does not load a quantized Gemma 4 router",
+    ),
+    Role.NORMS: ("quantize/norm", "norms are tiny and scale everything after them"),
+    Role.VISION: ("quantize/vision", "vision towers are sensitive, and vLLM does not load a quantized embed_vision"),
+    Role.AUDIO: ("quantize/audio", "audio towers are sensitive and small"),
+}
+_MTP = (
+    "quantize/mtp",
+    "it joins embedding and hidden state for speculative decoding, and vLLM's drafters have it unquantized",
+)
+_MTP_NAMES = re.compile(r"(?:^|\.)(?:mtp\.fc|eh_proj)$")
+_UNKNOWN = "quantize/unknown"
+BULK = (Role.ATTENTION, Role.MLP, Role.EXPERTS)
+"""The roles that a recipe is there to quantize."""
+INTEGER_GROUP_SIZES = (32, 64, 128)
+"""Group sizes of integer weights that vLLM's Marlin kernels know (``MARLIN_SUPPORTED_GROUP_SIZES``)."""
+
+
+def check(plan: Plan) -> Iterator[Raised]:
+    """What is quantized against better judgement or beyond what the scheme can, and what is not quantized at all."""
+    kept = all(part.action == "keep" for part in plan.parts) and not plan.obstacles
+    if kept and plan.loaded.recipe.convert is None and not _cache_alone(plan):
+        where, remedy = plan.loaded.document.where, "check what ignore keeps and what targets leave out"
+        yield Raised("quantize/nothing", where, "nothing is quantized: the build would be a copy of its source", remedy)
+    yield from _sensitive(plan)
+    yield from _obstacles(plan)
+    yield from _ragged(plan)
+    yield from _needing_calibration(plan)
+    yield from _observed(plan)
+    if plan.loaded.recipe.method != "convert" and not _cache_alone(plan):  # a conversion keeps what its base keeps
+        yield from _coverage(plan)
+
+
+def _cache_alone(plan: Plan) -> bool:
+    """Whether a recipe says nothing of weights, and quantizes the KV cache."""
+    return plan.loaded.recipe.kv_cache is not None and not plan.loaded.recipe.groups
+
+
+def _sensitive(plan: Plan) -> Iterator[Raised]:
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for part in plan.parts:
+        if part.scheme is None:
+            continue
+        role = role_of(part.module)
+        if role in _SENSITIVE:
+            found.setdefault((*_SENSITIVE[role], part.rule), []).append(part.module)
+        elif _MTP_NAMES.search(part.module):
+            found.setdefault((*_MTP, part.rule), []).append(part.module)
+        elif role is Role.OTHER:
+            found.setdefault((_UNKNOWN, "", part.rule), []).append(part.module)
+    for (rule, why, decided_by), modules in found.items():
+        for pattern in compact(modules):
+            if rule == _UNKNOWN:
+                message = f"is quantized by {decided_by}, and its name does not say what it is for"
+                remedy = "make sure that it is a linear of the bulk; otherwise add it to ignore"
+            else:
+                message = f"is quantized by {decided_by}: {why}"
+                remedy = f"add it to ignore, or to the recipe's allow list: {rule} because ..."
+            yield Raised(rule, str(pattern), message, remedy, len(pattern))
+
+
+def _obstacles(plan: Plan) -> Iterator[Raised]:
+    alike: dict[tuple[str, str, str], list[Obstacle]] = {}
+    for obstacle in plan.obstacles:
+        alike.setdefault((obstacle.rule, obstacle.reason, obstacle.decided_by), []).append(obstacle)
+    for (rule, reason, decided_by), group in alike.items():
+        remedy = _remedy(rule, group[0], plan)
+        for pattern in compact(obstacle.module for obstacle in group):
+            yield Raised(rule, str(pattern), f"{reason}; it is quantized by {decided_by}", remedy, len(pattern))
+
+
+_REMEDIES = {
+    "scheme/strategy": "weights take tensor, channel, group, block or tensor_group",
+    "scheme/format": "take format: compressed-tensors, or a scheme that modelopt has",
+    "scheme/fused-experts": "take experts: split, as servers read this scheme",
+}
+
+
+def _remedy(rule: str, obstacle: Obstacle, plan: Plan) -> str:
+    if rule != "scheme/group-size":
+        return _REMEDIES.get(rule, "add it to ignore: only matrices are quantized")
+    if obstacle.scheme.weights.type != "int":
+        return (
+            f"the format fixes groups of {obstacle.scheme.weights.group_size}: add it to ignore, or take another scheme"
+        )
+    widths = {part.weight.shape[-1] for part in plan.parts if part.scheme and part.rule == obstacle.decided_by}
+    widths |= {other.weight.shape[-1] for other in plan.obstacles if other.decided_by == obstacle.decided_by}
+    sizes = [str(size) for size in INTEGER_GROUP_SIZES if all(width % size == 0 for width in widths)]
+    if not sizes:
+        return "no group size that vLLM knows divides every width here: add it to ignore, or quantize per channel"
+    return f"take a group_size that divides every width here: {' or '.join(sizes)} (in config_groups, under weights)"
+
+
+def _ragged(plan: Plan) -> Iterator[Raised]:
+    ragged: dict[tuple[tuple[int, ...], tuple[int, int]], list[str]] = {}
+    for part in plan.parts:
+        block = part.scheme.weights.block_structure if part.scheme else None
+        if block and any(side % size for side, size in zip(part.weight.shape, block, strict=True)):
+            ragged.setdefault((part.weight.shape, block), []).append(part.module)
+    for (shape, block), modules in ragged.items():
+        for pattern in compact(modules):
+            yield Raised(
+                "scheme/ragged-block",
+                str(pattern),
+                f"blocks of {block[0]} x {block[1]} do not divide {list(shape)}: the last ones are padded, and vLLM "
+                "stops at experts and at merged or split linears that do not end at a whole block",
+                "see serve/tensor-parallel below for what vLLM takes, or quantize these per channel",
+                len(pattern),
+            )
+
+
+def _needing_calibration(plan: Plan) -> Iterator[Raised]:
+    recipe, loaded = plan.loaded.recipe, plan.loaded
+    if recipe.calibration is not None:
+        return
+    data_free = recipe.method == "model_free_ptq"
+    unseen = "which model_free_ptq does not see" if data_free else "and the recipe names none"
+    remedy = "use method: oneshot, or" if data_free else "add calibration (recipes/README.md), or use"
+    names = recipe.config_groups
+    places: list[tuple[str, ...]] = [("config_groups", name) for name in names] if names else [("scheme",)]
+    for path, group in zip(places, recipe.groups, strict=False):
+        if group.scheme.needs_calibration:
+            yield Raised(
+                "scheme/needs-calibration",
+                loaded.location(*path),
+                f"activations are static here: their scales come from data, {unseen}",
+                f"{remedy} a scheme with dynamic or unquantized activations",
+            )
+
+
+MIN_MAX = frozenset({None, "minmax", "static_minmax", "memoryless_minmax"})
+"""Observers that come to the same for weights: the largest values of each piece."""
+
+
+def _observed(plan: Plan) -> Iterator[Raised]:
+    """What a data-free recipe says of how scales and codes are chosen, beyond the largest values and rounding."""
+    recipe, loaded = plan.loaded.recipe, plan.loaded
+    if recipe.method != "model_free_ptq":
+        return
+    for name, group in (recipe.config_groups or {}).items():
+        for kind, args in group.observed().items():
+            said = [f"observer: {args.observer}"] if args.observer not in MIN_MAX else []
+            said += ["observer_kwargs"] if args.observer_kwargs else []
+            said += [f"actorder: {args.actorder}"] if args.actorder is not None else []
+            if said:
+                yield Raised(
+                    "scheme/observer",
+                    loaded.location("config_groups", name, kind),
+                    f"says {' and '.join(said)}, which this engine does not do: its scales are those of the largest "
+                    "values, its codes rounded to nearest",
+                    "leave it out, take method: oneshot, or build with --engine upstream and allow: scheme/observer "
+                    "because ...",
+                )
+
+
+def _coverage(plan: Plan) -> Iterator[Raised]:
+    refused = {obstacle.module for obstacle in plan.obstacles}
+    bulk = [part for part in plan.parts if role_of(part.module) in BULK and len(part.weight.shape) >= 2]
+    stray: dict[str, list[Part]] = {}
+    ignored = pattern_list(plan.loaded.recipe.ignored)
+    for part in bulk:
+        if part.scheme is None and part.module not in refused and ignored.first(part.module) is None:
+            stray.setdefault(part.rule, []).append(part)
+    for rule, parts in stray.items():
+        # A tensor that is no .weight has the module of its parent, which would not tell it from its siblings.
+        for pattern in compact(next(iter(part.outputs)).removesuffix(".weight") for part in parts):
+            yield Raised(
+                "coverage/untargeted",
+                str(pattern),
+                f"stays unquantized, and no ignore entry says so: {rule}",
+                "target it, or say in ignore that it is kept",
+                len(pattern),
+            )
+    total = sum(part.weight.parameters for part in bulk)
+    quantized = sum(part.weight.parameters for part in bulk if part.scheme is not None)
+    if quantized and quantized < total / 2:
+        yield Raised(
+            "coverage/low",
+            plan.loaded.document.where,
+            f"quantizes {quantized / total:.0%} of the parameters of attention, mlp and experts",
+            "look in the table for what is kept; if that is meant, allow: coverage/low because ...",
+        )

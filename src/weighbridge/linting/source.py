@@ -1,0 +1,88 @@
+"""Lint of the source: which revision it is, and whether its fused experts lie as they will be split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from weighbridge.account.redirects import redirects
+from weighbridge.checkpoint.forgotten import forgotten
+from weighbridge.checkpoint.model import Checkpoint
+from weighbridge.checkpoint.modules import is_fused_experts
+from weighbridge.checkpoint.names import compact
+from weighbridge.checkpoint.weights import INDEX_FILE, other_weights, taken_by
+from weighbridge.formats.tensors import Tensor
+from weighbridge.linting.rules import Raised
+from weighbridge.planning import Plan
+
+
+def check(plan: Plan) -> Iterator[Raised]:
+    """A base without a revision, and fused experts whose axes are not in the order in which they will be split."""
+    base = plan.loaded.recipe.base
+    if base.revision is None:
+        yield Raised(
+            "base/unpinned",
+            plan.loaded.location("base"),
+            f"names no revision of {base.model}: two builds of this recipe may start from different weights",
+            "add revision: and the commit, 40 hex digits",
+        )
+    yield from _other_weights(plan.source)
+    yield from _redirects(plan.source)
+    yield from _experts_layout(plan)
+
+
+def _other_weights(source: Checkpoint) -> Iterator[Raised]:
+    """Weights beside the shards: left behind, unless they hold what the model lacks without them."""
+    if not source.shards:
+        return
+    lacking = dict(forgotten(source))
+    for file, names in lacking.items():
+        patterns = compact(names)
+        more = f", and {len(patterns) - 1} more" if len(patterns) > 1 else ""
+        yield Raised(
+            "source/index-forgets",
+            file,
+            f"holds {len(names):,} tensors of the model that no shard has: {patterns[0]}{more}",
+            "add them to the index, or take the source from its publisher again",
+        )
+    indexed = INDEX_FILE in source.files
+    for file in other_weights(source.files, source.shards):
+        if file not in lacking:
+            yield Raised(
+                "source/other-weights",
+                file,
+                f"is left behind: it holds weights, and {taken_by(file, indexed=indexed)}",
+                "nothing, if the shards are the model that you mean",
+            )
+
+
+def _redirects(source: Checkpoint) -> Iterator[Raised]:
+    """Keys that the build would carry over, and that make a server pass over its shards."""
+    for finding in redirects(source, None):
+        yield Raised("source/redirect", finding.where, finding.message, "take the key out of the source's config.json")
+
+
+def _experts_layout(plan: Plan) -> Iterator[Raised]:
+    """Llama 4 and gpt-oss store [experts, hidden, 2 x inner]; llm-compressor 0.14 cuts the second axis all the same."""
+    pairs: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in plan.source.structure.items():
+        if is_fused_experts(name, tensor):
+            parent, _, fused = name.removesuffix(".weight").rpartition(".")
+            pairs.setdefault(parent, {})[fused] = tensor
+    wrong: dict[str, list[str]] = {}
+    for parent, pair in pairs.items():
+        gate_up, down = pair.get("gate_up_proj"), pair.get("down_proj")
+        if gate_up is None or down is None:
+            continue
+        _, rows, hidden = gate_up.shape
+        if (rows, hidden) != (2 * down.shape[2], down.shape[1]):
+            wrong.setdefault(f"gate_up_proj {list(gate_up.shape)}, down_proj {list(down.shape)}", []).append(parent)
+    for shapes, parents in wrong.items():
+        for pattern in compact(parents):
+            yield Raised(
+                "source/experts-layout",
+                str(pattern),
+                f"{shapes} are not [experts, 2 x inner, hidden] and [experts, hidden, inner], and only those can be "
+                "split into gate, up and down",
+                "transpose the experts first, or take a checkpoint that stores them one by one",
+                len(pattern),
+            )

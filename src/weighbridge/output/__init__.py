@@ -1,0 +1,1 @@
+"""A directory that comes into being whole: claimed, staged, laid out, renamed."""

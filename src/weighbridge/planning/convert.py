@@ -1,0 +1,281 @@
+"""Plans that convert: a quantized source in another format, with modules dequantized or experts regrouped."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from weighbridge.checkpoint.consistency import inconsistencies
+from weighbridge.checkpoint.model import Checkpoint
+from weighbridge.checkpoint.modules import (
+    FUSED_EXPERTS,
+    FUSED_WEIGHT,
+    is_fused_experts,
+    split_experts,
+    split_parameter,
+)
+from weighbridge.errors import StructureError
+from weighbridge.formats import FORMATS
+from weighbridge.formats.declaration import LINEAR, Declaration, Group
+from weighbridge.formats.schemes import Scheme, SchemeMismatch
+from weighbridge.formats.tensors import Tensor
+from weighbridge.planning.declare import declaration_in, declare, linears
+from weighbridge.planning.model import Obstacle, Part, Place, Plan, Stored, find_fused_groups, tied_heads
+from weighbridge.planning.quantize import KV_CACHE_SCALES, check_names
+from weighbridge.recipe import Conversion, LoadedRecipe
+from weighbridge.report import Severity
+from weighbridge.text.patterns import PatternList, pattern_list
+
+DEQUANTIZED = "BF16"
+KEPT = "kept as the source stores it"
+
+_EXPERT = re.compile(r"(?P<layer>.*)\.(?P<expert>[0-9]{1,6})\.(?P<member>gate_proj|up_proj|down_proj)")
+_FUSED_OF = {member: fused for fused, members in FUSED_EXPERTS.items() for member in members}
+
+
+def plan_conversion(loaded: LoadedRecipe, source: Checkpoint) -> Plan:
+    """Decide what becomes of every tensor of a source that a recipe with ``method: convert`` names.
+
+    Raises:
+        StructureError: the source is not quantized, contradicts itself, or has experts that cannot be regrouped.
+    """
+    assert loaded.recipe.convert is not None
+    if source.declaration is None:
+        raise StructureError(
+            "is not quantized, and a conversion starts from what is",
+            where=source.label,
+            remedy=f"name a build of {loaded.recipe.base.model} with --model",
+        )
+    return plan_rewrite(loaded, source, loaded.recipe.convert)
+
+
+def plan_rewrite(loaded: LoadedRecipe, source: Checkpoint, changes: Conversion) -> Plan:
+    """Decide what becomes of every tensor of a quantized `source` in the recipe's format and after `changes`.
+
+    Raises:
+        StructureError: as `plan_conversion`.
+    """
+    wrong = next((finding for finding in inconsistencies(source) if finding.severity is Severity.ERROR), None)
+    if wrong is not None:
+        raise StructureError(f"contradicts itself: {wrong.where} {wrong.message}", where=source.label)
+    if source.declaration is not None and source.declaration.attention:
+        raise StructureError("a config group of attention is not converted", where=source.label)
+    target = loaded.recipe.format
+    chooser = _Chooser(loaded, changes)
+    units = list(_units(source))
+    layers = _Layers(units, source.label) if changes.experts == "fused" else None
+    parts: list[Part] = []
+    obstacles: list[Obstacle] = []
+    for unit in units:
+        if unit.local in KV_CACHE_SCALES and source.declaration and source.declaration.quant_method != target:
+            raise StructureError("scales of the KV cache are not converted", where=f"{source.label}: {unit.source}")
+        scheme, rule = chooser.choose(unit)
+        try:
+            stored = FORMATS[target].stored_tensors(scheme, unit.weight) if scheme else {}
+            parts.append(_part(unit, scheme, rule, stored, layers, changes))
+        except SchemeMismatch as mismatch:
+            assert scheme is not None
+            reason = str(mismatch)
+            obstacles.append(
+                Obstacle(unit.source, unit.module, unit.weight, scheme, "its source", mismatch.rule, reason)
+            )
+            parts.append(_part(unit, None, rule, {}, layers, changes))
+    check_names(parts, where=source.label)
+    declaration = _declaration(parts, source, loaded.recipe.fused_groups)
+    quantization, documents = declare(declaration, parts, source, format=target)
+    return Plan(loaded, source, tuple(parts), tuple(obstacles), quantization, documents=documents)
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """A module's weight or a tensor of its own, one expert at a time, as the source holds it.
+
+    Attributes:
+        source: the tensor, or for a quantized module that of its codes.
+        module: its module, as it would be called with experts one by one.
+        local: its local name in that module.
+        weight: the weight itself, unquantized.
+        places: for a quantized module, local name -> where in the source.
+        place: where the tensor itself lies.
+        fused: the whole tensor that holds it with other experts, where one does.
+    """
+
+    source: str
+    module: str
+    local: str
+    weight: Tensor
+    scheme: Scheme | None
+    places: Mapping[str, Place]
+    place: Place
+    fused: Tensor | None = None
+    format: str = ""
+
+
+def _units(source: Checkpoint) -> Iterator[_Unit]:
+    """Everything that a source holds, in its order; a quantized module stands where its first tensor does."""
+    done: set[str] = set()
+    for name, tensor in source.structure.items():
+        module = name if name in source.schemes else split_parameter(name)[0]
+        scheme = source.schemes.get(module)
+        if scheme is None or (name != module and split_parameter(name)[1] not in source.modules[module]):
+            yield from _kept(name, tensor)
+        elif module not in done:
+            done.add(module)
+            yield from _quantized(source, module, scheme)
+
+
+def _kept(name: str, tensor: Tensor) -> Iterator[_Unit]:
+    if is_fused_experts(name, tensor):
+        for part in split_experts(name, tensor):
+            module, local = split_parameter(part.name)
+            place = Place(name, part.expert, part.first_row)
+            yield _Unit(name, module, local, part.tensor, None, {}, place, tensor)
+    else:
+        yield _Unit(name, *split_parameter(name), tensor, None, {}, Place(name))
+
+
+def _quantized(source: Checkpoint, module: str, scheme: Scheme) -> Iterator[_Unit]:
+    assert source.declaration is not None
+    form = source.declaration.quant_method
+    tensors = source.modules[module]
+    if FUSED_WEIGHT not in tensors:
+        weight = FORMATS[form].weight_of(scheme, tensors)
+        assert weight is not None  # the source agrees with itself
+        places = {local: Place(f"{module}.{local}") for local in tensors}
+        codes = next(iter(places.values())).tensor
+        yield _Unit(codes, module, "weight", weight, scheme, places, Place(codes), format=form)
+        return
+    fused = tensors[FUSED_WEIGHT]
+    places_of: dict[str, dict[str, Place]] = {}
+    for local, tensor in tensors.items():
+        name = module if local == FUSED_WEIGHT else f"{module}.{local}"
+        if not is_fused_experts(name, tensor) or tensor.shape[:2] != fused.shape[:2]:
+            raise StructureError(f"{name} is {tensor}, which is not one for each row of {fused}", where=source.label)
+        for part in split_experts(name, tensor):
+            expert, stored = split_parameter(part.name)
+            places_of.setdefault(expert, {})[stored] = Place(name, part.expert, part.first_row)
+    dtype = next((tensor.dtype for local, tensor in tensors.items() if local == "weight_scale"), DEQUANTIZED)
+    for part in split_experts(module, fused):
+        expert, _ = split_parameter(part.name)
+        weight = Tensor(dtype, part.tensor.shape)
+        places = places_of[expert]
+        yield _Unit(module, expert, "weight", weight, scheme, places, places["weight"], fused, format=form)
+
+
+class _Chooser:
+    """Says what each module is to be, and which line of the recipe says so."""
+
+    def __init__(self, loaded: LoadedRecipe, changes: Conversion) -> None:
+        self.dequantized: PatternList = pattern_list(tuple(changes.dequantize))
+        self.rules = [
+            f"dequantize {entry} ({loaded.location('convert', 'dequantize', index)})"
+            for index, entry in enumerate(changes.dequantize)
+        ]
+
+    def choose(self, unit: _Unit) -> tuple[Scheme | None, str]:
+        index = self.dequantized.first(unit.module) if unit.scheme is not None else None
+        return (unit.scheme, KEPT) if index is None else (None, self.rules[index])
+
+
+def _part(
+    unit: _Unit,
+    scheme: Scheme | None,
+    rule: str,
+    stored: Mapping[str, Tensor],
+    layers: _Layers | None,
+    changes: Conversion,
+) -> Part:
+    """The part of a unit, with the tensors that it is written to."""
+    was = Stored(unit.scheme, unit.format, unit.places) if unit.scheme is not None else None
+    weight = Tensor(DEQUANTIZED, unit.weight.shape) if was is not None and scheme is None else unit.weight
+    locals_ = dict(stored) or {unit.local: weight}
+    expert = _EXPERT.fullmatch(unit.module)
+    fused = layers is not None or (unit.fused is not None and changes.experts == "as-stored")
+    if expert is None or not fused or (unit.fused is None and not _is_linear(unit)):
+        outputs = {f"{unit.module}.{local}" if unit.module else local: tensor for local, tensor in locals_.items()}
+        return _made(unit, unit.module, weight, scheme, rule, outputs, was)
+    count, members = (
+        layers.of(expert["layer"], expert["member"]) if layers is not None else _layout_of(unit, expert["member"])
+    )
+    module = f"{expert['layer']}.{_FUSED_OF[expert['member']]}"
+    outputs, into = {}, {}
+    for local, tensor in locals_.items():
+        if len(tensor.shape) != 2 or tensor.shape[0] != unit.weight.shape[0]:
+            raise SchemeMismatch("scheme/fused-experts", f"fused experts have no place for {local} {tensor}")
+        name = module if local == "weight" else f"{module}.{local}"
+        rows, columns = tensor.shape
+        outputs[name] = Tensor(tensor.dtype, (count, rows * len(members), columns))
+        into[name] = Place(name, int(expert["expert"]), rows * members.index(expert["member"]))
+    return _made(unit, module, weight, scheme, rule, outputs, was, into)
+
+
+def _made(
+    unit: _Unit,
+    module: str,
+    weight: Tensor,
+    scheme: Scheme | None,
+    rule: str,
+    outputs: Mapping[str, Tensor],
+    was: Stored | None,
+    into: Mapping[str, Place] | None = None,
+) -> Part:
+    place = unit.place
+    return Part(unit.source, module, weight, scheme, rule, outputs, place.expert, place.first_row, was, into or {})
+
+
+def _is_linear(unit: _Unit) -> bool:
+    return unit.local == "weight" and len(unit.weight.shape) == 2
+
+
+def _layout_of(unit: _Unit, member: str) -> tuple[int, Sequence[str]]:
+    """Number of experts and members in the order of rows, of the fused tensor that a unit is part of."""
+    assert unit.fused is not None
+    return unit.fused.shape[0], FUSED_EXPERTS[_FUSED_OF[member]]
+
+
+class _Layers:
+    """The experts of each layer, which fused tensors hold all together or not at all."""
+
+    def __init__(self, units: Sequence[_Unit], where: str) -> None:
+        found: dict[tuple[str, str], dict[tuple[int, str], _Unit]] = {}
+        for unit in units:
+            match = _EXPERT.fullmatch(unit.module)
+            if match is not None and _is_linear(unit):
+                group = found.setdefault((match["layer"], _FUSED_OF[match["member"]]), {})
+                group[int(match["expert"]), match["member"]] = unit
+        self.counts: dict[tuple[str, str], int] = {}
+        for (layer, fused), group in found.items():
+            members = FUSED_EXPERTS[fused]
+            count = len(group) // len(members)
+            complete = group.keys() == {(expert, member) for expert in range(count) for member in members}
+            if not complete or len({(unit.weight, unit.scheme) for unit in group.values()}) > 1:
+                raise StructureError(
+                    f"the experts of {layer} are not all there, or not all alike, and cannot be one tensor", where=where
+                )
+            self.counts[layer, fused] = count
+
+    def of(self, layer: str, member: str) -> tuple[int, Sequence[str]]:
+        """Number of experts and members in the order of rows, of the fused tensor for this member."""
+        fused = _FUSED_OF[member]
+        return self.counts[layer, fused], FUSED_EXPERTS[fused]
+
+
+def _declaration(parts: Sequence[Part], source: Checkpoint, merged: Sequence[Sequence[str]]) -> Declaration:
+    """What the output declares, by effect: every linear that is not quantized is named.
+
+    Beside a kept member of a merged linear stands the member that is not stored (the values that are the keys), too:
+    servers ask for each.
+    """
+    quantized = {part.module: part.scheme for part in parts if part.scheme is not None}
+    schemes = sorted(set(quantized.values()), key=str)
+    kept = set(linears(parts)).difference(quantized)
+    groups: tuple[Group, ...]
+    if len(schemes) == 1:
+        groups = (Group((LINEAR,), schemes[0]),)
+    else:
+        members = {scheme: [module for module in quantized if quantized[module] == scheme] for scheme in schemes}
+        groups = tuple(Group(tuple(sorted(members[scheme])), scheme) for scheme in schemes)
+    absent = {f"{group.parent}.{member}" for group in find_fused_groups(kept, merged) for member in group.absent}
+    ignore = sorted(kept | absent | tied_heads(source.config, [part.module for part in parts]))
+    return declaration_in(groups, ignore, source.declaration.kv_cache if source.declaration else None)

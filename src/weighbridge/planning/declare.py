@@ -1,0 +1,98 @@
+"""How the config.json of a build declares its quantization, in the words of its format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from weighbridge import __version__
+from weighbridge.checkpoint.model import Checkpoint
+from weighbridge.checkpoint.modules import is_embedding
+from weighbridge.errors import RecipeError
+from weighbridge.formats import modelopt
+from weighbridge.formats.declaration import Declaration, Group
+from weighbridge.formats.schemes import QuantizationArgs, args_to_config, to_config
+from weighbridge.planning.model import Part, tied_heads
+from weighbridge.recipe import Recipe
+
+PRODUCER = f"weighbridge-{__version__}"
+"""Servers know the format by its producer's name, modelopt; the version says who it really was."""
+
+
+def declaration_of(recipe: Recipe) -> Declaration:
+    """What a recipe that quantizes declares, in compressed-tensors' words."""
+    return declaration_in(recipe.groups, recipe.ignored, recipe.kv_cache.args if recipe.kv_cache else None)
+
+
+def declaration_in(groups: Sequence[Group], ignore: Sequence[str], kv_cache: QuantizationArgs | None) -> Declaration:
+    """A declaration in compressed-tensors' words, with the format that its groups are stored in."""
+    formats = {group.scheme.format for group in groups}
+    return Declaration(
+        quant_method="compressed-tensors",
+        format=formats.pop() if len(formats) == 1 else "mixed-precision" if formats else "dense",
+        groups=tuple(groups),
+        ignore=tuple(ignore),
+        kv_cache=kv_cache,
+    )
+
+
+def declare(
+    declaration: Declaration, parts: Sequence[Part], source: Checkpoint, *, format: str
+) -> tuple[Mapping[str, Any] | None, Mapping[str, bytes]]:
+    """The quantization config that config.json holds, and the files that the format asks for beside it.
+
+    Args:
+        declaration: what is meant, in compressed-tensors' words.
+        parts: what is written; where none is quantized, nor the KV cache, there is no config.
+        format: in whose words it is to be declared: ``compressed-tensors`` or ``modelopt``.
+    """
+    if all(part.scheme is None for part in parts) and (declaration.groups or declaration.kv_cache is None):
+        return None, {}
+    if format == modelopt.METHOD:
+        return _modelopt(declaration, parts, source)
+    return compressed_tensors_config(declaration), {}
+
+
+def compressed_tensors_config(declaration: Declaration) -> dict[str, Any]:
+    """A quantization config as compressed-tensors writes it."""
+    return {
+        "config_groups": {
+            f"group_{index}": {"targets": list(group.targets), **to_config(group.scheme)}
+            for index, group in enumerate(declaration.groups)
+        },
+        "format": declaration.format,
+        "ignore": list(declaration.ignore),
+        "kv_cache_scheme": declaration.kv_cache and args_to_config(declaration.kv_cache),
+        "quant_method": declaration.quant_method,
+        "quantization_status": "compressed",
+        "version": version("compressed-tensors"),
+    }
+
+
+def _modelopt(
+    declaration: Declaration, parts: Sequence[Part], source: Checkpoint
+) -> tuple[Mapping[str, Any] | None, Mapping[str, bytes]]:
+    quantized = {part.module: part.scheme for part in parts if part.scheme is not None}
+    schemes = set(quantized.values())
+    if len(schemes) != 1:
+        raise RecipeError(
+            "modelopt's format has one algorithm for all that is quantized, and there are several schemes here",
+            where=source.label,
+            remedy="give all config groups one scheme, or take format: compressed-tensors",
+        )
+    algorithm = modelopt.algorithm_of(schemes.pop())
+    heads = tied_heads(source.config, [part.module for part in parts])
+    exclude = modelopt.exclusions([*linears(parts), *heads], quantized)
+    kv_cache = "FP8" if declaration.kv_cache is not None else None
+    config = modelopt.quantization_config(algorithm, exclude, kv_cache=kv_cache, producer=PRODUCER)
+    document = modelopt.hf_quant_config(algorithm, exclude, kv_cache=kv_cache, producer=PRODUCER)
+    return config, {modelopt.HF_QUANT_CONFIG: document}
+
+
+def linears(parts: Iterable[Part]) -> Iterator[str]:
+    """Modules of the output whose weight has two axes and that are no embeddings, quantized or not."""
+    for part in parts:
+        is_weight = part.scheme is not None or f"{part.module}.weight" in part.outputs or part.into
+        if is_weight and len(part.weight.shape) == 2 and not is_embedding(part.module):
+            yield part.module

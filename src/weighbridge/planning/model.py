@@ -1,0 +1,200 @@
+"""The plan: what becomes of every tensor of a source, and the exact structure of the output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+from weighbridge.checkpoint.merged import MERGED
+from weighbridge.checkpoint.model import Checkpoint, Origin
+from weighbridge.formats.declaration import Declaration
+from weighbridge.formats.quantization import read_declaration, without_quantization
+from weighbridge.formats.schemes import Scheme
+from weighbridge.formats.tensors import Tensor
+from weighbridge.recipe import LoadedRecipe
+
+Action = Literal["quantize", "keep", "rewrite", "dequantize"]
+
+
+class Place(NamedTuple):
+    """A tensor, or some rows of one expert of a fused [experts, rows, columns] tensor.
+
+    Attributes:
+        tensor: its name.
+        expert: index along the first axis; None for the whole tensor.
+        first_row: where the rows begin along the second axis.
+    """
+
+    tensor: str
+    expert: int | None = None
+    first_row: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """How the source stores a module that is quantized already.
+
+    Attributes:
+        scheme: what it is quantized with.
+        format: whose way of storing it is: ``compressed-tensors`` or ``modelopt``.
+        places: local name (``weight_packed``, ``weight_scale``, …) -> where it lies in the source.
+    """
+
+    scheme: Scheme
+    format: str
+    places: Mapping[str, Place]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What becomes one module's weight: a source tensor, a rectangle of one, or what a module was quantized to.
+
+    Attributes:
+        source: name of the source tensor (of its codes, where the source stores the module quantized).
+        module: the module it belongs to in the output.
+        weight: dtype and shape of the weight itself, unquantized.
+        scheme: what it is quantized with in the output; None where it is not.
+        rule: what decided, with file and line where a recipe's entry did.
+        outputs: name -> dtype and shape of the tensors that it is written to.
+        expert: index along the first axis of a fused [experts, out, in] source; None for a tensor taken whole.
+        first_row: where it begins along the source's rows (the second axis of a fused source).
+        stored: how the source stores it, where that is quantized already.
+        into: for outputs that hold other parts too (fused experts), by name the rows that this part fills.
+    """
+
+    source: str
+    module: str
+    weight: Tensor
+    scheme: Scheme | None
+    rule: str
+    outputs: Mapping[str, Tensor]
+    expert: int | None = None
+    first_row: int = 0
+    stored: Stored | None = None
+    into: Mapping[str, Place] = field(default_factory=dict)
+
+    @property
+    def action(self) -> Action:
+        if self.stored is not None:
+            return "dequantize" if self.scheme is None else "rewrite"
+        return "keep" if self.scheme is None else "quantize"
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """A weight that the recipe wants quantized, or stored in some way, and that it cannot be done to."""
+
+    tensor: str
+    module: str
+    weight: Tensor
+    scheme: Scheme
+    decided_by: str
+    rule: str
+    reason: str
+
+
+def tied_heads(config: Mapping[str, Any], modules: Iterable[str]) -> frozenset[str]:
+    """Output heads that a config.json says are tied to the input embedding and that are not among `modules`."""
+    text = config.get("text_config")
+    tied = config.get("tie_word_embeddings", isinstance(text, dict) and text.get("tie_word_embeddings"))
+    return frozenset({"lm_head"}.difference(modules)) if tied else frozenset()
+
+
+class FusedGroup(NamedTuple):
+    """Linears of one parent that a server merges, and those of the group that this parent lacks."""
+
+    parent: str
+    members: tuple[str, ...]
+    absent: tuple[str, ...]
+
+
+def find_fused_groups(modules: Iterable[str], groups: Sequence[Sequence[str]]) -> tuple[FusedGroup, ...]:
+    """Where `groups` of member names occur among modules, with two members or more in one parent module."""
+    found: dict[tuple[str, int], list[str]] = {}
+    group_of = {member: index for index, members in enumerate(groups) for member in members}
+    for module in modules:
+        parent, _, member = module.rpartition(".")
+        if member in group_of:
+            found.setdefault((parent, group_of[member]), []).append(member)
+    return tuple(
+        FusedGroup(
+            parent,
+            tuple(member for member in groups[index] if member in present),
+            tuple(member for member in groups[index] if member not in present),
+        )
+        for (parent, index), present in found.items()
+        if len(present) > 1
+    )
+
+
+def find_merged_groups(modules: Iterable[str]) -> tuple[FusedGroup, ...]:
+    """Where linears that servers merge occur among modules; see `MERGED`."""
+    return find_fused_groups(modules, tuple(MERGED.values()))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every decision of a build, made before a byte of weights is read.
+
+    Attributes:
+        loaded: the recipe, with its lines.
+        source: the checkpoint (or lock) that is planned for.
+        parts: what becomes of the source's tensors, in their order.
+        obstacles: weights that cannot be treated as asked; a plan with any cannot be built.
+        quantization: the quantization config that config.json will hold; None where nothing stays quantized.
+        additions: tensors that come from no tensor of the source (scales of the KV cache).
+        documents: files that the format asks for beside config.json, by name.
+    """
+
+    loaded: LoadedRecipe
+    source: Checkpoint
+    parts: tuple[Part, ...]
+    obstacles: tuple[Obstacle, ...]
+    quantization: Mapping[str, Any] | None
+    additions: Mapping[str, Tensor] = field(default_factory=dict)
+    documents: Mapping[str, bytes] = field(default_factory=dict)
+
+    @cached_property
+    def predicted(self) -> Checkpoint:
+        """The output, as its headers and config will describe it."""
+        outputs = {name: tensor for part in self.parts for name, tensor in part.outputs.items()}
+        return Checkpoint(
+            label="the plan",
+            structure={**outputs, **self.additions},
+            config=self.output_config(),
+            declaration=self.declaration,
+            schemes=self.schemes,
+            origin=Origin(base=self.source.origin.base or self.loaded.recipe.base.model),
+        )
+
+    @cached_property
+    def schemes(self) -> Mapping[str, Scheme]:
+        """Module -> scheme, for every module that is quantized in the output."""
+        return {part.module: part.scheme for part in self.parts if part.scheme is not None}
+
+    @cached_property
+    def modules(self) -> tuple[str, ...]:
+        """Every module of the output that holds a tensor, in order."""
+        return tuple(dict.fromkeys(part.module for part in self.parts))
+
+    @property
+    def tied_modules(self) -> frozenset[str]:
+        """Modules that config.json says are tied to the input embedding and that the source does not store."""
+        return tied_heads(self.source.config, self.modules)
+
+    @cached_property
+    def fused_groups(self) -> tuple[FusedGroup, ...]:
+        """The recipe's fused groups as they occur: those with two members or more in one parent module."""
+        return find_fused_groups(self.modules, self.loaded.recipe.fused_groups)
+
+    @cached_property
+    def declaration(self) -> Declaration | None:
+        """What the output's config.json declares; None where nothing stays quantized."""
+        return read_declaration(self.output_config(), where="the plan")
+
+    def output_config(self) -> dict[str, Any]:
+        """The output's config.json: the source's own keys in their order, and the quantization config last."""
+        config = without_quantization(self.source.config)
+        return config if self.quantization is None else {**config, "quantization_config": self.quantization}

@@ -1,0 +1,152 @@
+"""Plans that quantize: which scheme each weight of a float source gets, and which rule gave it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from weighbridge.checkpoint.model import Checkpoint
+from weighbridge.checkpoint.modules import is_embedding, is_fused_experts, split_experts, split_parameter
+from weighbridge.checkpoint.roles import Role, role_of
+from weighbridge.errors import StructureError
+from weighbridge.formats import FORMATS
+from weighbridge.formats.declaration import LINEAR, Group
+from weighbridge.formats.schemes import Scheme, SchemeMismatch
+from weighbridge.formats.tensors import Tensor
+from weighbridge.planning.declare import declaration_of, declare
+from weighbridge.planning.model import Obstacle, Part, Plan
+from weighbridge.recipe import LoadedRecipe
+from weighbridge.text.patterns import PatternList, pattern_list
+
+KV_CACHE_SCALES = ("k_scale", "v_scale")
+
+
+def plan_quantization(loaded: LoadedRecipe, source: Checkpoint) -> Plan:
+    """Decide what becomes of every tensor of a float `source`.
+
+    Decisions are llm-compressor's own: fused experts are split first; then a ``.weight`` whose module is targeted,
+    not ignored, and does not end in ``norm`` is quantized (``match_quantizable_tensors``, compressed-tensors 0.19.0).
+
+    Raises:
+        StructureError: two tensors of the source would be written under one name.
+    """
+    recipe = loaded.recipe
+    chooser = _Chooser(loaded)
+    parts: list[Part] = []
+    obstacles: list[Obstacle] = []
+    for name, tensor in source.structure.items():
+        for piece in _pieces(name, tensor):
+            module, weight = split_parameter(piece.name)[0], piece.weight
+            scheme, rule = chooser.choose(piece)
+            outputs = {piece.name: weight}
+            if scheme is not None:
+                try:
+                    stored = _stored(recipe.format, scheme, weight)
+                    outputs = {f"{module}.{local}": tensor for local, tensor in stored.items()}
+                except SchemeMismatch as mismatch:
+                    obstacles.append(Obstacle(name, module, weight, scheme, rule, mismatch.rule, str(mismatch)))
+                    scheme = None
+            parts.append(Part(name, module, weight, scheme, rule, outputs, piece.expert, piece.first_row))
+    check_names(parts, where=source.label)
+    quantization, documents = declare(declaration_of(recipe), parts, source, format=recipe.format)
+    return Plan(
+        loaded=loaded,
+        source=source,
+        parts=tuple(parts),
+        obstacles=tuple(obstacles),
+        quantization=quantization,
+        additions=_kv_cache_scales(loaded, source),
+        documents=documents,
+    )
+
+
+def check_names(parts: Sequence[Part], *, where: str) -> None:
+    """Refuse parts that would be written to one place.
+
+    Raises:
+        StructureError: with the name.
+    """
+    written: set[object] = set()
+    for part in parts:
+        places = [part.into.get(name, name) for name in part.outputs]
+        if not written.isdisjoint(places):
+            twice = min(str(place) for place in places if place in written)
+            raise StructureError(f"two of its tensors would both become {twice!r}", where=where)
+        written.update(places)
+
+
+def _kv_cache_scales(loaded: LoadedRecipe, source: Checkpoint) -> dict[str, Tensor]:
+    """The scales of keys and values that a calibrated KV cache adds to each attention of the language model.
+
+    One BF16 [1] for keys and one for values beside the projections, on layers too whose values are the keys
+    (``initialize_hooked_kv_cache`` and ``QuantizedKVCache``, compressed-tensors 0.19.0).
+    """
+    cache = loaded.recipe.kv_cache
+    if cache is None or cache.scales == "none":
+        return {}
+    added = {}
+    for name, tensor in source.structure.items():
+        attention, _, member = split_parameter(name)[0].rpartition(".")
+        if member == "k_proj" and name.endswith(".weight") and role_of(attention) is Role.ATTENTION:
+            added.update({f"{attention}.{scale}": Tensor(tensor.dtype, (1,)) for scale in KV_CACHE_SCALES})
+    return added
+
+
+@lru_cache(maxsize=1024)  # experts are many and alike
+def _stored(format: str, scheme: Scheme, weight: Tensor) -> dict[str, Tensor]:
+    return FORMATS[format].stored_tensors(scheme, weight)
+
+
+class _Piece(NamedTuple):
+    """A part before anything is decided: what it would be called if it were kept."""
+
+    name: str
+    weight: Tensor
+    expert: int | None = None
+    first_row: int = 0
+
+
+def _pieces(name: str, tensor: Tensor) -> Iterator[_Piece]:
+    """The pieces that a source tensor falls into before anything is quantized: experts one by one, the rest whole."""
+    if not is_fused_experts(name, tensor):
+        yield _Piece(name, tensor)
+        return
+    yield from (_Piece(*part) for part in split_experts(name, tensor))
+
+
+class _Chooser:
+    """Chooses the scheme of a part, and names the rule that chose it."""
+
+    def __init__(self, loaded: LoadedRecipe) -> None:
+        self.recipe = loaded.recipe
+        self.ignored = pattern_list(self.recipe.ignored)
+        self.ignore_rules = [
+            f"ignore {entry} ({loaded.location('ignore', index)})" for index, entry in enumerate(self.recipe.ignored)
+        ]
+        names = ["scheme"] if self.recipe.scheme is not None else list(self.recipe.config_groups or ())
+        path: tuple[str, ...] = ("config_groups",) if self.recipe.config_groups else ()
+        self.groups: list[tuple[Group, PatternList, str]] = [
+            (group, pattern_list(group.targets), f"{name} ({loaded.location(*path, name)})")
+            for name, group in zip(names, self.recipe.groups, strict=True)
+        ]
+        if self.recipe.method == "oneshot":  # names and expressions go before the class; model_free_ptq takes the first
+            self.groups.sort(key=lambda item: LINEAR in item[0].targets)
+
+    def choose(self, piece: _Piece) -> tuple[Scheme | None, str]:
+        module, parameter = split_parameter(piece.name)
+        if parameter != "weight":
+            return None, "only tensors named .weight are quantized"
+        if module.endswith("norm"):
+            return None, "modules whose name ends in norm are kept"
+        if self.recipe.method == "oneshot" and (len(piece.weight.shape) != 2 or is_embedding(module)):
+            return None, "oneshot quantizes Linear modules"
+        group = next(
+            (item for item in self.groups if LINEAR in item[0].targets or item[1].first(module) is not None), None
+        )
+        if group is None:
+            return None, "no config group targets it"
+        index = self.ignored.first(module)
+        if index is not None:
+            return None, self.ignore_rules[index]
+        return group[0].scheme, group[2]

@@ -1,0 +1,1 @@
+"""Small models that are made on the spot."""

@@ -1,0 +1,1 @@
+"""Text that strangers wrote, read strictly: YAML, JSON, patterns."""
