@@ -15,6 +15,12 @@ OPTIONS = $(if $(MODEL),--model $(MODEL)) $(if $(OUTPUT),--output $(OUTPUT)) $(i
 # $(call needs,A B) ends a target with one sentence if a variable that it takes is not given.
 needs = $(foreach name,$(1),$(if $($(name)),,$(error make $@ needs $(patsubst %,%=,$(1)); 'make help' says what they are)))
 
+# A variable that nothing takes is most often one that is misspelt, and what it should have said would be passed over.
+KNOWN := MODEL OUTPUT DEVICE ARGS SOURCE CHECKPOINT RECIPE TEXT ENDPOINT SOURCE_ENDPOINT TASKS KEY REPO PUBLIC YES PYTHON
+named = $(foreach word,$(MAKEOVERRIDES),$(if $(findstring =,$(word)),$(firstword $(subst =, ,$(word)))))
+unknown = $(foreach name,$(filter-out $(KNOWN),$(named)),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
+$(if $(strip $(unknown)),$(error nothing takes $(unknown); what targets take is $(KNOWN)))
+
 .DEFAULT_GOAL := help
 .PHONY: help env demo plan key reproduce publish audit smollm2 trained-mini serve-env serve-check evaluate sensitivity bench-serve evaluate-tasks test test-all mutations check docs pictures reference miniature-locks bench clean $(RECIPES)
 
@@ -38,8 +44,8 @@ demo: $(STAMP) ## build the miniature with the fp8-dynamic recipe, validate it, 
 	@echo "its recipe:     recipes/$(GEMMA)/fp8-dynamic.yaml"
 	@echo "its reference:  references/weighbridge/gemma-4-mini-FP8-dynamic.yaml"
 
-plan: $(STAMP) ## what the main recipe will make of the real model, from headers alone
-	$(BIN)/python build.py $(GEMMA)/fp8-dynamic --plan --model references/$(GEMMA).yaml
+plan: $(STAMP) ## what the main recipe will make of the real model (or MODEL=), from headers alone
+	$(BIN)/python build.py $(GEMMA)/fp8-dynamic --plan --model $(or $(MODEL),references/$(GEMMA).yaml) $(ARGS)
 
 fp8-dynamic: ## build the main recipe (MODEL=, OUTPUT=, DEVICE= override); likewise each of:
 fp8-dynamic-norouter: ## the decisions of LargitData's build, experts one by one

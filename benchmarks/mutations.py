@@ -1,6 +1,6 @@
 """Which small mistakes in the code the tests would not notice.
 
-    python -m benchmarks.mutations [--count 200] [--seed N] [--packages auditing,evidence,checkpoint,checks,planning,account]
+    python -m benchmarks.mutations [--count 200] [--seed N] [--packages auditing,evidence]
 
 Runs all tests once under coverage, to learn which of them reach which lines (`benchmarks.reach`; kept in --reach). Then
 makes one mutant of the code after the other (`benchmarks.mutants`) and runs tests that reach it, the fastest of each

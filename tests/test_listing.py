@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from weighbridge.checkpoint.listing import list_files
-from weighbridge.checkpoint.model import open_directory
 
 from tests.checkpoints import CONFIG, RawTensor, write_tensors
 from tests.conftest import Command
+from weighbridge.checkpoint.listing import list_files
+from weighbridge.checkpoint.model import open_directory
 from weighbridge.errors import StructureError
 from weighbridge.evidence.subject import list_all
 
@@ -297,7 +297,7 @@ def test_link_that_is_none_of_the_clients_is_refused(
     arrange: Callable[[Cache, Path], None], cache: Cache, secret: Path
 ) -> None:
     arrange(cache, secret)
-    with pytest.raises(StructureError, match=r"--follow-links|download it again") as refused:
+    with pytest.raises(StructureError, match=r"`follow_links`|download it again") as refused:
         list_files(cache.snapshot, label="x")
     assert "\n" not in str(refused.value)
     assert list_all(cache.snapshot).odd[SHARD] == "is a link"

@@ -1,3 +1,93 @@
-"""Declarative, provable quantization of LLM checkpoints."""
+"""Declarative, provable quantization of LLM checkpoints.
+
+    import weighbridge as wb
+
+    plan = wb.plan("fp8-dynamic", "mini")
+    assert wb.lint(plan).holds
+    report = wb.build("fp8-dynamic", "mini", Path("builds/x"), audit=True)
+    print(report.verdict)
+
+`weighbridge.api` documents each function. Nothing is imported before it is asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from weighbridge.api import (
+        audit,
+        build,
+        diff,
+        lint,
+        load_recipe,
+        open_checkpoint,
+        plan,
+        reproduce,
+        validate,
+        verify,
+    )
+    from weighbridge.checkpoint.model import Checkpoint
+    from weighbridge.errors import WeighbridgeError
+    from weighbridge.machine.resources import Resources
+    from weighbridge.planning import Plan
+    from weighbridge.progress import Progress
+    from weighbridge.recipe import LoadedRecipe
+    from weighbridge.report import Finding, Report, Section, Severity
 
 __version__ = "0.1.0"
+
+_ROOMS = {
+    **dict.fromkeys(
+        (
+            *("audit", "build", "diff", "lint", "load_recipe", "open_checkpoint", "plan", "reproduce", "validate"),
+            "verify",
+        ),
+        "api",
+    ),
+    "Checkpoint": "checkpoint.model",
+    "Finding": "report",
+    "LoadedRecipe": "recipe",
+    "Plan": "planning",
+    "Progress": "progress",
+    "Report": "report",
+    "Resources": "machine.resources",
+    "Section": "report",
+    "Severity": "report",
+    "WeighbridgeError": "errors",
+}
+"""Public name -> the module that has it."""
+
+__all__ = [
+    "Checkpoint",
+    "Finding",
+    "LoadedRecipe",
+    "Plan",
+    "Progress",
+    "Report",
+    "Resources",
+    "Section",
+    "Severity",
+    "WeighbridgeError",
+    "audit",
+    "build",
+    "diff",
+    "lint",
+    "load_recipe",
+    "open_checkpoint",
+    "plan",
+    "reproduce",
+    "validate",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'weighbridge' has no attribute {name!r}")
+    return getattr(import_module(f"weighbridge.{_ROOMS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -13,6 +13,10 @@ COMMANDS: Mapping[str, tuple[str, tuple[str, ...], str]] = {
     "build": ("build", (), "build a checkpoint from a recipe"),
     "plan": ("build", ("--plan",), "say what would be built, from headers alone"),
     "new-recipe": ("build", ("--new-recipe",), "draft a recipe from a model's headers"),
+    "lint": ("lint", (), "what the rules say of recipes"),
+    "recipes": ("recipes", (), "list the catalogue, for a model or a GPU"),
+    "diff": ("diff", (), "what differs between two checkpoints"),
+    "explain": ("explain", (), "what a rule watches for"),
     "validate": ("validate", (), "check a checkpoint: structure, numbers, evidence"),
     "reproduce": ("reproduce", (), "build a checkpoint again from its evidence"),
     "publish": ("publish", (), "upload a checkpoint after checking its evidence"),
@@ -36,14 +40,11 @@ def main() -> int:
     if "_ARGCOMPLETE" in os.environ:
         return _complete()
     name, arguments = sys.argv[1] if len(sys.argv) > 1 else "--help", sys.argv[2:]
+    if name == "help":
+        name, arguments = (arguments[0], ["--help"]) if arguments else ("--help", [])
+        sys.argv = [sys.argv[0], name, *arguments]  # what the command is called in its own text
     if name in ("-h", "--help"):
-        sys.stdout.write("usage: weighbridge COMMAND [OPTION...]\n\n")
-        sys.stdout.write("".join(f"  {command:<{_WIDTH}}{does}\n" for command, (_, _, does) in COMMANDS.items()))
-        sys.stdout.write("\nexamples:\n  weighbridge plan fp8-dynamic --model mini\n")
-        sys.stdout.write("  weighbridge build fp8-dynamic --model mini --output builds/x\n")
-        sys.stdout.write("  weighbridge validate builds/x --evidence\n")
-        sys.stdout.write("\n'weighbridge COMMAND --help' says more; 'weighbridge --version' which this is\n")
-        return 0
+        return _help()
     if name == "--version":
         from weighbridge import __version__
 
@@ -59,6 +60,16 @@ def main() -> int:
     except KeyboardInterrupt:
         sys.stderr.write("error: interrupted before anything was begun\n")
         return 2
+
+
+def _help() -> int:
+    sys.stdout.write("usage: weighbridge COMMAND [OPTION...]\n\n")
+    sys.stdout.write("".join(f"  {command:<{_WIDTH}}{does}\n" for command, (_, _, does) in COMMANDS.items()))
+    sys.stdout.write("\nexamples:\n  weighbridge plan fp8-dynamic --model mini\n")
+    sys.stdout.write("  weighbridge build fp8-dynamic --model mini --output builds/x\n")
+    sys.stdout.write("  weighbridge validate builds/x --evidence\n")
+    sys.stdout.write("\n'weighbridge help COMMAND' says more; 'weighbridge --version' which this is\n")
+    return 0
 
 
 def _call(name: str, arguments: list[str]) -> int:

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -33,11 +33,17 @@ class Stage:
 class Progress:
     """A bar on standard error for the stage that is running, if that is a terminal and `SILENT` is not set.
 
+    Args:
+        shown: whether there is a bar; None for where it makes sense.
+        told: is called with a stage's title, and how many of how many bytes are done, whenever that changes.
+
     Attributes:
         stages: what is over.
     """
 
-    def __init__(self, *, shown: bool | None = None) -> None:
+    def __init__(self, *, shown: bool | None = None, told: Callable[[str, int, int], object] | None = None) -> None:
+        self.told = told
+        self._at = ("", 0, 0)
         self.shown = sys.stderr.isatty() and not os.environ.get(SILENT) if shown is None else shown
         self.stages: list[Stage] = []
         self._bar: Any = None
@@ -59,6 +65,7 @@ class Progress:
         )
         if total_bytes:
             log.info("%s: %s begun", title, _size(total_bytes))
+        self._at = (title, 0, total_bytes)
         started = time.monotonic()
         try:
             yield
@@ -77,6 +84,10 @@ class Progress:
         """Say that so many more bytes are done."""
         if self._bar is not None:
             self._bar.update(done_bytes)
+            title, done, total = self._at
+            self._at = (title, done + done_bytes, total)
+            if self.told is not None:
+                self.told(*self._at)
 
 
 def _size(count: float) -> str:

@@ -36,7 +36,7 @@ def open_model(model: str, *, follow: Sequence[Path] = ()) -> Checkpoint:
     """
     if not model:
         raise BuildError(
-            "names no model", where="--model", remedy=f"name a directory, a hub id, or one of {', '.join(MADE)}"
+            "names no model", where="`source`", remedy=f"name a directory, a hub id, or one of {', '.join(MADE)}"
         )
     if model in MADE:
         return open_directory(MADE[model](), label=model)
@@ -44,7 +44,7 @@ def open_model(model: str, *, follow: Sequence[Path] = ()) -> Checkpoint:
 
 
 def open_source(model: str, *, follow: Sequence[Path] = ()) -> Checkpoint:
-    """Open what ``--model`` names as a model that can be quantized.
+    """Open a model that can be quantized.
 
     Args:
         follow: as for `open_checkpoint`.

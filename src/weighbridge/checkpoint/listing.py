@@ -51,7 +51,7 @@ def places_of(directory: Path, *, follow: Sequence[Path] = ()) -> Places:
     """
     for named in follow:
         if not named.is_dir():
-            raise StructureError("is no directory that links could lead into", where=f"--follow-links {named}")
+            raise StructureError("is no directory that links could lead into", where=f"`follow_links` {named}")
     root = directory.resolve()
     return Places(root, _blobs_of(root), tuple(named.resolve() for named in follow))
 
@@ -133,7 +133,7 @@ def _refused(name: str, target: Path, places: Places, *, label: str) -> Structur
     else:
         what = f"{name} is a link that leaves the directory, to {target}, and not followed"
         remedy = "copy the files themselves (cp -rL)"
-    ours = f"if its files are yours, add --follow-links {shlex.quote(str(target.parent))} to build.py or validate.py"
+    ours = f"if its files are yours, add `follow_links` {shlex.quote(str(target.parent))}"
     return StructureError(what, where=label, remedy=f"{ours}; otherwise {remedy}")
 
 

@@ -64,7 +64,7 @@ def _conversion_start(loaded: LoadedRecipe, lock: Checkpoint | None) -> Checkpoi
         raise StructureError(
             "references/ has no lock of the build of this base that the recipe converts",
             where=loaded.document.where,
-            remedy="hold it against a reference with --reference instead",
+            remedy="compare it with a reference (`references`) instead",
         )
     return start
 

@@ -148,7 +148,7 @@ def _compare(
 ) -> Section:
     explained = explain(differences, entries)
     findings = [
-        *(_finding(item, _severity(item.kind), other) for item in group(explained.unexplained)),
+        *(difference_finding(item, other, severity=_severity(item.kind)) for item in group(explained.unexplained)),
         *(
             Finding(
                 "diff/explained-twice",
@@ -161,7 +161,7 @@ def _compare(
             for item in group(explained.contested)
         ),
         *(
-            _finding(item, Severity.NOTE, other, explained=entry.why)
+            difference_finding(item, other, severity=Severity.NOTE, explained=entry.why)
             for entry, differences in explained.by_entry
             for item in group(differences)
         ),
@@ -201,7 +201,14 @@ def _severity(kind: str) -> Severity:
     return Severity.WARNING if kind in ("config", "file") else Severity.ERROR
 
 
-def _finding(item: DifferenceGroup, severity: Severity, other: str, *, explained: str = "") -> Finding:
+def difference_finding(
+    item: DifferenceGroup, other: str, *, severity: Severity = Severity.ERROR, explained: str = ""
+) -> Finding:
+    """One thing to say of differences that are alike.
+
+    Args:
+        other: how the reference is called.
+    """
     message = _MESSAGES[item.kind].format(ours=item.checkpoint, theirs=item.reference, other=other)
     return Finding(f"diff/{item.kind}", severity, str(item.pattern), message, count=item.count, explained=explained)
 

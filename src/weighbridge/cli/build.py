@@ -7,10 +7,10 @@ import logging
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from weighbridge import api
 from weighbridge.base.references import NO_REFERENCE
 from weighbridge.base.source import MADE, MINIATURE, SMOLLM2, TRAINED_MINIATURE, open_model, open_source
 from weighbridge.cli import capacity, draft
@@ -34,7 +34,6 @@ from weighbridge.cli.run import (
 )
 from weighbridge.errors import RecipeError, WeighbridgeError
 from weighbridge.machine.resources import DEFAULT_MEMORY, DEFAULT_SHARD_SIZE, Resources
-from weighbridge.progress import Progress
 
 if TYPE_CHECKING:
     from weighbridge.checkpoint.model import Checkpoint
@@ -80,8 +79,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from weighbridge.recipe import load_recipe
-
     check_writable(options.report)
     if (options.recipe is None) == (options.new_recipe is None):
         what = "names no recipe" if options.recipe is None else "names a recipe, and asks for a new one"
@@ -91,34 +88,25 @@ def _run(options: argparse.Namespace) -> int:
         refuse(options, *NOT_OF_A_DRAFT, beside="--new-recipe")
         return draft.draft(options)
     refuse(options, "scheme", "licence", without="--new-recipe")
-    loaded = load_recipe(options.recipe)
+    loaded = api.load_recipe(options.recipe)
     log.info("recipe %s", loaded.document.where)
     if options.resolved:
         sys.stdout.write(loaded.raw.decode())
         return HOLDS
     if options.calibration is not None:
-        loaded = calibrated_with(loaded, options.calibration)
+        loaded = api.calibrated_with(loaded, options.calibration)
     return _plan(options, loaded) if options.plan else _build(options, loaded)
 
 
 def _plan(options: argparse.Namespace, loaded: LoadedRecipe) -> int:
     refuse(options, *OF_A_BUILD, beside="--plan")
-    from weighbridge.base.references import base_of, find_references
     from weighbridge.checkpoint.lock import write_lock
-    from weighbridge.checkpoint.needed import with_what_goes_along
-    from weighbridge.checks.plan_report import report_plan
-    from weighbridge.planning import make_plan
-    from weighbridge.planning.conversion_base import predict_base
 
-    model = _model(options, loaded)
-    of_miniature = model == MINIATURE and loaded.recipe.method == "convert"
-    source = predict_base(loaded) if of_miniature else _source(options, model, loaded)
-    source = with_what_goes_along(source, options.carry)
-    base = base_of(loaded, source)
-    plan = make_plan(loaded, source)
-    report = report_plan(plan, find_references(loaded, base, _named(options)), capacity.demand_of(options))
+    plan = api.plan(loaded, _source(options, loaded), carry=options.carry)
+    report = api.lint(plan, references=_named(options), demand=capacity.demand_of(options))
     code = hand_over(report, options, text=write_lock(plan.predicted) if options.format == LOCK else None)
     if report.holds:
+        source, model = plan.source, _model(options, loaded)
         where = "--model PATH" if source.directory is None and not source.shards else f"--model {shlex.quote(model)}"
         where += "".join(f" --follow-links {shlex.quote(str(place))}" for place in options.follow_links)
         where += "".join(f" --carry {shlex.quote(name)}" for name in options.carry)
@@ -129,21 +117,20 @@ def _plan(options: argparse.Namespace, loaded: LoadedRecipe) -> int:
 def _build(options: argparse.Namespace, loaded: LoadedRecipe) -> int:
     if options.executor != "ray":
         refuse(options, "ray", without="--executor ray")
-    from weighbridge.building import BuildRequest, build
-    from weighbridge.evidence import open_signer
-
     refuse(options, "gpu", *capacity.OF_A_CARD, without="--plan")
     if options.format == LOCK:
         raise WeighbridgeError("a lock is the format of a plan", where="--format lock", remedy="add --plan")
-    _check_audit(options, loaded)
-    model = _model(options, loaded)
-    output = options.output or Path("builds") / f"{Path(model.partition('@')[0]).name}-{loaded.recipe.name}"
+    output = options.output or default_output(_model(options, loaded), loaded)
     check_outside(output, log_file=options.log_file, report=options.report)
-    request = BuildRequest(
-        loaded=loaded,
-        source=_source(options, model, loaded),
-        output=output,
+    report = api.build(
+        loaded,
+        _source(options, loaded),
+        output,
+        audit=options.audit,
+        sign=options.sign,
+        force=options.force,
         references=_named(options),
+        carry=options.carry,
         engine=options.engine,
         resources=Resources(
             devices=(options.device,) if options.device else (),
@@ -152,54 +139,28 @@ def _build(options: argparse.Namespace, loaded: LoadedRecipe) -> int:
             shard_size=options.shard_size,
             ray=options.ray if options.executor == "ray" else None,
         ),
-        force=options.force,
-        signer=open_signer(options.sign) if options.sign else None,
-        audited=options.audit,
-        carry=tuple(options.carry),
     )
-    report = build(request, progress=Progress())
     code = hand_over(report, options)
     if report.holds:
         suggest(options, f"{program('validate')} {shlex.quote(str(output))} --evidence")
     return code
 
 
-def calibrated_with(loaded: LoadedRecipe, file: str) -> LoadedRecipe:
-    """A recipe that is calibrated with a local file in place of its own data set.
-
-    Raises:
-        RecipeError: it calibrates nothing.
-        DatasetError: a file of a kind that is not read.
-    """
-    from weighbridge.engines.oneshot import with_file
-
-    calibration = loaded.recipe.calibration
-    if calibration is None:
-        raise RecipeError(
-            "nothing is calibrated, so --calibration has no meaning", where=loaded.document.where, remedy="leave it out"
-        )
-    update = {"calibration": with_file(calibration, file)}
-    return replace(loaded, recipe=loaded.recipe.model_copy(update=update))
+def default_output(model: str, loaded: LoadedRecipe) -> Path:
+    """Where a build goes of which nobody says where."""
+    return Path("builds") / f"{Path(model.partition('@')[0]).name}-{loaded.recipe.name}"
 
 
-def _check_audit(options: argparse.Namespace, loaded: LoadedRecipe) -> None:
-    if options.audit and loaded.recipe.method == "convert":
-        raise RecipeError(
-            "a conversion starts from codes, and an audit needs the weights that these were made of",
-            where="--audit",
-            remedy="audit the result with validate.py --source BASE",
-        )
-
-
-def _source(options: argparse.Namespace, model: str, loaded: LoadedRecipe) -> Checkpoint:
-    """What a recipe starts from; for a conversion the miniature is a build of the miniature."""
-    if loaded.recipe.method != "convert":
-        return open_source(model, follow=options.follow_links)
-    from weighbridge.building import build_base
-
-    if model == MINIATURE:
-        return build_base(loaded, progress=Progress())
-    return open_model(model, follow=options.follow_links)
+def _source(options: argparse.Namespace, loaded: LoadedRecipe) -> Checkpoint | str:
+    """What a recipe starts from, opened here where it has links to follow."""
+    model = _model(options, loaded)
+    if model in MADE and loaded.recipe.method == "convert":
+        return model
+    return (
+        open_model(model, follow=options.follow_links)
+        if loaded.recipe.method == "convert"
+        else open_source(model, follow=options.follow_links)
+    )
 
 
 def _model(options: argparse.Namespace, loaded: LoadedRecipe) -> str:

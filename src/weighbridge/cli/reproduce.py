@@ -5,12 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
+from weighbridge import api
 from weighbridge.base.source import MADE
-from weighbridge.building.reproduce import Rebuild, rebuild
-from weighbridge.cli.build import calibrated_with
 from weighbridge.cli.complete import complete
 from weighbridge.cli.run import (
     Parser,
@@ -26,7 +24,6 @@ from weighbridge.cli.run import (
 from weighbridge.errors import EvidenceError
 from weighbridge.evidence.signing import open_signer
 from weighbridge.machine.resources import DEFAULT_MEMORY, Resources
-from weighbridge.progress import Progress
 
 EPILOG = """\
 examples:
@@ -87,17 +84,16 @@ def _reproduce(options: argparse.Namespace) -> int:
         remedy = "name a build on disk, with its evidence/"
         raise EvidenceError("is no directory", where=str(options.checkpoint), remedy=remedy)
     signer = open_signer(options.sign) if options.sign else None
-    request = Rebuild(
-        directory=options.checkpoint,
-        model=options.model,
-        calibrated=partial(calibrated_with, file=options.calibration) if options.calibration else None,
+    report, statement = api.reproduce(
+        options.checkpoint,
+        source=options.model,
+        calibration=options.calibration,
         text=options.text,
-        references=tuple(options.reference) if options.reference else None,
+        references=options.reference or None,
         output=options.output,
         elsewhere=options.elsewhere,
         resources=Resources(workers=options.workers, memory=options.memory),
     )
-    report, statement = rebuild(request, progress=Progress())
     if options.statement is not None:
         line = statement if signer is None else signer.sign_statement(statement)
         keep(options.statement, line + b"\n")

@@ -8,10 +8,12 @@ import gc
 import io
 import logging
 import os
+import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
 
@@ -58,16 +60,16 @@ def run(command: Callable[[], int], options: argparse.Namespace | None = None) -
             code = command()
         except BaseException as error:
             log.error("stopped", exc_info=True)
-            code = _explain(error)
+            code = _explain(error, options)
         log.info("exit code %d after %.1f s", code, time.monotonic() - started)
     return code
 
 
-def _explain(error: BaseException) -> int:
+def _explain(error: BaseException, options: argparse.Namespace | None) -> int:
     """Say in one sentence what stopped a command; raise it again, if nobody foresaw it."""
     match error:
         case WeighbridgeError():
-            sentence = str(error)
+            sentence = _with_options(str(error), options)
         case BrokenPipeError():
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return COULD_NOT
@@ -80,6 +82,21 @@ def _explain(error: BaseException) -> int:
             raise error
     _complain(sentence)
     return COULD_NOT
+
+
+_CALLED: Mapping[str, str] = {"source": "model", "references": "reference", "signed_by": "key"}
+"""Arguments of `weighbridge.api` -> what their options are called, where they are not called alike."""
+
+
+def _with_options(sentence: str, options: argparse.Namespace | None) -> str:
+    """A sentence that names arguments of functions (in backquotes), with the options that this command has for them."""
+    spelled: Mapping[str, str] = {} if options is None else options.spelled
+
+    def option(found: re.Match[str]) -> str:
+        name = found[1]
+        return spelled.get(name) or spelled.get(_CALLED.get(name, ""), found[0])
+
+    return re.sub(r"`([a-z_]+)`", option, sentence)
 
 
 def _complain(sentence: str) -> None:
@@ -99,8 +116,16 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=prog, description=description, epilog=epilog, formatter_class=_Help)
 
     def error(self, message: str) -> NoReturn:
-        _complain(f"{printable(message)}; '{self.prog} --help' lists what there is")
+        remedy = self._meant(message) or f"'{self.prog} --help' lists what there is"
+        _complain(f"{printable(message)}; {remedy}")
         sys.exit(COULD_NOT)
+
+    def _meant(self, message: str) -> str:
+        """The question whether an option was meant that there is; empty where none is alike."""
+        known = [option for action in self._actions for option in action.option_strings]
+        wrong = re.findall(r"(?<![\w-])--[\w-]+", message.partition("unrecognized arguments:")[2])
+        close = [match for option in wrong for match in get_close_matches(option, known, n=1)]
+        return f"did you mean {close[0]}?" if close else ""
 
 
 class _Help(argparse.HelpFormatter):
@@ -129,6 +154,7 @@ def parsed(parser: Parser, arguments: Sequence[str] | None) -> argparse.Namespac
 
         argcomplete.autocomplete(parser)
     options = parser.parse_args(arguments)
+    options.spelled = {item.dest: max(item.option_strings, key=len) for item in parser._actions if item.option_strings}
     options.given = {name for name, value in vars(options).items() if value != parser.get_default(name)}
     return options
 

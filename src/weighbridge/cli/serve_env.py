@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from weighbridge.cli.run import HOLDS, Parser, parsed, program, run, suggest
-from weighbridge.extras.serving.environment import DEFAULT, make_environment, python_of
+from weighbridge.extras.serving.environment import DEFAULT, is_made, make_environment, python_of
 from weighbridge.machine.cache import cache_directory
 
 EPILOG = """\
@@ -35,11 +35,16 @@ def _parser() -> Parser:
     parser.add_argument(
         "directory", type=Path, nargs="?", default=DEFAULT, metavar="DIR", help=f"where (default: {DEFAULT.name})"
     )
+    parser.add_argument("--force", action="store_true", help="make it anew though it is there")
     return parser
 
 
 def _make(options: argparse.Namespace) -> int:
-    make_environment(options.directory, log=cache_directory("serving") / "environment.log")
+    if is_made(options.directory) and not options.force:
+        sys.stdout.write(f"{options.directory} is there already, made of what is pinned (--force makes it anew)\n")
+    else:
+        log = cache_directory("serving") / "environment.log"
+        make_environment(options.directory, log=log, step=lambda what: sys.stderr.write(f"{what} ...\n"))
     suggest(options, f"{program('serve-check')} CHECKPOINT --serving-python {python_of(options.directory)}")
     return HOLDS
 

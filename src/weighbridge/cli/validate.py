@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from weighbridge.base.references import NO_REFERENCE, AgainstReference
+from weighbridge import api
+from weighbridge.base.references import NO_REFERENCE
 from weighbridge.base.source import MADE, fetch, open_model, open_source
 from weighbridge.checkpoint.lock import write_lock
 from weighbridge.checkpoint.model import Checkpoint
-from weighbridge.checkpoint.modules import split_parameter
 from weighbridge.checkpoint.opening import open_checkpoint
 from weighbridge.cli import capacity
 from weighbridge.cli.audit import add_options, audit_sections, compare_section
@@ -29,16 +29,12 @@ from weighbridge.cli.run import (
     refuse,
     run,
 )
-from weighbridge.errors import EvidenceError, StructureError, WeighbridgeError
+from weighbridge.errors import EvidenceError, WeighbridgeError
 from weighbridge.progress import Progress
 from weighbridge.report import Section
 
 if TYPE_CHECKING:
     from weighbridge.evidence.signing import Verifier
-    from weighbridge.planning import Plan
-
-RELATED = 20
-"""One module in so many is called alike in a build and its base at the least: embeddings and norms keep their names."""
 
 EPILOG = """\
 examples:
@@ -62,11 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _validate(options: argparse.Namespace) -> int:
-    from weighbridge.account import Base
     from weighbridge.checks.capacity.report import capacity_section
-    from weighbridge.checks.expectation import expected_of, values_of
-    from weighbridge.checks.validation import validate
-    from weighbridge.recipe import load_recipe
 
     check_outside(Path(options.checkpoint), report=options.report, write_lock=options.write_lock)
     check_writable(options.report)
@@ -81,20 +73,11 @@ def _validate(options: argparse.Namespace) -> int:
         refuse(options, "calibration", without="--recompute")
     checkpoint = open_checkpoint(options.checkpoint, follow=options.follow_links)
     source = open_source(options.source, follow=options.follow_links) if options.source else None
-    plan: Plan | None = None
-    base = None if source is None else Base(source, source.label, listed=True)
-    loaded = None
-    if options.recipe is None:
-        named = [name for name in options.reference if name != NO_REFERENCE]
-        references = tuple(AgainstReference(open_checkpoint(name)) for name in named)
-    else:
-        loaded = load_recipe(options.recipe)
-        expected = expected_of(checkpoint, loaded, source, options.reference)
-        plan, references, base = expected.plan, expected.references, expected.base
-    context = values_of(checkpoint, plan)
+    base = _base_by_recipe(checkpoint, source, options)  # what cannot be read is said before weights are
+    context: list[Section] = []
     if source is not None:
-        _check_related(checkpoint, source)
-        context += audit_sections(checkpoint, source, options, loaded, plan)
+        api.check_related(checkpoint, source)
+        context += audit_sections(checkpoint, source, options)
     elif checkpoint.shards:
         context.append(Section("the weights", "were not read, but for scales of one element", judges=False))
     demand = capacity.demand_of(options)
@@ -102,34 +85,39 @@ def _validate(options: argparse.Namespace) -> int:
         context.append(capacity_section(checkpoint, demand))
     if options.compare:
         context.append(compare_section(checkpoint, options))
-    report = validate(checkpoint, plan=plan, references=references, base=base, context=context)
+    report = api.validate(
+        checkpoint, recipe=options.recipe, source=source, references=options.reference, context=context
+    )
     if options.write_lock is not None:
-        _write_lock(checkpoint, options.write_lock, base=plan.predicted.origin.base if plan else "")
+        _write_lock(checkpoint, options.write_lock, base=base)
     return hand_over(report, options)
 
 
-def _check_related(checkpoint: Checkpoint, source: Checkpoint) -> None:
-    """Refuse a base that has nothing to do with the checkpoint: every tensor would be a finding, and none the reason.
+def _base_by_recipe(checkpoint: Checkpoint, source: Checkpoint | None, options: argparse.Namespace) -> str:
+    """The base model that a recipe's build is of; empty without a recipe.
 
     Raises:
-        StructureError: hardly a module of the checkpoint is called as one of the base.
+        WeighbridgeError: recipe or references cannot be read.
     """
-    own, other = ({split_parameter(name)[0] for name in side.structure} for side in (checkpoint, source))
-    if RELATED * len(own & other) < min(len(own), len(other)):
-        what = f"is no build of {source.label}: {len(own & other)} of its {len(own):,} modules are called as one there"
-        raise StructureError(what, where=checkpoint.label, remedy="name the base that it was made from")
+    from weighbridge.checks.expectation import expected_of
+
+    if options.recipe is not None:
+        expected = expected_of(checkpoint, api.load_recipe(options.recipe), source, options.reference)
+        return expected.plan.predicted.origin.base
+    for name in options.reference:
+        if name != NO_REFERENCE:
+            open_checkpoint(name)
+    return ""
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from weighbridge.evidence.verify import verify
-
     if options.recipe or options.reference or options.write_lock:
         what = "holds a checkpoint against the recipe in its own evidence"
         raise EvidenceError(what, where="--evidence", remedy="give --recipe, --reference and --write-lock without it")
     refuse(options, "compare", "sample", "seed", "recompute", "calibration", "gpu", beside="--evidence")
     verifier, progress = _verifier(options), Progress()
     source = fetch(open_model(options.source, follow=options.follow_links), progress) if options.source else None
-    report = verify(Path(options.checkpoint), verifier=verifier, source=source, progress=progress)
+    report = api.verify(Path(options.checkpoint), signed_by=verifier, source=source, progress=progress)
     return hand_over(report, options)
 
 

@@ -40,6 +40,6 @@ def _check_device(device: str) -> None:
     if not usable:
         raise WeighbridgeError(
             f"this machine has no device {device!r}",
-            where="--device",
+            where="`device`",
             remedy=f"name {' or '.join(('cpu', *_accelerators()))}",
         )

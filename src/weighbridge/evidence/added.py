@@ -53,9 +53,7 @@ def add_result(
     case = _sound_case(directory, name, progress)
     if case.signed != (signer is not None):
         what = "is signed, and what is added must be, too" if case.signed else "is unsigned, and what is added must be"
-        remedy = (
-            "give --sign with the key that signed the build" if case.signed else "leave out --sign, or build signed"
-        )
+        remedy = "`sign` with the key that signed the build" if case.signed else "leave out `sign`, or build signed"
         raise EvidenceError(what, where=f"{directory}/{EVIDENCE}", remedy=remedy)
     report = called_by_name(report, names)
     contents = {

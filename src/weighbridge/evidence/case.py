@@ -368,7 +368,7 @@ def _read_claims(case: Case) -> Iterator[Finding]:
             "evidence/missing",
             f"{EVIDENCE}/",
             what,
-            remedy="ask whoever built it for its evidence/, or hold it against its base: --source",
+            remedy="ask whoever built it for its evidence/, or audit it against its base",
         )
         return
     signed = there == [CLAIMS]

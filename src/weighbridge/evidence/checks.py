@@ -115,7 +115,7 @@ def _check_signatures(case: Case) -> Checked:
             severity,
             f"{EVIDENCE}/",
             what,
-            remedy="ask whoever built it to sign it (build.py --sign)",
+            remedy="ask whoever built it to sign it",
         )
         words = ("all of it: whoever can change the files can change what is said of them",)
         return Checked("unsigned", (finding,), words)
@@ -139,7 +139,7 @@ def _check_signatures(case: Case) -> Checked:
             Severity.WARNING,
             f"{EVIDENCE}/",
             "is signed, but no key was given to check it with",
-            remedy="--key, with the signer's public key from somewhere else than here",
+            remedy="name the signer's public key, from somewhere else than here",
         )
         words = ("all of it, as long as no key is given",)
         return Checked("signed; by whom was not checked", (*findings, finding), words)

@@ -158,7 +158,7 @@ def write_bundle(envelope: Envelope, hint: str) -> bytes:
 
 
 def open_signer(named: str) -> Signer:
-    """Who ``--sign`` names: a private key's file, or ``sigstore``.
+    """Who signs by that name: a private key's file, or ``sigstore``.
 
     Raises:
         EvidenceError: the libraries are not installed, no such key, one that is encrypted or of another kind, or
@@ -464,7 +464,7 @@ def _check_installed() -> None:
     missing = [name for name in ("cryptography", "OpenSSL", "model_signing", "sigstore") if find_spec(name) is None]
     if missing:
         what = f"signatures need what is not installed ({', '.join(missing)})"
-        raise EvidenceError(what, where="--sign", remedy="pip install -e '.[sign]'")
+        raise EvidenceError(what, where="`sign`", remedy="pip install -e '.[sign]'")
 
 
 @contextmanager
@@ -475,5 +475,5 @@ def _explained() -> Iterator[None]:
     except Exception as error:
         raise EvidenceError(
             f"Sigstore cannot be used here ({type(error).__name__}: {first_line(error)[:160]})",
-            remedy="check the network, or use a key: --sign key.pem, --key key.pub",
+            remedy="check the network, or use a key, to sign (`sign`) and to check (`signed_by`)",
         ) from error

@@ -66,7 +66,7 @@ def affordable_workers(workers: int | None, memory: int, *, each: int) -> int:
     if fitting < 1:
         raise WeighbridgeError(
             f"{memory:,} bytes of memory are too little: this process holds {resident:,}, a worker takes {each:,}",
-            where="--memory",
+            where="`memory`",
             remedy=f"allow {resident + each:,} bytes or more",
         )
     return min(wanted, fitting)

@@ -77,7 +77,7 @@ def claimed(target: Path, *, force: bool, source: Path | None) -> Iterator[Claim
             settled = _settle(target)
             found = _contents(target)
         except OSError as error:
-            raise _explained(error, target, "name another place with --output") from error
+            raise _explained(error, target, "name another place as `output`") from error
         try:
             check_target(target, force=force, source=source)  # by a build nobody else changes it from here on
         except BuildError as error:
@@ -97,41 +97,41 @@ def check_target(target: Path, *, force: bool, source: Path | None) -> None:
     where = Path(os.path.realpath(target))
     if source is not None and _overlap(where, Path(os.path.realpath(source))):
         raise BuildError(
-            "the output and the source lie in one another", where=str(target), remedy="name another place with --output"
+            "the output and the source lie in one another", where=str(target), remedy="name another place as `output`"
         )
     if target.is_symlink() or os.path.ismount(target) or Path.cwd().is_relative_to(where):
         raise BuildError(
             "a link, a mount point or the working directory cannot be replaced by a finished build",
             where=str(target),
-            remedy="name a directory inside it with --output",
+            remedy="name a directory inside it as `output`",
         )
     around = next((folder for folder in where.parents if _is_checkpoint(folder)), None)
     if around is not None:
         raise BuildError(
             f"the output lies in a checkpoint, {around}, which would no longer be what its evidence says",
             where=str(target),
-            remedy="name a directory beside it with --output",
+            remedy="name a directory beside it as `output`",
         )
     if target.exists() and not target.is_dir():
-        raise BuildError("the output is a file", where=str(target), remedy="name a directory with --output")
+        raise BuildError("the output is a file", where=str(target), remedy="name a directory as `output`")
     try:
         held = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
         if held and CONFIG_FILE not in held:
             raise BuildError(
                 f"the output holds {held[0]!r} and is no checkpoint, which alone a build may take the place of",
                 where=str(target),
-                remedy="name another with --output",
+                remedy="name another as `output`",
             )
         if held and not force:
             raise BuildError(
                 "the output is not empty",
                 where=str(target),
-                remedy="name another with --output, or replace it with --force once the new build is whole",
+                remedy="name another as `output`, or replace it (`force`) once the new build is whole",
             )
         with tempfile.TemporaryFile(dir=_existing_parent(target)):
             pass
     except OSError as error:
-        raise _explained(error, target, "name another place with --output") from error
+        raise _explained(error, target, "name another place as `output`") from error
 
 
 def _is_checkpoint(folder: Path) -> bool:
@@ -166,7 +166,7 @@ def check_space(target: Path, needed: int) -> None:
         raise BuildError(
             f"the disk has {free:,} bytes free, the build takes {needed:,}",
             where=str(target),
-            remedy="make room, or name another place with --output",
+            remedy="make room, or name another place as `output`",
         )
 
 
@@ -221,7 +221,7 @@ def _lock(place: Path) -> int:
         except (BlockingIOError, PermissionError) as error:
             by = os.pread(descriptor, 200, 0).decode(errors="replace")
             os.close(descriptor)
-            remedy = "wait until it ends, or name another place with --output"
+            remedy = "wait until it ends, or name another place as `output`"
             raise BuildError(f"another build of it is under way ({by})", where=str(place), remedy=remedy) from error
         except OSError:
             os.close(descriptor)
@@ -310,7 +310,7 @@ def staged(claim: Claim, *, key: str | None = None) -> Iterator[Staging]:
         staging = Staging(directory, tuple(other for other in others if other != directory))
         _make_own(staging.checkpoint)
     except OSError as error:
-        raise _explained(error, target, "name another place with --output") from error
+        raise _explained(error, target, "name another place as `output`") from error
     log.info("building in %s", directory)
     kept = False
     try:

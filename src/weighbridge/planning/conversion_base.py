@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from weighbridge.base.locks import known_lock
 from weighbridge.base.source import MINIATURE, open_source
-from weighbridge.checkpoint.model import Checkpoint
+from weighbridge.checkpoint.model import Checkpoint, Origin
 from weighbridge.errors import BuildError
 from weighbridge.planning import make_plan
 from weighbridge.recipe import LoadedRecipe, load_recipe
@@ -23,7 +23,7 @@ def base_recipe(loaded: LoadedRecipe) -> LoadedRecipe:
         raise BuildError(
             "the base of this conversion has no recipe here, so there is no miniature of it",
             where=loaded.document.where,
-            remedy="name a quantized checkpoint with --model, or the recipe that makes it as base.recipe",
+            remedy="name a quantized checkpoint as `source`, or the recipe that makes it as base.recipe",
         )
     return load_recipe(name)
 
@@ -35,7 +35,8 @@ def predict_base(loaded: LoadedRecipe) -> Checkpoint:
         RecipeError, BuildError: as `base_recipe`.
     """
     plan = make_plan(base_recipe(loaded), open_source(MINIATURE))
-    return replace(plan.predicted, label=f"{MINIATURE}, {plan.loaded.recipe.name}")
+    # What it is of is told by its sizes, as of a build on disk; the recipe's own base is the real model.
+    return replace(plan.predicted, label=f"{MINIATURE}, {plan.loaded.recipe.name}", origin=Origin())
 
 
 def locked_base(loaded: LoadedRecipe, base: Checkpoint) -> Checkpoint | None:

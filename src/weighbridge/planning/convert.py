@@ -45,7 +45,7 @@ def plan_conversion(loaded: LoadedRecipe, source: Checkpoint) -> Plan:
         raise StructureError(
             "is not quantized, and a conversion starts from what is",
             where=source.label,
-            remedy=f"name a build of {loaded.recipe.base.model} with --model",
+            remedy=f"name a build of {loaded.recipe.base.model} as `source`",
         )
     return plan_rewrite(loaded, source, loaded.recipe.convert)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 from weighbridge.errors import clipped, printable
+
+JSON_VERSION = 1
 
 
 class Severity(StrEnum):
@@ -183,3 +185,23 @@ class Report:
         """All findings, in order."""
         for section in self.sections:
             yield from section.findings
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON has it; ``schema_version`` changes when a consumer would have to."""
+        sections = [{**asdict(section), "holds": section.holds} for section in self.sections]
+        return {
+            "schema_version": JSON_VERSION,
+            "command": self.command,
+            "subject": self.subject,
+            "holds": self.holds,
+            "verdict": self.verdict,
+            "sections": sections,
+        }
+
+    def _repr_html_(self) -> str:
+        """The report as a page, which a notebook shows in a frame of its own."""
+        from html import escape
+
+        from weighbridge.report.page import as_html
+
+        return f'<iframe srcdoc="{escape(as_html(self))}" width="100%" height="640" style="border:0"></iframe>'

@@ -7,8 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from weighbridge.report.findings import Report
-from weighbridge.report.present import JSON_VERSION
+from weighbridge.report.findings import JSON_VERSION, Report
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from weighbridge.report.columns import lay_out, longest_word, wrapped
@@ -13,7 +13,6 @@ from weighbridge.report.findings import Areas, Finding, Grid, Report, Section, S
 from weighbridge.report.page import as_html
 from weighbridge.report.treemap import why
 
-JSON_VERSION = 1
 WIDEST_GRID = 12
 WIDTH, LEAST_WIDTH, MOST_WIDTH = 80, 60, 120
 """Columns of a report where there is no terminal; the least that it takes; and the most that its sentences take."""
@@ -21,17 +20,8 @@ MARKS = {"error": "x", "warning": "!", "note": "-"}
 
 
 def as_json(report: Report) -> str:
-    """The report as JSON; ``schema_version`` changes when a consumer would have to."""
-    sections = [{**asdict(section), "holds": section.holds} for section in report.sections]
-    content = {
-        "schema_version": JSON_VERSION,
-        "command": report.command,
-        "subject": report.subject,
-        "holds": report.holds,
-        "verdict": report.verdict,
-        "sections": sections,
-    }
-    return json.dumps(content, indent=2) + "\n"
+    """The report as JSON; see `Report.to_dict`."""
+    return json.dumps(report.to_dict(), indent=2) + "\n"
 
 
 def as_text(report: Report) -> str:
@@ -46,13 +36,20 @@ def verdict_of(report: Report) -> str:
     """The end of the report for a terminal: whether it holds, and why, in one sentence."""
     report = _printable(report)
     width = max(LEAST_WIDTH, min(shutil.get_terminal_size((WIDTH, 24)).columns, MOST_WIDTH))
-    return "\n".join(wrapped(report.verdict, width, "PASS  " if report.holds else "FAIL  ", "      ")) + "\n"
+    return "\n".join(wrapped(report.verdict, width, f"{_word(report)}  ", "      ")) + "\n"
+
+
+def _word(report: Report) -> str:
+    """The verdict in a word. What was only compared neither passes nor fails."""
+    if report.command == "diff":
+        return "DIFFERS" if any(report.findings()) else "SAME"
+    return "PASS" if report.holds else "FAIL"
 
 
 def as_markdown(report: Report) -> str:
     """The report as GitHub-flavoured Markdown."""
     report = _printable(report)
-    lines = [f"# {report.command}: {report.subject}", "", f"**{'PASS' if report.holds else 'FAIL'}**: {report.verdict}"]
+    lines = [f"# {report.command}: {report.subject}", "", f"**{_word(report)}**: {report.verdict}"]
     for section in report.sections:
         lines += ["", f"## {section.title}", "", section.summary]
         lines += [f"- {label}: {value}" for label, value in section.facts.items()]

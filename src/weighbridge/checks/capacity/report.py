@@ -88,5 +88,5 @@ def _too_large(capacity: Capacity, demand: Demand, *, fatal: bool) -> Finding:
         where=f"by {capacity.server}'s accounting",
         message=f"weights of {weights:.2f} GiB are {missing:.2f} GiB more than a card of {demand.memory / GIB:g} GiB "
         "leaves, and nothing remains for the KV cache",
-        remedy="name a larger card with --gpu, or a scheme of fewer bits",
+        remedy="name a larger card, or a scheme of fewer bits",
     )

@@ -201,7 +201,7 @@ def _hub(dataset: Dataset) -> Rows:
             found = builder.as_dataset(split=dataset.split)
     except (DatasetsError, httpx.HTTPError, OSError, ValueError, RuntimeError) as error:
         what = f"the data set cannot be loaded ({first_line(error)})"
-        raise DatasetError(what, where=where, remedy="check its name, or name a file with --calibration") from error
+        raise DatasetError(what, where=where, remedy="check its name, or name a file as `calibration`") from error
     if dataset.column not in found.column_names:
         raise _lacks(dataset, found.column_names, where)
     commit = _COMMIT.search(str(builder.base_path))

@@ -72,11 +72,11 @@ def check_cluster(address: str) -> None:
     except (OSError, ValueError) as error:
         raise BuildError(
             f"no Ray cluster answers there ({error})",
-            where=f"--ray {address}",
+            where=f"`ray` {address}",
             remedy="'ray start --head' begins one and says its address",
         ) from error
     if find_spec("ray") is None:
-        raise BuildError("needs the package ray", where="--executor ray", remedy="pip install 'weighbridge[ray]'")
+        raise BuildError("needs the package ray", where="`executor` ray", remedy="pip install 'weighbridge[ray]'")
 
 
 class RayExecutor:

@@ -99,7 +99,7 @@ def check_covered(plan: Plan) -> None:
             raise BuildError(
                 f"this engine does not quantize to {scheme.weights} ({reason})",
                 where=plan.loaded.document.where,
-                remedy="build it with --engine upstream",
+                remedy="build it with `engine` upstream",
             ) from None
 
 

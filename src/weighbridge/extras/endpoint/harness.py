@@ -253,7 +253,7 @@ def _stopped(said: str, setting: Setting, harness: Harness) -> HarnessError:
         return HarnessError(
             "there is no lm_eval in its environment",
             where=str(harness.python),
-            remedy="install 'weighbridge[eval]' into it, or name another with --harness",
+            remedy="install 'weighbridge[eval]' into it, or name another as `harness`",
         )
     lines = [line.strip() for line in said.splitlines() if "Error" in line or "not found" in line]
     return HarnessError(f"the harness stopped ({lines[-1][:300] if lines else 'it says no more'})", where=setting.task)

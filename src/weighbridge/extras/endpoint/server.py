@@ -57,7 +57,7 @@ def open_endpoint(url: str, model: str | None = None) -> Endpoint:
     if model is not None and model in names:
         return Endpoint(base, model)
     serves = ", ".join(map(str, names[:5])) or "no model"
-    raise EndpointError(f"serves {serves}", where=base, remedy="name the model that is meant with --model")
+    raise EndpointError(f"serves {serves}", where=base, remedy="name the model that is meant as `model`")
 
 
 def stream(endpoint: Endpoint, request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

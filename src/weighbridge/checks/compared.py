@@ -1,0 +1,83 @@
+"""Two checkpoints side by side: bytes by role, then what differs."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from weighbridge.checkpoint.model import Checkpoint
+from weighbridge.checkpoint.modules import split_parameter, tensor_name
+from weighbridge.checkpoint.roles import Role, role_of
+from weighbridge.checks.diff import diff_settings, diff_structures, group
+from weighbridge.checks.validation import describe, difference_finding
+from weighbridge.formats.tensors import payload_bytes
+from weighbridge.report import Report, Section, Severity, Table
+
+COLUMNS = ("role", "before", "bytes before", "after", "bytes after", "bytes after, of before, %")
+
+
+def compared(before: Checkpoint, after: Checkpoint) -> Report:
+    """Compare two checkpoints by headers, config and files. Whatever differs is a note: nobody said that it must not.
+
+    Raises:
+        StructureError, HubError: a file of either cannot be read.
+    """
+    other = describe(before)
+    structure, settings = diff_structures(after, before), diff_settings(after, before)
+    sections = (
+        _sizes(before, after),
+        *(
+            Section(
+                title,
+                f"{len(found):,} differences" if found else "the same",
+                findings=tuple(difference_finding(item, other, severity=Severity.NOTE) for item in group(found)),
+            )
+            for title, found in (("tensors and their quantization", structure), ("config and files", settings))
+        ),
+    )
+    count = len(structure) + len(settings)
+    verdict = (
+        f"{describe(after)} differs from {other} in {count:,} things" if count else f"{describe(after)} is as {other}"
+    )
+    return Report("diff", f"{other} and {describe(after)}", verdict, sections)
+
+
+def _sizes(before: Checkpoint, after: Checkpoint) -> Section:
+    sizes, kinds = zip(*(_by_role(side) for side in (before, after)), strict=True)
+    rows = [
+        (
+            str(role),
+            kinds[0].get(role, ""),
+            sizes[0][role],
+            kinds[1].get(role, ""),
+            sizes[1][role],
+            _share(role, *sizes),
+        )
+        for role in Role
+        if sizes[0][role] or sizes[1][role]
+    ]
+    totals = [payload_bytes(side.structure) for side in (before, after)]
+    share = round(100 * totals[1] / totals[0], 1) if totals[0] else 0.0
+    table = Table(COLUMNS, (*rows, ("total", "", totals[0], "", totals[1], share)))
+    summary = f"{totals[0]:,} bytes in {len(before.structure):,} tensors, and {totals[1]:,} in {len(after.structure):,}"
+    return Section("bytes", summary, tables=(table,), judges=False)
+
+
+def _share(role: Role, before: Counter[Role], after: Counter[Role]) -> float:
+    return round(100 * after[role] / before[role], 1) if before[role] else 0.0
+
+
+def _by_role(checkpoint: Checkpoint) -> tuple[Counter[Role], dict[Role, str]]:
+    """Bytes of each role, and what most of them are stored as."""
+    schemes = {
+        tensor_name(module, local): scheme
+        for module, scheme in checkpoint.schemes.items()
+        for local in checkpoint.modules.get(module, ())
+    }
+    sizes: Counter[Role] = Counter()
+    kinds: dict[Role, Counter[str]] = {}
+    for name, tensor in checkpoint.structure.items():
+        module = split_parameter(name)[0]
+        role, scheme = role_of(module or name), checkpoint.schemes.get(module) or schemes.get(name)
+        sizes[role] += tensor.nbytes
+        kinds.setdefault(role, Counter())[str(scheme.weights) if scheme else tensor.dtype] += tensor.nbytes
+    return sizes, {role: counted.most_common(1)[0][0] for role, counted in kinds.items()}

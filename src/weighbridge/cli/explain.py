@@ -1,0 +1,52 @@
+"""``weighbridge explain``: what a rule of lint watches for, and how a recipe may break it knowingly."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from weighbridge.cli.run import HOLDS, Parser, parsed, run
+from weighbridge.errors import RecipeError
+from weighbridge.linting import RULES
+
+EPILOG = """\
+examples:
+  %(prog)s scheme/observer
+  %(prog)s                                all of them
+
+docs/reference/rules.md has an example of each.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; gives the exit code."""
+    options = parsed(_parser(), arguments)
+    return run(lambda: _explain(options), options)
+
+
+def _parser() -> Parser:
+    parser = Parser("explain", description="Say what a rule of lint watches for.", epilog=EPILOG)
+    parser.add_argument("rule", nargs="?", metavar="RULE", help="its id, as a finding has it (default: list all)")
+    return parser
+
+
+def _explain(options: argparse.Namespace) -> int:
+    if options.rule is None:
+        width = max(map(len, RULES))
+        lines = [f"{rule.id:<{width}}  {rule.severity:<7}  {rule.sentence}" for rule in RULES.values()]
+        sys.stdout.write("\n".join(lines) + "\n")
+        return HOLDS
+    rule = RULES.get(options.rule)
+    if rule is None:
+        close = get_close_matches(options.rule, RULES, n=1)
+        remedy = f"did you mean {close[0]}?" if close else "'weighbridge explain' lists them"
+        raise RecipeError("is no rule of lint", where=options.rule, remedy=remedy)
+    allowed = f"A recipe may break it knowingly: 'allow: {rule.id} because ...'" if rule.allowable else "No recipe may."
+    sys.stdout.write(f"{rule.id} ({rule.severity}): {rule.sentence}\n{allowed}\n")
+    return HOLDS
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""``weighbridge lint``: what the rules say of recipes, each against its own base."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+from weighbridge import api
+from weighbridge.base.references import NO_REFERENCE
+from weighbridge.base.source import MADE
+from weighbridge.cli.complete import complete, locks, recipes
+from weighbridge.cli.run import Parser, add_report_options, hand_over, parsed, run
+from weighbridge.recipe.catalogue import recipe_names
+from weighbridge.report import Report, Section, Severity
+
+EPILOG = """\
+examples:
+  %(prog)s my-recipe.yaml --model google/gemma-4-26B-A4B-it
+  %(prog)s                                the whole catalogue
+
+exit codes: 0 no error; 1 an error; 2 could not judge
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; gives the exit code."""
+    options = parsed(_parser(), arguments)
+    return run(lambda: _lint(options), options)
+
+
+def _parser() -> Parser:
+    parser = Parser("lint", description="Judge recipes by the rules of what can be built and served.", epilog=EPILOG)
+    named = parser.add_argument("recipes", nargs="*", metavar="RECIPE", help="path or name (default: the catalogue)")
+    complete(named, recipes)
+    model = parser.add_argument("--model", help="the model to plan for (default: the structure lock of each base)")
+    complete(model, lambda: MADE, locks)
+    add_report_options(parser)
+    return parser
+
+
+def _lint(options: argparse.Namespace) -> int:
+    sections = [_section(name, options.model) for name in options.recipes or recipe_names()]
+    wrong = sum(not section.holds for section in sections)
+    said = f"{len(sections)} recipe{'' if len(sections) == 1 else 's'}: "
+    said += f"{wrong} cannot be built or served as written" if wrong else "no error"
+    return hand_over(Report("lint", ", ".join(options.recipes) or "the catalogue", said, tuple(sections)), options)
+
+
+def _section(name: str, model: str | None) -> Section:
+    """What lint says of one recipe."""
+    loaded = api.load_recipe(name)
+    source = api.locked_source(loaded) if model is None else model
+    if source is None:
+        return Section(name, "no structure lock of its base is here; name the model to judge it", judges=False)
+    first, *_ = api.lint(api.plan(loaded, source), references=(NO_REFERENCE,)).sections
+    errors = sum(finding.severity is Severity.ERROR for finding in first.findings)
+    summary = f"{errors} error{'' if errors == 1 else 's'}, {len(first.findings) - errors} further findings"
+    return replace(first, title=name, summary=summary, tables=(), figures=(), facts={})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
