@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from weighbridge.checkpoint.layout import lay_out
 
 from weighbridge.base.locks import reference_lock
+from weighbridge.checkpoint.layout import lay_out
 from weighbridge.formats.tensors import Structure
 from weighbridge.samples import miniature
 

@@ -9,8 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from weighbridge.checkpoint.model import Checkpoint, FileFact, Origin
-
 from tests.dishonest import (
     WRITER,
     Lie,
@@ -32,6 +30,7 @@ from tests.dishonest import (
 )
 from weighbridge.base.identity import Claim, Identity, Unproven
 from weighbridge.base.locks import reference_lock
+from weighbridge.checkpoint.model import Checkpoint, FileFact, Origin
 from weighbridge.evidence import FinishedBuild
 from weighbridge.evidence.environment import Installed, Repository
 from weighbridge.formats.tensors import Tensor

@@ -13,10 +13,9 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
+from weighbridge.base.locks import lock_path, reference_lock
 from weighbridge.checkpoint.lock import write_lock
 from weighbridge.checkpoint.model import Checkpoint, Origin
-
-from weighbridge.base.locks import lock_path, reference_lock
 from weighbridge.formats.tensors import Tensor
 
 

@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.checkpoints import RawTensor, write_tensors
 from weighbridge.checkpoint.header import Header
 from weighbridge.checkpoint.model import Checkpoint, assemble
-
-from tests.checkpoints import RawTensor, write_tensors
 from weighbridge.formats.tensors import StoredTensor, Structure, Tensor
 
 HIDDEN, INNER, KV, VOCABULARY, EXPERTS = 256, 512, 128, 64, 3

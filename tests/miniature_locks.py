@@ -13,11 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from weighbridge.checkpoint.lock import write_lock
-from weighbridge.checkpoint.model import FileFact, Origin, carried_files, open_directory
-
 from weighbridge.account.files import harmless
 from weighbridge.base.locks import lock_path
+from weighbridge.checkpoint.lock import write_lock
+from weighbridge.checkpoint.model import FileFact, Origin, carried_files, open_directory
 from weighbridge.samples import miniature
 from weighbridge.samples.miniature.text import exchanges
 

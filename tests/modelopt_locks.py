@@ -18,11 +18,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from weighbridge.checkpoint.lock import write_lock
-from weighbridge.checkpoint.model import Origin, open_directory
-
 from tests.miniature_locks import lock_name
 from weighbridge.base.source import make_miniature
+from weighbridge.checkpoint.lock import write_lock
+from weighbridge.checkpoint.model import Origin, open_directory
 from weighbridge.machine.installation import ROOT
 from weighbridge.samples import miniature
 

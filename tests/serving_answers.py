@@ -13,9 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from weighbridge.checkpoint.model import open_directory
-
 from tests.damage import DAMAGES, damaged
+from weighbridge.checkpoint.model import open_directory
 from weighbridge.cli import build
 from weighbridge.extras.serving.answer import Answer, Request, read_answer
 from weighbridge.extras.serving.client import ask

@@ -12,10 +12,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from weighbridge.checkpoint.model import open_directory
-
 from tests.checkpoints import Tensors, copy_checkpoint, edit_tensors
 from tests.serving_answers import serving_python
+from weighbridge.checkpoint.model import open_directory
 from weighbridge.extras.serving.check import (
     EXACT,
     SERVED,

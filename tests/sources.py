@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import numpy as np
-from weighbridge.checkpoint.layout import lay_out
 
+from weighbridge.checkpoint.layout import lay_out
 from weighbridge.formats.tensors import Tensor
 
 RECIPE = """\

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from weighbridge.checkpoint.model import Checkpoint, open_directory
 
 from tests import families, vllm_server
 from tests.conftest import ROOT, Command
 from weighbridge.base.locks import reference_lock
+from weighbridge.checkpoint.model import Checkpoint, open_directory
 from weighbridge.checks.capacity.accounting import (
     GIB,
     CacheShape,

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from weighbridge.checkpoint.model import Checkpoint, FileFact
 
 from tests.strategies import structures
 from weighbridge.base.locks import reference_lock
+from weighbridge.checkpoint.model import Checkpoint, FileFact
 from weighbridge.checks.diff import CONFIG, UNCOMPARED_KEYS, Difference, diff, explain, group
 from weighbridge.formats.declaration import Declaration
 from weighbridge.formats.schemes import PRESETS, QuantizationArgs

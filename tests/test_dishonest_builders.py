@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from weighbridge.checkpoint.model import EVIDENCE
 
 from tests.dishonest import Lie, Workshop, errors, open_workshop
 from tests.dishonest_table import LIES
 from weighbridge.base.source import open_source
+from weighbridge.checkpoint.model import EVIDENCE
 from weighbridge.errors import StructureError
 from weighbridge.evidence import statements
 from weighbridge.evidence.case import MOST_BYTES, open_case

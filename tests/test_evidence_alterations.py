@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from weighbridge.checkpoint.header import read_header
 
 from tests.checkpoints import copy_checkpoint, rewrite
 from tests.evidence import EVIDENCE, edit_claim, edit_document, flip, lines_of, list_anew, payload_of, write_lines
+from weighbridge.checkpoint.header import read_header
 from weighbridge.evidence.signing import KeySigner, open_verifier
 from weighbridge.evidence.verify import verify
 from weighbridge.progress import Progress

@@ -17,10 +17,10 @@ from pathlib import Path, PurePosixPath
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from weighbridge.checkpoint.model import open_directory
 
 from weighbridge.base.identity import Claim, Unproven
 from weighbridge.base.model_card import Declared, card_metadata, declared_licence
+from weighbridge.checkpoint.model import open_directory
 from weighbridge.errors import StructureError
 from weighbridge.evidence.card import BaseModel, CardFacts, blocks, kept_card, write_card
 from weighbridge.evidence.environment import content_digest, installed, pinned_wheels, record_digest

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from weighbridge.checkpoint.opening import hub_name
 
 from tests.checkpoints import copy_checkpoint, rewrite
 from tests.conftest import Outcome, call_main
@@ -23,6 +22,7 @@ from tests.dishonest import Lie, Workshop, dependencies, dependency, errors, ope
 from tests.dishonest_table import MINI, recipe
 from tests.evidence import EVIDENCE
 from weighbridge.base.locks import REFERENCES, known_lock, lock_file
+from weighbridge.checkpoint.opening import hub_name
 from weighbridge.cli import reproduce
 from weighbridge.errors import RecipeError, StructureError, WeighbridgeError
 from weighbridge.evidence.signing import open_verifier

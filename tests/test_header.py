@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import deserialize
-from weighbridge.checkpoint.header import MAX_HEADER_BYTES, Header, check_name, parse_header, read_header
-from weighbridge.checkpoint.layout import lay_out
 
 from tests.strategies import structures
+from weighbridge.checkpoint.header import MAX_HEADER_BYTES, Header, check_name, parse_header, read_header
+from weighbridge.checkpoint.layout import lay_out
 from weighbridge.errors import StructureError
 from weighbridge.formats.tensors import DTYPE_BITS, Structure, Tensor
 

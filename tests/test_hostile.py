@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from weighbridge.checkpoint.header import parse_header
 
 from tests import hostile
 from tests.conftest import run_script
 from tests.hostile import Answer, HostileCase, answer, empty_directory, mutated
+from weighbridge.checkpoint.header import parse_header
 from weighbridge.errors import StructureError
 from weighbridge.formats.quantization import read_declaration, resolve
 from weighbridge.text.strict_json import parse_object

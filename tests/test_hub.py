@@ -18,9 +18,6 @@ from huggingface_hub import HfApi, constants, hf_hub_download, set_client_factor
 from huggingface_hub.utils._http import default_client_factory
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from weighbridge.checkpoint.hub import FIRST_READ, HubId, download, open_hub, parse_hub_id
-from weighbridge.checkpoint.lock import write_lock
-from weighbridge.checkpoint.model import open_directory
 
 from tests import xet_storage
 from tests.checkpoints import (
@@ -54,6 +51,9 @@ from tests.hub_server import (
 )
 from weighbridge.base.source import fetch
 from weighbridge.checkpoint import hub_client
+from weighbridge.checkpoint.hub import FIRST_READ, HubId, download, open_hub, parse_hub_id
+from weighbridge.checkpoint.lock import write_lock
+from weighbridge.checkpoint.model import open_directory
 from weighbridge.errors import HubError, StructureError
 from weighbridge.recipe import load_recipe
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from weighbridge.checkpoint.layout import Layout, lay_out
 
 from tests.strategies import structures
+from weighbridge.checkpoint.layout import Layout, lay_out
 from weighbridge.formats.tensors import DTYPE_BITS, Structure, Tensor, payload_bytes
 
 TORCH_DTYPES = {

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from weighbridge.checkpoint.lock import open_lock, write_lock
-from weighbridge.checkpoint.model import Checkpoint, FileFact, Origin
-from weighbridge.checkpoint.opening import open_checkpoint
 
 from tests.families import LOCKED
 from tests.strategies import names, structures
 from weighbridge.base.locks import REFERENCES, reference_lock
 from weighbridge.checkpoint.consistency import inconsistencies
+from weighbridge.checkpoint.lock import open_lock, write_lock
+from weighbridge.checkpoint.model import Checkpoint, FileFact, Origin
+from weighbridge.checkpoint.opening import open_checkpoint
 from weighbridge.errors import StructureError
 from weighbridge.formats.declaration import Declaration
 from weighbridge.formats.schemes import PRESETS

@@ -8,11 +8,11 @@ from itertools import chain, product
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from weighbridge.checkpoint.lock import open_lock, tensor_lines
-from weighbridge.checkpoint.names import MAX_NAMES, NamePattern, compact, parse_pattern, split_name
 
 from tests.strategies import names
 from weighbridge.base.locks import REFERENCES
+from weighbridge.checkpoint.lock import open_lock, tensor_lines
+from weighbridge.checkpoint.names import MAX_NAMES, NamePattern, compact, parse_pattern, split_name
 from weighbridge.errors import StructureError
 
 LOCKS = sorted(path.relative_to(REFERENCES).as_posix() for path in REFERENCES.rglob("*.yaml"))

@@ -13,10 +13,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from weighbridge.checkpoint.model import open_directory
 
 from tests.checkpoints import copy_checkpoint, edit_tensors
 from tests.conftest import FP8_DYNAMIC, ROOT, call_main
+from weighbridge.checkpoint.model import open_directory
 from weighbridge.cli import evaluate
 from weighbridge.engines.oneshot.load import load_tokenizer
 from weighbridge.errors import DatasetError, RecipeError

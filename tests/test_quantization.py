@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from weighbridge.checkpoint.modules import quantizable_modules
 
+from weighbridge.checkpoint.modules import quantizable_modules
 from weighbridge.errors import StructureError
 from weighbridge.formats.compressed_tensors import read_args, read_scheme
 from weighbridge.formats.declaration import Declaration

@@ -7,9 +7,9 @@ from functools import cache
 from typing import Any
 
 import pytest
-from weighbridge.checkpoint.modules import is_embedding, split_parameter
 
 from tests.planning import MINI, source
+from weighbridge.checkpoint.modules import is_embedding, split_parameter
 from weighbridge.checkpoint.roles import Role, role_of
 
 NAMES: dict[Role, tuple[str, ...]] = {

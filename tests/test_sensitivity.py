@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from weighbridge.checkpoint.model import open_directory
 
 from tests.conftest import call_main
+from weighbridge.checkpoint.model import open_directory
 from weighbridge.checkpoint.roles import Role
 from weighbridge.cli import sensitivity as command
 from weighbridge.errors import StructureError

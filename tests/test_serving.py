@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from weighbridge.checkpoint.model import Checkpoint, open_directory
 
 from tests.conftest import ROOT, Once, call_main, run_script
 from tests.damage import DAMAGES, damaged
 from tests.serving_answers import HONEST, recorded
+from weighbridge.checkpoint.model import Checkpoint, open_directory
 from weighbridge.cli import serve_check
 from weighbridge.extras.serving.agreement import DOUBT, agreement, largest_share
 from weighbridge.extras.serving.answer import Answer, Request, ServingError, read_answer

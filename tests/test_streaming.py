@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
-from weighbridge.checkpoint.model import open_directory
 
 from tests import miniature_locks
 from tests.checkpoints import without_evidence
 from tests.sources import write_moe, write_recipe
 from weighbridge.base.locks import lock_path
+from weighbridge.checkpoint.model import open_directory
 from weighbridge.errors import StructureError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from weighbridge.checkpoint.file_names import check_file_names, fault_of
-from weighbridge.checkpoint.needed import NEEDED, needed
 
 from tests.checkpoints import contents, copy_checkpoint, edit_config, without_evidence
 from tests.conftest import Command, Once, Outcome, environment, keep_outcome, kept_outcome, run_script
+from weighbridge.checkpoint.file_names import check_file_names, fault_of
+from weighbridge.checkpoint.needed import NEEDED, needed
 from weighbridge.errors import StructureError
 from weighbridge.evidence.subject import list_all, read_files, write_files
 
