@@ -67,3 +67,80 @@ def test_wheel_holds_recipes_and_locks_and_plans_with_them(tmp_path: Path) -> No
     done = weighbridge("plan", "fp8-dynamic", "--model", str(lock), "--format", "json", path=unpacked)
     assert done.returncode == 0, done.stderr
     assert f"{unpacked.name}/weighbridge/recipes" in done.stdout
+
+
+BUILDS = ("numba", "llvmlite", "torch", "llmcompressor", "compressed_tensors", "transformers", "accelerate", "datasets")
+WITHOUT = f"""import sys
+sys.modules.update(dict.fromkeys({(*BUILDS, "pyarrow", "safetensors", "loguru", "tokenizers")!r}))
+import importlib.util as util
+find = util.find_spec
+util.find_spec = lambda name, *rest: None if sys.modules.get(name, 0) is None else find(name, *rest)
+"""
+"""Python in which the packages of a build are not to be had."""
+
+
+def without_builds(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run the command where only the packages of the core are."""
+    script = f"{WITHOUT}sys.argv = {['weighbridge', *map(str, arguments)]!r}\n"
+    script += "from weighbridge.__main__ import main\nsys.exit(main())"
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+
+
+CORE: dict[str, tuple[str, ...]] = {
+    "plan": ("plan", "nvfp4", "--model", "mini"),
+    "lint": ("lint", "fp8-dynamic", "w4a16-awq"),
+    "recipes": ("recipes", "--model", "mistralai/Mixtral-8x7B-Instruct-v0.1"),
+    "validate": ("validate", "BUILD", "--recipe", "fp8-dynamic"),
+    "evidence": ("validate", "BUILD", "--evidence", "--source", "mini"),
+    "explain": ("explain", "scheme/observer"),
+    "schema": ("schema", "recipe"),
+}
+
+
+@pytest.mark.parametrize("command", CORE.values(), ids=CORE)
+def test_core_needs_nothing_that_builds(command: tuple[str, ...], mini_build: Path) -> None:
+    done = without_builds(*(mini_build if word == "BUILD" else word for word in command))
+    assert done.returncode == 0, done.stderr + done.stdout
+
+
+def test_differences_need_nothing_that_builds(mini_build: Path) -> None:
+    done = without_builds("diff", "mini", mini_build)
+    assert done.returncode == 1, done.stderr
+    assert "DIFFERS" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "extra"),
+    [
+        (("build", "fp8-dynamic", "--model", "mini"), "weighbridge[build]"),
+        (("validate", "BUILD", "--source", "mini"), "weighbridge[audit]"),
+        (("reproduce", "BUILD", "--model", "mini"), "weighbridge[build]"),
+        (("evaluate", "BUILD", "--source", "mini"), "weighbridge[build]"),
+    ],
+    ids=["build", "audit", "reproduce", "evaluate"],
+)
+def test_what_packages_are_missing_for_is_one_sentence(command: tuple[str, ...], extra: str, mini_build: Path) -> None:
+    done = without_builds(*(mini_build if word == "BUILD" else word for word in command))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert f"pip install '{extra}'" in done.stderr
+
+
+@pytest.mark.campaign
+def test_core_is_installed_into_an_empty_environment_and_works_elsewhere(tmp_path: Path, mini_build: Path) -> None:
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    pip: list[str | Path] = [python, "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt", ROOT]
+    subprocess.run(pip, check=True)
+    packages = subprocess.run([python, "-m", "pip", "list"], capture_output=True, text=True, check=True).stdout
+    assert "torch" not in packages and "numba" not in packages
+    for command in CORE.values():
+        words = [str(mini_build) if word == "BUILD" else word for word in command]
+        done = subprocess.run(
+            [python, "-m", "weighbridge", *words],
+            cwd=tmp_path,
+            env={"HF_HUB_OFFLINE": "1", "WEIGHBRIDGE_CACHE": str(tmp_path / "cache"), "PATH": "/usr/bin:/bin"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr + done.stdout

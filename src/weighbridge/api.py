@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -21,7 +22,7 @@ from weighbridge.base.references import NO_REFERENCE, AgainstReference, base_of,
 from weighbridge.base.source import MINIATURE, fetch, open_model, open_source
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import split_parameter
-from weighbridge.errors import EvidenceError, RecipeError, StructureError, WeighbridgeError
+from weighbridge.errors import BuildError, EvidenceError, RecipeError, StructureError, WeighbridgeError
 from weighbridge.machine.resources import Resources
 from weighbridge.progress import Progress
 from weighbridge.recipe import LoadedRecipe
@@ -135,6 +136,7 @@ def build(
     Raises:
         WeighbridgeError: the build could not start or not finish; the output is as it was.
     """
+    _need("build")
     from weighbridge.building import BuildRequest, build_base
     from weighbridge.building import build as build_it
     from weighbridge.evidence import open_signer
@@ -226,6 +228,7 @@ def audit(
         StructureError: one of them holds no weights, or hardly a name of the other's.
         WeighbridgeError: one cannot be read, or there is too little memory.
     """
+    _need("audit")
     from weighbridge import auditing
     from weighbridge.building.again import built_again
     from weighbridge.checks.expectation import expected_of
@@ -334,6 +337,7 @@ def reproduce(
         EvidenceError: the evidence cannot be followed.
         WeighbridgeError: the source cannot be had, or the build could not be started or finished.
     """
+    _need("build")
     from weighbridge.building.reproduce import Rebuild, rebuild
 
     request = Rebuild(
@@ -410,6 +414,22 @@ def check_related(checkpoint: Checkpoint, source: Checkpoint) -> None:
     if RELATED * len(own & other) < min(len(own), len(other)):
         what = f"is no build of {source.label}: {len(own & other)} of its {len(own):,} modules are called as one there"
         raise StructureError(what, where=checkpoint.label, remedy="name the base that it was made from")
+
+
+_NEEDED = {"audit": ("numba",), "build": ("numba", "torch", "compressed_tensors", "llmcompressor", "transformers")}
+"""Extra of this package -> modules that what it is for cannot do without."""
+
+
+def _need(extra: str) -> None:
+    """Refuse what packages are missing for.
+
+    Raises:
+        BuildError: with their names.
+    """
+    missing = [name for name in _NEEDED[extra] if find_spec(name) is None]
+    if missing:
+        remedy = f"pip install 'weighbridge[{extra}]'"
+        raise BuildError(f"needs packages that are not installed: {', '.join(missing)}", where=extra, remedy=remedy)
 
 
 def _loaded(recipe: Name | LoadedRecipe) -> LoadedRecipe:

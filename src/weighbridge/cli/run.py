@@ -76,6 +76,8 @@ def _explain(error: BaseException, options: argparse.Namespace | None) -> int:
         case OSError():
             where = f"{printable(str(error.filename)[:200])}: " if error.filename else ""
             sentence = f"{where}{error.strerror or error}"
+        case ModuleNotFoundError() if str(error.name).partition(".")[0] != "weighbridge":
+            sentence = f"needs the package {error.name}, which is not installed; pip install 'weighbridge[build]'"
         case KeyboardInterrupt():
             sentence = "interrupted; nothing was left half-made, give the same command again"
         case _:
