@@ -23,6 +23,7 @@ from weighbridge.base.source import MINIATURE, fetch, open_model, open_source
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import split_parameter
 from weighbridge.errors import BuildError, EvidenceError, RecipeError, StructureError, WeighbridgeError
+from weighbridge.formats.tensors import payload_bytes
 from weighbridge.machine.resources import Resources
 from weighbridge.progress import Progress
 from weighbridge.recipe import LoadedRecipe
@@ -102,7 +103,8 @@ def lint(plan: Plan, *, references: Sequence[str] = (), demand: Demand | None = 
     from weighbridge.checks.plan_report import report_plan
 
     base = base_of(plan.loaded, plan.source)
-    return report_plan(plan, find_references(plan.loaded, base, references), demand)
+    report = report_plan(plan, find_references(plan.loaded, base, references), demand)
+    return replace(report, head=_recipe_head(plan.loaded), metrics=_metrics(plan.predicted))
 
 
 def build(
@@ -197,10 +199,14 @@ def validate(
         named = [name for name in references if name != NO_REFERENCE]
         against = tuple(AgainstReference(open_checkpoint(name)) for name in named)
         held = None if base is None else Base(base, base.label, listed=True)
-        return judge(opened, references=against, base=held, context=(*values_of(opened, None), *context))
-    expected = expected_of(opened, _loaded(recipe), base, references)
+        report = judge(opened, references=against, base=held, context=(*values_of(opened, None), *context))
+        return replace(report, head=_base_head(base), metrics=_metrics(opened))
+    loaded = _loaded(recipe)
+    expected = expected_of(opened, loaded, base, references)
     context = (*values_of(opened, expected.plan), *context)
-    return judge(opened, plan=expected.plan, references=expected.references, base=expected.base, context=context)
+    report = judge(opened, plan=expected.plan, references=expected.references, base=expected.base, context=context)
+    head = {**_base_head(expected.base.checkpoint), **_recipe_head(loaded)}
+    return replace(report, head=head, metrics=_metrics(opened))
 
 
 def audit(
@@ -266,7 +272,15 @@ def audit(
     digests = {**found.digests, **_digests_beside(base, lock)}
     identity = identify(base.shards, lock, digests) if found.digests else sampled(lock)
     sections = (identity.section(base), *auditing.sections(found))
-    return Report("audit", opened.label, f"{opened.label} {auditing.conclusion(found)}", sections)
+    verdict = f"{opened.label} {auditing.conclusion(found)}"
+    head = {**_base_head(base), **({} if loaded is None else _recipe_head(loaded))}
+    metrics = {
+        **_metrics(opened),
+        "elements_checked_count": found.checked,
+        "elements_count": found.total,
+        "weights_diverging_count": len(found.diverging),
+    }
+    return Report("audit", opened.label, verdict, sections, head, metrics)
 
 
 def diff(before: Name | Checkpoint, after: Name | Checkpoint) -> Report:
@@ -414,6 +428,28 @@ def check_related(checkpoint: Checkpoint, source: Checkpoint) -> None:
     if RELATED * len(own & other) < min(len(own), len(other)):
         what = f"is no build of {source.label}: {len(own & other)} of its {len(own):,} modules are called as one there"
         raise StructureError(what, where=checkpoint.label, remedy="name the base that it was made from")
+
+
+def _recipe_head(loaded: LoadedRecipe) -> dict[str, str]:
+    """What a report is filed by, of a recipe."""
+    return {"recipe": loaded.document.where, "recipe SHA-256": loaded.sha256}
+
+
+def _base_head(base: Checkpoint | None) -> dict[str, str]:
+    """What a report is filed by, of a base."""
+    if base is None:
+        return {}
+    origin = base.origin
+    return {"base": "@".join(filter(None, (origin.repository or base.label, origin.revision)))}
+
+
+def _metrics(checkpoint: Checkpoint) -> dict[str, int | float]:
+    """Figures of a structure."""
+    return {
+        "payload_bytes": payload_bytes(checkpoint.structure),
+        "tensors_count": len(checkpoint.structure),
+        "modules_quantized_count": len(checkpoint.schemes),
+    }
 
 
 _NEEDED = {"audit": ("numba",), "build": ("numba", "torch", "compressed_tensors", "llmcompressor", "transformers")}

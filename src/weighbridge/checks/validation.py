@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 
 from weighbridge.account import Account, Base, account_section, unjudged
 from weighbridge.account import judge as judge_account
 from weighbridge.base.references import AgainstReference
 from weighbridge.checkpoint.consistency import inconsistencies
 from weighbridge.checkpoint.model import Checkpoint, Origin
+from weighbridge.checkpoint.modules import split_parameter
 from weighbridge.checks.areas import bytes_by_role
 from weighbridge.checks.diff import Difference, DifferenceGroup, diff_settings, diff_structures, explain, group
 from weighbridge.formats.tensors import payload_bytes
@@ -33,6 +35,16 @@ _MESSAGES = {
 }
 
 
+_REMEDIES = {
+    "scheme": "build it again by this recipe, or name the recipe that it was built by",
+    "only-in-reference": "find out what left it out, and build it again",
+    "only-in-checkpoint": "find out where it comes from, and build it again",
+    "dtype": "build it again, or explain the difference in the recipe",
+    "shape": "find out which model this was made from",
+    "renamed": "name tensors as the base does, or explain it in the recipe",
+    "layout": "convert it (convert: experts), or explain it in the recipe",
+}
+
 SERVED = "what servers make of it"
 
 
@@ -55,16 +67,55 @@ def validate(
     """
     named = describe(references[0].reference) if references else ""
     account = judge_account(checkpoint, base=base, plan=plan, reference=named)
+    other = [] if plan is None else other_schemes(checkpoint, plan)
     sections = [*context, _itself(checkpoint, plan), *_served(checkpoint, plan), _account(account, base, plan)]
     compared = [(against, diff_structures(checkpoint, against.reference)) for against in references]
     if plan is not None:
-        differences = diff_structures(checkpoint, plan.predicted)  # its files and keys stand in the account
+        found = diff_structures(checkpoint, plan.predicted)  # its files and keys stand in the account
+        differences = without_what_follows(found, {*checkpoint.schemes, *plan.schemes})
         themselves = [against for against, found in compared if not found]
         entries = [entry for against in themselves for entry in _stored_heads(plan, against)]
         title = "against the recipe's plan"
         sections.append(_compare(checkpoint, differences, entries, title=title, other="the plan"))
     sections += [_against(checkpoint, against, found) for against, found in compared]
-    return Report("validate", checkpoint.label, _verdict(checkpoint, sections), tuple(sections))
+    if other:
+        sections.insert(0, Section(WHY, "; ".join(other), judges=False))
+    return Report("validate", checkpoint.label, _verdict(checkpoint, sections, other), tuple(sections))
+
+
+WHY = "why it does not hold"
+
+
+def other_schemes(checkpoint: Checkpoint, plan: Plan) -> list[str]:
+    """How modules are quantized otherwise than a plan has it, the most of them first."""
+    ours, theirs = (
+        {name: str(scheme.weights) for name, scheme in side.items()} for side in (checkpoint.schemes, plan.schemes)
+    )
+    counts = Counter(
+        (ours.get(module, ""), theirs.get(module, ""))
+        for module in {**ours, **theirs}
+        if ours.get(module) != theirs.get(module)
+    )
+    return [
+        f"{own or 'not quantized'} where the recipe's plan {f'says {planned}' if planned else 'keeps floats'}: "
+        f"{count:,} module{'' if count == 1 else 's'}"
+        for (own, planned), count in counts.most_common()
+    ]
+
+
+def without_what_follows(differences: Sequence[Difference], modules: Collection[str]) -> list[Difference]:
+    """Differences without those of the tensors that store a module's weight, where its scheme is another: these follow.
+
+    Args:
+        modules: those that either side quantizes.
+    """
+    otherwise = {item.name for item in differences if item.kind == "scheme"} & set(modules)
+
+    def follows(item: Difference) -> bool:
+        module, local = split_parameter(item.name)
+        return module in otherwise and local.startswith(("weight", "input_")) and item.kind != "scheme"
+
+    return [item for item in differences if not follows(item)]
 
 
 def compare(checkpoint: Checkpoint, against: AgainstReference) -> Section:
@@ -76,8 +127,10 @@ def _against(checkpoint: Checkpoint, against: AgainstReference, found: Sequence[
     """The same, of differences of structure that were found. Where there are none it is the reference itself, and
     nothing is left to explain."""
     title = f"against {describe(against.reference)}"
-    differences = [*found, *diff_settings(checkpoint, against.reference)]
     entries = against.explanations if found else ()
+    if not entries:  # entries may explain what follows from another scheme, tensor by tensor
+        found = without_what_follows(found, {*checkpoint.schemes, *against.reference.schemes})
+    differences = [*found, *diff_settings(checkpoint, against.reference)]
     return _compare(checkpoint, differences, entries, title=title, other="the reference")
 
 
@@ -110,7 +163,14 @@ def _itself(checkpoint: Checkpoint, plan: Plan | None) -> Section:
     size = f"{len(checkpoint.structure):,} tensors, {payload_bytes(checkpoint.structure):,} bytes"
     wrong = any(finding.severity is Severity.ERROR for finding in findings)
     agree = "headers and quantization config disagree" if wrong else "headers, index and quantization config agree"
-    why = ({}, {}) if plan is None else (rules_by_tensor(plan), reasons(plan))
+    why: tuple[Mapping[str, str], Mapping[str, str]] = ({}, {})
+    if plan is not None:
+        decided, planned = rules_by_tensor(plan), plan.predicted.structure
+        # What decided how a tensor is stored is said of what is stored so.
+        as_decided = {
+            name: rule for name, rule in decided.items() if checkpoint.structure.get(name) == planned.get(name)
+        }
+        why = as_decided, reasons(plan)
     return Section(
         title="the checkpoint itself",
         summary=f"{size}, {declared}; {agree}",
@@ -210,13 +270,17 @@ def difference_finding(
         other: how the reference is called.
     """
     message = _MESSAGES[item.kind].format(ours=item.checkpoint, theirs=item.reference, other=other)
-    return Finding(f"diff/{item.kind}", severity, str(item.pattern), message, count=item.count, explained=explained)
+    remedy = _REMEDIES.get(item.kind, "") if severity is Severity.ERROR else ""
+    where = str(item.pattern)
+    return Finding(f"diff/{item.kind}", severity, where, message, count=item.count, explained=explained, remedy=remedy)
 
 
-def _verdict(checkpoint: Checkpoint, sections: Sequence[Section]) -> str:
+def _verdict(checkpoint: Checkpoint, sections: Sequence[Section], other: Sequence[str]) -> str:
     failed = [section for section in sections if not section.holds]
     if not failed:
         return f"{checkpoint.label}: " + "; ".join(f"{section.title}: {section.summary}" for section in sections)
     errors = [finding for section in failed for finding in section.findings if finding.severity is Severity.ERROR]
+    if other:
+        return f"{checkpoint.label} does not hold: {'; '.join(other)}"
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return f"{checkpoint.label} does not hold; {failed[0].title}: {errors[0].where} {errors[0].message}{more}"

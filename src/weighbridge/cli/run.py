@@ -9,14 +9,18 @@ import io
 import logging
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
+from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
 
+from weighbridge import __version__
 from weighbridge.cli.log import add_log_options, holds_a_key, logged
 from weighbridge.errors import WeighbridgeError, printable
 from weighbridge.machine.cache import write_atomically
@@ -305,6 +309,13 @@ def _is_stream(path: Path) -> bool:
     return str(path.parent) in (f"/proc/{os.getpid()}/fd", "/dev/fd") and path.name.isdecimal()
 
 
+def filed(report: Report) -> Report:
+    """A report as it is kept: with the command that made it, when, and by which version."""
+    called = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    made = {"made by": f"weighbridge {__version__}", "at": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "command": called}
+    return replace(report, head={**report.head, **made})
+
+
 def hand_over(report: Report, options: argparse.Namespace, *, text: str | None = None) -> int:
     """Print a report in the form that was asked for (and write it, if asked to), and give the exit code that it means.
 
@@ -314,11 +325,14 @@ def hand_over(report: Report, options: argparse.Namespace, *, text: str | None =
     Raises:
         WeighbridgeError: the report file cannot be written.
     """
+    whole = None
     if text is None:
-        text = PRESENTERS[options.format](report)
+        whole = report
+        text = PRESENTERS[options.format](replace(report, head={}) if options.format == "text" else report)
     if options.report is not None:
         try:
-            keep(options.report, text.encode())
+            kept = text if whole is None else PRESENTERS[options.format](filed(whole))
+            keep(options.report, kept.encode())
         except OSError as error:
             raise WeighbridgeError(
                 f"the report cannot be written ({error.strerror})", where=str(options.report)

@@ -15,11 +15,13 @@ class Checked:
         summary: what was held against what, in a clause.
         findings: what is wrong.
         words: what rests on the builder's word all the same.
+        judges: whether anything was held against anything; of what is not there nothing was.
     """
 
     summary: str
     findings: tuple[Finding, ...] = ()
     words: tuple[str, ...] = ()
+    judges: bool = True
 
 
 def wrong(rule: str, where: str, message: str, *, remedy: str = "", count: int = 1) -> Finding:

@@ -118,7 +118,7 @@ def _check_signatures(case: Case) -> Checked:
             remedy="ask whoever built it to sign it",
         )
         words = ("all of it: whoever can change the files can change what is said of them",)
-        return Checked("unsigned", (finding,), words)
+        return Checked("unsigned", (finding,), words, judges=case.verifier is not None)
     findings: list[Finding] = []
     envelopes: list[tuple[str, Envelope | None]] = [
         (claim.where, claim.envelope) for claim in (*case.claims, *case.added)

@@ -43,7 +43,7 @@ def judge(case: Case, findings: Sequence[Finding]) -> Report:
     words: dict[str, str | int] = {}
     for title, check in CHECKS.items():
         checked = _checked(check, case)
-        sections.append(Section(title, checked.summary, findings=checked.findings))
+        sections.append(Section(title, checked.summary, findings=checked.findings, judges=checked.judges))
         if checked.words:
             words[title] = "; ".join(checked.words)
     sections += validated(case)

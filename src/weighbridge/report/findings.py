@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -167,19 +168,31 @@ class Report:
         command: what judged, e.g. ``validate``.
         subject: what was judged.
         verdict: one sentence.
+        head: what it is filed by, as a label and a value: recipe, base, tool; and of what is kept, command and time.
+        metrics: figures of what was judged, as numbers, with the unit in the name.
     """
 
     command: str
     subject: str
     verdict: str
     sections: tuple[Section, ...]
+    head: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, int | float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _make_safe(self, "subject", "verdict")
+        object.__setattr__(self, "head", {label: clipped(printable(text)) for label, text in self.head.items()})
 
     @property
     def holds(self) -> bool:
         return all(section.holds for section in self.sections)
+
+    @property
+    def word(self) -> str:
+        """The verdict in a word. What was only compared neither passes nor fails."""
+        if self.command == "diff":
+            return "DIFFERS" if any(self.findings()) else "SAME"
+        return "PASS" if self.holds else "FAIL"
 
     def findings(self) -> Iterator[Finding]:
         """All findings, in order."""
@@ -193,10 +206,16 @@ class Report:
             "schema_version": JSON_VERSION,
             "command": self.command,
             "subject": self.subject,
+            "head": dict(self.head),
             "holds": self.holds,
             "verdict": self.verdict,
+            "metrics": {**self._counts(), **self.metrics},
             "sections": sections,
         }
+
+    def _counts(self) -> dict[str, int | float]:
+        counted = Counter(finding.severity for finding in self.findings())
+        return {f"{severity}s_count": counted[severity] for severity in Severity}
 
     def _repr_html_(self) -> str:
         """The report as a page, which a notebook shows in a frame of its own."""

@@ -28,7 +28,8 @@ def as_text(report: Report) -> str:
     """The report for a terminal: the verdict last, where the eye is."""
     report = _printable(report)
     width = max(LEAST_WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
-    lines = [line for section in report.sections for line in _text_section(section, width)]
+    lines = [f"{label}: {text}" for label, text in report.head.items()]
+    lines += [line for section in report.sections for line in _text_section(section, width)]
     return "\n".join(lines) + ("\n" if lines else "") + verdict_of(report)
 
 
@@ -36,20 +37,14 @@ def verdict_of(report: Report) -> str:
     """The end of the report for a terminal: whether it holds, and why, in one sentence."""
     report = _printable(report)
     width = max(LEAST_WIDTH, min(shutil.get_terminal_size((WIDTH, 24)).columns, MOST_WIDTH))
-    return "\n".join(wrapped(report.verdict, width, f"{_word(report)}  ", "      ")) + "\n"
-
-
-def _word(report: Report) -> str:
-    """The verdict in a word. What was only compared neither passes nor fails."""
-    if report.command == "diff":
-        return "DIFFERS" if any(report.findings()) else "SAME"
-    return "PASS" if report.holds else "FAIL"
+    return "\n".join(wrapped(report.verdict, width, f"{report.word}  ", "      ")) + "\n"
 
 
 def as_markdown(report: Report) -> str:
     """The report as GitHub-flavoured Markdown."""
     report = _printable(report)
-    lines = [f"# {report.command}: {report.subject}", "", f"**{_word(report)}**: {report.verdict}"]
+    lines = [f"# {report.command}: {report.subject}", "", f"**{report.word}**: {report.verdict}"]
+    lines += ["", *(f"- {label}: {text}" for label, text in report.head.items())] if report.head else []
     for section in report.sections:
         lines += ["", f"## {section.title}", "", section.summary]
         lines += [f"- {label}: {value}" for label, value in section.facts.items()]
