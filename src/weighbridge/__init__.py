@@ -15,6 +15,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from weighbridge.version import __version__
+
 if TYPE_CHECKING:
     from weighbridge.api import (
         audit,
@@ -35,8 +37,6 @@ if TYPE_CHECKING:
     from weighbridge.progress import Progress
     from weighbridge.recipe import LoadedRecipe
     from weighbridge.report import Finding, Report, Section, Severity
-
-__version__ = "0.1.0"
 
 _ROOMS = {
     **dict.fromkeys(
@@ -70,6 +70,7 @@ __all__ = [
     "Section",
     "Severity",
     "WeighbridgeError",
+    "__version__",
     "audit",
     "build",
     "diff",

@@ -46,7 +46,7 @@ def main() -> int:
     if name in ("-h", "--help"):
         return _help()
     if name == "--version":
-        from weighbridge import __version__
+        from weighbridge.version import __version__
 
         sys.stdout.write(f"weighbridge {__version__}\n")
         return 0

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from weighbridge import __version__
 from weighbridge.auditing import compensation
 from weighbridge.auditing.dequantized import find_dequantized
 from weighbridge.auditing.journal import Journal
@@ -52,6 +51,7 @@ from weighbridge.machine.cache import cache_directory, key_of
 from weighbridge.machine.resources import Resources, affordable_workers
 from weighbridge.planning import FusedGroup
 from weighbridge.progress import Progress
+from weighbridge.version import __version__
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from weighbridge import __version__, evidence
+from weighbridge import evidence
 from weighbridge.base.identity import identify, pinned_files
 from weighbridge.base.references import base_of, find_references, lock_of
 from weighbridge.base.source import MINIATURE, made_once, make_miniature, open_source
@@ -26,6 +26,7 @@ from weighbridge.planning.conversion_base import base_recipe
 from weighbridge.progress import Progress
 from weighbridge.recipe import LoadedRecipe
 from weighbridge.report import Finding, Report, Section, Severity
+from weighbridge.version import __version__
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,6 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from weighbridge import __version__
 from weighbridge.base.identity import digest_files
 from weighbridge.base.locks import lock_file
 from weighbridge.base.references import NO_REFERENCE
@@ -41,6 +40,7 @@ from weighbridge.progress import Progress
 from weighbridge.recipe import LoadedRecipe
 from weighbridge.recipe.foreign import without_files
 from weighbridge.report import PRESENTERS, Finding, Report, Section, Severity
+from weighbridge.version import __version__
 
 REBUILT = "same bytes"
 MOST_REFERENCES = 100

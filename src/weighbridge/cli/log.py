@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from weighbridge import __version__
 from weighbridge.errors import WeighbridgeError, printable
 from weighbridge.progress import SILENT
+from weighbridge.version import __version__
 
 ROOT = "weighbridge"
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OPENAI_API_KEY")

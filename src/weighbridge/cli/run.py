@@ -20,7 +20,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
 
-from weighbridge import __version__
 from weighbridge.cli.log import add_log_options, holds_a_key, logged
 from weighbridge.errors import WeighbridgeError, printable
 from weighbridge.machine.cache import write_atomically
@@ -29,6 +28,7 @@ from weighbridge.progress import SILENT
 from weighbridge.report import PRESENTERS, Report
 from weighbridge.report.present import verdict_of
 from weighbridge.report.terminal import tinted
+from weighbridge.version import __version__
 
 HOLDS, WANTING, COULD_NOT = 0, 1, 2
 SCRIPTS = {"build": "build.py", "validate": "validate.py"}

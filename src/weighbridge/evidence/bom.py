@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weighbridge import __version__
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.evidence.card import BaseModel, model_name, tensor_rows
 from weighbridge.evidence.environment import UNKNOWN, Installed
 from weighbridge.evidence.licence import spdx
 from weighbridge.formats.tensors import payload_bytes
 from weighbridge.recipe import LoadedRecipe, Recipe
+from weighbridge.version import __version__
 
 SCHEMA = "http://cyclonedx.org/schema/bom-1.7.schema.json"
 MODEL = "model"

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from weighbridge import __version__
 from weighbridge.account import Base
 from weighbridge.base.identity import Identity, identify
 from weighbridge.base.references import base_of, find_references, lock_of
@@ -54,6 +53,7 @@ from weighbridge.progress import Progress
 from weighbridge.recipe import LoadedRecipe, read_recipe
 from weighbridge.report import Finding, Report, Severity, read_report
 from weighbridge.text.strict_json import parse_object
+from weighbridge.version import __version__
 
 THEIR_OWN = (".git/", f"{HUB_CLIENT}/")
 """Where git and the hub's client keep what no digest covers, each in a copy that it made."""

@@ -13,7 +13,6 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from weighbridge import __version__
 from weighbridge.base.identity import Claim
 from weighbridge.base.locks import lock_file
 from weighbridge.base.references import AgainstReference
@@ -30,6 +29,7 @@ from weighbridge.evidence.statements import (
     RunDetails,
     Times,
 )
+from weighbridge.version import __version__
 
 BUILDER = "urn:weighbridge:builder:local"
 HUB = "https://huggingface.co/"

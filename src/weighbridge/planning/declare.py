@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from weighbridge import __version__
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import is_embedding
 from weighbridge.errors import RecipeError
@@ -15,6 +14,7 @@ from weighbridge.formats.declaration import Declaration, Group
 from weighbridge.formats.schemes import QuantizationArgs, args_to_config, to_config
 from weighbridge.planning.model import Part, tied_heads
 from weighbridge.recipe import Recipe
+from weighbridge.version import __version__
 
 PRODUCER = f"weighbridge-{__version__}"
 """Servers know the format by its producer's name, modelopt; the version says who it really was."""

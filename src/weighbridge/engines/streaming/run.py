@@ -13,7 +13,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from weighbridge import __version__
 from weighbridge.checkpoint.model import Checkpoint, check_unchanged
 from weighbridge.engines.streaming.executors import Executor, LocalExecutor, RayExecutor
 from weighbridge.engines.streaming.following import FollowingHash
@@ -30,6 +29,7 @@ from weighbridge.output.shards import UNFINISHED, OutputShard, lay_out_shards, u
 from weighbridge.output.staging import clear_but
 from weighbridge.planning import Plan
 from weighbridge.progress import Progress
+from weighbridge.version import __version__
 
 log = logging.getLogger(__name__)
 
