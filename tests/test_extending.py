@@ -47,6 +47,62 @@ def test_list_is_replaced_as_a_whole(tmp_path: Path) -> None:
     assert load_recipe(str(path)).recipe.ignored == ("lm_head",)
 
 
+CHANGES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "add": ("add:\n    - re:.*embed.*\n", ("lm_head", "re:.*router", "re:.*embed.*")),
+    "remove": ("remove:\n    - lm_head\n", ("re:.*router",)),
+    "both": ("remove: [re:.*router]\n  add:\n    # Why.\n    - a\n    - b\n", ("lm_head", "a", "b")),
+    "an entry with a reason of its own": (
+        "add:\n    - pattern: re:.*vision.*\n      allow: serve/x because our servers keep it so\n",
+        ("lm_head", "re:.*router", "re:.*vision.*"),
+    ),
+    "both, the other way round": ("add:\n    - a\n  # Why not.\n  remove:\n    - lm_head\n", ("re:.*router", "a")),
+    "all": ("remove:\n    - lm_head\n    - re:.*router\n  add:\n    - a\n", ("a",)),
+}
+
+
+@pytest.mark.parametrize(("changes", "ignored"), CHANGES.values(), ids=CHANGES)
+def test_list_is_changed_where_it_is_said_how(changes: str, ignored: tuple[str, ...], tmp_path: Path) -> None:
+    child = f"name: child\nextends: parent.yaml\nignore:\n  {changes}scheme: FP8_BLOCK\n"
+    loaded = load_recipe(str(write(tmp_path, parent=PARENT, child=child)))
+    assert (loaded.recipe.ignored, loaded.recipe.scheme) == (ignored, "FP8_BLOCK")
+    assert read_recipe(loaded.raw, where="").recipe == loaded.recipe
+
+
+def test_changed_list_keeps_comments_and_lines(tmp_path: Path) -> None:
+    child = "name: child\nextends: parent.yaml\nignore:\n  add:\n      # Ours.\n      - ours\n  remove: [re:.*router]\n"
+    loaded = load_recipe(str(write(tmp_path, parent=PARENT, child=child)))
+    text = loaded.raw.decode()
+    assert "ignore:\n  # Why the head.\n  - lm_head\n  # Ours.\n  - ours\n" in text
+    assert loaded.location("ignore", 0).endswith("parent.yaml:12")
+    assert loaded.location("ignore", 1).endswith("child.yaml:6")
+
+
+def test_lists_are_changed_over_several_recipes(tmp_path: Path) -> None:
+    middle = "name: middle\nextends: parent.yaml\nignore:\n  add:\n    - middle\n"
+    child = "name: child\nextends: middle.yaml\nignore:\n  remove:\n    - lm_head\n  add:\n    - child\n"
+    loaded = load_recipe(str(write(tmp_path, parent=PARENT, middle=middle, child=child)))
+    assert loaded.recipe.ignored == ("re:.*router", "middle", "child")
+    assert loaded.location("ignore", 1).endswith("middle.yaml:5")
+
+
+WRONG_CHANGES = {
+    "an entry that is not there": ("ignore:\n  remove:\n    - lm_heads\n", "did you mean lm_head?"),
+    "an entry that is there": ("ignore:\n  add:\n    - lm_head\n", "already"),
+    "a list that is not there": ("allow:\n  add:\n    - a because b\n", "has no allow to change"),
+    "what is no list": ("base:\n  add:\n    - a\n", "base is no list"),
+    "entries in one line": ("ignore:\n  add: [a, b]\n", "an entry a line"),
+}
+
+
+@pytest.mark.parametrize(("changes", "sentence"), WRONG_CHANGES.values(), ids=WRONG_CHANGES)
+def test_change_that_cannot_be_made_is_refused(changes: str, sentence: str, tmp_path: Path) -> None:
+    path = write(tmp_path, parent=PARENT, child=f"name: child\nextends: parent.yaml\n{changes}")
+    with pytest.raises(RecipeError) as refused:
+        load_recipe(str(path))
+    assert sentence in str(refused.value)
+    assert "child.yaml:3" in str(refused.value)
+
+
 def test_key_is_taken_back_by_saying_nothing(tmp_path: Path) -> None:
     groups = "config_groups: {g: {scheme: FP8_BLOCK}}\n"
     path = write(tmp_path, parent=PARENT, child=f"name: child\nextends: parent.yaml\nscheme:\n{groups}")

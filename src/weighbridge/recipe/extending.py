@@ -1,19 +1,25 @@
 """Recipes that differ in little: one that ``extends`` another replaces some of its keys, and keeps the rest.
 
-Replacing is done in the text, key by key at the top level, so that comments and lines survive: what comes out is a
-plain recipe that anybody can read, and it is what a build keeps in its evidence.
+A list may be changed in place of being replaced: ``ignore: {add: [...], remove: [...]}``. All of it is done in the
+text, so that comments and lines survive: what comes out is a plain recipe that anybody can read, and it is what a build
+keeps in its evidence.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from weighbridge.errors import RecipeError
 from weighbridge.recipe.catalogue import find_recipe
 from weighbridge.text.strict_yaml import Document, Origin, parse_yaml
 
 EXTENDS = "extends"
+ADD, REMOVE = "add", "remove"
 DEEPEST = 8
 
 
@@ -44,22 +50,23 @@ def resolve(path: Path, raw: bytes, *, where: str) -> tuple[Document, bytes]:
     document = parse_yaml(raw, where=where, error=RecipeError)
     if EXTENDS not in document.value:
         return document, raw
-    blocks = _resolved(path, raw, document, seen=(path.resolve(),))
-    text = "".join(line for block in blocks.values() for line in block.lines)
+    resolved_blocks = _resolved(path, raw, document, seen=(path.resolve(),))
+    blocks = [block for parts in resolved_blocks.values() for block in parts]
+    text = "".join(line for block in blocks for line in block.lines)
     origins, line = [], 1
-    for block in blocks.values():
+    for block in blocks:
         origins.append(Origin(line, block.where, block.first))
         line += len(block.lines)
     resolved = parse_yaml(text.encode(), where=where, error=RecipeError)
     return replace(resolved, origins=tuple(origins)), text.encode()
 
 
-def _resolved(path: Path, raw: bytes, document: Document, *, seen: tuple[Path, ...]) -> dict[str, _Block]:
+def _resolved(path: Path, raw: bytes, document: Document, *, seen: tuple[Path, ...]) -> dict[str, tuple[_Block, ...]]:
     """The blocks of a recipe by key, in the order of the one that everything extends in the end."""
     own = _blocks(raw, document)
     extended = document.value.get(EXTENDS)
     if EXTENDS not in own:
-        return own
+        return {key: (block,) for key, block in own.items()}
     place = document.place((EXTENDS,))
     if not isinstance(extended, str) or not extended:
         raise RecipeError("extends must be the name or file of a recipe", where=place)
@@ -72,7 +79,123 @@ def _resolved(path: Path, raw: bytes, document: Document, *, seen: tuple[Path, .
         raise RecipeError(f"{extended} cannot be read ({error.strerror})", where=place) from error
     above = parse_yaml(content, where=shown(parent), error=RecipeError)
     del own[EXTENDS]
-    return {**_resolved(parent, content, above, seen=(*seen, parent.resolve())), **own}
+    theirs = _resolved(parent, content, above, seen=(*seen, parent.resolve()))
+    changed = {
+        key: _changed(theirs.get(key, ()), own[key], key, document) for key in own if _changes(document.value[key])
+    }
+    return {**theirs, **{key: (block,) for key, block in own.items()}, **changed}
+
+
+def _changes(value: object) -> bool:
+    """Whether a key's value says how a list is changed."""
+    return isinstance(value, dict) and bool(value) and value.keys() <= {ADD, REMOVE}
+
+
+def _changed(theirs: Sequence[_Block], own: _Block, key: str, document: Document) -> tuple[_Block, ...]:
+    """The blocks of a list that a recipe adds to and takes from.
+
+    Args:
+        theirs: those of the list as the extended recipe has it.
+
+    Raises:
+        RecipeError: there is no such list, an entry is not in it, or is there already; or one is not written in blocks.
+    """
+    place = document.place((key,))
+    if not theirs:
+        raise RecipeError(f"the recipe that this one extends has no {key} to change", where=place)
+    head, *items = _items(theirs, (key,), place)
+    added = _items((own,), (key, ADD), place)[1:] if document.value[key].get(ADD) else []
+    removed = document.value[key].get(REMOVE) or []
+    if not isinstance(removed, list) or not all(isinstance(name, str) for name in removed):
+        raise RecipeError(f"{key}.{REMOVE} is a list of entries", where=place)
+    names = [item.name for item in items]
+    for name in removed:
+        if name not in names:
+            close = get_close_matches(name, names, n=1)
+            remedy = f"did you mean {close[0]}?" if close else f"it has {', '.join(names)}"
+            raise RecipeError(f"{name} is not in the {key} of the recipe that is extended", where=place, remedy=remedy)
+    for item in added:
+        if item.name in {*names} - {*removed}:
+            raise RecipeError(f"{item.name} is in the {key} of the recipe that is extended already", where=place)
+    kept = [block for item in items if item.name not in removed for block in item.blocks]
+    indent = _indent(items[0].blocks[-1].lines[-1]) if items else "  "
+    moved = [replace(block, lines=_moved(block.lines, indent)) for item in added for block in item.blocks]
+    return (*head.blocks, *kept, *moved)
+
+
+@dataclass(frozen=True)
+class _Item:
+    """An item of a list, and what it is called: an entry, or its first value; or what stands before the first."""
+
+    name: str
+    blocks: tuple[_Block, ...]
+
+
+def _items(blocks: Sequence[_Block], path: tuple[str, ...], place: str) -> list[_Item]:
+    """What stands before a list's items, then each of them with the comments above it.
+
+    Raises:
+        RecipeError: items do not stand each on lines of their own.
+    """
+    lines = [(line, block.where, block.first + number) for block in blocks for number, line in enumerate(block.lines)]
+    document = parse_yaml("".join(line for line, _, _ in lines).encode(), where=place, error=RecipeError)
+    value: Any = document.value
+    for key in path:
+        value = value[key]
+    if not isinstance(value, list):
+        raise RecipeError(f"{'.'.join(path)} is no list", where=place)
+    starts = []
+    for index in range(len(value)):
+        start = document.line((*path, index))
+        if not lines[start - 1][0].lstrip().startswith("- "):
+            what = f"each entry of {'.'.join(path)} must stand on a line of its own to be changed"
+            raise RecipeError(what, where=place, remedy="write the list in blocks, an entry a line")
+        while start > 1 and lines[start - 2][0].lstrip().startswith("#"):
+            start -= 1
+        starts.append(start)
+    end = _end(lines, starts, document, path)
+    edges = [1, *starts, end]
+    cut = [lines[begin - 1 : after - 1] for begin, after in pairwise(edges)]
+    names = ["", *(str(next(iter(item.values()))) if isinstance(item, dict) else str(item) for item in value)]
+    return [_Item(name, _blocks_of(part)) for name, part in zip(names, cut, strict=True)]
+
+
+def _end(
+    lines: Sequence[tuple[str, str, int]], starts: Sequence[int], document: Document, path: tuple[str, ...]
+) -> int:
+    """The line after the last item: where the next key of the same mapping begins, or the lines end."""
+    if len(path) == 1:
+        return len(lines) + 1
+    last = starts[-1] if starts else document.line(path)
+    others = [
+        line for key, line in document.lines.items() if len(key) == len(path) and key[:-1] == path[:-1] and line > last
+    ]
+    after = min(others, default=len(lines) + 1)
+    while after > last + 1 and after <= len(lines) + 1 and lines[after - 2][0].lstrip().startswith("#"):
+        after -= 1
+    return after
+
+
+def _blocks_of(lines: Sequence[tuple[str, str, int]]) -> tuple[_Block, ...]:
+    """Lines as blocks of lines that follow one another in one file."""
+    found: list[_Block] = []
+    for text, where, number in lines:
+        last = found[-1] if found else None
+        if last is not None and last.where == where and last.first + len(last.lines) == number:
+            found[-1] = replace(last, lines=(*last.lines, text))
+        else:
+            found.append(_Block((text,), where, number))
+    return tuple(found)
+
+
+def _indent(line: str) -> str:
+    return line[: len(line) - len(line.lstrip())]
+
+
+def _moved(lines: Sequence[str], indent: str) -> tuple[str, ...]:
+    """Lines indented as others are."""
+    own = min((_indent(line) for line in lines if line.strip()), key=len, default="")
+    return tuple(indent + line[len(own) :] if line.strip() else line for line in lines)
 
 
 def _blocks(raw: bytes, document: Document) -> dict[str, _Block]:
