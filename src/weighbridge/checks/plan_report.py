@@ -48,6 +48,10 @@ def _verdict(plan: Plan, judged: Sequence[Section], card: Sequence[Section]) -> 
         failed = next((section for section in sections if not section.holds), None)
         if failed is not None:
             first = next(finding for finding in failed.findings if finding.severity == "error")
+            family = next((finding for finding in failed.findings if finding.rule == "base/another-family"), None)
+            if family is not None:  # all else follows from that
+                said = f"{failure}: {family.where} {family.message}; {family.remedy}"
+                return f"{plan.loaded.document.where} {said}"
             return f"{plan.loaded.document.where} {failure}; {failed.title}: {first.where} {first.message}"
     held = "; ".join(f"{section.title}: {section.summary}" for section in (*judged, *card))
     return f"{plan.loaded.document.where} on {plan.source.label}: {held}"

@@ -108,6 +108,7 @@ _ALL = (
     _warning("source/other-weights", "Weights lie beside the shards, and are left behind.", allowable=False),
     _error("source/index-forgets", "Tensors of the model lie in a file that the index does not name.", allowable=False),
     _error("source/redirect", "config.json makes a server load other weights or code than the shards."),
+    _warning("base/another-family", "The recipe is written for models of another type."),
     _warning("base/unpinned", "The base model has no pinned revision."),
     _warning("allow/not-needed", "An allowance for something that does not occur.", allowable=False),
     _error("allow/unknown-rule", "An allowance for a rule that does not exist or cannot be allowed.", allowable=False),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from weighbridge.account.redirects import redirects
+from weighbridge.base.locks import known_lock
 from weighbridge.checkpoint.forgotten import forgotten
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import is_fused_experts
@@ -13,6 +14,7 @@ from weighbridge.checkpoint.weights import INDEX_FILE, other_weights, taken_by
 from weighbridge.formats.tensors import Tensor
 from weighbridge.linting.rules import Raised
 from weighbridge.planning import Plan
+from weighbridge.recipe.catalogue import recipe_names
 
 
 def check(plan: Plan) -> Iterator[Raised]:
@@ -25,9 +27,30 @@ def check(plan: Plan) -> Iterator[Raised]:
             f"names no revision of {base.model}: two builds of this recipe may start from different weights",
             "add revision: and the commit, 40 hex digits",
         )
+    yield from _another_family(plan)
     yield from _other_weights(plan.source)
     yield from _redirects(plan.source)
     yield from _experts_layout(plan)
+
+
+def _another_family(plan: Plan) -> Iterator[Raised]:
+    """A model of another type than the recipe's base: its parts have other names, which entries are written for."""
+    base = known_lock(plan.loaded.recipe.base.model)
+    ours, theirs = plan.source.config.get("model_type"), None if base is None else base.config.get("model_type")
+    if base is None or None in (ours, theirs) or ours == theirs:
+        return
+    names = {
+        name.rpartition("/")[0]: name
+        for name in recipe_names()
+        if (lock := known_lock(name.rpartition("/")[0])) is not None and lock.config.get("model_type") == ours
+    }
+    remedy = f"{' and '.join(names.values())} {'are' if len(names) > 1 else 'is'} for such models" if names else ""
+    yield Raised(
+        "base/another-family",
+        plan.loaded.location("base"),
+        f"is for {theirs} ({plan.loaded.recipe.base.model}), and {plan.source.label} is {ours}",
+        remedy or "draft a recipe from this model's headers (new-recipe)",
+    )
 
 
 def _other_weights(source: Checkpoint) -> Iterator[Raised]:
