@@ -298,7 +298,7 @@ def test_the_cache_has_the_dtype_that_the_build_declares_unless_another_is_asked
 def test_weights_that_leave_no_room_are_found_wanting(call_build: Command) -> None:
     answer = call_build("fp8-dynamic", "--plan", "--model", GEMMA_LOCK, *ON_24_GB)
     assert answer.code == 1
-    assert "can be built, and not be served" in " ".join(answer.out.split())
+    assert "can be built, but would not be served" in " ".join(answer.out.split())
     assert "capacity/too-large" in answer.out
 
 
@@ -316,7 +316,7 @@ def test_room_by_one_accounting_alone_is_a_warning(call_build: Command) -> None:
         (("--gpu", "24", "--plan"), "is no card's memory; write it with its unit, as 24GB"),
         (("--gpu", "much", "--plan"), "is no size"),
         (("--gpu", "24GB", "--gpu-memory-utilization", "90", "--plan"), "must be more than 0 and at most 1"),
-        (("--gpu", "24GB"), "nothing comes of --gpu without --plan; add --plan"),
+        (("--gpu", "24GB"), "--gpu has no effect without --plan; add --plan"),
         (("--gpu", "24GB", "--plan", "--model", "tests/data/odd-parts.yaml"), "num_hidden_layers"),
     ],
 )

@@ -26,7 +26,7 @@ from weighbridge.evidence.write import FILES, TENSORS
 from weighbridge.progress import Progress
 from weighbridge.report import Report, Severity
 
-WORDS = "what rests on the word of whoever wrote it"
+WORDS = "not verified: the builder's word"
 HONEST = Lie("nothing")
 
 

@@ -247,7 +247,7 @@ def _broken(
         (
             seen.loose_rows,
             "scale-too-coarse",
-            "lies further from the base's weight than nearest rounding under twice the needed scale could bring it",
+            "has rows whose error exceeds that of round-to-nearest with a scale twice too large: scales are too coarse",
             f"{seen.loose_rows:,} of {seen.rows:,} rows{row}",
         ),
         (
@@ -259,7 +259,7 @@ def _broken(
         (
             not seen.settled,
             "no-first-column",
-            "has no column whose codes are all the nearest, as those of the first that is compensated for must be",
+            "has no column that is plainly rounded to nearest; the first column that GPTQ processes always is",
             f"{seen.steps:.3g} steps off at most",
         ),
         (

@@ -60,7 +60,7 @@ def _how(audit: Audit) -> str:
     if audit.recomputed and verdicts <= {*PROVEN, Verdict.RECOMPUTED}:
         return "derives exactly from the base, as running its recipe again shows"
     if audit.method.promises_exact and Verdict.NEAREST in verdicts:
-        return "derives from the base, but not exactly, as the recipe promises"
+        return "derives from the base, but is not bit-exact, which its recipe promises"
     if verdicts & {Verdict.COMPENSATED, Verdict.PAIRED, Verdict.DEQUANTIZED}:
         named = [word for verdict, word in _CHANGED.items() if verdict in verdicts]
         return f"derives from the base as {' and '.join(named)}, within stated limits"

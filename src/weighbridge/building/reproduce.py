@@ -291,7 +291,7 @@ def _build_request(
     engine, device, size = (stated.get(name) for name in ("engine", "device", "shardSize"))
     known = engine in ("streaming", "upstream") and isinstance(device, str) and _DEVICE.fullmatch(device)
     if not known or not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise EvidenceError("says of no engine, device or size of shards that there is", where="externalParameters")
+        raise EvidenceError("has an engine, device or shard size that is unknown here", where="externalParameters")
     engines: dict[str, Engine] = {"streaming": "streaming", "upstream": "upstream"}
     return BuildRequest(
         loaded=loaded,

@@ -261,7 +261,7 @@ def download(checkpoint: Checkpoint, progress: Progress | None = None) -> Path:
                     hf_hub_download(origin.repository, name, revision=origin.revision, tqdm_class=bar)
     config = cached(CONFIG_FILE)
     if config is None or missing():
-        raise HubError("the hub served another commit than it was asked for", where=checkpoint.label)
+        raise HubError("the hub returned another commit than was asked for", where=checkpoint.label)
     if origin.branch:
         remember_revision(origin.repository, origin.branch, commit=origin.revision)
     return config.parent

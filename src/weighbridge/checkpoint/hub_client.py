@@ -343,7 +343,7 @@ def _explanation(error: BaseException, *, where: str) -> HubError:
             what = f"{_host(error.request)} cannot be reached ({reason})"
             return HubUnreachable(what, where=where, remedy=f"{_ELSEWHERE}, or try again where the hub can be reached")
         case httpx.RequestError():
-            what = f"{_host(error.request)} gave no whole answer ({reason})"
+            what = f"{_host(error.request)} sent an incomplete response ({reason})"
             return HubUnreachable(what, where=where, remedy="try again")
         case httpx.InvalidURL() | ValueError():
             what = f"the hub's client cannot ask for it ({reason})"

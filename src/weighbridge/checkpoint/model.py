@@ -140,7 +140,7 @@ def assemble(
     for shard, header in shards.items():
         for name, stored in header.tensors.items():
             if name in structure:
-                raise StructureError(f"tensor {name!r} stands in two shards", where=f"{label}/{shard}")
+                raise StructureError(f"tensor {name!r} is in two shards", where=f"{label}/{shard}")
             structure[name] = stored.tensor
             if index is not None and index.get(name) != shard:
                 named = f"says it is in {index[name]}" if name in index else "does not name it"

@@ -44,7 +44,7 @@ def report_plan(plan: Plan, references: Sequence[AgainstReference], demand: Dema
 
 
 def _verdict(plan: Plan, judged: Sequence[Section], card: Sequence[Section]) -> str:
-    for sections, failure in ((judged, "cannot be built so"), (card, "can be built, and not be served")):
+    for sections, failure in ((judged, "cannot be built as written"), (card, "can be built, but would not be served")):
         failed = next((section for section in sections if not section.holds), None)
         if failed is not None:
             first = next(finding for finding in failed.findings if finding.severity == "error")

@@ -230,7 +230,7 @@ def _compare(
                 "diff/explains-nothing",
                 Severity.ERROR,
                 entry.tensors,
-                f"an entry explains {entry.difference} here, but {name} does not differ so",
+                f"an entry explains {entry.difference} here, but {name} has no such difference",
                 remedy="take the entry out of the recipe, or narrow it",
             )
             for entry, name in explained.overreaching

@@ -88,7 +88,9 @@ def _parser() -> Parser:
     )
     parser.add_argument("--input-tokens", type=positive, default=512, metavar="N", help="of a prompt (default: 512)")
     parser.add_argument("--output-tokens", type=_several, default=256, metavar="N", help="of an answer (default: 256)")
-    parser.add_argument("--rounds", type=positive, default=3, metavar="N", help="of everything (default: 3)")
+    parser.add_argument(
+        "--rounds", type=positive, default=3, metavar="N", help="repetitions of each measurement (default: 3)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the prompts (default: 0)")
     parser.add_argument(
         "--vllm",

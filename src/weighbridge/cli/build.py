@@ -67,7 +67,7 @@ EXAMPLES = {
 }
 """By what the command was called."""
 EXIT_CODES = """
-exit codes: 0 built and valid, or can be; 1 judged and found wanting, nothing
+exit codes: 0 built and valid, or can be; 1 judged, and failed, nothing
 kept; 2 could not judge or build
 """
 

@@ -30,7 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="of the KV cache (default: fp8 where the build declares it, or bf16)",
     )
     options.add_argument(
-        "--context", type=positive, metavar="TOKENS", help="of a request (default: all that the model was made for)"
+        "--context", type=positive, metavar="TOKENS", help="context length of a request (default: the model's maximum)"
     )
     options.add_argument(
         "--gpu-memory-utilization",

@@ -37,7 +37,7 @@ def _parser() -> Parser:
         metavar="KEY.pem",
         help="where the private half goes (default: key.pem)",
     )
-    parser.add_argument("--curve", choices=CURVES, default="P-256", help="of NIST (default: P-256)")
+    parser.add_argument("--curve", choices=CURVES, default="P-256", help="the NIST curve (default: P-256)")
     return parser
 
 

@@ -83,7 +83,7 @@ def _explain(error: BaseException, options: argparse.Namespace | None) -> int:
         case ModuleNotFoundError() if str(error.name).partition(".")[0] != "weighbridge":
             sentence = f"needs the package {error.name}, which is not installed; pip install 'weighbridge[build]'"
         case KeyboardInterrupt():
-            sentence = "interrupted; nothing was left half-made, give the same command again"
+            sentence = "interrupted; run the same command again to go on"
         case _:
             raise error
     _complain(sentence)
@@ -179,7 +179,11 @@ def refuse(options: argparse.Namespace, *names: str, without: str = "", beside: 
     passed = [f"--{name.replace('_', '-')}" for name in names if name in options.given]
     if passed:
         why, remedy = (f"without {without}", f"add {without}") if without else (f"beside {beside}", "leave one out")
-        raise WeighbridgeError(f"nothing comes of {' and '.join(passed)} {why}", where="the command", remedy=remedy)
+        raise WeighbridgeError(
+            f"{' and '.join(passed)} {'has' if len(passed) == 1 else 'have'} no effect {why}",
+            where="the command",
+            remedy=remedy,
+        )
 
 
 def program(command: str) -> str:

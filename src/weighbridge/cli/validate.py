@@ -47,7 +47,7 @@ examples:
 CHECKPOINT and REF are a directory, a hub id org/name[@revision] (its headers
 alone are read), or a structure lock.
 
-exit codes: 0 holds; 1 judged and found wanting; 2 could not judge
+exit codes: 0 holds; 1 judged, and failed; 2 could not judge
 """
 
 

@@ -363,7 +363,7 @@ def _read_claims(case: Case) -> Iterator[Finding]:
     """Read the statements into the case; what cannot be read is a finding."""
     there = [name for name in (CLAIMS, STATEMENTS) if f"{EVIDENCE}/{name}" in case.listing.evidence]
     if len(there) != 1:
-        what = "holds signed statements and plain ones" if there else "holds no statements about this checkpoint"
+        what = "has signed and unsigned statements" if there else "holds no statements about this checkpoint"
         yield wrong(
             "evidence/missing",
             f"{EVIDENCE}/",

@@ -174,7 +174,9 @@ def _check_statements(case: Case) -> Checked:
     for claim in (*case.claims, *case.added):
         (subject,) = claim.statement.subject
         if (subject.digest or {}) != {"sha256": case.root}:
-            findings.append(wrong("evidence/subject", claim.where, "speaks of another checkpoint"))
+            findings.append(
+                wrong("evidence/subject", claim.where, "is about another checkpoint (its subject has another digest)")
+            )
     bound = {**case.added_files, **case.byproducts}
     own = {f"{EVIDENCE}/{name}" for name in (CLAIMS, STATEMENTS, ADDED)}
     if case.signed:  # they are over what speaks of the rest
@@ -202,7 +204,7 @@ def _check_results_bound(case: Case) -> Iterator[Finding]:
         if isinstance(claim.statement, TestResultStatement):
             digest = sha256_of(claim.payload)["sha256"]
             if stated.pop(digest, None) is None:
-                yield wrong("evidence/replayed", claim.where, "is not the statement that the provenance belongs to")
+                yield wrong("evidence/replayed", claim.where, "names another provenance than the one that is here")
     for name in stated.values():
         yield wrong("evidence/missing", name, "the statement that the provenance speaks of is not there")
 

@@ -47,7 +47,7 @@ def judge(case: Case, findings: Sequence[Finding]) -> Report:
         if checked.words:
             words[title] = "; ".join(checked.words)
     sections += validated(case)
-    title = "what rests on the word of whoever wrote it"
+    title = "not verified: the builder's word"
     sections.append(Section(title, f"{len(words)} things", facts=words, judges=False))
     return Report("evidence", str(case.directory), _verdict(case, sections), tuple(sections))
 

@@ -81,7 +81,7 @@ def algorithm_of(scheme: Scheme) -> str:
     for name, known in ALGORITHMS.items():
         if known == scheme:
             return name
-    raise SchemeMismatch("scheme/format", f"modelopt's format is written here for {', '.join(ALGORITHMS)}")
+    raise SchemeMismatch("scheme/format", f"the modelopt format is supported only for {', '.join(ALGORITHMS)}")
 
 
 def exclusions(linears: Iterable[str], quantized: Iterable[str]) -> list[str]:

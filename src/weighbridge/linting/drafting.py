@@ -31,7 +31,7 @@ _REASONS: Mapping[Role, str] = {
     Role.EMBEDDINGS: "Looked up, not multiplied; model_free_ptq would quantize it silently.",
     Role.HEAD: "The output head decides between tokens that are close.",
     Role.VISION: "What sees is small, sensitive, and served as it is.",
-    Role.AUDIO: "What hears is small, sensitive, and served as it is.",
+    Role.AUDIO: "The audio tower is small and sensitive, and vLLM serves it unquantized.",
     Role.OTHER: "Its role is not known here. Kept, which is safe: take the entry out once you know better.",
 }
 _NO_MATRIX = "No matrix: no scheme can be applied to it, and it stays as it is (with experts in it, most of the model)."

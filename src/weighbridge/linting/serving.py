@@ -80,7 +80,7 @@ def _unnamed(served: Served) -> Iterator[Raised]:
         and not ignored.matches(linear.module)
     ]
     for pattern in compact(unnamed):
-        message = "is neither targeted nor ignored, and vLLM stops at a linear of which the config says nothing"
+        message = "is in neither targets nor ignore; vLLM refuses to load such a linear layer"
         yield Raised("serve/undeclared", str(pattern), message, "add it to ignore", len(pattern))
 
 
@@ -113,7 +113,7 @@ def _undeclared(plan: Plan, declaration: Declaration) -> Iterator[Raised]:
             and _is_linear(part)
             and not ignored.matches(part.module)
         ):
-            message = "is neither targeted nor ignored, and vLLM stops at a linear of which the config says nothing"
+            message = "is in neither targets nor ignore; vLLM refuses to load such a linear layer"
             wrong.setdefault((message, "add it to ignore"), []).append(part.module)
     for (message, remedy), modules in wrong.items():
         for pattern in compact(modules):

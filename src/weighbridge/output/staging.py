@@ -88,7 +88,7 @@ def claimed(target: Path, *, force: bool, source: Path | None) -> Iterator[Claim
 
 
 def check_target(target: Path, *, force: bool, source: Path | None) -> None:
-    """Refuse a target that a build must not or cannot take the place of.
+    """Raise if the output directory may not be replaced.
 
     Raises:
         BuildError: it is a file, a mount point, the working directory, the source or a place within or around it, lies
@@ -97,7 +97,9 @@ def check_target(target: Path, *, force: bool, source: Path | None) -> None:
     where = Path(os.path.realpath(target))
     if source is not None and _overlap(where, Path(os.path.realpath(source))):
         raise BuildError(
-            "the output and the source lie in one another", where=str(target), remedy="name another place as `output`"
+            "the output directory is inside the source, or contains it",
+            where=str(target),
+            remedy="name another place as `output`",
         )
     if target.is_symlink() or os.path.ismount(target) or Path.cwd().is_relative_to(where):
         raise BuildError(
@@ -118,7 +120,7 @@ def check_target(target: Path, *, force: bool, source: Path | None) -> None:
         held = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
         if held and CONFIG_FILE not in held:
             raise BuildError(
-                f"the output holds {held[0]!r} and is no checkpoint, which alone a build may take the place of",
+                f"refusing to replace this directory: it contains {held[0]!r} and no config.json: no checkpoint",
                 where=str(target),
                 remedy="name another as `output`",
             )

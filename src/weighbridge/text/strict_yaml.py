@@ -218,8 +218,8 @@ def _construct(node: Any, path: Path, lines: dict[Path, int], *, where: str, err
     if node.tag == _TEXT_TAG or node.tag not in _PLAIN_TAGS:
         return node.value  # a timestamp, say: a revision such as 2024-01-01 is text here
     if len(node.value) > MAX_DIGITS:  # YAML counts in sixties, too: 1:59:59:59 is a number, and a long one takes hours
-        raise error(f"{node.value[:40]!r}... is no proper value", where=f"{where}:{line}")
+        raise error(f"{node.value[:40]!r}... is not a valid value", where=f"{where}:{line}")
     try:
         return yaml.SafeLoader("").construct_object(node)
     except (ValueError, OverflowError, yaml.YAMLError) as problem:
-        raise error(f"{node.value[:40]!r} is no proper value ({problem})", where=f"{where}:{line}") from None
+        raise error(f"{node.value[:40]!r} is not a valid value ({problem})", where=f"{where}:{line}") from None

@@ -71,7 +71,7 @@ def check_cluster(address: str) -> None:
             socket.create_connection((place.hostname, place.port), timeout=PATIENCE).close()
     except (OSError, ValueError) as error:
         raise BuildError(
-            f"no Ray cluster answers there ({error})",
+            f"cannot connect to a Ray cluster ({error})",
             where=f"`ray` {address}",
             remedy="'ray start --head' begins one and says its address",
         ) from error

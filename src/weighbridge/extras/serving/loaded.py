@@ -233,7 +233,7 @@ def _not_used(checkpoint: Checkpoint, answer: Answer, *, towers: bool) -> Iterat
             "serve/not-watched",
             Severity.ERROR,
             answer.model,
-            "reads names before it loads them, so it is not known which tensors it used",
+            "lists names before it loads tensors, so which of them it used cannot be tracked",
             remedy="this check does not fit this model's loader; report the model",
         )
         return
