@@ -14,7 +14,7 @@ from weighbridge.cli.run import HOLDS, WANTING, Parser, add_follow_option, add_r
 EPILOG = """\
 examples:
   %(prog)s mini builds/x
-  %(prog)s google/gemma-4-26B-A4B-it RedHatAI/gemma-4-26B-A4B-it-FP8-dynamic
+  %(prog)s google/gemma-4-26B-A4B-it /models/gemma-4-fp8
   %(prog)s mini fp8-dynamic --recipe
 
 A and B are directories, hub ids, structure locks or made models; with --recipe,

@@ -17,6 +17,8 @@ examples:
   %(prog)s                                all of them
 
 docs/reference/rules.md has an example of each.
+
+exit codes: 0 said; 2 no such rule
 """
 
 

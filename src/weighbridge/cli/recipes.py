@@ -23,7 +23,7 @@ examples:
   %(prog)s --model google/gemma-4-26B-A4B-it --gpu 24GB
   %(prog)s --format json
 
-exit codes: 0 listed; 1 none is for this model, or fits this card; 2 wrong arguments
+exit codes: 0 listed; 1 none fits the card; 2 no recipe of this model
 """
 VERSION = 1
 COLUMNS = ("recipe", "method", "GB", "fits")
