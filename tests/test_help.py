@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, Command, environment
+from tests.conftest import ROOT, Command, environment, run_script
 from weighbridge.__main__ import COMMANDS
 from weighbridge.cli.run import Parser, parsed
 
@@ -118,6 +118,20 @@ PASSED_OVER = {
     "a comparison beside evidence": ("validate", "x --evidence --compare y", "--compare"),
 }
 """Command, arguments, and the options in them that would be passed over."""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [
+        ("--modle mini", "did you mean --model?"),
+        ("--ouput x", "did you mean --output?"),
+        ("--wat", "'python build.py --help' lists what there is"),
+    ],
+)
+def test_misspelt_option_is_asked_about(arguments: str, remedy: str) -> None:
+    done = run_script("build.py", "fp8-dynamic", *arguments.split())
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert done.err.endswith(f"; {remedy}\n")
 
 
 @pytest.mark.parametrize("case", PASSED_OVER)

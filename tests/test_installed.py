@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import zipfile
@@ -144,3 +145,42 @@ def test_core_is_installed_into_an_empty_environment_and_works_elsewhere(tmp_pat
             check=False,
         )
         assert done.returncode == 0, done.stderr + done.stdout
+
+
+def test_recipes_are_listed_for_a_model_and_a_card_as_json_too() -> None:
+    done = weighbridge("recipes", "--model", "google/gemma-4-26B-A4B-it", "--gpu", "24GB", "--format", "json")
+    assert done.returncode == 0, done.stderr
+    listed = {item["name"].rpartition("/")[2]: item for item in json.loads(done.stdout)["recipes"]}
+    assert (listed["fp8-dynamic"]["fits"], listed["nvfp4a16"]["fits"]) == (False, True)
+    assert listed["fp8-dynamic"]["bytes"] > listed["nvfp4a16"]["bytes"] > 10**10
+    none = weighbridge("recipes", "--model", "google/gemma-4-26B-A4B-it", "--gpu", "8GB")
+    assert (none.returncode, none.stdout.splitlines()[0].split()) == (1, ["recipe", "method", "GB", "fits"])
+    unknown = weighbridge("recipes", "--model", "nobody/nothing")
+    assert (unknown.returncode, "new-recipe nobody/nothing" in unknown.stderr) == (2, True)
+
+
+def test_rule_is_explained_and_a_misspelt_one_asked_about() -> None:
+    assert "No recipe may." in weighbridge("explain", "serve/undeclared").stdout
+    assert "allow: ignore/tied because" in weighbridge("explain", "ignore/tied").stdout
+    wrong = weighbridge("explain", "ignore/teid")
+    assert (wrong.returncode, "did you mean ignore/tied?" in wrong.stderr) == (2, True)
+
+
+def test_help_of_a_command_is_asked_for_by_name() -> None:
+    assert weighbridge("help", "diff").stdout == weighbridge("diff", "--help").stdout
+    assert weighbridge("help").stdout == weighbridge("--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("fp8-dynamic", "MODLE=mini"), "nothing takes MODLE"),
+        (("fp8-dynamic", "MODEL=mini", "ARGS=--workers 1 --seed=3", "-n"), "--model mini"),
+        (("plan", "MODEL=mini", "-n"), "--plan --model mini"),
+    ],
+    ids=["misspelt", "arguments with an equals sign", "a plan of another model"],
+)
+def test_variables_of_make_are_taken_or_refused(arguments: tuple[str, ...], said: str) -> None:
+    done = subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert said in done.stdout + done.stderr
+    assert (done.returncode == 0) == ("-n" in arguments)

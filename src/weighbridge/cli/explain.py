@@ -14,7 +14,7 @@ from weighbridge.linting import RULES
 EPILOG = """\
 examples:
   %(prog)s scheme/observer
-  %(prog)s                                all of them
+  %(prog)s
 
 docs/reference/rules.md has an example of each.
 

@@ -18,7 +18,7 @@ from weighbridge.report import Report, Section, Severity
 EPILOG = """\
 examples:
   %(prog)s my-recipe.yaml --model google/gemma-4-26B-A4B-it
-  %(prog)s                                the whole catalogue
+  %(prog)s
 
 exit codes: 0 no error; 1 an error; 2 could not judge
 """

@@ -130,7 +130,7 @@ class Parser(argparse.ArgumentParser):
         """The question whether an option was meant that there is; empty where none is alike."""
         known = [option for action in self._actions for option in action.option_strings]
         wrong = re.findall(r"(?<![\w-])--[\w-]+", message.partition("unrecognized arguments:")[2])
-        close = [match for option in wrong for match in get_close_matches(option, known, n=1)]
+        close = [match for option in wrong for match in get_close_matches(option, known, n=1, cutoff=0.75)]
         return f"did you mean {close[0]}?" if close else ""
 
 
