@@ -160,8 +160,9 @@ def test_recipes_are_listed_for_a_model_and_a_card_as_json_too() -> None:
 
 
 def test_rule_is_explained_and_a_misspelt_one_asked_about() -> None:
-    assert "No recipe may." in weighbridge("explain", "serve/undeclared").stdout
-    assert "allow: ignore/tied because" in weighbridge("explain", "ignore/tied").stdout
+    assert "No recipe may break it." in weighbridge("explain", "serve/undeclared").stdout
+    assert "allow: base/unpinned because" in weighbridge("explain", "base/unpinned").stdout
+    assert "stops nothing" in weighbridge("explain", "ignore/tied").stdout
     wrong = weighbridge("explain", "ignore/teid")
     assert (wrong.returncode, "did you mean ignore/tied?" in wrong.stderr) == (2, True)
 

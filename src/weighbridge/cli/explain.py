@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from weighbridge.cli.run import HOLDS, Parser, parsed, run
 from weighbridge.errors import RecipeError
 from weighbridge.linting import RULES
+from weighbridge.report import Severity
 
 EPILOG = """\
 examples:
@@ -45,7 +46,12 @@ def _explain(options: argparse.Namespace) -> int:
         close = get_close_matches(options.rule, RULES, n=1)
         remedy = f"did you mean {close[0]}?" if close else "'weighbridge explain' lists them"
         raise RecipeError("is no rule of lint", where=options.rule, remedy=remedy)
-    allowed = f"A recipe may break it knowingly: 'allow: {rule.id} because ...'" if rule.allowable else "No recipe may."
+    if rule.severity is Severity.NOTE:
+        allowed = "A note: it stops nothing."
+    elif rule.allowable:
+        allowed = f"A recipe may break it knowingly: 'allow: {rule.id} because ...'"
+    else:
+        allowed = "No recipe may break it."
     sys.stdout.write(f"{rule.id} ({rule.severity}): {rule.sentence}\n{allowed}\n")
     return HOLDS
 
