@@ -1,4 +1,4 @@
-"""Progress on a terminal: what is going on, how far, how fast and how long yet. Silent in a pipe."""
+"""Progress: on a terminal a bar, in a pipe a line a minute: what is going on, how far, how long yet."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,10 @@ from typing import Any
 
 SILENT = "TQDM_DISABLE"
 """The variable that also silences upstream's bars; read when tqdm is first imported."""
+EVERY = 60.0
+"""Seconds between two lines where there is no terminal: no minute without a word."""
+QUIET = "quiet"
+"""Its value where a person wants no lines either."""
 WIDEST = 80
 LONGEST_TITLE = 34
 """Characters of a title beside which figures and a bar still fit."""
@@ -35,14 +40,22 @@ class Progress:
 
     Args:
         shown: whether there is a bar; None for where it makes sense.
+        every: where there is none, seconds between two lines on standard error that say how far; None for never.
         told: is called with a stage's title, and how many of how many bytes are done, whenever that changes.
 
     Attributes:
         stages: what is over.
     """
 
-    def __init__(self, *, shown: bool | None = None, told: Callable[[str, int, int], object] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        shown: bool | None = None,
+        every: float | None = EVERY,
+        told: Callable[[str, int, int], object] | None = None,
+    ) -> None:
         self.told = told
+        self.every = every if shown is None and os.environ.get(SILENT) != QUIET else None
         self._at = ("", 0, 0)
         self.shown = sys.stderr.isatty() and not os.environ.get(SILENT) if shown is None else shown
         self.stages: list[Stage] = []
@@ -67,9 +80,13 @@ class Progress:
             log.info("%s: %s begun", title, _size(total_bytes))
         self._at = (title, 0, total_bytes)
         started = time.monotonic()
+        over = threading.Event()
+        if self.every is not None and not self.shown:
+            threading.Thread(target=self._say, args=(started, over), daemon=True).start()
         try:
             yield
         finally:
+            over.set()
             seconds = time.monotonic() - started
             self.stages.append(Stage(title, total_bytes, seconds))
             self._bar.close()
@@ -88,6 +105,21 @@ class Progress:
             self._at = (title, done + done_bytes, total)
             if self.told is not None:
                 self.told(*self._at)
+
+    def _say(self, started: float, over: threading.Event) -> None:
+        """Say how far the stage is, again and again until it is over."""
+        while not over.wait(self.every):
+            title, done, total = self._at
+            seconds = time.monotonic() - started
+            far = f"{_size(done)} of {_size(total)}, " if total else ""
+            left = f", about {_time(seconds * (total - done) / done)} left" if total and done else ""
+            sys.stderr.write(f"{title}: {far}{_time(seconds)} so far{left}\n")
+            sys.stderr.flush()
+
+
+def _time(seconds: float) -> str:
+    """Seconds as a person reads them."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def _size(count: float) -> str:

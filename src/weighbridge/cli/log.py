@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from weighbridge.errors import WeighbridgeError, printable
-from weighbridge.progress import SILENT
+from weighbridge.progress import QUIET, SILENT
 from weighbridge.version import __version__
 
 ROOT = "weighbridge"
@@ -62,7 +62,7 @@ def logged(options: argparse.Namespace) -> Iterator[None]:
     with ExitStack() as stack:
         stack.callback(logger.setLevel, before)
         if options.quiet:
-            os.environ[SILENT] = "1"
+            os.environ[SILENT] = QUIET
         if options.verbose:
             _attach(_Console(), logging.INFO, logger, stack)
         if options.log_file is not None:

@@ -92,10 +92,12 @@ def quantize(
         samples = None if calibration is None else _samples(calibration, source, tokenizer)
         model = load_model(source.directory, device=device, where=source.label)
         if calibration is None or samples is None:
-            quantize_in_memory(model, tokenizer, modifiers, where=source.label)
+            with progress.stage("quantizing in memory", 0):
+                quantize_in_memory(model, tokenizer, modifiers, where=source.label)
             save_shards(model, output, shard_size=shard_size, progress=progress)
             return Calibrated()
-        passed = calibrate(model, tokenizer, modifiers, samples, calibration, where=source.label)
+        with progress.stage(f"calibrating with {calibration.samples:,} samples", 0):
+            passed = calibrate(model, tokenizer, modifiers, samples, calibration, where=source.label)
         save_shards(model, output, shard_size=shard_size, progress=progress)
     record = make_record(calibration, samples, modifiers.names)
     return Calibrated((_section(plan, calibration, passed, record),), record)
