@@ -113,7 +113,9 @@ BUILT_IN_RULES = {"only tensors named .weight are quantized", "modules whose nam
 def test_every_decision_names_its_rule(plan: Plan) -> None:
     by_recipe = re.compile(r"(scheme|ignore \S+) \(\S*fp8-dynamic\.yaml:\d+\)")
     nameless = [
-        part.rule for part in plan.parts if part.rule not in BUILT_IN_RULES and not by_recipe.fullmatch(part.rule)
+        said
+        for said in {str(part.decision) for part in plan.parts}
+        if said not in BUILT_IN_RULES and not by_recipe.fullmatch(said)
     ]
     assert nameless == []
 
@@ -130,11 +132,11 @@ DECISIONS = {
 
 @pytest.mark.parametrize(("rule", "count"), DECISIONS.items())
 def test_each_rule_decides_what_it_is_for_and_is_named_with_its_line(plan: Plan, rule: str, count: int) -> None:
-    decided = {part.rule for part in plan.parts if part.rule.startswith(f"{rule} (")}
-    (named,) = decided
-    line = int(named.rpartition(":")[2].removesuffix(")"))
+    (decision,) = {part.decision for part in plan.parts if part.decision.said == rule}
+    line = int(decision.place.rpartition(":")[2])
+    assert decision.path == (rule,) or decision.path[0] == "ignore"
     assert rule.removeprefix("ignore ") in FP8_DYNAMIC.read_text().splitlines()[line - 1]
-    assert sum(part.rule == named for part in plan.parts) == count
+    assert sum(part.decision == decision for part in plan.parts) == count
 
 
 def test_group_size_that_does_not_divide_is_an_obstacle_for_each_width(google: Checkpoint, tmp_path: Path) -> None:
@@ -335,5 +337,7 @@ def test_fused_tensor_that_cannot_be_split_is_refused_by_name(tensor: Tensor, tm
 def test_weight_that_is_no_matrix_is_an_obstacle(name: str, tensor: Tensor, tmp_path: Path) -> None:
     source = Checkpoint(label="here", structure={name: tensor}, config={})
     made = planned(tmp_path, source, scheme="FP8_DYNAMIC", ignore=[])
-    assert [(obstacle.tensor, obstacle.decided_by[:8]) for obstacle in made.obstacles] == [(name, "scheme (")]
+    assert [(obstacle.tensor, obstacle.decision.said if obstacle.decision else "") for obstacle in made.obstacles] == [
+        (name, "scheme")
+    ]
     assert made.predicted.structure == {name: tensor}

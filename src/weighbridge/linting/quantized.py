@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from weighbridge.checkpoint.names import compact
 from weighbridge.checkpoint.roles import Role, role_of
 from weighbridge.linting.rules import Raised
-from weighbridge.planning import Obstacle, Part, Plan
+from weighbridge.planning import Decision, Obstacle, Part, Plan
 from weighbridge.text.patterns import pattern_list
 
 _SENSITIVE = {
@@ -61,17 +61,17 @@ def _cache_alone(plan: Plan) -> bool:
 
 
 def _sensitive(plan: Plan) -> Iterator[Raised]:
-    found: dict[tuple[str, str, str], list[str]] = {}
+    found: dict[tuple[str, str, Decision], list[str]] = {}
     for part in plan.parts:
         if part.scheme is None:
             continue
         role = role_of(part.module)
         if role in _SENSITIVE:
-            found.setdefault((*_SENSITIVE[role], part.rule), []).append(part.module)
+            found.setdefault((*_SENSITIVE[role], part.decision), []).append(part.module)
         elif _MTP_NAMES.search(part.module):
-            found.setdefault((*_MTP, part.rule), []).append(part.module)
+            found.setdefault((*_MTP, part.decision), []).append(part.module)
         elif role is Role.OTHER:
-            found.setdefault((_UNKNOWN, "", part.rule), []).append(part.module)
+            found.setdefault((_UNKNOWN, "", part.decision), []).append(part.module)
     for (rule, why, decided_by), modules in found.items():
         for pattern in compact(modules):
             if rule == _UNKNOWN:
@@ -84,13 +84,15 @@ def _sensitive(plan: Plan) -> Iterator[Raised]:
 
 
 def _obstacles(plan: Plan) -> Iterator[Raised]:
-    alike: dict[tuple[str, str, str], list[Obstacle]] = {}
+    alike: dict[tuple[str, str, Decision | None], list[Obstacle]] = {}
     for obstacle in plan.obstacles:
-        alike.setdefault((obstacle.rule, obstacle.reason, obstacle.decided_by), []).append(obstacle)
+        alike.setdefault((obstacle.rule, obstacle.reason, obstacle.decision), []).append(obstacle)
     for (rule, reason, decided_by), group in alike.items():
         remedy = _remedy(rule, group[0], plan)
         for pattern in compact(obstacle.module for obstacle in group):
-            yield Raised(rule, str(pattern), f"{reason}; it is quantized by {decided_by}", remedy, len(pattern))
+            yield Raised(
+                rule, str(pattern), f"{reason}; it is quantized by {decided_by or 'its source'}", remedy, len(pattern)
+            )
 
 
 _REMEDIES = {
@@ -107,8 +109,8 @@ def _remedy(rule: str, obstacle: Obstacle, plan: Plan) -> str:
         return (
             f"the format fixes groups of {obstacle.scheme.weights.group_size}: add it to ignore, or take another scheme"
         )
-    widths = {part.weight.shape[-1] for part in plan.parts if part.scheme and part.rule == obstacle.decided_by}
-    widths |= {other.weight.shape[-1] for other in plan.obstacles if other.decided_by == obstacle.decided_by}
+    widths = {part.weight.shape[-1] for part in plan.parts if part.scheme and part.decision == obstacle.decision}
+    widths |= {other.weight.shape[-1] for other in plan.obstacles if other.decision == obstacle.decision}
     sizes = [str(size) for size in INTEGER_GROUP_SIZES if all(width % size == 0 for width in widths)]
     if not sizes:
         return "no group size that vLLM knows divides every width here: add it to ignore, or quantize per channel"
@@ -180,18 +182,18 @@ def _observed(plan: Plan) -> Iterator[Raised]:
 def _coverage(plan: Plan) -> Iterator[Raised]:
     refused = {obstacle.module for obstacle in plan.obstacles}
     bulk = [part for part in plan.parts if role_of(part.module) in BULK and len(part.weight.shape) >= 2]
-    stray: dict[str, list[Part]] = {}
+    stray: dict[Decision, list[Part]] = {}
     ignored = pattern_list(plan.loaded.recipe.ignored)
     for part in bulk:
         if part.scheme is None and part.module not in refused and ignored.first(part.module) is None:
-            stray.setdefault(part.rule, []).append(part)
-    for rule, parts in stray.items():
+            stray.setdefault(part.decision, []).append(part)
+    for decision, parts in stray.items():
         # A tensor that is no .weight has the module of its parent, which would not tell it from its siblings.
         for pattern in compact(next(iter(part.outputs)).removesuffix(".weight") for part in parts):
             yield Raised(
                 "coverage/untargeted",
                 str(pattern),
-                f"stays unquantized, and no ignore entry says so: {rule}",
+                f"stays unquantized, and no ignore entry says so: {decision}",
                 "target it, or say in ignore that it is kept",
                 len(pattern),
             )

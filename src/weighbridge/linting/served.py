@@ -76,7 +76,7 @@ def served_by_plan(plan: Plan) -> Served | None:
     # What a scheme cannot be applied to is reported as such; here it counts as what it was meant to be.
     meant = {obstacle.module: obstacle.scheme for obstacle in plan.obstacles}
     linears = tuple(
-        Linear(part.module, part.weight, part.scheme or meant.get(part.module), part.rule)
+        Linear(part.module, part.weight, part.scheme or meant.get(part.module), str(part.decision))
         for part in plan.parts
         if part.scheme is not None or f"{part.module}.weight" in part.outputs
     )

@@ -14,7 +14,7 @@ from weighbridge.planning import Plan
 def check(plan: Plan) -> Iterator[Raised]:
     """Targets that match nothing or more than they seem to, and groups that no module is left for."""
     loaded = plan.loaded
-    deciding = {part.rule for part in plan.parts}
+    deciding = {part.decision.path for part in plan.parts}
     for name, group in (loaded.recipe.config_groups or {}).items():
         location = loaded.location("config_groups", name)
         missed = []
@@ -29,7 +29,7 @@ def check(plan: Plan) -> Iterator[Raised]:
             found = suggest.unanchored(target, plan.modules)
             remedy = f"did you mean {found[0]}?" if found else suggest.remedy(target, plan)
             yield Raised("targets/matches-nothing", where, "targets no module of the source", remedy)
-        if len(missed) < len(group.targets) and f"{name} ({location})" not in deciding:
+        if len(missed) < len(group.targets) and ("config_groups", name) not in deciding:
             yield Raised(
                 "targets/shadowed",
                 f"{location} {name}",

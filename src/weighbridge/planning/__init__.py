@@ -8,6 +8,7 @@ from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.readable import check_decoded
 from weighbridge.planning.convert import plan_conversion, plan_rewrite
 from weighbridge.planning.model import (
+    Decision,
     FusedGroup,
     Obstacle,
     Part,
@@ -22,6 +23,7 @@ from weighbridge.planning.quantize import plan_quantization
 from weighbridge.recipe import LoadedRecipe
 
 __all__ = [
+    "Decision",
     "FusedGroup",
     "Obstacle",
     "Part",

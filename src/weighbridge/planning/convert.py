@@ -21,14 +21,24 @@ from weighbridge.formats.declaration import LINEAR, Declaration, Group
 from weighbridge.formats.schemes import Scheme, SchemeMismatch
 from weighbridge.formats.tensors import Tensor
 from weighbridge.planning.declare import declaration_in, declare, linears
-from weighbridge.planning.model import Obstacle, Part, Place, Plan, Stored, find_fused_groups, tied_heads
+from weighbridge.planning.model import (
+    Decision,
+    Obstacle,
+    Part,
+    Place,
+    Plan,
+    Stored,
+    by_entry,
+    find_fused_groups,
+    tied_heads,
+)
 from weighbridge.planning.quantize import KV_CACHE_SCALES, check_names
 from weighbridge.recipe import Conversion, LoadedRecipe
 from weighbridge.report import Severity
 from weighbridge.text.patterns import PatternList, pattern_list
 
 DEQUANTIZED = "BF16"
-KEPT = "kept as the source stores it"
+KEPT = Decision("kept as the source stores it")
 
 _EXPERT = re.compile(r"(?P<layer>.*)\.(?P<expert>[0-9]{1,6})\.(?P<member>gate_proj|up_proj|down_proj)")
 _FUSED_OF = {member: fused for fused, members in FUSED_EXPERTS.items() for member in members}
@@ -70,17 +80,15 @@ def plan_rewrite(loaded: LoadedRecipe, source: Checkpoint, changes: Conversion) 
     for unit in units:
         if unit.local in KV_CACHE_SCALES and source.declaration and source.declaration.quant_method != target:
             raise StructureError("scales of the KV cache are not converted", where=f"{source.label}: {unit.source}")
-        scheme, rule = chooser.choose(unit)
+        scheme, decision = chooser.choose(unit)
         try:
             stored = FORMATS[target].stored_tensors(scheme, unit.weight) if scheme else {}
-            parts.append(_part(unit, scheme, rule, stored, layers, changes))
+            parts.append(_part(unit, scheme, decision, stored, layers, changes))
         except SchemeMismatch as mismatch:
             assert scheme is not None
             reason = str(mismatch)
-            obstacles.append(
-                Obstacle(unit.source, unit.module, unit.weight, scheme, "its source", mismatch.rule, reason)
-            )
-            parts.append(_part(unit, None, rule, {}, layers, changes))
+            obstacles.append(Obstacle(unit.source, unit.module, unit.weight, scheme, None, mismatch.rule, reason))
+            parts.append(_part(unit, None, decision, {}, layers, changes))
     check_names(parts, where=source.label)
     declaration = _declaration(parts, source, loaded.recipe.fused_groups)
     quantization, documents = declare(declaration, parts, source, format=target)
@@ -168,20 +176,20 @@ class _Chooser:
 
     def __init__(self, loaded: LoadedRecipe, changes: Conversion) -> None:
         self.dequantized: PatternList = pattern_list(tuple(changes.dequantize))
-        self.rules = [
-            f"dequantize {entry} ({loaded.location('convert', 'dequantize', index)})"
+        self.decisions = [
+            by_entry(loaded, f"dequantize {entry}", "convert", "dequantize", index)
             for index, entry in enumerate(changes.dequantize)
         ]
 
-    def choose(self, unit: _Unit) -> tuple[Scheme | None, str]:
+    def choose(self, unit: _Unit) -> tuple[Scheme | None, Decision]:
         index = self.dequantized.first(unit.module) if unit.scheme is not None else None
-        return (unit.scheme, KEPT) if index is None else (None, self.rules[index])
+        return (unit.scheme, KEPT) if index is None else (None, self.decisions[index])
 
 
 def _part(
     unit: _Unit,
     scheme: Scheme | None,
-    rule: str,
+    decision: Decision,
     stored: Mapping[str, Tensor],
     layers: _Layers | None,
     changes: Conversion,
@@ -194,7 +202,7 @@ def _part(
     fused = layers is not None or (unit.fused is not None and changes.experts == "as-stored")
     if expert is None or not fused or (unit.fused is None and not _is_linear(unit)):
         outputs = {f"{unit.module}.{local}" if unit.module else local: tensor for local, tensor in locals_.items()}
-        return _made(unit, unit.module, weight, scheme, rule, outputs, was)
+        return _made(unit, unit.module, weight, scheme, decision, outputs, was)
     count, members = (
         layers.of(expert["layer"], expert["member"]) if layers is not None else _layout_of(unit, expert["member"])
     )
@@ -207,7 +215,7 @@ def _part(
         rows, columns = tensor.shape
         outputs[name] = Tensor(tensor.dtype, (count, rows * len(members), columns))
         into[name] = Place(name, int(expert["expert"]), rows * members.index(expert["member"]))
-    return _made(unit, module, weight, scheme, rule, outputs, was, into)
+    return _made(unit, module, weight, scheme, decision, outputs, was, into)
 
 
 def _made(
@@ -215,13 +223,13 @@ def _made(
     module: str,
     weight: Tensor,
     scheme: Scheme | None,
-    rule: str,
+    decision: Decision,
     outputs: Mapping[str, Tensor],
     was: Stored | None,
     into: Mapping[str, Place] | None = None,
 ) -> Part:
     place = unit.place
-    return Part(unit.source, module, weight, scheme, rule, outputs, place.expert, place.first_row, was, into or {})
+    return Part(unit.source, module, weight, scheme, decision, outputs, place.expert, place.first_row, was, into or {})
 
 
 def _is_linear(unit: _Unit) -> bool:

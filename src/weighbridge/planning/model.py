@@ -48,6 +48,29 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
+class Decision:
+    """What decided what becomes of a tensor: an entry of the recipe, or a rule of the method.
+
+    Attributes:
+        said: the entry in words, as in ``ignore re:.*router``; or the rule, as a sentence.
+        path: of the entry in the recipe, as in ``("ignore", 3)``; empty for a rule of the method.
+        place: file and line of the entry.
+    """
+
+    said: str
+    path: tuple[str | int, ...] = ()
+    place: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.said} ({self.place})" if self.place else self.said
+
+
+def by_entry(loaded: LoadedRecipe, said: str, *path: str | int) -> Decision:
+    """The decision of an entry of a recipe."""
+    return Decision(said, path, loaded.location(*path))
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
     """What becomes one module's weight: a source tensor, a rectangle of one, or what a module was quantized to.
 
@@ -56,7 +79,7 @@ class Part:
         module: the module it belongs to in the output.
         weight: dtype and shape of the weight itself, unquantized.
         scheme: what it is quantized with in the output; None where it is not.
-        rule: what decided, with file and line where a recipe's entry did.
+        decision: what decided.
         outputs: name -> dtype and shape of the tensors that it is written to.
         expert: index along the first axis of a fused [experts, out, in] source; None for a tensor taken whole.
         first_row: where it begins along the source's rows (the second axis of a fused source).
@@ -68,7 +91,7 @@ class Part:
     module: str
     weight: Tensor
     scheme: Scheme | None
-    rule: str
+    decision: Decision
     outputs: Mapping[str, Tensor]
     expert: int | None = None
     first_row: int = 0
@@ -84,13 +107,18 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Obstacle:
-    """A weight that the recipe wants quantized, or stored in some way, and that it cannot be done to."""
+    """A weight that the recipe wants quantized, or stored in some way, and that it cannot be done to.
+
+    Attributes:
+        decision: what wants it quantized; None where its source has it so.
+        rule: id of the rule of lint that says why it cannot be.
+    """
 
     tensor: str
     module: str
     weight: Tensor
     scheme: Scheme
-    decided_by: str
+    decision: Decision | None
     rule: str
     reason: str
 

@@ -1,4 +1,4 @@
-"""Plans that quantize: which scheme each weight of a float source gets, and which rule gave it."""
+"""Plans that quantize: which scheme each weight of a float source gets, and what decided that."""
 
 from __future__ import annotations
 
@@ -15,11 +15,16 @@ from weighbridge.formats.declaration import LINEAR, Group
 from weighbridge.formats.schemes import Scheme, SchemeMismatch
 from weighbridge.formats.tensors import Tensor
 from weighbridge.planning.declare import declaration_of, declare
-from weighbridge.planning.model import Obstacle, Part, Plan
+from weighbridge.planning.model import Decision, Obstacle, Part, Plan, by_entry
 from weighbridge.recipe import LoadedRecipe
 from weighbridge.text.patterns import PatternList, pattern_list
 
 KV_CACHE_SCALES = ("k_scale", "v_scale")
+
+_WEIGHTS_ALONE = Decision("only tensors named .weight are quantized")
+_NORMS = Decision("modules whose name ends in norm are kept")
+_LINEAR_MODULES = Decision("oneshot quantizes Linear modules")
+_UNTARGETED = Decision("no config group targets it")
 
 
 def plan_quantization(loaded: LoadedRecipe, source: Checkpoint) -> Plan:
@@ -38,16 +43,16 @@ def plan_quantization(loaded: LoadedRecipe, source: Checkpoint) -> Plan:
     for name, tensor in source.structure.items():
         for piece in _pieces(name, tensor):
             module, weight = split_parameter(piece.name)[0], piece.weight
-            scheme, rule = chooser.choose(piece)
+            scheme, decision = chooser.choose(piece)
             outputs = {piece.name: weight}
             if scheme is not None:
                 try:
                     stored = _stored(recipe.format, scheme, weight)
                     outputs = {f"{module}.{local}": tensor for local, tensor in stored.items()}
                 except SchemeMismatch as mismatch:
-                    obstacles.append(Obstacle(name, module, weight, scheme, rule, mismatch.rule, str(mismatch)))
+                    obstacles.append(Obstacle(name, module, weight, scheme, decision, mismatch.rule, str(mismatch)))
                     scheme = None
-            parts.append(Part(name, module, weight, scheme, rule, outputs, piece.expert, piece.first_row))
+            parts.append(Part(name, module, weight, scheme, decision, outputs, piece.expert, piece.first_row))
     check_names(parts, where=source.label)
     quantization, documents = declare(declaration_of(recipe), parts, source, format=recipe.format)
     return Plan(
@@ -116,37 +121,37 @@ def _pieces(name: str, tensor: Tensor) -> Iterator[_Piece]:
 
 
 class _Chooser:
-    """Chooses the scheme of a part, and names the rule that chose it."""
+    """Chooses the scheme of a part, and says what chose it."""
 
     def __init__(self, loaded: LoadedRecipe) -> None:
         self.recipe = loaded.recipe
         self.ignored = pattern_list(self.recipe.ignored)
-        self.ignore_rules = [
-            f"ignore {entry} ({loaded.location('ignore', index)})" for index, entry in enumerate(self.recipe.ignored)
+        self.ignoring = [
+            by_entry(loaded, f"ignore {entry}", "ignore", index) for index, entry in enumerate(self.recipe.ignored)
         ]
         names = ["scheme"] if self.recipe.scheme is not None else list(self.recipe.config_groups or ())
         path: tuple[str, ...] = ("config_groups",) if self.recipe.config_groups else ()
-        self.groups: list[tuple[Group, PatternList, str]] = [
-            (group, pattern_list(group.targets), f"{name} ({loaded.location(*path, name)})")
+        self.groups: list[tuple[Group, PatternList, Decision]] = [
+            (group, pattern_list(group.targets), by_entry(loaded, name, *path, name))
             for name, group in zip(names, self.recipe.groups, strict=True)
         ]
         if self.recipe.method == "oneshot":  # names and expressions go before the class; model_free_ptq takes the first
             self.groups.sort(key=lambda item: LINEAR in item[0].targets)
 
-    def choose(self, piece: _Piece) -> tuple[Scheme | None, str]:
+    def choose(self, piece: _Piece) -> tuple[Scheme | None, Decision]:
         module, parameter = split_parameter(piece.name)
         if parameter != "weight":
-            return None, "only tensors named .weight are quantized"
+            return None, _WEIGHTS_ALONE
         if module.endswith("norm"):
-            return None, "modules whose name ends in norm are kept"
+            return None, _NORMS
         if self.recipe.method == "oneshot" and (len(piece.weight.shape) != 2 or is_embedding(module)):
-            return None, "oneshot quantizes Linear modules"
+            return None, _LINEAR_MODULES
         group = next(
             (item for item in self.groups if LINEAR in item[0].targets or item[1].first(module) is not None), None
         )
         if group is None:
-            return None, "no config group targets it"
+            return None, _UNTARGETED
         index = self.ignored.first(module)
         if index is not None:
-            return None, self.ignore_rules[index]
+            return None, self.ignoring[index]
         return group[0].scheme, group[2]

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import re
+from dataclasses import replace
 
-from weighbridge.planning.model import Plan
+from weighbridge.planning.model import Decision, Plan
 from weighbridge.recipe import LoadedRecipe
-
-_PLACE = re.compile(r" \((?P<place>(?:[^()]*/)?(?P<file>[^()/]+:\d+))\)$")
-"""The end of a rule that a recipe's entry made: file and line of it."""
 
 
 def rules_by_tensor(plan: Plan) -> dict[str, str]:
     """What decided how each output tensor is stored, by its name; a recipe's entry with its file's name and line."""
-    called = {rule: _called(rule) for rule in {part.rule for part in plan.parts}}
-    return {name: called[part.rule] for part in plan.parts for name in part.outputs}
+    called = {decision: _called(decision) for decision in {part.decision for part in plan.parts}}
+    return {name: called[part.decision] for part in plan.parts for name in part.outputs}
 
 
 def reasons(plan: Plan) -> dict[str, str]:
     """What the recipe's comments say, by what `rules_by_tensor` calls the entry beneath them."""
     comments = _comments(plan.loaded)
-    places = {rule: _PLACE.search(rule) for rule in dict.fromkeys(part.rule for part in plan.parts)}
-    said = {_called(rule): comments.get(place["place"], "") for rule, place in places.items() if place is not None}
-    return {rule: words for rule, words in said.items() if words}
+    said = {_called(one): comments.get(one.place, "") for one in dict.fromkeys(part.decision for part in plan.parts)}
+    return {called: words for called, words in said.items() if words}
 
 
-def _called(rule: str) -> str:
-    """A rule without the directory that the recipe lies in: that is nobody's business who reads it elsewhere."""
-    return _PLACE.sub(r" (\g<file>)", rule)
+def _called(decision: Decision) -> str:
+    """A decision without the directory that the recipe lies in: that is nobody's business who reads it elsewhere."""
+    return str(replace(decision, place=decision.place.rpartition("/")[2]))
 
 
 def _comments(loaded: LoadedRecipe) -> dict[str, str]:
