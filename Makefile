@@ -15,11 +15,24 @@ OPTIONS = $(if $(MODEL),--model $(MODEL)) $(if $(OUTPUT),--output $(OUTPUT)) $(i
 # $(call needs,A B) ends a target with one sentence if a variable that it takes is not given.
 needs = $(foreach name,$(1),$(if $($(name)),,$(error make $@ needs $(patsubst %,%=,$(1)); 'make help' says what they are)))
 
-# A variable that nothing takes is most often one that is misspelt, and what it should have said would be passed over.
-KNOWN := MODEL OUTPUT DEVICE ARGS SOURCE CHECKPOINT RECIPE TEXT ENDPOINT SOURCE_ENDPOINT TASKS KEY REPO PUBLIC YES PYTHON
+# A variable that a target does not take is most often misspelt, and what it should have said would be passed over.
+TAKES-plan := MODEL ARGS
+TAKES-audit := CHECKPOINT SOURCE RECIPE DEVICE ARGS
+TAKES-serve-env := ARGS
+TAKES-serve-check := CHECKPOINT SOURCE ARGS
+TAKES-evaluate := CHECKPOINT SOURCE TEXT DEVICE ARGS
+TAKES-sensitivity := CHECKPOINT SOURCE TEXT DEVICE ARGS
+TAKES-bench-serve := ENDPOINT SOURCE_ENDPOINT ARGS
+TAKES-evaluate-tasks := ENDPOINT SOURCE_ENDPOINT TASKS ARGS
+TAKES-key := KEY ARGS
+TAKES-reproduce := CHECKPOINT MODEL OUTPUT ARGS
+TAKES-publish := CHECKPOINT REPO KEY PUBLIC YES ARGS
+TAKES-mutations := ARGS
+$(foreach recipe,$(RECIPES),$(eval TAKES-$(recipe) := MODEL OUTPUT DEVICE ARGS))
 named = $(foreach word,$(MAKEOVERRIDES),$(if $(findstring =,$(word)),$(firstword $(subst =, ,$(word)))))
-unknown = $(foreach name,$(filter-out $(KNOWN),$(named)),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
-$(if $(strip $(unknown)),$(error nothing takes $(unknown); what targets take is $(KNOWN)))
+given = $(foreach name,$(filter-out PYTHON,$(named)),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
+untaken = $(filter-out $(TAKES-$(1)),$(given))
+$(foreach goal,$(or $(MAKECMDGOALS),help),$(if $(call untaken,$(goal)),$(error make $(goal) takes no $(call untaken,$(goal)); it takes $(or $(TAKES-$(goal)),no variables))))
 
 .DEFAULT_GOAL := help
 .PHONY: help env demo plan key reproduce publish audit smollm2 trained-mini serve-env serve-check evaluate sensitivity bench-serve evaluate-tasks test test-all mutations check docs pictures reference miniature-locks bench clean $(RECIPES)

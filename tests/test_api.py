@@ -55,8 +55,8 @@ def test_build_is_validated_audited_verified_and_reproduced(tmp_path: Path) -> N
     assert wb.validate(build, recipe="fp8-dynamic", source="mini").holds
     audit = wb.audit(build, "mini", recipe="fp8-dynamic")
     assert audit.holds and "derives exactly from the base" in audit.verdict
-    assert wb.verify(build, signed_by=tmp_path / "key.pub.pem", source="mini").holds
-    again, statement = wb.reproduce(build, source="mini")
+    assert wb.verify(str(build), signed_by=str(tmp_path / "key.pub.pem"), source="mini").holds
+    again, statement = wb.reproduce(str(build), source="mini")
     assert again.holds
     assert json.loads(statement)["predicateType"] == "https://in-toto.io/attestation/test-result/v0.1"
 
@@ -75,19 +75,26 @@ def test_audit_of_a_sample_says_which_rows(mini_build: Path) -> None:
     assert "seed 7," in json.dumps(wb.audit(mini_build, "mini", sample=0.1, seed=7).to_dict())
 
 
+def test_audit_by_a_recipe_of_other_schemes_does_not_hold(mini_build: Path) -> None:
+    report = wb.audit(mini_build, "mini", recipe="w4a16")
+    assert not report.holds
+    assert "float8 per channel where the recipe's plan says int4 per group 32: 185 modules" in report.verdict
+
+
 def test_difference_is_a_table_by_role_and_a_note_for_each_kind() -> None:
     report = wb.diff("mini", FP8_LOCK)
     (table,) = report.sections[0].tables
     assert table.rows[-1][0] == "total"
     assert {found.rule for found in report.findings()} >= {"diff/dtype", "diff/quantization-config"}
-    assert list(wb.diff("mini", "mini").findings()) == []
+    assert (report.holds, report.word) == (False, "DIFFERS")
+    assert (wb.diff("mini", "mini").holds, wb.diff("mini", "mini").word) == (True, "SAME")
 
 
 def test_report_as_a_dictionary_is_the_report_as_json(mini_build: Path) -> None:
     from weighbridge.report import PRESENTERS
 
     report = wb.validate(mini_build)
-    assert json.loads(PRESENTERS["json"](report)) == json.loads(json.dumps(report.to_dict()))
+    assert json.loads(PRESENTERS["json"](report)) == report.to_dict()
     assert report._repr_html_().startswith("<iframe srcdoc=")
 
 
@@ -105,6 +112,17 @@ ERRORS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda place: wb.audit(place.parent / "b", "mini", recipe="fp8-dynamic", recompute=True),
         "`recompute`",
     ),
+    "a sample of nothing": (lambda place: wb.audit(place.parent / "b", "mini", sample=0), "`sample`"),
+    "a sample in percent": (lambda place: wb.audit(place.parent / "b", "mini", sample=10), "`sample`"),
+    "a seed that is none": (lambda place: wb.audit(place.parent / "b", "mini", sample=0.1, seed=-1), "`seed`"),
+    "an engine that is none": (
+        lambda place: wb.build("fp8-dynamic", "mini", place / "b", engine="foo"),  # type: ignore[arg-type]
+        "streaming or upstream",
+    ),
+    "no name": (lambda place: wb.open_checkpoint(None), "`checkpoint`"),  # type: ignore[arg-type]
+    "a number for a recipe": (lambda place: wb.plan(7, "mini"), "`recipe`"),  # type: ignore[arg-type]
+    "a name for a plan": (lambda place: wb.lint("fp8-dynamic"), "`plan`"),  # type: ignore[arg-type]
+    "a name that is too long": (lambda place: wb.open_checkpoint("a" * 5000), "longer"),
     "too little memory": (
         lambda place: wb.build("fp8-dynamic", "mini", place / "b", resources=wb.Resources(memory=1)),
         "`memory`",

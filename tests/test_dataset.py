@@ -338,7 +338,7 @@ def test_what_the_hub_does_not_have_is_one_sentence(hub: Hub, tmp_path: Path) ->
         "the data set cannot be loaded": {"hub": "org/other", "split": "train_sft"},
         "Unknown split": {"hub": "org/chat", "split": "nowhere"},
         "BuilderConfig 'none' not found": {"hub": "org/chat", "split": "train_sft", "config": "none"},
-        "name a file with --calibration": {"hub": "org/chat", "split": "train_sft", "revision": "0" * 40},
+        "name a file as `calibration`": {"hub": "org/chat", "split": "train_sft", "revision": "0" * 40},
     }
     for phrase, sentence in zip(cases, ask(hub, tmp_path, *cases.values()), strict=True):
         assert phrase in sentence

@@ -90,6 +90,7 @@ WRONG_CHANGES = {
     "an entry that is there": ("ignore:\n  add:\n    - lm_head\n", "already"),
     "a list that is not there": ("allow:\n  add:\n    - a because b\n", "has no allow to change"),
     "what is no list": ("base:\n  add:\n    - a\n", "base is no list"),
+    "neither": ("ignore:\n  remov:\n    - lm_head\n", "did you mean remove?"),
     "entries in one line": ("ignore:\n  add: [a, b]\n", "an entry a line"),
 }
 

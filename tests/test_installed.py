@@ -175,11 +175,19 @@ def test_help_of_a_command_is_asked_for_by_name() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("fp8-dynamic", "MODLE=mini"), "nothing takes MODLE"),
+        (("fp8-dynamic", "MODLE=mini"), "make fp8-dynamic takes no MODLE; it takes MODEL OUTPUT DEVICE ARGS"),
+        (("plan", "RECIPE=w4a16"), "make plan takes no RECIPE; it takes MODEL ARGS"),
+        (("demo", "MODEL=mini"), "make demo takes no MODEL; it takes no variables"),
         (("fp8-dynamic", "MODEL=mini", "ARGS=--workers 1 --seed=3", "-n"), "--model mini"),
         (("plan", "MODEL=mini", "-n"), "--plan --model mini"),
     ],
-    ids=["misspelt", "arguments with an equals sign", "a plan of another model"],
+    ids=[
+        "misspelt",
+        "of another target",
+        "of a target that takes none",
+        "arguments with an equals sign",
+        "a plan of another model",
+    ],
 )
 def test_variables_of_make_are_taken_or_refused(arguments: tuple[str, ...], said: str) -> None:
     done = subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -213,7 +213,7 @@ def test_one_request_that_fails_fails_the_run(server: Server) -> None:
 @pytest.mark.parametrize(
     ("models", "named", "sentence"),
     [
-        (["a", "b"], None, "serves a, b; name the model that is meant with --model"),
+        (["a", "b"], None, "serves a, b; name the model that is meant as `model`"),
         (["a"], "b", "serves a;"),
         ([], None, "serves no model"),
         ([7], None, "serves 7"),

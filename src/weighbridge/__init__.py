@@ -31,7 +31,15 @@ if TYPE_CHECKING:
         verify,
     )
     from weighbridge.checkpoint.model import Checkpoint
-    from weighbridge.errors import WeighbridgeError
+    from weighbridge.errors import (
+        BuildError,
+        DatasetError,
+        EvidenceError,
+        HubError,
+        RecipeError,
+        StructureError,
+        WeighbridgeError,
+    )
     from weighbridge.machine.resources import Resources
     from weighbridge.planning import Plan
     from weighbridge.progress import Progress
@@ -55,20 +63,32 @@ _ROOMS = {
     "Resources": "machine.resources",
     "Section": "report",
     "Severity": "report",
-    "WeighbridgeError": "errors",
+    **dict.fromkeys(
+        (
+            *("BuildError", "DatasetError", "EvidenceError", "HubError", "RecipeError", "StructureError"),
+            "WeighbridgeError",
+        ),
+        "errors",
+    ),
 }
 """Public name -> the module that has it."""
 
 __all__ = [
+    "BuildError",
     "Checkpoint",
+    "DatasetError",
+    "EvidenceError",
     "Finding",
+    "HubError",
     "LoadedRecipe",
     "Plan",
     "Progress",
+    "RecipeError",
     "Report",
     "Resources",
     "Section",
     "Severity",
+    "StructureError",
     "WeighbridgeError",
     "__version__",
     "audit",

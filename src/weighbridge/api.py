@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -22,12 +21,13 @@ from weighbridge.base.references import NO_REFERENCE, AgainstReference, base_of,
 from weighbridge.base.source import MINIATURE, fetch, open_model, open_source
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import split_parameter
-from weighbridge.errors import BuildError, EvidenceError, RecipeError, StructureError, WeighbridgeError
+from weighbridge.errors import EvidenceError, RecipeError, StructureError, WeighbridgeError
 from weighbridge.formats.tensors import payload_bytes
+from weighbridge.machine.installation import need
 from weighbridge.machine.resources import Resources
 from weighbridge.progress import Progress
 from weighbridge.recipe import LoadedRecipe
-from weighbridge.report import Report, Section
+from weighbridge.report import Finding, Report, Section, Severity
 
 if TYPE_CHECKING:
     from weighbridge.checks.capacity.accounting import Demand
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from weighbridge.planning import Plan
 
 Name = str | os.PathLike[str]
+ENGINES = ("streaming", "upstream")
 RELATED = 20
 """One module in so many is called alike in a build and its base at the least: embeddings and norms keep their names."""
 
@@ -51,7 +52,7 @@ def load_recipe(recipe: Name) -> LoadedRecipe:
     """
     from weighbridge.recipe import load_recipe as load
 
-    return load(os.fspath(recipe))
+    return load(_text(recipe, "recipe"))
 
 
 def open_checkpoint(checkpoint: Name, *, follow_links: Sequence[Path] = ()) -> Checkpoint:
@@ -66,7 +67,7 @@ def open_checkpoint(checkpoint: Name, *, follow_links: Sequence[Path] = ()) -> C
         StructureError: it is none of these, or malformed.
         HubError: the hub could not be reached or did not give it.
     """
-    return open_model(os.fspath(checkpoint), follow=follow_links)
+    return open_model(_text(checkpoint, "checkpoint"), follow=follow_links)
 
 
 def plan(recipe: Name | LoadedRecipe, source: Name | Checkpoint | None = None, *, carry: Sequence[str] = ()) -> Plan:
@@ -86,8 +87,8 @@ def plan(recipe: Name | LoadedRecipe, source: Name | Checkpoint | None = None, *
 
     loaded = _loaded(recipe)
     if loaded.recipe.method == "convert" and source == MINIATURE:
-        return make_plan(loaded, with_what_goes_along(predict_base(loaded), carry))
-    return make_plan(loaded, with_what_goes_along(_source(loaded, source), carry))
+        return make_plan(loaded, with_what_goes_along(predict_base(loaded), _several(carry)))
+    return make_plan(loaded, with_what_goes_along(_source(loaded, source), _several(carry)))
 
 
 def lint(plan: Plan, *, references: Sequence[str] = (), demand: Demand | None = None) -> Report:
@@ -101,23 +102,26 @@ def lint(plan: Plan, *, references: Sequence[str] = (), demand: Demand | None = 
         StructureError, HubError: a reference cannot be opened.
     """
     from weighbridge.checks.plan_report import report_plan
+    from weighbridge.planning import Plan as PlanType
 
+    if not isinstance(plan, PlanType):
+        raise StructureError("is no plan", where="`plan`", remedy="make one of a recipe and a source")
     base = base_of(plan.loaded, plan.source)
-    report = report_plan(plan, find_references(plan.loaded, base, references), demand)
+    report = report_plan(plan, find_references(plan.loaded, base, _several(references)), demand)
     return replace(report, head=_recipe_head(plan.loaded), metrics=_metrics(plan.predicted))
 
 
 def build(
     recipe: Name | LoadedRecipe,
     source: Name | Checkpoint | None,
-    output: Path,
+    output: Name,
     *,
     audit: bool = False,
-    sign: Signer | str | None = None,
+    sign: Signer | Name | None = None,
     force: bool = False,
     references: Sequence[str] = (),
     carry: Sequence[str] = (),
-    calibration: str | None = None,
+    calibration: Name | None = None,
     engine: Literal["streaming", "upstream"] = "streaming",
     resources: Resources | None = None,
     progress: Progress | None = None,
@@ -138,12 +142,13 @@ def build(
     Raises:
         WeighbridgeError: the build could not start or not finish; the output is as it was.
     """
-    _need("build")
     from weighbridge.building import BuildRequest, build_base
     from weighbridge.building import build as build_it
     from weighbridge.evidence import open_signer
 
     loaded, progress = _loaded(recipe), progress or Progress()
+    if engine not in ENGINES:
+        raise RecipeError(f"is {str(engine)[:40]}", where="`engine`", remedy=f"take {' or '.join(ENGINES)}")
     if audit and loaded.recipe.method == "convert":
         what = "a conversion starts from codes, and an audit needs the weights that these were made of"
         raise RecipeError(what, where="`audit`", remedy="audit the result against the base")
@@ -156,14 +161,14 @@ def build(
     request = BuildRequest(
         loaded=loaded,
         source=opened,
-        output=output,
-        references=tuple(references),
+        output=Path(_text(output, "output")),
+        references=_several(references),
         engine=engine,
         resources=resources or Resources(),
         force=force,
-        signer=open_signer(sign) if isinstance(sign, str) else sign,
+        signer=open_signer(os.fspath(sign)) if isinstance(sign, str | os.PathLike) else sign,
         audited=audit,
-        carry=tuple(carry),
+        carry=_several(carry),
     )
     return build_it(request, progress=progress)
 
@@ -191,7 +196,7 @@ def validate(
     from weighbridge.checks.expectation import expected_of, values_of
     from weighbridge.checks.validation import validate as judge
 
-    opened = _opened(checkpoint)
+    opened, references = _opened(checkpoint), _several(references)
     base = None if source is None else open_base(source)
     if base is not None:
         check_related(opened, base)
@@ -217,7 +222,7 @@ def audit(
     sample: float | None = None,
     seed: int | None = None,
     recompute: bool = False,
-    calibration: str | None = None,
+    calibration: Name | None = None,
     resources: Resources | None = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -234,10 +239,18 @@ def audit(
         StructureError: one of them holds no weights, or hardly a name of the other's.
         WeighbridgeError: one cannot be read, or there is too little memory.
     """
-    _need("audit")
+    need("audit")
+    for value, argument, right in (
+        (sample, "sample", sample is None or (type(sample) in (int, float) and 0 < sample <= 1)),
+        (seed, "seed", seed is None or (type(seed) is int and seed >= 0)),
+    ):
+        if not right:
+            remedy = "take a share above 0, and 1 at most" if argument == "sample" else "take a whole number"
+            raise StructureError(f"is {str(value)[:40]}", where=f"`{argument}`", remedy=remedy)
     from weighbridge import auditing
     from weighbridge.building.again import built_again
     from weighbridge.checks.expectation import expected_of
+    from weighbridge.checks.validation import OTHER_RECIPE, other_schemes
     from weighbridge.planning import find_merged_groups
 
     opened, base, progress = _opened(checkpoint), open_base(source), progress or Progress()
@@ -251,8 +264,10 @@ def audit(
     if sample is not None and sample < 1:
         sampled_rows = auditing.Sample(sample, secrets.randbits(32) if seed is None else seed)
     groups = find_merged_groups(opened.schemes)
+    others: list[str] = []
     if loaded is not None:
-        groups = expected_of(opened, loaded, base, (NO_REFERENCE,)).plan.fused_groups
+        expected = expected_of(opened, loaded, base, (NO_REFERENCE,)).plan
+        groups, others = expected.fused_groups, other_schemes(opened, expected)
     with ExitStack() as stack:
         again = None
         if recompute:
@@ -272,7 +287,12 @@ def audit(
     digests = {**found.digests, **_digests_beside(base, lock)}
     identity = identify(base.shards, lock, digests) if found.digests else sampled(lock)
     sections = (identity.section(base), *auditing.sections(found))
+    if others:
+        finding = Finding("diff/scheme", Severity.ERROR, opened.label, "; ".join(others), remedy=OTHER_RECIPE)
+        sections = (Section("its schemes", "are not those of the recipe", findings=(finding,)), *sections)
     verdict = f"{opened.label} {auditing.conclusion(found)}"
+    if others:
+        verdict = f"{opened.label} is not by this recipe: {'; '.join(others)}"
     head = {**_base_head(base), **({} if loaded is None else _recipe_head(loaded))}
     metrics = {
         **_metrics(opened),
@@ -297,9 +317,9 @@ def diff(before: Name | Checkpoint, after: Name | Checkpoint) -> Report:
 
 
 def verify(
-    checkpoint: Path,
+    checkpoint: Name,
     *,
-    signed_by: Verifier | Path | None = None,
+    signed_by: Verifier | Name | None = None,
     source: Name | Checkpoint | None = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -318,18 +338,18 @@ def verify(
 
     progress = progress or Progress()
     base = None if source is None else fetch(_opened(source), progress)
-    verifier = open_verifier(signed_by) if isinstance(signed_by, Path) else signed_by
-    return check(checkpoint, verifier=verifier, source=base, progress=progress)
+    verifier = open_verifier(Path(signed_by)) if isinstance(signed_by, str | os.PathLike) else signed_by
+    return check(Path(_text(checkpoint, "checkpoint")), verifier=verifier, source=base, progress=progress)
 
 
 def reproduce(
-    checkpoint: Path,
+    checkpoint: Name,
     *,
-    source: str | None = None,
-    calibration: str | None = None,
-    text: str | None = None,
+    source: Name | None = None,
+    calibration: Name | None = None,
+    text: Name | None = None,
     references: Sequence[str] | None = None,
-    output: Path | None = None,
+    output: Name | None = None,
     elsewhere: bool = False,
     resources: Resources | None = None,
     progress: Progress | None = None,
@@ -351,23 +371,23 @@ def reproduce(
         EvidenceError: the evidence cannot be followed.
         WeighbridgeError: the source cannot be had, or the build could not be started or finished.
     """
-    _need("build")
+    need("build")
     from weighbridge.building.reproduce import Rebuild, rebuild
 
     request = Rebuild(
-        directory=checkpoint,
-        model=source,
+        directory=Path(_text(checkpoint, "checkpoint")),
+        model=None if source is None else _text(source, "source"),
         calibrated=partial(calibrated_with, file=calibration) if calibration else None,
-        text=text,
-        references=None if references is None else tuple(references),
-        output=output,
+        text=None if text is None else _text(text, "text"),
+        references=None if references is None else _several(references),
+        output=None if output is None else Path(_text(output, "output")),
         elsewhere=elsewhere,
         resources=resources or Resources(),
     )
     return rebuild(request, progress=progress or Progress())
 
 
-def calibrated_with(loaded: LoadedRecipe, file: str) -> LoadedRecipe:
+def calibrated_with(loaded: LoadedRecipe, file: Name) -> LoadedRecipe:
     """A recipe that is calibrated with a local file in place of its own data set.
 
     Raises:
@@ -380,7 +400,7 @@ def calibrated_with(loaded: LoadedRecipe, file: str) -> LoadedRecipe:
     if calibration is None:
         what = "nothing is calibrated, so `calibration` has no meaning"
         raise RecipeError(what, where=loaded.document.where, remedy="leave it out")
-    update = {"calibration": with_file(calibration, file)}
+    update = {"calibration": with_file(calibration, _text(file, "calibration"))}
     return replace(loaded, recipe=loaded.recipe.model_copy(update=update))
 
 
@@ -404,7 +424,7 @@ def open_base(source: Name | Checkpoint) -> Checkpoint:
         StructureError, HubError: as `open_checkpoint`.
         BuildError: it is quantized already.
     """
-    return source if isinstance(source, Checkpoint) else open_source(os.fspath(source))
+    return source if isinstance(source, Checkpoint) else open_source(_text(source, "source"))
 
 
 def check_weights(checkpoint: Checkpoint, purpose: str) -> None:
@@ -452,20 +472,20 @@ def _metrics(checkpoint: Checkpoint) -> dict[str, int | float]:
     }
 
 
-_NEEDED = {"audit": ("numba",), "build": ("numba", "torch", "compressed_tensors", "llmcompressor", "transformers")}
-"""Extra of this package -> modules that what it is for cannot do without."""
-
-
-def _need(extra: str) -> None:
-    """Refuse what packages are missing for.
+def _text(name: Name, argument: str) -> str:
+    """A name or path as text.
 
     Raises:
-        BuildError: with their names.
+        StructureError: it is neither.
     """
-    missing = [name for name in _NEEDED[extra] if find_spec(name) is None]
-    if missing:
-        remedy = f"pip install 'weighbridge[{extra}]'"
-        raise BuildError(f"needs packages that are not installed: {', '.join(missing)}", where=extra, remedy=remedy)
+    if isinstance(name, str | os.PathLike):
+        return os.fspath(name)
+    raise StructureError(f"is no name or path, but {type(name).__name__}", where=f"`{argument}`")
+
+
+def _several(names: Sequence[str]) -> tuple[str, ...]:
+    """Names, or the one that stands alone."""
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _loaded(recipe: Name | LoadedRecipe) -> LoadedRecipe:
@@ -481,11 +501,11 @@ def _source(loaded: LoadedRecipe, source: Name | Checkpoint | None) -> Checkpoin
     if isinstance(source, Checkpoint):
         return source
     base = loaded.recipe.base
-    named = "@".join(filter(None, (base.model, base.revision))) if source is None else os.fspath(source)
+    named = "@".join(filter(None, (base.model, base.revision))) if source is None else _text(source, "source")
     return open_model(named) if loaded.recipe.method == "convert" else open_source(named)
 
 
-def _to_run_again(loaded: LoadedRecipe | None, calibration: str | None, sample: float | None) -> LoadedRecipe:
+def _to_run_again(loaded: LoadedRecipe | None, calibration: Name | None, sample: float | None) -> LoadedRecipe:
     """The recipe that `audit` runs again.
 
     Raises:

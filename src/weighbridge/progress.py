@@ -54,6 +54,8 @@ class Progress:
         every: float | None = EVERY,
         told: Callable[[str, int, int], object] | None = None,
     ) -> None:
+        if every is not None and not every > 0:
+            raise ValueError(f"every is {every!r}: take a number of seconds above zero, or None")
         self.told = told
         self.every = every if shown is None and os.environ.get(SILENT) != QUIET else None
         self._at = ("", 0, 0)

@@ -17,6 +17,7 @@ from weighbridge.checkpoint.names import compact
 from weighbridge.checks.scales import GLOBAL_SCALES
 from weighbridge.errors import BuildError
 from weighbridge.machine.cache import secret
+from weighbridge.machine.installation import need
 from weighbridge.machine.resources import Resources, beside_what_is_held
 from weighbridge.machine.standing import Standing
 from weighbridge.output import shards
@@ -98,6 +99,8 @@ def prepare(
         check_cluster(resources.ray)
     _check_count(plan, source, resources.shard_size)
     check_space(output, shards.bytes_needed(plan, source, twice=not streaming))
+    if source.shards:
+        need("build")  # before anything is downloaded
     fetched = fetch(source, progress)
     # A directory that it was fetched into may hold more than was asked for.
     source = replace(fetched, files={name: fact for name, fact in fetched.files.items() if name in source.files})

@@ -11,6 +11,8 @@ from weighbridge.checkpoint.lock import open_lock
 from weighbridge.checkpoint.model import Checkpoint, open_directory
 from weighbridge.errors import HubError, StructureError
 
+LONGEST_NAME = 1024
+
 
 def open_checkpoint(reference: str, *, follow: Sequence[Path] = ()) -> Checkpoint:
     """Open a directory, a structure lock (known by its content) or a hub id ``org/name[@revision]``.
@@ -25,6 +27,8 @@ def open_checkpoint(reference: str, *, follow: Sequence[Path] = ()) -> Checkpoin
         HubError: the hub could not be reached or did not give it.
     """
     path = Path(reference)
+    if len(reference) > LONGEST_NAME:
+        raise StructureError("is longer than a name or path can be", where=reference)
     if path.is_dir():
         return open_directory(path, label=reference, follow=follow)
     if path.exists():

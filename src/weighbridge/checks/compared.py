@@ -29,6 +29,7 @@ def compared(before: Checkpoint, after: Checkpoint) -> Report:
             Section(
                 title,
                 f"{len(found):,} differences" if found else "the same",
+                judges=False,
                 findings=tuple(difference_finding(item, other, severity=Severity.NOTE) for item in group(found)),
             )
             for title, found in (("tensors and their quantization", structure), ("config and files", settings))

@@ -35,8 +35,10 @@ _MESSAGES = {
 }
 
 
+OTHER_RECIPE = "build it again by this recipe, or name the recipe that it was built by"
 _REMEDIES = {
-    "scheme": "build it again by this recipe, or name the recipe that it was built by",
+    "scheme": OTHER_RECIPE,
+    "quantization-config": OTHER_RECIPE,
     "only-in-reference": "find out what left it out, and build it again",
     "only-in-checkpoint": "find out where it comes from, and build it again",
     "dtype": "build it again, or explain the difference in the recipe",

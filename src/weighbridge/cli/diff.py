@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from weighbridge import api
 from weighbridge.base.source import MADE
 from weighbridge.cli.complete import complete, locks
-from weighbridge.cli.run import HOLDS, WANTING, Parser, add_follow_option, add_report_options, hand_over, parsed, run
+from weighbridge.cli.run import Parser, add_follow_option, add_report_options, hand_over, parsed, run
 
 EPILOG = """\
 examples:
@@ -48,8 +48,7 @@ def _diff(options: argparse.Namespace) -> int:
     else:
         after = api.open_checkpoint(options.after, follow_links=options.follow_links)
     report = api.diff(before, after)
-    hand_over(report, options)
-    return WANTING if any(report.findings()) else HOLDS
+    return hand_over(report, options)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,10 @@ exit codes: 0 said; 2 no such rule
 """
 
 
+OF_CHECKS = ("account", "audit", "calibration", "config", "diff", "evidence", "names", "quality", "rebuild", "serving")
+"""What findings begin with that checks of checkpoints have, and not lint."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; gives the exit code."""
     options = parsed(_parser(), arguments)
@@ -45,6 +49,8 @@ def _explain(options: argparse.Namespace) -> int:
     if rule is None:
         close = get_close_matches(options.rule, RULES, n=1)
         remedy = f"did you mean {close[0]}?" if close else "'weighbridge explain' lists them"
+        if options.rule.partition("/")[0] in OF_CHECKS:
+            remedy = "a check found it, and its finding says what to do; 'weighbridge explain' lists the rules of lint"
         raise RecipeError("is no rule of lint", where=options.rule, remedy=remedy)
     if rule.severity is Severity.NOTE:
         allowed = "A note: it stops nothing."

@@ -313,6 +313,10 @@ def _is_stream(path: Path) -> bool:
     return str(path.parent) in (f"/proc/{os.getpid()}/fd", "/dev/fd") and path.name.isdecimal()
 
 
+_FORMS = {".html": "html", ".json": "json", ".md": "markdown", ".txt": "text"}
+"""Suffix of a report's file -> the form that it is written in, where none is asked for."""
+
+
 def filed(report: Report) -> Report:
     """A report as it is kept: with the command that made it, when, and by which version."""
     called = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
@@ -335,7 +339,8 @@ def hand_over(report: Report, options: argparse.Namespace, *, text: str | None =
         text = PRESENTERS[options.format](replace(report, head={}) if options.format == "text" else report)
     if options.report is not None:
         try:
-            kept = text if whole is None else PRESENTERS[options.format](filed(whole))
+            form = options.format if "format" in options.given else _FORMS.get(options.report.suffix, options.format)
+            kept = text if whole is None else PRESENTERS[form](filed(whole))
             keep(options.report, kept.encode())
         except OSError as error:
             raise WeighbridgeError(

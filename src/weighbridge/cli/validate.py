@@ -71,7 +71,7 @@ def _validate(options: argparse.Namespace) -> int:
         refuse(options, "sample", "seed", "recompute", without="--source")
     if not options.recompute:
         refuse(options, "calibration", without="--recompute")
-    checkpoint = open_checkpoint(options.checkpoint, follow=options.follow_links)
+    checkpoint = api.open_checkpoint(options.checkpoint, follow_links=options.follow_links)
     source = open_source(options.source, follow=options.follow_links) if options.source else None
     base = _base_by_recipe(checkpoint, source, options)  # what cannot be read is said before weights are
     context: list[Section] = []

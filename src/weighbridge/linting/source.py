@@ -39,18 +39,21 @@ def _another_family(plan: Plan) -> Iterator[Raised]:
     ours, theirs = plan.source.config.get("model_type"), None if base is None else base.config.get("model_type")
     if base is None or None in (ours, theirs) or ours == theirs:
         return
-    names = {
-        name.rpartition("/")[0]: name
-        for name in recipe_names()
-        if (lock := known_lock(name.rpartition("/")[0])) is not None and lock.config.get("model_type") == ours
-    }
-    remedy = f"{' and '.join(names.values())} {'are' if len(names) > 1 else 'is'} for such models" if names else ""
+    alike = [name for name in recipe_names() if _type_of(name.rpartition("/")[0]) == ours]
+    same = [name for name in alike if name.endswith(f"/{plan.loaded.recipe.name}")] or alike
+    remedy = f"{' and '.join(same)} {'are' if len(same) > 1 else 'is'} for such models" if same else ""
     yield Raised(
         "base/another-family",
         plan.loaded.location("base"),
         f"is for {theirs} ({plan.loaded.recipe.base.model}), and {plan.source.label} is {ours}",
         remedy or "draft a recipe from this model's headers (new-recipe)",
     )
+
+
+def _type_of(model: str) -> object:
+    """The type of a base model by its lock; None where there is none."""
+    lock = known_lock(model)
+    return None if lock is None else lock.config.get("model_type")
 
 
 def _other_weights(source: Checkpoint) -> Iterator[Raised]:

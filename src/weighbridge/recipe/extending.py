@@ -80,6 +80,16 @@ def _resolved(path: Path, raw: bytes, document: Document, *, seen: tuple[Path, .
     above = parse_yaml(content, where=shown(parent), error=RecipeError)
     del own[EXTENDS]
     theirs = _resolved(parent, content, above, seen=(*seen, parent.resolve()))
+    for key in own:
+        value = document.value[key]
+        unknown = (
+            value.keys() - {ADD, REMOVE} if isinstance(value, dict) and isinstance(above.value.get(key), list) else ()
+        )
+        if unknown:
+            close = get_close_matches(min(unknown), (ADD, REMOVE), n=1)
+            remedy = f"did you mean {close[0]}?" if close else f"say {ADD} and {REMOVE}, or the whole list"
+            what = f"{key} of the recipe that is extended is a list, and {min(unknown)} does nothing to it"
+            raise RecipeError(what, where=document.place((key,)), remedy=remedy)
     changed = {
         key: _changed(theirs.get(key, ()), own[key], key, document) for key in own if _changes(document.value[key])
     }

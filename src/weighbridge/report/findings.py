@@ -11,6 +11,8 @@ from typing import Any, Literal
 from weighbridge.errors import clipped, printable
 
 JSON_VERSION = 1
+COMPARISON = "diff"
+"""The command whose reports only compare."""
 
 
 class Severity(StrEnum):
@@ -160,6 +162,13 @@ class Section:
         return not any(finding.severity is Severity.ERROR for finding in self.findings)
 
 
+def _plain(value: Any) -> Any:
+    """A value as JSON has it: lists in the place of tuples."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 @dataclass(frozen=True)
 class Report:
     """A verdict and what decides it.
@@ -185,13 +194,16 @@ class Report:
 
     @property
     def holds(self) -> bool:
+        """No finding is an error; of a comparison: nothing differs."""
+        if self.command == COMPARISON:
+            return not any(self.findings())
         return all(section.holds for section in self.sections)
 
     @property
     def word(self) -> str:
         """The verdict in a word. What was only compared neither passes nor fails."""
-        if self.command == "diff":
-            return "DIFFERS" if any(self.findings()) else "SAME"
+        if self.command == COMPARISON:
+            return "SAME" if self.holds else "DIFFERS"
         return "PASS" if self.holds else "FAIL"
 
     def findings(self) -> Iterator[Finding]:
@@ -201,7 +213,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON has it; ``schema_version`` changes when a consumer would have to."""
-        sections = [{**asdict(section), "holds": section.holds} for section in self.sections]
+        sections = [{**_plain(asdict(section)), "holds": section.holds} for section in self.sections]
         return {
             "schema_version": JSON_VERSION,
             "command": self.command,
