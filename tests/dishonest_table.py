@@ -795,6 +795,7 @@ PAGES = [
         )
         for said in (
             *(f"\u0456s {GOOGLE} b\u0443 SHA-256", f"is {GOOGLE} <i>by</i> SHA-256", f"<i>is</i>{GOOGLE} by SHA-256"),
+            *(f"is &lt;{GOOGLE} by SHA-256&gt;", f"is <{GOOGLE} by SHA-256>"),
             *(f"is {GOOGLE.replace('/', mark)} by SHA-256" for mark in ("\u2044", "\u2215", "\uff0f")),
         )
     ),

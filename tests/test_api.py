@@ -98,6 +98,24 @@ def test_report_as_a_dictionary_is_the_report_as_json(mini_build: Path) -> None:
     assert report._repr_html_().startswith("<iframe srcdoc=")
 
 
+def test_file_that_one_side_alone_has_is_a_difference(mini_build: Path, tmp_path: Path) -> None:
+    copy = copy_checkpoint(mini_build, tmp_path / "copy")
+    assert wb.diff(mini_build, copy).holds
+    (copy / "special.py").write_text("pass")
+    found = list(wb.diff(mini_build, copy).findings())
+    assert [(finding.rule, finding.where) for finding in found] == [("diff/file", "special.py")]
+
+
+def test_progress_may_be_used_for_several_builds(tmp_path: Path) -> None:
+    progress = wb.Progress(shown=False)
+    stages = []
+    for name in ("one", "two"):
+        assert wb.build("fp8-dynamic", "mini", tmp_path / name, progress=progress).holds
+        log = (tmp_path / name / "evidence" / "log.jsonl").read_text()
+        stages.append([json.loads(line).get("stage") for line in log.splitlines()])
+    assert stages[0] == stages[1]
+
+
 ERRORS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no such recipe": (lambda place: wb.plan("fp8-dynamc", "mini"), "did you mean"),
     "nothing of this name": (lambda place: wb.open_checkpoint("./nowhere"), "no such directory"),
@@ -118,6 +136,14 @@ ERRORS: dict[str, tuple[Callable[[Path], object], str]] = {
     "an engine that is none": (
         lambda place: wb.build("fp8-dynamic", "mini", place / "b", engine="foo"),  # type: ignore[arg-type]
         "streaming or upstream",
+    ),
+    "a key that is not there": (
+        lambda place: wb.build("nvfp4-mlp-modelopt", "mini", place / "b", sign=place / "nokey.pem"),
+        "nokey.pem",
+    ),
+    "a source that is quantized, opened before": (
+        lambda place: wb.plan("fp8-dynamic", wb.open_checkpoint(FP8_LOCK)),
+        "already quantized",
     ),
     "no name": (lambda place: wb.open_checkpoint(None), "`checkpoint`"),  # type: ignore[arg-type]
     "a number for a recipe": (lambda place: wb.plan(7, "mini"), "`recipe`"),  # type: ignore[arg-type]

@@ -25,6 +25,7 @@ from weighbridge.errors import StructureError
 from weighbridge.evidence.card import BaseModel, CardFacts, blocks, kept_card, write_card
 from weighbridge.evidence.environment import content_digest, installed, pinned_wheels, record_digest
 from weighbridge.evidence.licence import judge_licence
+from weighbridge.evidence.pages import _as_it_reads, _proven_in
 from weighbridge.evidence.results import Result
 from weighbridge.evidence.statements import read_statement
 from weighbridge.evidence.subject import list_all, read_files, root_digest, write_files, write_tensors
@@ -35,6 +36,22 @@ from weighbridge.recipe import load_recipe
 NAMES = st.lists(st.text(alphabet="ab-._", min_size=1, max_size=3), min_size=1, max_size=3).map("/".join)
 PLAIN_NAMES = NAMES.filter(lambda name: ".." not in name and PurePosixPath(name).as_posix() == name and name != ".")
 FILES = st.dictionaries(PLAIN_NAMES, st.binary(max_size=4).map(lambda raw: hashlib.sha256(raw).hexdigest()), min_size=1)
+
+
+# What a text says of the base
+
+
+@pytest.mark.parametrize(
+    "text", ["/" * 200_000, "<a " * 200_000, "a/b " * 100_000, "a/b by SHA" * 50_000, "&#47;" * 100_000]
+)
+def test_long_text_is_looked_through_in_a_time_that_grows_with_it(text: str) -> None:
+    """With a time that grows with the square, or the cube, this test would not end."""
+    assert [found for reading in _as_it_reads(text) for found in _proven_in(reading)] == []
+
+
+def test_what_is_proven_in_a_text_is_what_a_reader_reads() -> None:
+    text = "It is **org/name** by SHA-256, and (other/one) by SHA-256; not a/b by hand, nor sha256 of c/d."
+    assert list(_proven_in(text)) == ["org/name", "other/one"]
 
 
 # Digests

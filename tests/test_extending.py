@@ -56,6 +56,9 @@ CHANGES: dict[str, tuple[str, tuple[str, ...]]] = {
         ("lm_head", "re:.*router", "re:.*vision.*"),
     ),
     "both, the other way round": ("add:\n    - a\n  # Why not.\n  remove:\n    - lm_head\n", ("re:.*router", "a")),
+    "before a comment of what follows": ("add:\n    - a\n# note\n\n", ("lm_head", "re:.*router", "a")),
+    "before an empty line": ("add:\n    - a\n\n    - b\n\n\n", ("lm_head", "re:.*router", "a", "b")),
+    "nothing is left": ("remove:\n    - lm_head\n    - re:.*router\n", ()),
     "all": ("remove:\n    - lm_head\n    - re:.*router\n  add:\n    - a\n", ("a",)),
 }
 
@@ -75,6 +78,68 @@ def test_changed_list_keeps_comments_and_lines(tmp_path: Path) -> None:
     assert "ignore:\n  # Why the head.\n  - lm_head\n  # Ours.\n  - ours\n" in text
     assert loaded.location("ignore", 0).endswith("parent.yaml:12")
     assert loaded.location("ignore", 1).endswith("child.yaml:6")
+
+
+MAPPINGS = """\
+ignore:
+  - pattern: lm_head
+    allow: ignore/tied because our servers keep it so
+
+  # Why the router.
+  - allow: ignore/redundant because our servers keep it so
+    pattern: re:.*router
+"""
+
+
+@pytest.mark.parametrize(
+    ("changes", "ignored"),
+    [
+        ("add:\n  - a\n", ("lm_head", "re:.*router", "a")),
+        ("remove: [lm_head]\n", ("re:.*router",)),
+        ("remove: [re:.*router]\n  add:\n        - a\n", ("lm_head", "a")),
+    ],
+)
+def test_entries_that_are_mappings_are_entries_too(changes: str, ignored: tuple[str, ...], tmp_path: Path) -> None:
+    parent = PARENT.partition("ignore:")[0] + MAPPINGS
+    child = f"name: child\nextends: parent.yaml\nignore:\n  {changes}"
+    assert load_recipe(str(write(tmp_path, parent=parent, child=child))).recipe.ignored == ignored
+
+
+ENTRIES = st.lists(st.sampled_from(["a", "b", "c", "re:.*d"]), unique=True, min_size=1)
+SPACE = st.sampled_from(["", "\n", "  # why\n", "# why\n", "\n# why\n\n"])
+
+
+@given(
+    theirs=ENTRIES,
+    added=ENTRIES,
+    removed=ENTRIES,
+    spaces=st.lists(SPACE, min_size=8, max_size=8),
+    indent=st.integers(2, 6),
+)
+def test_what_comes_of_a_change_is_the_list_without_and_with(
+    theirs: list[str],
+    added: list[str],
+    removed: list[str],
+    spaces: list[str],
+    indent: int,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    removed = [name for name in removed if name in theirs]
+    added = [name for name in added if name not in theirs or name in removed]
+    if not added and not removed:
+        return
+    items = "".join(f"{space}  - {name}\n" for name, space in zip(theirs, spaces, strict=False))
+    parent = PARENT.partition("ignore:")[0] + f"ignore:\n{items}{spaces[-1]}"
+    child = "name: child\nextends: parent.yaml\nignore:\n"
+    if added:
+        child += "  add:\n" + "".join(
+            f"{space}{' ' * indent}- {name}\n" for name, space in zip(added, reversed(spaces), strict=False)
+        )
+    if removed:
+        child += f"  remove: [{', '.join(removed)}]\n"
+    path = write(tmp_path_factory.mktemp("recipes"), parent=parent, child=f"{child}{spaces[0]}scheme: FP8_BLOCK\n")
+    expected = [name for name in theirs if name not in removed] + added
+    assert load_recipe(str(path)).recipe.ignored == tuple(expected)
 
 
 def test_lists_are_changed_over_several_recipes(tmp_path: Path) -> None:

@@ -193,3 +193,25 @@ def test_variables_of_make_are_taken_or_refused(arguments: tuple[str, ...], said
     done = subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     assert said in done.stdout + done.stderr
     assert (done.returncode == 0) == ("-n" in arguments)
+
+
+@pytest.mark.parametrize("command", [("lint", "fp8-dynamic"), ("diff", "mini", "mini")], ids=["lint", "diff"])
+def test_report_over_a_key_is_refused_by_new_commands_too(command: tuple[str, ...], tmp_path: Path) -> None:
+    key = tmp_path / "key.pem"
+    key.write_text("-----BEGIN PRIVATE KEY-----\n")
+    done = weighbridge(*command, "--report", str(key))
+    assert (done.returncode, key.read_text()) == (2, "-----BEGIN PRIVATE KEY-----\n")
+
+
+def test_recipe_of_no_lock_is_not_judged_and_does_not_pass() -> None:
+    done = weighbridge("lint", "google/gemma-4-12B-it/fp8-dynamic")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--model" in done.stderr
+
+
+def test_whole_catalogue_is_listed_for_a_card() -> None:
+    done = weighbridge("recipes", "--gpu", "24GB", "--format", "json")
+    assert done.returncode == 0, done.stderr
+    fits = {item["name"]: item["fits"] for item in json.loads(done.stdout)["recipes"]}
+    assert fits["google/gemma-4-26B-A4B-it/w4a16"] is True
+    assert fits["google/gemma-4-31B-it/fp8-dynamic"] is None

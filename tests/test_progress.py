@@ -59,3 +59,12 @@ def test_program_is_told_each_step() -> None:
         progress.advance(4)
         progress.advance(6)
     assert told == [("hashing", 4, 10), ("hashing", 10, 10)]
+
+
+def test_stage_within_a_stage_ends_alone() -> None:
+    progress = Progress(shown=False)
+    with progress.stage("all", 10):
+        with progress.stage("a part", 4):
+            progress.advance(4)
+        progress.advance(10)
+    assert [stage.title for stage in progress.stages] == ["a part", "all"]

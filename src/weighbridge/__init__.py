@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         verify,
     )
     from weighbridge.checkpoint.model import Checkpoint
+    from weighbridge.checks.capacity.accounting import Demand
     from weighbridge.errors import (
         BuildError,
         DatasetError,
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
         StructureError,
         WeighbridgeError,
     )
+    from weighbridge.evidence import Signer
+    from weighbridge.evidence.signing import Verifier
     from weighbridge.machine.resources import Resources
     from weighbridge.planning import Plan
     from weighbridge.progress import Progress
@@ -55,6 +58,7 @@ _ROOMS = {
         "api",
     ),
     "Checkpoint": "checkpoint.model",
+    "Demand": "checks.capacity.accounting",
     "Finding": "report",
     "LoadedRecipe": "recipe",
     "Plan": "planning",
@@ -63,6 +67,8 @@ _ROOMS = {
     "Resources": "machine.resources",
     "Section": "report",
     "Severity": "report",
+    "Signer": "evidence",
+    "Verifier": "evidence.signing",
     **dict.fromkeys(
         (
             *("BuildError", "DatasetError", "EvidenceError", "HubError", "RecipeError", "StructureError"),
@@ -77,6 +83,7 @@ __all__ = [
     "BuildError",
     "Checkpoint",
     "DatasetError",
+    "Demand",
     "EvidenceError",
     "Finding",
     "HubError",
@@ -88,7 +95,9 @@ __all__ = [
     "Resources",
     "Section",
     "Severity",
+    "Signer",
     "StructureError",
+    "Verifier",
     "WeighbridgeError",
     "__version__",
     "audit",

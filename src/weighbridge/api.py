@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from weighbridge.base.identity import identify, pinned_files, sampled
 from weighbridge.base.references import NO_REFERENCE, AgainstReference, base_of, base_of_source, find_references
-from weighbridge.base.source import MINIATURE, fetch, open_model, open_source
+from weighbridge.base.source import MINIATURE, checked_source, fetch, open_model, open_source
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import split_parameter
 from weighbridge.errors import EvidenceError, RecipeError, StructureError, WeighbridgeError
@@ -145,6 +145,7 @@ def build(
     from weighbridge.building import BuildRequest, build_base
     from weighbridge.building import build as build_it
     from weighbridge.evidence import open_signer
+    from weighbridge.output.staging import check_target
 
     loaded, progress = _loaded(recipe), progress or Progress()
     if engine not in ENGINES:
@@ -152,6 +153,9 @@ def build(
     if audit and loaded.recipe.method == "convert":
         what = "a conversion starts from codes, and an audit needs the weights that these were made of"
         raise RecipeError(what, where="`audit`", remedy="audit the result against the base")
+    signer = open_signer(os.fspath(sign)) if isinstance(sign, str | os.PathLike) else sign
+    target = Path(_text(output, "output"))
+    check_target(target, force=force, source=None)
     if calibration is not None:
         loaded = calibrated_with(loaded, calibration)
     if loaded.recipe.method == "convert" and source == MINIATURE:
@@ -161,12 +165,12 @@ def build(
     request = BuildRequest(
         loaded=loaded,
         source=opened,
-        output=Path(_text(output, "output")),
+        output=target,
         references=_several(references),
         engine=engine,
         resources=resources or Resources(),
         force=force,
-        signer=open_signer(os.fspath(sign)) if isinstance(sign, str | os.PathLike) else sign,
+        signer=signer,
         audited=audit,
         carry=_several(carry),
     )
@@ -239,7 +243,7 @@ def audit(
         StructureError: one of them holds no weights, or hardly a name of the other's.
         WeighbridgeError: one cannot be read, or there is too little memory.
     """
-    need("audit")
+    need("build" if recompute else "audit")
     for value, argument, right in (
         (sample, "sample", sample is None or (type(sample) in (int, float) and 0 < sample <= 1)),
         (seed, "seed", seed is None or (type(seed) is int and seed >= 0)),
@@ -424,7 +428,7 @@ def open_base(source: Name | Checkpoint) -> Checkpoint:
         StructureError, HubError: as `open_checkpoint`.
         BuildError: it is quantized already.
     """
-    return source if isinstance(source, Checkpoint) else open_source(_text(source, "source"))
+    return checked_source(source) if isinstance(source, Checkpoint) else open_source(_text(source, "source"))
 
 
 def check_weights(checkpoint: Checkpoint, purpose: str) -> None:
@@ -499,7 +503,7 @@ def _opened(checkpoint: Name | Checkpoint) -> Checkpoint:
 def _source(loaded: LoadedRecipe, source: Name | Checkpoint | None) -> Checkpoint:
     """What a recipe starts from; by default what it says."""
     if isinstance(source, Checkpoint):
-        return source
+        return source if loaded.recipe.method == "convert" else checked_source(source)
     base = loaded.recipe.base
     named = "@".join(filter(None, (base.model, base.revision))) if source is None else _text(source, "source")
     return open_model(named) if loaded.recipe.method == "convert" else open_source(named)

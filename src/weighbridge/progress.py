@@ -68,6 +68,7 @@ class Progress:
         """Show a bar with `title` until the block ends; `advance` moves it."""
         from tqdm import tqdm
 
+        outer = self._bar, self._at
         self._bar = tqdm(
             total=total_bytes,
             desc=title if len(title) <= LONGEST_TITLE else f"{title[: LONGEST_TITLE - 1]}…",
@@ -92,7 +93,7 @@ class Progress:
             seconds = time.monotonic() - started
             self.stages.append(Stage(title, total_bytes, seconds))
             self._bar.close()
-            self._bar = None
+            self._bar, self._at = outer
             if sys.exc_info()[0]:
                 log.info("%s: stopped after %.1f s", title, seconds)
             elif total_bytes:

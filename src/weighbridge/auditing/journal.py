@@ -17,6 +17,7 @@ from typing import Any
 
 from weighbridge.auditing.measure import Difference, Measure
 from weighbridge.auditing.work import Result
+from weighbridge.machine.cache import write_atomically
 
 Seen = list[tuple[int, Result]]
 
@@ -31,11 +32,12 @@ class Journal:
         """The pieces that are done, by number."""
         if not self.path.exists():
             return {}
-        found = [entry for line in self.path.read_bytes().split(b"\n") if (entry := _read(line)) is not None]
-        self.path.unlink()  # what cannot be read would stand between what is read and what follows
-        for piece, seen in found:
-            self.add(piece, seen)
-        return dict(found)
+        *lines, torn = self.path.read_bytes().split(b"\n")
+        read = {line: _read(line) for line in lines}
+        whole = [line for line in lines if read[line] is not None]
+        if torn or len(whole) < len(lines):  # what cannot be read would stand before what follows
+            write_atomically(self.path, b"".join(line + b"\n" for line in whole))
+        return dict(entry for entry in read.values() if entry is not None)
 
     def add(self, piece: int, seen: Seen) -> None:
         """Write down a finished piece. A kill leaves a whole line or one that does not end."""

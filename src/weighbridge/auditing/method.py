@@ -13,6 +13,7 @@ from typing import Any
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.errors import RecipeError
 from weighbridge.formats.schemes import QuantizationArgs
+from weighbridge.machine.installation import need
 from weighbridge.recipe import LoadedRecipe, load_recipe
 
 DAMPENING = 0.01
@@ -107,6 +108,7 @@ def _mapped(modifier: str, mappings: Sequence[Any]) -> list[Mapped]:
 
 def _default_mappings(name: str, checkpoint: Checkpoint) -> list[Any]:
     """What a modifier of llm-compressor smooths in a model of this architecture where nothing is said."""
+    need("build")  # the table is llm-compressor's own
     architectures = checkpoint.config.get("architectures")
     architecture = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
     if name == "AWQModifier":

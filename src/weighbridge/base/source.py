@@ -53,7 +53,15 @@ def open_source(model: str, *, follow: Sequence[Path] = ()) -> Checkpoint:
         StructureError, HubError: as `open_checkpoint`.
         BuildError: it names nothing, or what is quantized already.
     """
-    source = open_model(model, follow=follow)
+    return checked_source(open_model(model, follow=follow))
+
+
+def checked_source(source: Checkpoint) -> Checkpoint:
+    """A model that can be quantized, as it was given.
+
+    Raises:
+        BuildError: it is quantized already.
+    """
     if source.declaration is not None:
         raise BuildError(
             f"is already quantized ({source.declaration.quant_method})",

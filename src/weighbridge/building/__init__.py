@@ -76,6 +76,7 @@ def build(request: BuildRequest, *, progress: Progress) -> Report:
 
 
 def _build(request: BuildRequest, claim: Claim, started: datetime, progress: Progress) -> Report:
+    before = len(progress.stages)  # a program may use one progress for several builds
     source = with_what_goes_along(request.source, request.carry)
     base = base_of(request.loaded, source)
     references = find_references(request.loaded, base, request.references)
@@ -108,7 +109,7 @@ def _build(request: BuildRequest, claim: Claim, started: datetime, progress: Pro
                 named_references=request.references,
                 named_files=request.carry,
                 started=started,
-                stages=progress.stages,
+                stages=progress.stages[before:],
                 calibration=made.calibration,
             )
             check_unchanged(work.source, (*work.source.shards, *work.source.files))

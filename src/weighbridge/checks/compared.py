@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 
-from weighbridge.checkpoint.model import Checkpoint
+from weighbridge.checkpoint.model import EVIDENCE, Checkpoint
 from weighbridge.checkpoint.modules import split_parameter, tensor_name
 from weighbridge.checkpoint.roles import Role, role_of
+from weighbridge.checkpoint.weights import INDEX_FILE
 from weighbridge.checks.diff import diff_settings, diff_structures, group
 from weighbridge.checks.validation import describe, difference_finding
 from weighbridge.formats.tensors import payload_bytes
-from weighbridge.report import Report, Section, Severity, Table
+from weighbridge.report import Finding, Report, Section, Severity, Table
 
 COLUMNS = ("role", "before", "bytes before", "after", "bytes after", "bytes after, of before, %")
 
@@ -25,6 +26,7 @@ def compared(before: Checkpoint, after: Checkpoint) -> Report:
     structure, settings = diff_structures(after, before), diff_settings(after, before)
     sections = (
         _sizes(before, after),
+        _files(_files_of_one(before, after), other),
         *(
             Section(
                 title,
@@ -35,11 +37,31 @@ def compared(before: Checkpoint, after: Checkpoint) -> Report:
             for title, found in (("tensors and their quantization", structure), ("config and files", settings))
         ),
     )
-    count = len(structure) + len(settings)
-    verdict = (
-        f"{describe(after)} differs from {other} in {count:,} things" if count else f"{describe(after)} is as {other}"
-    )
+    alone = _files_of_one(before, after)
+    count = len(structure) + len(settings) + len(alone)
+    if count:
+        verdict = f"{describe(after)} differs from {other} in {count:,} things"
+    else:
+        verdict = f"{describe(after)} is as {other}, as far as headers, config and files beside the weights tell"
     return Report("diff", f"{other} and {describe(after)}", verdict, sections)
+
+
+def _files_of_one(before: Checkpoint, after: Checkpoint) -> list[tuple[str, bool]]:
+    """Files that one of them alone has, and whether it is the second; of a lock nobody knows all."""
+    if not before.shards or not after.shards:
+        return []
+    ours, theirs = ({*side.files} - {*side.shards} for side in (after, before))
+    named = [name for name in sorted(ours ^ theirs) if not name.startswith(f"{EVIDENCE}/") and name != INDEX_FILE]
+    return [(name, name in ours) for name in named]
+
+
+def _files(alone: list[tuple[str, bool]], other: str) -> Section:
+    findings = tuple(
+        Finding("diff/file", Severity.NOTE, name, f"{other} has no such file" if new else f"is in {other} alone")
+        for name, new in alone
+    )
+    said = f"{len(alone):,} that one of them alone has" if alone else "the same names, as far as they are known"
+    return Section("files beside the weights", said, findings=findings, judges=False)
 
 
 def _sizes(before: Checkpoint, after: Checkpoint) -> Section:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import secrets
 import sys
-from typing import TYPE_CHECKING
 
 from weighbridge import api
 from weighbridge.checkpoint.model import Checkpoint
@@ -13,10 +12,7 @@ from weighbridge.checkpoint.opening import open_checkpoint
 from weighbridge.cli.run import not_negative, positive, size
 from weighbridge.machine.resources import DEFAULT_MEMORY, Resources
 from weighbridge.progress import Progress
-from weighbridge.report import Section
-
-if TYPE_CHECKING:
-    pass
+from weighbridge.report import Report, Section
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def audit_sections(checkpoint: Checkpoint, source: Checkpoint, options: argparse.Namespace) -> tuple[Section, ...]:
+def audited_by(checkpoint: Checkpoint, source: Checkpoint, options: argparse.Namespace) -> Report:
     """Audit a checkpoint against the base that ``--source`` names.
 
     Raises:
@@ -53,7 +49,7 @@ def audit_sections(checkpoint: Checkpoint, source: Checkpoint, options: argparse
     if options.sample is not None and options.sample < 1 and not options.recompute and seed is None:
         seed = secrets.randbits(32)
         sys.stderr.write(f"rows are drawn with seed {seed}; interrupted, --seed {seed} goes on with them\n")
-    report = api.audit(
+    return api.audit(
         checkpoint,
         source,
         recipe=options.recipe,
@@ -63,7 +59,6 @@ def audit_sections(checkpoint: Checkpoint, source: Checkpoint, options: argparse
         calibration=options.calibration,
         resources=Resources(workers=options.workers, memory=options.memory),
     )
-    return report.sections
 
 
 def compare_section(checkpoint: Checkpoint, options: argparse.Namespace) -> Section:

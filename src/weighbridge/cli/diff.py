@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from weighbridge import api
 from weighbridge.base.source import MADE
 from weighbridge.cli.complete import complete, locks
-from weighbridge.cli.run import Parser, add_follow_option, add_report_options, hand_over, parsed, run
+from weighbridge.cli.log import check_outside
+from weighbridge.cli.run import Parser, add_follow_option, add_report_options, check_writable, hand_over, parsed, run
 
 EPILOG = """\
 examples:
@@ -19,6 +21,8 @@ examples:
 
 A and B are directories, hub ids, structure locks or made models; with --recipe,
 B is what this recipe would make of A.
+
+No weight is read: headers, config and files are compared.
 
 exit codes: 0 nothing differs; 1 something does; 2 could not compare
 """
@@ -42,6 +46,9 @@ def _parser() -> Parser:
 
 
 def _diff(options: argparse.Namespace) -> int:
+    for side in (options.before, options.after):
+        check_outside(Path(side), report=options.report)
+    check_writable(options.report)
     before = api.open_checkpoint(options.before, follow_links=options.follow_links)
     if options.recipe:
         after = api.plan(options.after, before).predicted

@@ -11,7 +11,8 @@ from weighbridge import api
 from weighbridge.base.references import NO_REFERENCE
 from weighbridge.base.source import MADE
 from weighbridge.cli.complete import complete, locks, recipes
-from weighbridge.cli.run import Parser, add_report_options, hand_over, parsed, run
+from weighbridge.cli.run import Parser, add_report_options, check_writable, hand_over, parsed, run
+from weighbridge.errors import StructureError
 from weighbridge.recipe.catalogue import recipe_names
 from weighbridge.report import Report, Section, Severity
 
@@ -22,6 +23,9 @@ examples:
 
 exit codes: 0 no error; 1 an error; 2 could not judge
 """
+
+
+UNJUDGED = "no structure lock of its base is here"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,10 +45,15 @@ def _parser() -> Parser:
 
 
 def _lint(options: argparse.Namespace) -> int:
+    check_writable(options.report)
     sections = [_section(name, options.model) for name in options.recipes or recipe_names()]
     wrong = sum(not section.holds for section in sections)
     said = f"{len(sections)} recipe{'' if len(sections) == 1 else 's'}: "
     said += f"{wrong} cannot be built or served as written" if wrong else "no error"
+    unjudged = [section.title for section in sections if section.summary == UNJUDGED]
+    if options.recipes and unjudged:
+        raise StructureError(UNJUDGED, where=unjudged[0], remedy="name the model with --model")
+    said += f", {len(unjudged)} not judged" if unjudged else ""
     return hand_over(Report("lint", ", ".join(options.recipes) or "the catalogue", said, tuple(sections)), options)
 
 
@@ -53,7 +62,7 @@ def _section(name: str, model: str | None) -> Section:
     loaded = api.load_recipe(name)
     source = api.locked_source(loaded) if model is None else model
     if source is None:
-        return Section(name, "no structure lock of its base is here; name the model to judge it", judges=False)
+        return Section(name, UNJUDGED, judges=False)
     first, *_ = api.lint(api.plan(loaded, source), references=(NO_REFERENCE,)).sections
     errors = sum(finding.severity is Severity.ERROR for finding in first.findings)
     summary = f"{errors} error{'' if errors == 1 else 's'}, {len(first.findings) - errors} further findings"

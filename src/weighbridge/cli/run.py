@@ -20,7 +20,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
 
-from weighbridge.cli.log import add_log_options, holds_a_key, logged
+from weighbridge.cli.log import add_log_options, holds_a_key, logged, without_secrets
 from weighbridge.errors import WeighbridgeError, printable
 from weighbridge.machine.cache import write_atomically
 from weighbridge.machine.resources import parse_size
@@ -319,7 +319,8 @@ _FORMS = {".html": "html", ".json": "json", ".md": "markdown", ".txt": "text"}
 
 def filed(report: Report) -> Report:
     """A report as it is kept: with the command that made it, when, and by which version."""
-    called = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    program = "weighbridge" if _by_console() else Path(sys.argv[0]).name
+    called = without_secrets(shlex.join([program, *sys.argv[1:]]))
     made = {"made by": f"weighbridge {__version__}", "at": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "command": called}
     return replace(report, head={**report.head, **made})
 

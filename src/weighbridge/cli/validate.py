@@ -15,7 +15,7 @@ from weighbridge.checkpoint.lock import write_lock
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.opening import open_checkpoint
 from weighbridge.cli import capacity
-from weighbridge.cli.audit import add_options, audit_sections, compare_section
+from weighbridge.cli.audit import add_options, audited_by, compare_section
 from weighbridge.cli.complete import complete, locks, recipes
 from weighbridge.cli.log import check_outside
 from weighbridge.cli.run import (
@@ -31,7 +31,7 @@ from weighbridge.cli.run import (
 )
 from weighbridge.errors import EvidenceError, WeighbridgeError
 from weighbridge.progress import Progress
-from weighbridge.report import Section
+from weighbridge.report import Report, Section
 
 if TYPE_CHECKING:
     from weighbridge.evidence.signing import Verifier
@@ -75,9 +75,11 @@ def _validate(options: argparse.Namespace) -> int:
     source = open_source(options.source, follow=options.follow_links) if options.source else None
     base = _base_by_recipe(checkpoint, source, options)  # what cannot be read is said before weights are
     context: list[Section] = []
+    audited: Report | None = None
     if source is not None:
         api.check_related(checkpoint, source)
-        context += audit_sections(checkpoint, source, options)
+        audited = audited_by(checkpoint, source, options)
+        context += audited.sections
     elif checkpoint.shards:
         context.append(Section("the weights", "were not read, but for scales of one element", judges=False))
     demand = capacity.demand_of(options)
@@ -88,6 +90,8 @@ def _validate(options: argparse.Namespace) -> int:
     report = api.validate(
         checkpoint, recipe=options.recipe, source=source, references=options.reference, context=context
     )
+    if audited is not None:
+        report = replace(report, metrics={**audited.metrics, **report.metrics})
     if options.write_lock is not None:
         _write_lock(checkpoint, options.write_lock, base=base)
     return hand_over(report, options)

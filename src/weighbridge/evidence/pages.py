@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import unicodedata
 from collections.abc import Iterator
-from html.parser import HTMLParser
 
 from weighbridge.base.identity import identity_section
 from weighbridge.base.model_card import card_metadata
@@ -40,8 +40,10 @@ MOST_AREAS = 5_000
 """Of the pictures in a report: to draw so many takes seconds, and the time grows with the square."""
 UNPRESENTABLE = (ArithmeticError, LookupError, RecursionError, TypeError, ValueError)
 """What presenters raise of figures that no report of ours has: a stranger's may be negative, endless or no numbers."""
-_PROVEN = re.compile(r"(\S+[/\u2044\u2215\u29f8]\S+)\W+\w{2}\W+\w{3,4}\W{0,3}256")
-"""What reads as "ORG/NAME by SHA-256" once what nobody sees is gone; other scripts have letters that look alike."""
+_BY_DIGEST = re.compile(r"\W{0,4}\w{2}\W{1,8}\w{3,4}\W{0,3}256")
+"""What reads as "by SHA-256" once what nobody sees is gone; other scripts have letters that look alike."""
+_SLASHES = frozenset("/\u2044\u2215\u29f8")
+_TAG = re.compile(r"<[^<>]{0,1000}>")
 _FILLERS = frozenset("\u115f\u1160\u3164\uffa0")
 """Letters that nobody sees."""
 
@@ -76,35 +78,29 @@ def _check_metadata(case: Case, raw: bytes) -> Iterator[Finding]:
 
 def _check_proven(case: Case, name: str, text: str) -> Iterator[Finding]:
     """No text calls the source proven to be what it is not proven to be, whichever version wrote it."""
-    said = {found for reading in _as_it_reads(text) for found in _PROVEN.findall(reading)}
-    ours = set(_PROVEN.findall(case.base.sentence))
+    said = {name for reading in _as_it_reads(text) for name in _proven_in(reading)}
+    ours = set(_proven_in(case.base.sentence))
     for other in sorted(said - ours):
         yield wrong(
             "evidence/identity", name, f"says that the source is {other} by SHA-256, but it {case.base.sentence}"
         )
 
 
-class _Texts(HTMLParser):
-    """The texts of a page, or of Markdown, between its tags."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def handle_data(self, data: str) -> None:
-        self.found.append(data)
+def _proven_in(text: str) -> Iterator[str]:
+    """What reads as ORG/NAME in "ORG/NAME by SHA-256"; each word is looked at once, with the few that follow it."""
+    words = text.split()
+    for index, word in enumerate(words):
+        if not _SLASHES.isdisjoint(word) and _BY_DIGEST.match(" ".join(words[index + 1 : index + 4])[:60]):
+            yield word[-200:].strip("()[]<>*_`'\",;:")
 
 
 def _as_it_reads(text: str) -> Iterator[str]:
-    """A text without what nobody sees: tags, marks of no width, kinds of spaces, and what stands for another letter.
+    """A text without what nobody sees: marks of no width, kinds of spaces, and what stands for another letter.
 
-    Twice: a tag may stand within a word, or between two.
+    Three times: a tag may stand within a word, or between two, or be none to whoever shows it.
     """
-    texts = _Texts()
-    texts.feed(text)
-    texts.close()
-    for between in ("", " "):
-        plain = unicodedata.normalize("NFKC", between.join(texts.found))
+    for reading in (text, _TAG.sub("", text), _TAG.sub(" ", text)):
+        plain = unicodedata.normalize("NFKC", html.unescape(reading))
         seen = (one for one in plain if unicodedata.category(one) not in ("Cf", "Mn", "Me") and one not in _FILLERS)
         yield " ".join("".join(seen).split())
 

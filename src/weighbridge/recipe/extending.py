@@ -118,26 +118,44 @@ def _changed(theirs: Sequence[_Block], own: _Block, key: str, document: Document
     removed = document.value[key].get(REMOVE) or []
     if not isinstance(removed, list) or not all(isinstance(name, str) for name in removed):
         raise RecipeError(f"{key}.{REMOVE} is a list of entries", where=place)
-    names = [item.name for item in items]
+    names = [name for item in items for name in item.names]
     for name in removed:
         if name not in names:
             close = get_close_matches(name, names, n=1)
             remedy = f"did you mean {close[0]}?" if close else f"it has {', '.join(names)}"
             raise RecipeError(f"{name} is not in the {key} of the recipe that is extended", where=place, remedy=remedy)
-    for item in added:
-        if item.name in {*names} - {*removed}:
-            raise RecipeError(f"{item.name} is in the {key} of the recipe that is extended already", where=place)
-    kept = [block for item in items if item.name not in removed for block in item.blocks]
-    indent = _indent(items[0].blocks[-1].lines[-1]) if items else "  "
-    moved = [replace(block, lines=_moved(block.lines, indent)) for item in added for block in item.blocks]
-    return (*head.blocks, *kept, *moved)
+    kept = [item for item in items if not {*item.names} & {*removed}]
+    twice = next(
+        (name for item in added for name in item.names if name in {n for one in kept for n in one.names}), None
+    )
+    if twice is not None:
+        raise RecipeError(f"{twice} is in the {key} of the recipe that is extended already", where=place)
+    if not kept and not added:
+        return (_Block((f"{key}: []\n",), own.where, own.first),)
+    indent = _indent(items[0]) if items else "  "
+    moved = [
+        replace(block, lines=_moved(block.lines, _indent(item), indent)) for item in added for block in item.blocks
+    ]
+    blocks = (*head.blocks, *(block for item in kept for block in item.blocks), *moved)
+    made = parse_yaml(
+        "".join(line for block in blocks for line in block.lines).encode(), where=place, error=RecipeError
+    )
+    if made.value.get(key) != [item.value for item in (*kept, *added)]:
+        what = f"{key} cannot be changed as it is written in the recipe that is extended"
+        raise RecipeError(what, where=place, remedy="write the whole list here")
+    return blocks
 
 
 @dataclass(frozen=True)
 class _Item:
-    """An item of a list, and what it is called: an entry, or its first value; or what stands before the first."""
+    """An item of a list; or, without a value, what stands before the first.
 
-    name: str
+    Attributes:
+        names: what it is called by: itself, or the words in it.
+    """
+
+    value: Any
+    names: tuple[str, ...]
     blocks: tuple[_Block, ...]
 
 
@@ -166,8 +184,22 @@ def _items(blocks: Sequence[_Block], path: tuple[str, ...], place: str) -> list[
     end = _end(lines, starts, document, path)
     edges = [1, *starts, end]
     cut = [lines[begin - 1 : after - 1] for begin, after in pairwise(edges)]
-    names = ["", *(str(next(iter(item.values()))) if isinstance(item, dict) else str(item) for item in value)]
-    return [_Item(name, _blocks_of(part)) for name, part in zip(names, cut, strict=True)]
+    cut[-1] = _without_what_follows(cut[-1]) if len(path) > 1 else cut[-1]
+    called = [(), *(_names(item) for item in value)]
+    return [_Item(one, names, _blocks_of(part)) for one, names, part in zip([None, *value], called, cut, strict=True)]
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    if isinstance(value, dict):
+        return tuple(str(word) for word in value.values() if isinstance(word, str))
+    return (str(value),)
+
+
+def _without_what_follows(lines: list[tuple[str, str, int]]) -> list[tuple[str, str, int]]:
+    """Lines without the comments and the empty ones at their end, which belong to what follows."""
+    while lines and (not lines[-1][0].strip() or lines[-1][0].lstrip().startswith("#")):
+        lines = lines[:-1]
+    return lines
 
 
 def _end(
@@ -198,14 +230,18 @@ def _blocks_of(lines: Sequence[tuple[str, str, int]]) -> tuple[_Block, ...]:
     return tuple(found)
 
 
-def _indent(line: str) -> str:
+def _indent(item: _Item) -> str:
+    """What stands before the dash of an item."""
+    line = next(line for block in item.blocks for line in block.lines if line.lstrip().startswith("- "))
     return line[: len(line) - len(line.lstrip())]
 
 
-def _moved(lines: Sequence[str], indent: str) -> tuple[str, ...]:
-    """Lines indented as others are."""
-    own = min((_indent(line) for line in lines if line.strip()), key=len, default="")
-    return tuple(indent + line[len(own) :] if line.strip() else line for line in lines)
+def _moved(lines: Sequence[str], own: str, indent: str) -> tuple[str, ...]:
+    """Lines of an item whose dash stands behind `own`, as if it stood behind `indent`; comments may stand anywhere."""
+    return tuple(
+        indent + (line.removeprefix(own) if line.startswith(own) else line.lstrip()) if line.strip() else "\n"
+        for line in lines
+    )
 
 
 def _blocks(raw: bytes, document: Document) -> dict[str, _Block]:

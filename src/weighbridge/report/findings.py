@@ -190,7 +190,9 @@ class Report:
 
     def __post_init__(self) -> None:
         _make_safe(self, "subject", "verdict")
-        object.__setattr__(self, "head", {label: clipped(printable(text)) for label, text in self.head.items()})
+        object.__setattr__(
+            self, "head", {label: clipped(printable(text), limit=4000) for label, text in self.head.items()}
+        )
 
     @property
     def holds(self) -> bool:
