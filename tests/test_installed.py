@@ -80,9 +80,10 @@ util.find_spec = lambda name, *rest: None if sys.modules.get(name, 0) is None el
 """Python in which the packages of a build are not to be had."""
 
 
-def without_builds(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run the command where only the packages of the core are."""
-    script = f"{WITHOUT}sys.argv = {['weighbridge', *map(str, arguments)]!r}\n"
+def without_builds(*arguments: str | Path, but: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """Run the command where only the packages of the core are; `but` these are, too."""
+    script = f"{WITHOUT}for name in {but!r}:\n    del sys.modules[name]\n"
+    script += f"sys.argv = {['weighbridge', *map(str, arguments)]!r}\n"
     script += "from weighbridge.__main__ import main\nsys.exit(main())"
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
 
@@ -108,6 +109,12 @@ def test_differences_need_nothing_that_builds(mini_build: Path) -> None:
     done = without_builds("diff", "mini", mini_build)
     assert done.returncode == 1, done.stderr
     assert "DIFFERS" in done.stdout
+
+
+def test_data_free_build_and_its_audit_need_numba_alone(tmp_path: Path) -> None:
+    arguments = ("build", "nvfp4a16", "--model", "mini", "--audit", "--output", tmp_path / "build")
+    done = without_builds(*arguments, but=("numba", "llvmlite"))
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def prepare(
     _check_count(plan, source, resources.shard_size)
     check_space(output, shards.bytes_needed(plan, source, twice=not streaming))
     if source.shards:
-        need("build")  # before anything is downloaded
+        need("build", *(("numba",) if streaming else ()))  # before anything is downloaded
     fetched = fetch(source, progress)
     # A directory that it was fetched into may hold more than was asked for.
     source = replace(fetched, files={name: fact for name, fact in fetched.files.items() if name in source.files})

@@ -19,13 +19,16 @@ _NEEDED: Mapping[str, tuple[str, ...]] = {
 """Extra of this package -> modules that what it is for cannot do without."""
 
 
-def need(extra: str) -> None:
+def need(extra: str, *alone: str) -> None:
     """Refuse what packages are missing for.
+
+    Args:
+        alone: modules, where not all of the extra's are needed.
 
     Raises:
         BuildError: with their names.
     """
-    missing = [name for name in _NEEDED[extra] if find_spec(name) is None]
+    missing = [name for name in alone or _NEEDED[extra] if find_spec(name) is None]
     if missing:
         remedy = f"pip install 'weighbridge[{extra}]'"
         raise BuildError(f"needs packages that are not installed: {', '.join(missing)}", where=extra, remedy=remedy)
