@@ -42,7 +42,7 @@ Scheme = Literal["light", "dark"]
 GEMMA = ROOT / "references" / "google" / "gemma-4-26B-A4B-it.yaml"
 NVIDIA = ROOT / "references" / "nvidia" / "Gemma-4-26B-A4B-NVFP4.yaml"
 REDHATAI = ROOT / "references" / "RedHatAI" / "gemma-4-26B-A4B-it-NVFP4.yaml"
-PAGES = ("plan", "differences", "build", "evidence", "damaged", "calibration")
+PAGES = ("plan", "differences", "build", "evidence", "damaged", "calibration", "other-recipe")
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +76,7 @@ def pages(once: Once, mini: Path, mini_build: Path) -> Mapping[str, Path]:
         edit_tensors(place / "copy", lambda tensors: alterations.two_experts(np.random.default_rng(3), tensors))
         audit = ("--source", "mini", "--recipe", "fp8-dynamic")
         command(place / "damaged.html", 1, "validate.py", place / "copy", *audit)
+        command(place / "other-recipe.html", 1, "validate.py", mini_build, "--recipe", "w4a16")
         (place / "calibration.html").write_text(as_html(calibration_of_the_real_model()))
 
     place = once("pages", make)
@@ -154,6 +155,14 @@ def test_verdict_and_what_decides_it_are_in_sight_at_once(name: str, width: int,
         box = part.bounding_box()
         assert box is not None
         assert box["y"] + box["height"] <= HEIGHT
+
+
+@pytest.mark.parametrize("width", [PHONE, DESK])
+def test_failed_validation_says_why_within_the_first_screen(width: int, look: Callable[..., Look]) -> None:
+    verdict = look("other-recipe", width).page.locator(".verdict")
+    box = verdict.bounding_box()
+    assert box is not None and box["y"] + box["height"] <= HEIGHT
+    assert "float8 per channel where the recipe's plan says int4 per group 32: 185 modules" in verdict.inner_text()
 
 
 @at_every_width

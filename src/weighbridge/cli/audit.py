@@ -48,7 +48,7 @@ def audited_by(checkpoint: Checkpoint, source: Checkpoint, options: argparse.Nam
     seed = options.seed
     if options.sample is not None and options.sample < 1 and not options.recompute and seed is None:
         seed = secrets.randbits(32)
-        sys.stderr.write(f"rows are drawn with seed {seed}; interrupted, --seed {seed} goes on with them\n")
+        sys.stderr.write(f"sampling seed {seed}; resume an interrupted audit with --seed {seed}\n")
     return api.audit(
         checkpoint,
         source,

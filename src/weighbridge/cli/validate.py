@@ -81,7 +81,7 @@ def _validate(options: argparse.Namespace) -> int:
         audited = audited_by(checkpoint, source, options)
         context += audited.sections
     elif checkpoint.shards:
-        context.append(Section("the weights", "were not read, but for scales of one element", judges=False))
+        context.append(Section("the weights", "not read, except per-tensor scales", judges=False))
     demand = capacity.demand_of(options)
     if demand is not None:
         context.append(capacity_section(checkpoint, demand))

@@ -89,7 +89,7 @@ _ALL = (
     _error("fused/schemes-differ", "Members of a group that servers merge have different schemes."),
     _error("fused/experts-differ", "The experts of a layer do not all have one scheme."),
     _error("fused/unlisted", "Servers merge linears under one global scale, and fused_groups does not name them."),
-    _note("fused/lacks-member", "A merged group lacks a member (values that are the keys)."),
+    _note("fused/lacks-member", "No v_proj: keys serve as values."),
     _error("convert/matches-nothing", "An entry of dequantize matches no module that is quantized.", allowable=False),
     _error("convert/changes-nothing", "A conversion would leave every tensor as it is.", allowable=False),
     _error("coverage/untargeted", "Weights stay unquantized that no ignore entry keeps."),
