@@ -916,7 +916,7 @@ CARRIED = [
 
 
 def _with_file(build: FinishedBuild, name: str, content: bytes) -> FinishedBuild:
-    """A file more in the source, with its digest; the reports name it as they name all not compared (no digest known)."""
+    """A file more in the source, with its digest; the reports name it as all that no digest is known of."""
     digests = {**build.identity.digests, name: hashlib.sha256(content).hexdigest()}
     source = replace(build.source, files={**build.source.files, name: FileFact(len(content))})
     lied = replace(build, source=source, identity=replace(build.identity, digests=digests))
