@@ -51,6 +51,8 @@ def test_build_is_validated_audited_verified_and_reproduced(tmp_path: Path) -> N
     build = tmp_path / "build"
     report = wb.build("fp8-dynamic", "mini", build, sign=str(tmp_path / "key.pem"), progress=progress)
     assert report.holds
+    assert report.head.keys() == {"base", "recipe", "recipe SHA-256"}
+    assert report.metrics["modules_quantized_count"] == 185
     assert told and all(0 < done <= total for _, done, total in told)
     assert wb.validate(build, recipe="fp8-dynamic", source="mini").holds
     audit = wb.audit(build, "mini", recipe="fp8-dynamic")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 from weighbridge.base.identity import identify, pinned_files, sampled
 from weighbridge.base.references import NO_REFERENCE, AgainstReference, base_of, base_of_source, find_references
 from weighbridge.base.source import MINIATURE, checked_source, fetch, open_model, open_source
-from weighbridge.checkpoint.model import Checkpoint
+from weighbridge.checkpoint.model import Checkpoint, open_directory
 from weighbridge.checkpoint.modules import split_parameter
 from weighbridge.errors import EvidenceError, RecipeError, StructureError, WeighbridgeError
 from weighbridge.formats.tensors import payload_bytes
@@ -174,7 +174,9 @@ def build(
         audited=audit,
         carry=_several(carry),
     )
-    return build_it(request, progress=progress)
+    report = build_it(request, progress=progress)
+    metrics = _metrics(open_directory(target)) if report.holds else {}
+    return replace(report, head={**_base_head(opened), **_recipe_head(loaded)}, metrics=metrics)
 
 
 def validate(

@@ -12,6 +12,7 @@ from weighbridge.checkpoint.opening import open_checkpoint
 from weighbridge.cli.run import not_negative, positive, size
 from weighbridge.machine.resources import DEFAULT_MEMORY, Resources
 from weighbridge.progress import Progress
+from weighbridge.recipe import LoadedRecipe
 from weighbridge.report import Report, Section
 
 
@@ -39,7 +40,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def audited_by(checkpoint: Checkpoint, source: Checkpoint, options: argparse.Namespace) -> Report:
+def audited_by(
+    checkpoint: Checkpoint, source: Checkpoint, loaded: LoadedRecipe | None, options: argparse.Namespace
+) -> Report:
     """Audit a checkpoint against the base that ``--source`` names.
 
     Raises:
@@ -52,7 +55,7 @@ def audited_by(checkpoint: Checkpoint, source: Checkpoint, options: argparse.Nam
     return api.audit(
         checkpoint,
         source,
-        recipe=options.recipe,
+        recipe=loaded,
         sample=options.sample,
         seed=seed,
         recompute=options.recompute,

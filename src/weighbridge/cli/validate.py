@@ -35,6 +35,7 @@ from weighbridge.report import Report, Section
 
 if TYPE_CHECKING:
     from weighbridge.evidence.signing import Verifier
+    from weighbridge.recipe import LoadedRecipe
 
 EPILOG = """\
 examples:
@@ -73,12 +74,13 @@ def _validate(options: argparse.Namespace) -> int:
         refuse(options, "calibration", without="--recompute")
     checkpoint = api.open_checkpoint(options.checkpoint, follow_links=options.follow_links)
     source = open_source(options.source, follow=options.follow_links) if options.source else None
-    base = _base_by_recipe(checkpoint, source, options)  # what cannot be read is said before weights are
+    loaded = None if options.recipe is None else api.load_recipe(options.recipe)
+    base = _base_by_recipe(checkpoint, source, loaded, options.reference)  # what cannot be read is said before weights
     context: list[Section] = []
     audited: Report | None = None
     if source is not None:
         api.check_related(checkpoint, source)
-        audited = audited_by(checkpoint, source, options)
+        audited = audited_by(checkpoint, source, loaded, options)
         context += audited.sections
     elif checkpoint.shards:
         context.append(Section("the weights", "not read, except per-tensor scales", judges=False))
@@ -87,9 +89,7 @@ def _validate(options: argparse.Namespace) -> int:
         context.append(capacity_section(checkpoint, demand))
     if options.compare:
         context.append(compare_section(checkpoint, options))
-    report = api.validate(
-        checkpoint, recipe=options.recipe, source=source, references=options.reference, context=context
-    )
+    report = api.validate(checkpoint, recipe=loaded, source=source, references=options.reference, context=context)
     if audited is not None:
         report = replace(report, metrics={**audited.metrics, **report.metrics})
     if options.write_lock is not None:
@@ -97,7 +97,9 @@ def _validate(options: argparse.Namespace) -> int:
     return hand_over(report, options)
 
 
-def _base_by_recipe(checkpoint: Checkpoint, source: Checkpoint | None, options: argparse.Namespace) -> str:
+def _base_by_recipe(
+    checkpoint: Checkpoint, source: Checkpoint | None, loaded: LoadedRecipe | None, references: Sequence[str]
+) -> str:
     """The base model that a recipe's build is of; empty without a recipe.
 
     Raises:
@@ -105,10 +107,9 @@ def _base_by_recipe(checkpoint: Checkpoint, source: Checkpoint | None, options: 
     """
     from weighbridge.checks.expectation import expected_of
 
-    if options.recipe is not None:
-        expected = expected_of(checkpoint, api.load_recipe(options.recipe), source, options.reference)
-        return expected.plan.predicted.origin.base
-    for name in options.reference:
+    if loaded is not None:
+        return expected_of(checkpoint, loaded, source, references).plan.predicted.origin.base
+    for name in references:
         if name != NO_REFERENCE:
             open_checkpoint(name)
     return ""
