@@ -57,7 +57,7 @@ def recorded(build: Path, key: Path) -> Path:
 def test_added_result_is_part_of_what_holds(recorded: Path, key: Path) -> None:
     report = verify(recorded, verifier=open_verifier(key.with_suffix(".pub.pem")), progress=Progress())
     assert errors(recorded, key) == []
-    words = next(section.facts for section in report.sections if section.title.startswith("what rests on the word"))
+    words = next(section.facts for section in report.sections if section.title.startswith("not verified"))
     assert "serving" in str(words["the results"])
 
 
