@@ -7,12 +7,14 @@ import subprocess
 import sys
 import zipfile
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
 from weighbridge.__main__ import COMMANDS
+from weighbridge.planning.declare import WRITTEN_AS_BY
 from weighbridge.recipe.catalogue import recipe_names
 
 
@@ -133,6 +135,10 @@ def test_what_packages_are_missing_for_is_one_sentence(command: tuple[str, ...],
     assert f"pip install '{extra}'" in done.stderr
 
 
+def test_format_is_that_of_the_compressed_tensors_that_is_tested() -> None:
+    assert version("compressed-tensors") == WRITTEN_AS_BY
+
+
 @pytest.mark.campaign
 def test_core_is_installed_into_an_empty_environment_and_works_elsewhere(tmp_path: Path, mini_build: Path) -> None:
     python = tmp_path / "venv" / "bin" / "python"
@@ -152,6 +158,23 @@ def test_core_is_installed_into_an_empty_environment_and_works_elsewhere(tmp_pat
             check=False,
         )
         assert done.returncode == 0, done.stderr + done.stdout
+    built = tmp_path / "built"
+    subprocess.run([*pip[:-1], "numba"], check=True)
+    build: list[str | Path] = [
+        python,
+        "-m",
+        "weighbridge",
+        "build",
+        "fp8-dynamic",
+        "--model",
+        "mini",
+        "--audit",
+        "--output",
+        built,
+    ]
+    done = subprocess.run(build, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert (built / "model.safetensors").read_bytes() == (mini_build / "model.safetensors").read_bytes()
 
 
 def test_recipes_are_listed_for_a_model_and_a_card_as_json_too() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,6 +18,14 @@ _NEEDED: Mapping[str, tuple[str, ...]] = {
     "build": ("numba", "torch", "compressed_tensors", "llmcompressor", "transformers"),
 }
 """Extra of this package -> modules that what it is for cannot do without."""
+
+
+def version_of(package: str) -> str | None:
+    """The version of a package that is installed; None of one that is not."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def need(extra: str, *alone: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import version
 from typing import Any
 
 from weighbridge.checkpoint.model import Checkpoint
@@ -16,6 +15,8 @@ from weighbridge.planning.model import Part, tied_heads
 from weighbridge.recipe import Recipe
 from weighbridge.version import __version__
 
+WRITTEN_AS_BY = "0.19.0"
+"""The version of compressed-tensors whose format is written, whether or not it is installed."""
 PRODUCER = f"weighbridge-{__version__}"
 """Servers know the format by its producer's name, modelopt; the version says who it really was."""
 
@@ -66,7 +67,7 @@ def compressed_tensors_config(declaration: Declaration) -> dict[str, Any]:
         "kv_cache_scheme": declaration.kv_cache and args_to_config(declaration.kv_cache),
         "quant_method": declaration.quant_method,
         "quantization_status": "compressed",
-        "version": version("compressed-tensors"),
+        "version": WRITTEN_AS_BY,
     }
 
 

@@ -9,7 +9,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import astuple, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from weighbridge.engines.streaming.work import Done, do, largest, read_back
 from weighbridge.errors import BuildError
 from weighbridge.machine.cache import key_of
 from weighbridge.machine.hashing import hash_shard
+from weighbridge.machine.installation import version_of
 from weighbridge.machine.resources import Resources, affordable_workers
 from weighbridge.machine.standing import Standing, standing_of
 from weighbridge.numbers import SchemeNotCovered, encoding_of
@@ -81,7 +81,7 @@ def build_key(plan: Plan, source: Checkpoint, resources: Resources) -> str:
             "shard_size": resources.shard_size,
             "piece_bytes": PIECE_BYTES,
             "device": sorted({device.partition(":")[0] for device in resources.devices}),
-            "tools": {"weighbridge": __version__} | {name: version(name) for name in NUMERIC_TOOLS},
+            "tools": {"weighbridge": __version__} | {name: version_of(name) for name in NUMERIC_TOOLS},
         }
     )
 
