@@ -21,7 +21,7 @@ from weighbridge.base.references import NO_REFERENCE, AgainstReference, base_of,
 from weighbridge.base.source import MINIATURE, checked_source, fetch, open_model, open_source
 from weighbridge.checkpoint.model import Checkpoint, open_directory
 from weighbridge.checkpoint.modules import split_parameter
-from weighbridge.errors import EvidenceError, RecipeError, StructureError, WeighbridgeError
+from weighbridge.errors import EvidenceError, RecipeError, StructureError
 from weighbridge.formats.tensors import payload_bytes
 from weighbridge.machine.installation import need
 from weighbridge.machine.resources import Resources
@@ -260,7 +260,6 @@ def audit(
     from weighbridge.planning import find_merged_groups
 
     opened, base, progress = _opened(checkpoint), open_base(source), progress or Progress()
-    resources = resources or Resources()
     resources = resources or Resources()
     loaded = None if recipe is None else _loaded(recipe)
     for side, purpose in ((opened, "audit"), (base, "audit against")):
@@ -532,18 +531,3 @@ def _digests_beside(base: Checkpoint, lock: Checkpoint | None) -> dict[str, str]
 
     found = ((name, digest(base, name)) for name in pinned_files(base, lock))
     return {name: sha256 for name, sha256 in found if sha256 is not None}
-
-
-__all__ = [
-    "WeighbridgeError",
-    "audit",
-    "build",
-    "diff",
-    "lint",
-    "load_recipe",
-    "open_checkpoint",
-    "plan",
-    "reproduce",
-    "validate",
-    "verify",
-]

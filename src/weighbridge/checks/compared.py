@@ -24,9 +24,10 @@ def compared(before: Checkpoint, after: Checkpoint) -> Report:
     """
     other = describe(before)
     structure, settings = diff_structures(after, before), diff_settings(after, before)
+    alone = _files_of_one(before, after)
     sections = (
         _sizes(before, after),
-        _files(_files_of_one(before, after), other),
+        _files(alone, other),
         *(
             Section(
                 title,
@@ -37,7 +38,6 @@ def compared(before: Checkpoint, after: Checkpoint) -> Report:
             for title, found in (("tensors and their quantization", structure), ("config and files", settings))
         ),
     )
-    alone = _files_of_one(before, after)
     count = len(structure) + len(settings) + len(alone)
     if count:
         verdict = f"{describe(after)} differs from {other} in {count:,} things"

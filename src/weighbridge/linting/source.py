@@ -39,7 +39,9 @@ def _another_family(plan: Plan) -> Iterator[Raised]:
     ours, theirs = plan.source.config.get("model_type"), None if base is None else base.config.get("model_type")
     if base is None or None in (ours, theirs) or ours == theirs:
         return
-    alike = [name for name in recipe_names() if _type_of(name.rpartition("/")[0]) == ours]
+    models = {name: name.rpartition("/")[0] for name in recipe_names()}
+    types = {model: _type_of(model) for model in {*models.values()}}
+    alike = [name for name, model in models.items() if types[model] == ours]
     same = [name for name in alike if name.endswith(f"/{plan.loaded.recipe.name}")] or alike
     remedy = f"{' and '.join(same)} {'are' if len(same) > 1 else 'is'} for such models" if same else ""
     yield Raised(
