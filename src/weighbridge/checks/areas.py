@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import split_parameter, tensor_name
 from weighbridge.checkpoint.roles import Role, layer_of, role_of
+from weighbridge.formats.schemes import Scheme
 from weighbridge.report import Area, Areas
 
 
@@ -19,11 +20,7 @@ def bytes_by_role(checkpoint: Checkpoint, decided: Mapping[str, str], reasons: M
         reasons: why, by what decided it.
     """
     sizes: Counter[tuple[Role, int | None, str, bool, str]] = Counter()
-    schemes = {
-        tensor_name(module, local): scheme
-        for module, scheme in checkpoint.schemes.items()
-        for local in checkpoint.modules.get(module, ())
-    }
+    schemes = schemes_by_tensor(checkpoint)
     for name, tensor in checkpoint.structure.items():
         module = split_parameter(name)[0]
         scheme = checkpoint.schemes.get(module) or schemes.get(name)
@@ -42,3 +39,12 @@ def bytes_by_role(checkpoint: Checkpoint, decided: Mapping[str, str], reasons: M
         ),
         dict(reasons),
     )
+
+
+def schemes_by_tensor(checkpoint: Checkpoint) -> dict[str, Scheme]:
+    """The scheme of each tensor that stores a quantized module, by its name."""
+    return {
+        tensor_name(module, local): scheme
+        for module, scheme in checkpoint.schemes.items()
+        for local in checkpoint.modules.get(module, ())
+    }

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 
 from weighbridge.checkpoint.model import EVIDENCE, Checkpoint
-from weighbridge.checkpoint.modules import split_parameter, tensor_name
+from weighbridge.checkpoint.modules import split_parameter
 from weighbridge.checkpoint.roles import Role, role_of
 from weighbridge.checkpoint.weights import INDEX_FILE
+from weighbridge.checks.areas import schemes_by_tensor
 from weighbridge.checks.diff import diff_settings, diff_structures, group
 from weighbridge.checks.validation import describe, difference_finding
 from weighbridge.formats.tensors import payload_bytes
@@ -91,11 +92,7 @@ def _share(role: Role, before: Counter[Role], after: Counter[Role]) -> float:
 
 def _by_role(checkpoint: Checkpoint) -> tuple[Counter[Role], dict[Role, str]]:
     """Bytes of each role, and what most of them are stored as."""
-    schemes = {
-        tensor_name(module, local): scheme
-        for module, scheme in checkpoint.schemes.items()
-        for local in checkpoint.modules.get(module, ())
-    }
+    schemes = schemes_by_tensor(checkpoint)
     sizes: Counter[Role] = Counter()
     kinds: dict[Role, Counter[str]] = {}
     for name, tensor in checkpoint.structure.items():
