@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ from hypothesis import strategies as st
 
 from tests.conftest import environment
 from tests.hub_server import Hub, serve
-from weighbridge.engines.oneshot.dataset import Rows, choose_rows, for_miniature, miniature_rows, open_rows, with_file
+from weighbridge.api import calibrated_with
+from weighbridge.base.source import open_source, with_own_texts
+from weighbridge.engines.oneshot.dataset import Rows, choose_rows, open_rows, with_file
 from weighbridge.engines.oneshot.load import load_tokenizer
 from weighbridge.engines.oneshot.samples import Samples, make_samples
 from weighbridge.errors import WeighbridgeError
+from weighbridge.recipe import load_recipe
 from weighbridge.recipe.calibration import Calibration, Dataset
 from weighbridge.samples.miniature.text import COUNT, exchanges
 
@@ -233,20 +237,28 @@ def test_batches_hold_every_sample_once_and_only_samples_of_one_length(lengths: 
         assert sum(len(batch) < size for batch in batches if len(batch[0]) == length) <= 1
 
 
-# --- the miniature, and a file in the place of a data set
+# --- texts, and a file in the place of a data set
 
 
-def test_miniature_has_its_own_text_in_the_place_of_a_hubs_data_set() -> None:
-    asked = calibration(samples=512, sequence_length=2048, batch_size=1, least_tokens=1024)
-    done = for_miniature(asked)
-    assert (done.samples, done.sequence_length, done.batch_size, done.least_tokens) == (32, 128, 1, 16)
-    rows = miniature_rows(done)
-    assert (rows.name, rows.count) == ("the miniature's own text in place of org/chat", COUNT)
+@pytest.mark.parametrize(("render", "first"), [("chat", list), ("text", str)])
+def test_miniature_brings_its_own_texts_in_the_place_of_a_hubs_data_set(render: str, first: type, mini: Path) -> None:
+    asked = load_recipe("nvfp4")
+    changed = asked.recipe.calibration.model_copy(update={"render": render}) if asked.recipe.calibration else None
+    asked = replace(asked, recipe=asked.recipe.model_copy(update={"calibration": changed}))
+    done = with_own_texts(asked, open_source("mini")).recipe.calibration
+    assert done is not None
+    assert (done.samples, done.sequence_length) == (32, 128)
+    rows = open_rows(done)
+    assert (rows.name, rows.count, type(rows.take([0])[0])) == ("gemma-4-mini.jsonl", COUNT, first)
 
 
-def test_miniature_uses_a_file_as_any_model_does(written: Callable[[str], Path]) -> None:
-    asked = calibration(written(".txt"), samples=12, sequence_length=2048)
-    assert for_miniature(asked) == asked
+def test_other_models_and_files_are_calibrated_as_the_recipe_says(
+    written: Callable[[str], Path], mini: Path, tmp_path: Path
+) -> None:
+    loaded = load_recipe("nvfp4")
+    assert with_own_texts(loaded, open_source(str(mini))) is loaded
+    named = calibrated_with(loaded, written(".txt"))
+    assert with_own_texts(named, open_source("mini")) is named
 
 
 def test_texts_of_the_miniature_are_the_same_everywhere_and_all_different() -> None:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.planning import KEPT, integers, recipe
-from weighbridge.base.source import open_source
+from weighbridge.base.source import open_source, with_own_texts
 from weighbridge.engines import oneshot
 from weighbridge.engines.oneshot.modifiers import ALLOWED, make_modifiers
 from weighbridge.errors import RecipeError
@@ -165,4 +165,5 @@ def test_data_that_nothing_looks_at_are_refused(load: Load, mini: Path) -> None:
 
 @pytest.mark.parametrize("name", ["nvfp4", "w4a16-gptq", "w4a16-awq", "fp8-dynamic-kv8"])
 def test_calibrated_recipes_of_the_catalogue_are_whole(name: str, mini: Path) -> None:
-    oneshot.check(load_recipe(str(GEMMA / f"{name}.yaml")), open_source("mini"))
+    source = open_source("mini")
+    oneshot.check(with_own_texts(load_recipe(str(GEMMA / f"{name}.yaml")), source), source)

@@ -28,11 +28,11 @@ from tests.conftest import ROOT, Command, Once, Outcome, environment, keep_outco
 from tests.miniature_locks import CALIBRATED, REDHATAI_IGNORE, calibrated, lock_name, oneshot_lock
 from tests.toy_models import TOYS
 from weighbridge.base.locks import lock_path
-from weighbridge.base.source import open_source
+from weighbridge.base.source import open_source, with_own_texts
 from weighbridge.checkpoint.model import open_directory
 from weighbridge.engines import oneshot
 from weighbridge.engines.oneshot.coverage import ExpertCoverage, check_sums, grids, starved, table
-from weighbridge.engines.oneshot.dataset import miniature_rows
+from weighbridge.engines.oneshot.dataset import open_rows
 from weighbridge.engines.oneshot.load import load_tokenizer
 from weighbridge.engines.oneshot.samples import make_samples
 from weighbridge.errors import BuildError, StructureError
@@ -115,10 +115,9 @@ def test_tensors_are_those_that_plain_oneshot_makes_of_the_same_tokens(nvfp4: Pa
     from llmcompressor.modifiers.quantization import QuantizationModifier
     from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-    asked = load_recipe("nvfp4").recipe.calibration
-    assert asked is not None
-    done = oneshot.for_miniature(asked)
-    samples = make_samples(done, miniature_rows(done), load_tokenizer(mini, where="mini"))
+    done = with_own_texts(load_recipe("nvfp4"), open_source("mini")).recipe.calibration
+    assert done is not None
+    samples = make_samples(done, open_rows(done), load_tokenizer(mini, where="mini"))
     assert samples.sha256 == section(kept_outcome(nvfp4), "the calibration")["facts"]["sha256 of the token ids"]
     rows = {
         "input_ids": list(map(list, samples.token_ids)),
@@ -178,7 +177,7 @@ def test_recipes_that_move_weights_build_and_hold(recipe: str, once: Once) -> No
 def test_report_says_what_was_really_used(nvfp4: Path) -> None:
     outcome = kept_outcome(nvfp4)
     facts = section(outcome, "the calibration")["facts"]
-    assert facts["text"] == "the miniature's own text in place of HuggingFaceH4/ultrachat_200k"
+    assert facts["text"] == "gemma-4-mini.jsonl"
     assert facts["samples"] == "32 of 256 rows, chosen by seed 0"
     assert facts["tokens"] == "4,096, at most 128 a sample, rendered as chat"
     assert facts["experts see"] == "every token"
@@ -198,7 +197,8 @@ def test_tokens_are_counted_where_every_expert_sees_all(nvfp4: Path) -> None:
 def test_tokens_are_counted_where_they_go_their_way_and_the_miniatures_text_reaches_every_expert(
     mini: Path, tmp_path: Path
 ) -> None:
-    plan = make_plan(load_recipe("fp8-dynamic-kv8"), open_source("mini"))
+    source = open_source("mini")
+    plan = make_plan(with_own_texts(load_recipe("fp8-dynamic-kv8"), source), source)
     built = oneshot.quantize(plan, plan.source, tmp_path, device="cpu", progress=Progress(shown=False))
     (figures,) = built.sections[0].tables
     for _, experts, least, median, most, *routed in figures.rows:
@@ -404,11 +404,11 @@ from weighbridge.engines import oneshot
 from weighbridge.planning import make_plan
 from weighbridge.progress import Progress
 from weighbridge.recipe import load_recipe
-from weighbridge.base.source import open_source
+from weighbridge.base.source import open_source, with_own_texts
 from weighbridge.output.staging import claimed, staged
 
 source = open_source("mini")
-plan = make_plan(load_recipe(sys.argv[1]), source)
+plan = make_plan(with_own_texts(load_recipe(sys.argv[1]), source), source)
 with claimed(Path(sys.argv[2]), force=False, source=None) as claim, staged(claim) as staging:
     print("loading", flush=True)
     oneshot.quantize(plan, source, staging.checkpoint, device="cpu", progress=Progress(), shard_size=100_000)

@@ -6,6 +6,7 @@ import fcntl
 import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from weighbridge.checkpoint.hub import download
@@ -15,6 +16,9 @@ from weighbridge.errors import BuildError, StructureError
 from weighbridge.formats.tensors import FLOATING_SOURCES
 from weighbridge.machine.cache import cache_directory
 from weighbridge.progress import Progress
+from weighbridge.recipe import LoadedRecipe
+from weighbridge.recipe.calibration import Dataset
+from weighbridge.samples import calibration as own_calibration
 from weighbridge.samples import miniature
 
 log = logging.getLogger(__name__)
@@ -104,6 +108,21 @@ def fetch(source: Checkpoint, progress: Progress | None = None) -> Checkpoint:
 def make_miniature() -> Path:
     """The directory of the miniature; made in the user's cache the first time."""
     return made_once(f"{Path(miniature.NAME).name}-{miniature.version()}", miniature.make)
+
+
+def with_own_texts(loaded: LoadedRecipe, source: Checkpoint) -> LoadedRecipe:
+    """A recipe as it calibrates a source: the miniature brings its own texts, in the place of a data set of the hub.
+
+    A file is what somebody wants to see used, and stays.
+    """
+    calibration = loaded.recipe.calibration
+    if source.label != MINIATURE or calibration is None or calibration.dataset.hub is None:
+        return loaded
+    directory = made_once(f"{make_miniature().name}-texts", own_calibration.write_texts)
+    texts = Dataset(file=str(directory / own_calibration.FILE), column=own_calibration.COLUMNS[calibration.render])
+    less = {key: min(getattr(calibration, key), limit) for key, limit in own_calibration.LIMITS.items()}
+    changed = calibration.model_copy(update={"dataset": texts, **less})
+    return replace(loaded, recipe=loaded.recipe.model_copy(update={"calibration": changed}))
 
 
 def make_smollm2() -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from weighbridge.base.identity import digest_files
-from weighbridge.base.source import fetch
+from weighbridge.base.source import fetch, with_own_texts
 from weighbridge.checkpoint.listing import MAX_FILES
 from weighbridge.checkpoint.model import Checkpoint, carried_files
 from weighbridge.checkpoint.names import compact
@@ -113,6 +113,7 @@ def prepare(
     elif recipe.method == "oneshot":
         from weighbridge.engines import oneshot
 
+        plan = replace(plan, loaded=with_own_texts(plan.loaded, source))
         oneshot.check(plan.loaded, source)
     if recipe.quality is not None:
         from weighbridge.extras.quality.assess import windows_of

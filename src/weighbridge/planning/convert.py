@@ -158,8 +158,7 @@ def _quantized(source: Checkpoint, module: str, scheme: Scheme) -> Iterator[_Uni
     places_of: dict[str, dict[str, Place]] = {}
     for local, tensor in tensors.items():
         name = module if local == FUSED_WEIGHT else f"{module}.{local}"
-        if not is_fused_experts(name, tensor) or tensor.shape[:2] != fused.shape[:2]:
-            raise StructureError(f"{name} is {tensor}, which is not one for each row of {fused}", where=source.label)
+        assert is_fused_experts(name, tensor) and tensor.shape[:2] == fused.shape[:2]  # likewise
         for part in split_experts(name, tensor):
             expert, stored = split_parameter(part.name)
             places_of.setdefault(expert, {})[stored] = Place(name, part.expert, part.first_row)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from weighbridge.base.source import MINIATURE
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.roles import Role, role_of
 from weighbridge.engines.oneshot.calibrate import Passed, calibrate, quantize_in_memory
 from weighbridge.engines.oneshot.coverage import grids, starved, table
-from weighbridge.engines.oneshot.dataset import Rows, for_miniature, miniature_rows, open_rows, with_file
+from weighbridge.engines.oneshot.dataset import open_rows, with_file
 from weighbridge.engines.oneshot.load import load_model, load_tokenizer
 from weighbridge.engines.oneshot.modifiers import Modifiers, make_modifiers
 from weighbridge.engines.oneshot.record import Record, make_record
-from weighbridge.engines.oneshot.samples import Samples, make_samples, take_samples
+from weighbridge.engines.oneshot.samples import make_samples, take_samples
 from weighbridge.engines.oneshot.save import save_shards
 from weighbridge.engines.quiet import quieted
 from weighbridge.errors import RecipeError
@@ -26,7 +24,7 @@ from weighbridge.recipe import LoadedRecipe
 from weighbridge.recipe.calibration import Calibration
 from weighbridge.report import Section
 
-__all__ = ["Calibrated", "Record", "check", "for_miniature", "quantize", "with_file"]
+__all__ = ["Calibrated", "Record", "check", "quantize", "with_file"]
 
 
 @dataclass(frozen=True)
@@ -54,14 +52,14 @@ def check(loaded: LoadedRecipe, source: Checkpoint) -> None:
         BuildError: the tokenizer cannot be loaded.
     """
     modifiers = make_modifiers(loaded)
-    calibration = _calibration(loaded, modifiers, source)
+    calibration = _calibration(loaded, modifiers)
     if calibration is None:
         return
     with quieted():
         if source.directory is None:
-            take_samples(calibration, _rows(calibration, source))
+            take_samples(calibration, open_rows(calibration))
         else:
-            _samples(calibration, source, load_tokenizer(source.directory, where=source.label))
+            make_samples(calibration, open_rows(calibration), load_tokenizer(source.directory, where=source.label))
 
 
 def quantize(
@@ -86,10 +84,10 @@ def quantize(
     """
     assert source.directory is not None
     modifiers = make_modifiers(plan.loaded)
-    calibration = _calibration(plan.loaded, modifiers, source)
+    calibration = _calibration(plan.loaded, modifiers)
     with quieted():
         tokenizer = load_tokenizer(source.directory, where=source.label)
-        samples = None if calibration is None else _samples(calibration, source, tokenizer)
+        samples = None if calibration is None else make_samples(calibration, open_rows(calibration), tokenizer)
         model = load_model(source.directory, device=device, where=source.label)
         if calibration is None or samples is None:
             with progress.stage("quantizing in memory", 0):
@@ -103,13 +101,8 @@ def quantize(
     return Calibrated((_section(plan, calibration, passed, record),), record)
 
 
-def is_miniature(source: Checkpoint) -> bool:
-    """Whether a source is the built-in miniature."""
-    return source.label == MINIATURE
-
-
-def _calibration(loaded: LoadedRecipe, modifiers: Modifiers, source: Checkpoint) -> Calibration | None:
-    """The calibration as it will be done on `source`."""
+def _calibration(loaded: LoadedRecipe, modifiers: Modifiers) -> Calibration | None:
+    """The calibration of a recipe, if it has one that something needs."""
     calibration = loaded.recipe.calibration
     if modifiers.needing_data and calibration is None:
         raise RecipeError(
@@ -125,17 +118,7 @@ def _calibration(loaded: LoadedRecipe, modifiers: Modifiers, source: Checkpoint)
             where=loaded.location("calibration"),
             remedy="take calibration out",
         )
-    return for_miniature(calibration) if is_miniature(source) else calibration
-
-
-def _rows(calibration: Calibration, source: Checkpoint) -> Rows:
-    """The rows to choose from: of a file whatever the model, of a hub's data set unless it is the miniature."""
-    own = is_miniature(source) and calibration.dataset.hub is not None
-    return miniature_rows(calibration) if own else open_rows(calibration)
-
-
-def _samples(calibration: Calibration, source: Checkpoint, tokenizer: Any) -> Samples:
-    return make_samples(calibration, _rows(calibration, source), tokenizer)
+    return calibration
 
 
 def _section(plan: Plan, calibration: Calibration, passed: Passed, record: Record) -> Section:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import nsmallest
 from pathlib import Path
@@ -20,14 +20,10 @@ from weighbridge.errors import DatasetError, first_line
 from weighbridge.machine.hashing import hash_file
 from weighbridge.progress import Progress
 from weighbridge.recipe.calibration import Calibration, Dataset
-from weighbridge.samples.miniature.text import exchanges
 from weighbridge.text.strict_json import parse_object
 
 if TYPE_CHECKING:
     import pyarrow.parquet
-
-MINIATURE_LIMITS: Mapping[str, int] = {"samples": 32, "sequence_length": 128, "batch_size": 8, "least_tokens": 16}
-"""What is enough for a model of ten million parameters: its calibration takes seconds on a CPU."""
 
 _COMMIT = re.compile(r"@([0-9a-f]{40})(?:/|$)")
 
@@ -67,30 +63,6 @@ def open_rows(calibration: Calibration) -> Rows:
     if path.suffix == ".txt":
         return _lines(path)
     return (_json_lines if path.suffix == ".jsonl" else _parquet)(path, dataset)
-
-
-def miniature_rows(calibration: Calibration) -> Rows:
-    """The miniature's own text, in the form that the calibration renders: what stands in for a hub's data set."""
-    chat = calibration.render == "chat"
-    values: list[Any] = [
-        [{"role": "user", "content": pair.question}, {"role": "assistant", "content": pair.answer}]
-        if chat
-        else f"{pair.question} {pair.answer}"
-        for pair in exchanges()
-    ]
-    name = f"the miniature's own text in place of {calibration.dataset.hub}"
-    return Rows(name, len(values), lambda rows: [values[row] for row in rows])
-
-
-def for_miniature(calibration: Calibration) -> Calibration:
-    """The calibration as it is done on the miniature: a hub's data set is replaced, so its numbers are bounded.
-
-    A file is what somebody wants to see used, and stays as it is.
-    """
-    if calibration.dataset.hub is None:
-        return calibration
-    bounded = {key: min(getattr(calibration, key), limit) for key, limit in MINIATURE_LIMITS.items()}
-    return calibration.model_copy(update=bounded)
 
 
 def with_file(calibration: Calibration, file: str) -> Calibration:
