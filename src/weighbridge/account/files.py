@@ -20,7 +20,7 @@ from weighbridge.errors import StructureError
 from weighbridge.formats import modelopt
 from weighbridge.planning import Plan
 from weighbridge.report import Finding, Severity
-from weighbridge.text.strict_json import MAX_JSON_BYTES, parse_object
+from weighbridge.text.strict_json import MAX_JSON_BYTES, parse_config
 
 HARMLESS_FILES: tuple[tuple[str, str], ...] = (
     (rf"{EVIDENCE}/.*", "what is said of the checkpoint; servers do not read it, and its own check judges it"),
@@ -193,7 +193,7 @@ def _document(checkpoint: Checkpoint, name: str) -> dict[str, object] | None:
         return None
     try:
         content = read(checkpoint, name)
-        return None if content is None else parse_object(content, where=name)
+        return None if content is None else parse_config(content, where=name)
     except StructureError:  # not readable by keys: then it is judged as a whole
         return None
 

@@ -54,7 +54,7 @@ from weighbridge.errors import HubError, StructureError
 from weighbridge.formats.modelopt import HF_QUANT_CONFIG
 from weighbridge.machine.cache import cache_directory, write_atomically
 from weighbridge.progress import Progress
-from weighbridge.text.strict_json import MAX_JSON_BYTES, parse_object
+from weighbridge.text.strict_json import MAX_JSON_BYTES, parse_config, parse_object
 
 log = logging.getLogger(__name__)
 
@@ -179,7 +179,7 @@ def _open_by_headers(hub_id: HubId) -> Checkpoint:
         index = _read(snapshot, INDEX_FILE, lambda raw: read_index(raw, where=f"{snapshot.label}/{INDEX_FILE}"))
     shards = choose_shards(snapshot.files, index, label=snapshot.label)
     check_config_is_there(snapshot.files, label=snapshot.label)
-    config = _read(snapshot, CONFIG_FILE, lambda raw: parse_object(raw, where=f"{snapshot.label}/{CONFIG_FILE}"))
+    config = _read(snapshot, CONFIG_FILE, lambda raw: parse_config(raw, where=f"{snapshot.label}/{CONFIG_FILE}"))
     quant_config = None
     if HF_QUANT_CONFIG in snapshot.files:
         where = f"{snapshot.label}/{HF_QUANT_CONFIG}"

@@ -22,7 +22,7 @@ from weighbridge.formats.quantization import read_declaration
 from weighbridge.formats.schemes import Scheme
 from weighbridge.formats.tensors import Structure, Tensor
 from weighbridge.machine.standing import Standing, check_same, check_stands, standing_of
-from weighbridge.text.strict_json import MAX_JSON_BYTES, parse_object
+from weighbridge.text.strict_json import MAX_JSON_BYTES, parse_config, parse_object
 
 CONFIG_FILE = "config.json"
 READ_BESIDE = frozenset({CONFIG_FILE, INDEX_FILE, modelopt.HF_QUANT_CONFIG})
@@ -206,7 +206,7 @@ def open_directory(
             raise StructureError(what, where=label, remedy="fetch or copy the checkpoint again, whole")
     shard_names = choose_shards(names, index, label=label)
     check_config_is_there(names, label=label)
-    config = parse_object(content(CONFIG_FILE), where=f"{label}/{CONFIG_FILE}")
+    config = parse_config(content(CONFIG_FILE), where=f"{label}/{CONFIG_FILE}")
     quant_config = None
     if modelopt.HF_QUANT_CONFIG in names:
         quant_config = parse_object(content(modelopt.HF_QUANT_CONFIG), where=f"{label}/{modelopt.HF_QUANT_CONFIG}")

@@ -27,7 +27,7 @@ from pathlib import Path
 from weighbridge.checkpoint.model import CONFIG_FILE, read_small
 from weighbridge.errors import BuildError, StructureError
 from weighbridge.machine.standing import Standing, standing_of
-from weighbridge.text.strict_json import parse_object
+from weighbridge.text.strict_json import parse_config
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ def _is_checkpoint(folder: Path) -> bool:
     if not (folder / CONFIG_FILE).is_file() or next(folder.glob("*.safetensors"), None) is None:
         return False
     try:
-        config = parse_object(read_small(folder / CONFIG_FILE, label=str(folder)), where=CONFIG_FILE)
+        config = parse_config(read_small(folder / CONFIG_FILE, label=str(folder)), where=CONFIG_FILE)
     except StructureError:
         return False
     return not config.keys().isdisjoint(("model_type", "architectures"))

@@ -1,10 +1,11 @@
-"""JSON as a hostile stranger may write it: bounded, without duplicate keys, without NaN."""
+"""JSON as a hostile stranger may write it: bounded, without duplicate keys, and without NaN but in configurations."""
 
 from __future__ import annotations
 
 import json
 import math
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any
 
 from weighbridge.errors import StructureError
 
@@ -14,6 +15,9 @@ MAX_JSON_BYTES = 64 * 1024 * 1024
 MAX_MARKS = 1_000_000
 MAX_DEPTH = 64
 
+_CONSTANTS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+"""What Python's json reads and writes beside JSON; one NaN for all, so that two readings of it are equal."""
+
 
 def parse_object(raw: bytes, *, where: str) -> dict[str, Any]:
     """Parse a JSON object from UTF-8 bytes.
@@ -21,6 +25,25 @@ def parse_object(raw: bytes, *, where: str) -> dict[str, Any]:
     Raises:
         StructureError: too large, not UTF-8, not JSON, too deep, a key twice, NaN or Infinity, or not an object.
     """
+
+    def refuse(name: str) -> float:
+        raise StructureError(f"{name} is not a JSON number", where=where)
+
+    return _parsed(raw, refuse, where=where)
+
+
+def parse_config(raw: bytes, *, where: str) -> dict[str, Any]:
+    """Parse a configuration that Python wrote: as `parse_object`, with the bare ``Infinity`` and ``NaN`` of its json.
+
+    NVIDIA's Nemotron models are published with ``"time_step_limit": [0.0, Infinity]``; transformers and vLLM read it.
+
+    Raises:
+        StructureError: as `parse_object`, but for NaN and Infinity.
+    """
+    return _parsed(raw, _CONSTANTS.__getitem__, where=where)
+
+
+def _parsed(raw: bytes, constant: Callable[[str], float], *, where: str) -> dict[str, Any]:
     if len(raw) > MAX_JSON_BYTES:
         raise StructureError(f"is {len(raw):,} bytes of JSON, more than the {MAX_JSON_BYTES:,} allowed", where=where)
     if sum(raw.count(mark) for mark in (b",", b"[", b"{")) > MAX_MARKS:
@@ -34,9 +57,6 @@ def parse_object(raw: bytes, *, where: str) -> dict[str, Any]:
             raise StructureError(f"the key {twice[:80]!r} stands twice in one JSON object", where=where)
         return mapping
 
-    def refuse_constant(name: str) -> NoReturn:
-        raise StructureError(f"{name} is not a JSON number", where=where)
-
     def finite(number: str) -> float:
         value = float(number)
         if math.isinf(value):
@@ -45,7 +65,7 @@ def parse_object(raw: bytes, *, where: str) -> dict[str, Any]:
 
     try:
         text = raw.decode("utf-8")
-        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse_constant, parse_float=finite)
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=constant, parse_float=finite)
         if "\\u" in text:  # an escape may stand for half a character, which cannot be written again
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:

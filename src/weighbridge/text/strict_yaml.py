@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import math
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, TypeVar
@@ -220,6 +221,7 @@ def _construct(node: Any, path: Path, lines: dict[Path, int], *, where: str, err
     if len(node.value) > MAX_DIGITS:  # YAML counts in sixties, too: 1:59:59:59 is a number, and a long one takes hours
         raise error(f"{node.value[:40]!r}... is not a valid value", where=f"{where}:{line}")
     try:
-        return yaml.SafeLoader("").construct_object(node)
+        value = yaml.SafeLoader("").construct_object(node)
+        return math.nan if value != value else value  # one NaN for all, which is equal to itself in lists
     except (ValueError, OverflowError, yaml.YAMLError) as problem:
         raise error(f"{node.value[:40]!r} is not a valid value ({problem})", where=f"{where}:{line}") from None
