@@ -71,7 +71,7 @@ def look(checkpoint: Path, base: Path, *, loaded: LoadedRecipe | None = None, sa
         opened,
         open_directory(base),
         method=method_of(opened, loaded),
-        groups=find_merged_groups(opened.schemes),
+        groups=find_merged_groups(opened.schemes, opened.family),
         sample=sample,
         resources=Resources(devices=("cpu",), workers=2, digests=False),
         progress=Progress(shown=False),

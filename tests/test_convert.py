@@ -166,7 +166,7 @@ def test_global_scales_come_back_exactly_but_for_those_that_are_named(
 
 
 def expand(pattern: str) -> Iterator[str]:
-    from weighbridge.checkpoint.names import parse_pattern
+    from weighbridge.text.names import parse_pattern
 
     yield from parse_pattern(pattern, where="report")
 

@@ -20,9 +20,8 @@ from tests.conftest import Once
 from tests.toy_models import TOYS, VOCABULARY
 from weighbridge.base.locks import reference_lock
 from weighbridge.checkpoint.model import Checkpoint, open_directory
-from weighbridge.checkpoint.modules import EMBEDDING_NAMES
-from weighbridge.checkpoint.roles import Role, role_of
 from weighbridge.errors import BuildError
+from weighbridge.families import UNKNOWN, Role
 from weighbridge.formats.tensors import Structure, payload_bytes
 from weighbridge.linting import lint
 from weighbridge.output.shards import open_shards
@@ -67,12 +66,12 @@ KEPT: Mapping[str, Mapping[Role, int]] = {
     # patch_dense, pos_embedding, embed_vision; embed_audio.
     "google/gemma-4-12B-it": {Role.EMBEDDINGS: 1, Role.VISION: 3, Role.AUDIO: 1},
     # Audio: 12 layers with 4 feed-forward, 5 attention and 3 convolution weights, 3 before, output_proj, embed_audio.
-    # Other: the gate and the projection of the per-layer embeddings in each layer, and their projection before.
+    # Small: the gate and the projection of the per-layer embeddings in each layer, and their projection before.
     "google/gemma-4-E4B-it": {
         Role.EMBEDDINGS: 2,
         Role.VISION: 16 * 7 + 3,
         Role.AUDIO: 12 * 12 + 5,
-        Role.OTHER: 42 * 2 + 1,
+        Role.SMALL: 42 * 2 + 1,
     },
     "meta-llama/Llama-3.1-8B-Instruct": {Role.EMBEDDINGS: 1, Role.HEAD: 1},
     "Qwen/Qwen3-30B-A3B": {Role.EMBEDDINGS: 1, Role.HEAD: 1, Role.ROUTER: 48},
@@ -128,8 +127,8 @@ def test_embeddings_are_told_from_linears_by_name(repository: str) -> None:
         modules = families.meta_model(repository).named_modules()
         return {name.rpartition(".")[2] for name, module in modules if isinstance(module, kind)}
 
-    assert last_names(torch.nn.Embedding) <= EMBEDDING_NAMES
-    assert not last_names(torch.nn.Linear) & EMBEDDING_NAMES
+    assert all(map(UNKNOWN.is_embedding, last_names(torch.nn.Embedding)))
+    assert not any(map(UNKNOWN.is_embedding, last_names(torch.nn.Linear)))
 
 
 @pytest.mark.parametrize("repository", SIBLINGS)
@@ -140,13 +139,13 @@ def test_recipe_of_another_model_only_lacks_a_pinned_revision(repository: str) -
 
 @each_family
 def test_recipe_quantizes_the_bulk_of_the_linears(repository: str) -> None:
-    assert Counter(map(role_of, planned(repository).schemes)) == QUANTIZED[repository]
+    assert Counter(map(planned(repository).source.family.role_of, planned(repository).schemes)) == QUANTIZED[repository]
 
 
 @each_family
 def test_recipe_keeps_every_other_matrix(repository: str) -> None:
     kept = [part for part in planned(repository).parts if part.action == "keep" and len(part.weight.shape) >= 2]
-    assert Counter(role_of(part.module) for part in kept) == KEPT[repository]
+    assert Counter(planned(repository).source.family.role_of(part.module) for part in kept) == KEPT[repository]
 
 
 @each_family

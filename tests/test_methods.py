@@ -45,7 +45,6 @@ from tests.methods import (
 from tests.planning import recipe
 from weighbridge.checkpoint.consistency import inconsistencies
 from weighbridge.checkpoint.lock import open_lock, write_lock
-from weighbridge.checkpoint.names import parse_pattern
 from weighbridge.checkpoint.readable import check_decoded
 from weighbridge.checks.validation import validate
 from weighbridge.errors import StructureError
@@ -55,6 +54,7 @@ from weighbridge.formats.tensors import Structure, Tensor
 from weighbridge.planning import make_plan
 from weighbridge.recipe import load_recipe
 from weighbridge.report import Finding, Severity
+from weighbridge.text.names import parse_pattern
 
 
 def errors(method: Method, structure: Structure | None = None) -> list[Finding]:

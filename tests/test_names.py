@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tests.strategies import names
 from weighbridge.base.locks import REFERENCES
 from weighbridge.checkpoint.lock import open_lock, tensor_lines
-from weighbridge.checkpoint.names import MAX_NAMES, NamePattern, compact, parse_pattern, split_name
 from weighbridge.errors import StructureError
+from weighbridge.text.names import MAX_NAMES, NamePattern, compact, parse_pattern, split_name
 
 LOCKS = sorted(path.relative_to(REFERENCES).as_posix() for path in REFERENCES.rglob("*.yaml"))
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.planning import MINI, source
 from weighbridge.checkpoint.modules import is_embedding, split_parameter
-from weighbridge.checkpoint.roles import Role, role_of
+from weighbridge.families import UNKNOWN, Role
 
 NAMES: dict[Role, tuple[str, ...]] = {
     Role.ATTENTION: (
@@ -18,7 +18,6 @@ NAMES: dict[Role, tuple[str, ...]] = {
         "model.layers.0.self_attn.q_a_proj",
         "model.layers.0.self_attn.kv_a_proj_with_mqa",
         "model.layers.0.self_attn.kv_b_proj",
-        "model.layers.0.linear_attn.in_proj_qkvz",
         "transformer.h.0.attn.c_attn",
         "layers.0.attention.wq",
     ),
@@ -37,6 +36,11 @@ NAMES: dict[Role, tuple[str, ...]] = {
         "model.layers.0.mlp.shared_expert.up_proj",
         "model.layers.0.feed_forward.experts.gate_up_proj",
     ),
+    Role.MIXER: ("model.layers.0.linear_attn.in_proj_qkvz", "model.layers.0.mamba.in_proj"),
+    Role.CONVOLUTION: ("model.layers.0.linear_attn.conv1d", "model.layers.0.self_attn.q_conv1d"),
+    Role.MTP: ("mtp.fc", "model.layers.61.eh_proj"),
+    Role.TALKER: ("talker.model.layers.0.mlp.gate_proj", "code2wav.pre_transformer.layers.0.self_attn.q_proj"),
+    Role.INDEXER: ("model.layers.0.self_attn.indexer.wq_b",),
     Role.ROUTER: (
         "model.language_model.layers.0.router.proj",
         "model.layers.0.mlp.gate",
@@ -81,14 +85,13 @@ NAMES: dict[Role, tuple[str, ...]] = {
         "model.language_model.layers.0",  # holds layer_scalar
         "model.language_model.per_layer_model_projection",
         "backbone.layers.0.mixer.in_proj",
-        "mtp.fc",
     ),
 }
 
 
 @pytest.mark.parametrize(("name", "role"), [(name, role) for role, names in NAMES.items() for name in names])
 def test_role_is_read_off_the_name(name: str, role: Role) -> None:
-    assert role_of(name) is role
+    assert UNKNOWN.role_of(name) is role
 
 
 # --- models of other families, made without weights -------------------------------------------------------------------
@@ -177,7 +180,7 @@ def test_every_matrix_of_a_served_family_has_a_role(family: str) -> None:
     unknown = {
         split_parameter(name)[0].rpartition(".")[2]
         for name, shape in parameters(family).items()
-        if len(shape) >= 2 and role_of(split_parameter(name)[0]) is Role.OTHER
+        if len(shape) >= 2 and UNKNOWN.role_of(split_parameter(name)[0]) is Role.OTHER
     }
     # What Gemma 4's smaller siblings feed into every layer: linears of a kind of their own.
     per_layer = {"per_layer_input_gate", "per_layer_projection", "per_layer_model_projection"}
@@ -189,11 +192,11 @@ def test_every_norm_by_class_is_a_norm_by_role_or_part_of_a_tower(family: str) -
     by_class = {name for name, module in modules(family).items() if type(module).__name__.endswith("Norm")}
     with_weights = {name for name in by_class if f"{name}.weight" in parameters(family)}
     assert with_weights
-    assert {role_of(name) for name in with_weights} <= {Role.NORMS, Role.VISION, Role.AUDIO}
+    assert {UNKNOWN.role_of(name) for name in with_weights} <= {Role.NORMS, Role.VISION, Role.AUDIO}
 
 
 @pytest.mark.parametrize("family", ["qwen3-moe", "mixtral", "deepseek-v3"])
 def test_the_gate_beside_experts_is_a_router_and_the_gate_of_an_mlp_is_not(family: str) -> None:
-    routers = {name for name in parameters(family) if role_of(split_parameter(name)[0]) is Role.ROUTER}
+    routers = {name for name in parameters(family) if UNKNOWN.role_of(split_parameter(name)[0]) is Role.ROUTER}
     assert {name.partition(".mlp.")[2] for name in routers} <= {"gate.weight", "gate.e_score_correction_bias"}
     assert any(name.endswith(".mlp.gate.weight") for name in routers)

@@ -9,12 +9,12 @@ import pytest
 
 from tests.conftest import call_main
 from weighbridge.checkpoint.model import open_directory
-from weighbridge.checkpoint.roles import Role
 from weighbridge.cli import sensitivity as command
 from weighbridge.errors import StructureError
 from weighbridge.extras.quality.metrics import gathered
 from weighbridge.extras.quality.sensitivity import Choice, pareto_section, quantized_roles, roles_section
 from weighbridge.extras.quality.text import open_text
+from weighbridge.families import Role
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -268,7 +268,7 @@ def audit(
     sampled_rows = None
     if sample is not None and sample < 1:
         sampled_rows = auditing.Sample(sample, secrets.randbits(32) if seed is None else seed)
-    groups = find_merged_groups(opened.schemes)
+    groups = find_merged_groups(opened.schemes, opened.family)
     others: list[str] = []
     if loaded is not None:
         expected = expected_of(opened, loaded, base, (NO_REFERENCE,)).plan

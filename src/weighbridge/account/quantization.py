@@ -82,7 +82,7 @@ def _is_known(path: Path, text: str, checkpoint: Checkpoint) -> bool:
         return entries is None
     if declaration.quant_method != COMPRESSED_TENSORS:
         return _are_parts(entries, checkpoint)
-    known = {*checkpoint.modules, *tied_heads(checkpoint.config, checkpoint.modules), *_merged(checkpoint.modules)}
+    known = {*checkpoint.modules, *tied_heads(checkpoint.config, checkpoint.modules), *_merged(checkpoint)}
     classes = {target for group in declaration.attention for target in group.targets}
     if path[-1] == "targets":
         classes.add(LINEAR)
@@ -143,9 +143,9 @@ def _are_parts(entries: list[Any], checkpoint: Checkpoint) -> bool:
     )
 
 
-def _merged(modules: Iterable[str]) -> set[str]:
+def _merged(checkpoint: Checkpoint) -> set[str]:
     """Members of merged linears that are not stored, of which servers ask all the same."""
-    groups = find_merged_groups(modules)
+    groups = find_merged_groups(checkpoint.modules, checkpoint.family)
     return {f"{group.parent}.{member}" for group in groups for member in group.absent}
 
 

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from weighbridge.account.model import Account, Judged, Kind, State
-from weighbridge.checkpoint.names import compact
 from weighbridge.report import Finding, Section, Severity
+from weighbridge.text.names import compact
 
 TITLE = "the account"
 MOST_NAMED = 3

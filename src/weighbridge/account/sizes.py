@@ -7,8 +7,8 @@ from typing import Any
 
 from weighbridge.account.leaves import Path
 from weighbridge.checkpoint.forgotten import MTP_COUNTS
-from weighbridge.checkpoint.roles import layer_of
 from weighbridge.formats.tensors import Structure, Tensor
+from weighbridge.text.names import layer_of
 
 HEADS = frozenset({"lm_head", "output", "output_layer", "embed_out", "head", "output_head"})
 """What the output head of a language model is called."""

@@ -46,6 +46,7 @@ from weighbridge.auditing.smoothing import Smoothed, has_offset_norms, recover
 from weighbridge.auditing.work import STRICT, Allowance, Job, look, stored_shape, volume_of, whole_scale
 from weighbridge.checkpoint.model import READ_BESIDE, Checkpoint, check_unchanged
 from weighbridge.checkpoint.modules import split_parameter
+from weighbridge.families import Family
 from weighbridge.formats.tensors import payload_bytes
 from weighbridge.machine.cache import cache_directory, key_of
 from weighbridge.machine.resources import Resources, affordable_workers
@@ -82,6 +83,7 @@ class Audit:
         quantized: each quantized module with its figures and verdict.
         kept: each kept tensor with its verdict.
         leftovers: what could not be compared.
+        family: what the base is one of.
         base_parameters: elements of the base.
         bits_a_weight: bits of the checkpoint's payload for each of them.
         checked: elements that were looked at.
@@ -96,6 +98,7 @@ class Audit:
     quantized: Sequence[tuple[QuantizedPair, Measure, Judged]]
     kept: Sequence[tuple[KeptPair, Judged]]
     leftovers: Sequence[Leftover]
+    family: Family
     base_parameters: int
     bits_a_weight: float
     checked: int
@@ -190,6 +193,7 @@ def audit(
         quantized=quantized,
         kept=kept,
         leftovers=_leftovers(checkpoint, base, pairing, smoothed),
+        family=base.family,
         base_parameters=sum(tensor.parameters for tensor in base.structure.values()),
         bits_a_weight=8
         * payload_bytes(checkpoint.structure)

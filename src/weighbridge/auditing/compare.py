@@ -21,13 +21,13 @@ from weighbridge.auditing.reading import ARRAYS, Reader, reader_of
 from weighbridge.auditing.work import read, stored_rows, whole_scale
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import split_parameter
-from weighbridge.checkpoint.names import compact
-from weighbridge.checkpoint.roles import role_of
+from weighbridge.families import Family
 from weighbridge.formats import FORMATS
 from weighbridge.formats.tensors import FLOATING_SOURCES, Tensor
 from weighbridge.machine.resources import Resources, affordable_workers
 from weighbridge.progress import Progress
 from weighbridge.report import Finding, Section, Severity, Table
+from weighbridge.text.names import compact
 
 SAME_SCALE = 2.0**-22
 """Relative difference of a scale and the same one after its global scale became a reciprocal: three roundings."""
@@ -233,7 +233,7 @@ def _section(other: Checkpoint, partings: Mapping[str, Parting], alone: list[lis
     summary = f"{same:,} of {len(partings):,} weights have the same codes and scales"
     if any(alone):
         summary += f", {sum(map(len, alone)):,} stand in one of the two alone"
-    return Section(f"beside {other.label}", summary, findings=tuple(findings), tables=(_table(partings),))
+    return Section(f"beside {other.label}", summary, findings=tuple(findings), tables=(_table(partings, other.family),))
 
 
 def _by_kind(apart: Mapping[str, Parting]) -> dict[str, list[str]]:
@@ -251,14 +251,14 @@ def _by_kind(apart: Mapping[str, Parting]) -> dict[str, list[str]]:
     return kinds
 
 
-def _table(partings: Mapping[str, Parting]) -> Table:
+def _table(partings: Mapping[str, Parting], family: Family) -> Table:
     """How the two lie to each other, by layer and role."""
     cells: dict[tuple[int, str], Parting] = {}
     counts: Counter[tuple[int, str]] = Counter()
     apart: Counter[tuple[int, str]] = Counter()
     for name, parting in partings.items():
         layer = _layer(name)
-        key = layer, str(role_of(split_parameter(name)[0]))
+        key = layer, str(family.role_of(split_parameter(name)[0]))
         cells[key] = cells.get(key, Parting()) + parting
         counts[key] += 1
         apart[key] += not parting.same

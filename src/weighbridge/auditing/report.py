@@ -10,9 +10,9 @@ from weighbridge.auditing.assess import Audit
 from weighbridge.auditing.judge import ORDER, Judged, Verdict
 from weighbridge.auditing.measure import Measure, decibels, signal_to_noise
 from weighbridge.auditing.recomputed import PROVEN, Quantized, names_of
-from weighbridge.checkpoint.names import compact
-from weighbridge.checkpoint.roles import layer_of, role_of
+from weighbridge.families import Family
 from weighbridge.report import Finding, Grid, Section, Severity, Table
+from weighbridge.text.names import compact, layer_of
 
 _REMEDY = {
     "audit/not-exact": "the recipe promises round-to-nearest by min-max, bit by bit; find out what made these numbers",
@@ -133,8 +133,8 @@ def _quantized(audit: Audit) -> Section:
         "its quantized weights",
         f"{len(quantized):,} modules: {said}{_as_far_as(audit)}" if quantized else "it has none",
         findings=tuple(findings),
-        tables=(_by_role(quantized),) if quantized else (),
-        figures=tuple(_by_layer(quantized)),
+        tables=(_by_role(quantized, audit.family),) if quantized else (),
+        figures=tuple(_by_layer(quantized, audit.family)),
     )
 
 
@@ -218,10 +218,10 @@ def _findings(
             )
 
 
-def _by_role(quantized: Quantized) -> Table:
+def _by_role(quantized: Quantized, family: Family) -> Table:
     roles: dict[str, list[tuple[Measure, Judged]]] = {}
     for item, seen, judged in quantized:
-        roles.setdefault(role_of(item.name), []).append((seen, judged))
+        roles.setdefault(family.role_of(item.name), []).append((seen, judged))
     rows = []
     for role, entries in roles.items():
         whole = sum((seen for seen, _ in entries), Measure())
@@ -247,14 +247,14 @@ def _by_role(quantized: Quantized) -> Table:
     return Table(columns, tuple(rows))
 
 
-def _by_layer(quantized: Quantized) -> Iterator[Grid]:
+def _by_layer(quantized: Quantized, family: Family) -> Iterator[Grid]:
     """Signal to noise of each layer, by role."""
     cells: dict[int, dict[str, Measure]] = {}
     for item, seen, _ in quantized:
         layer_of_item = layer_of(item.name)
         if layer_of_item is not None:
             layer = cells.setdefault(layer_of_item, {})
-            role = str(role_of(item.name))
+            role = str(family.role_of(item.name))
             layer[role] = layer.get(role, Measure()) + seen
     roles = tuple(dict.fromkeys(role for layer in cells.values() for role in layer))
     if cells:

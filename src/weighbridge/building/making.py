@@ -13,7 +13,6 @@ from weighbridge.base.identity import digest_files
 from weighbridge.base.source import fetch, with_own_texts
 from weighbridge.checkpoint.listing import MAX_FILES
 from weighbridge.checkpoint.model import Checkpoint, carried_files
-from weighbridge.checkpoint.names import compact
 from weighbridge.checks.scales import GLOBAL_SCALES
 from weighbridge.errors import BuildError
 from weighbridge.machine.cache import secret
@@ -27,6 +26,7 @@ from weighbridge.planning.declare import compressed_tensors_config, declaration_
 from weighbridge.progress import Progress
 from weighbridge.recipe import Conversion
 from weighbridge.report import Section, Table
+from weighbridge.text.names import compact
 
 if TYPE_CHECKING:
     from weighbridge.engines.oneshot import Record

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 from weighbridge.checkpoint.modules import split_parameter
 from weighbridge.checkpoint.problems import Problem
-from weighbridge.checkpoint.roles import Role, layer_of, role_of
+from weighbridge.families import Family, Role, family_of
 from weighbridge.formats.declaration import Declaration
 from weighbridge.formats.schemes import QuantizationArgs
 from weighbridge.formats.tensors import FLOATING_SOURCES, Structure, Tensor
+from weighbridge.text.names import layer_of
 
 PROJECTIONS = frozenset(
     {
@@ -45,7 +46,7 @@ class AttentionScale(NamedTuple):
     tensor: Tensor
 
 
-def attention_scales(structure: Structure, declaration: Declaration | None) -> list[AttentionScale]:
+def attention_scales(structure: Structure, declaration: Declaration | None, family: Family) -> list[AttentionScale]:
     """Every tensor that is named as a scale or zero point of attention.
 
     Scales of a projection's own outputs (``k_proj.output_scale``) are those of the cache only where a cache is declared
@@ -60,7 +61,7 @@ def attention_scales(structure: Structure, declaration: Declaration | None) -> l
             continue
         match = next(filter(None, (spelling.fullmatch(name) for spelling in _SPELLINGS)), None)
         if match is not None and not (name.endswith(("output_scale", "output_zero_point")) and outputs):
-            found.append(AttentionScale(name, _outer(match["attention"]), match["kind"], match["what"], tensor))
+            found.append(AttentionScale(name, _outer(match["attention"], family), match["kind"], match["what"], tensor))
     return found
 
 
@@ -74,7 +75,7 @@ def attention_problems(
     scales = list(scales)
     queries = None if declaration is None else next((group.args for group in declaration.attention), None)
     cache = declaration.kv_cache if declaration is not None and declaration.kv_cache is not None else queries
-    attentions = _attentions(structure)
+    attentions = _attentions(structure, family_of(config))
     heads = _Heads.of(config)
     for scale in scales:
         of_queries = scale.kind in ("q", "prob")
@@ -164,20 +165,20 @@ def _is_optional(attention: str, heads: _Heads) -> bool:
     return beyond or "mtp" in attention.split(".")
 
 
-def _attentions(structure: Structure) -> list[str]:
+def _attentions(structure: Structure, family: Family) -> list[str]:
     """The attentions of the text model: those that have a projection of keys."""
     found: dict[str, None] = {}
     for name in structure:
         attention, _, projection = split_parameter(name)[0].rpartition(".")
-        if projection in PROJECTIONS and role_of(attention) is Role.ATTENTION:
+        if projection in PROJECTIONS and family.role_of(attention) is Role.ATTENTION:
             found[attention] = None
     return list(found)
 
 
-def _outer(attention: str) -> str:
+def _outer(attention: str, family: Family) -> str:
     """An attention without the inner module that servers keep its cache in."""
     match = _INNER.fullmatch(attention)
-    return match[1] if match is not None and role_of(match[1]) is Role.ATTENTION else attention
+    return match[1] if match is not None and family.role_of(match[1]) is Role.ATTENTION else attention
 
 
 def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -14,7 +14,6 @@ from weighbridge.checkpoint.foreign_names import foreign_names, is_quantizers
 from weighbridge.checkpoint.model import CONFIG_FILE, Checkpoint
 from weighbridge.checkpoint.modelopt_check import modelopt_findings
 from weighbridge.checkpoint.modules import FUSED_WEIGHT, QUANTIZATION_PARAMETERS, split_parameter, tensor_name
-from weighbridge.checkpoint.names import compact, split_name
 from weighbridge.checkpoint.problems import Problem, findings_of
 from weighbridge.checkpoint.quantized import WEIGHTS, Modules, is_quantized
 from weighbridge.checkpoint.readable import check_judged
@@ -30,6 +29,7 @@ from weighbridge.formats.quantization import find_config, overlaps, resolve_as_c
 from weighbridge.formats.schemes import Scheme
 from weighbridge.formats.tensors import Structure
 from weighbridge.report import Finding, Severity
+from weighbridge.text.names import compact, split_name
 
 _SERVED_PLACES = ("quantization_config", "compression_config", "text_config.quantization_config", HF_QUANT_CONFIG)
 """Where vLLM 0.32 looks for the quantization config: in a config.json, and beside it."""
@@ -53,7 +53,7 @@ def inconsistencies(checkpoint: Checkpoint) -> list[Finding]:
     if foreign and declaration is not None and declaration.unread:
         return foreign  # wrong whatever is declared
     check_judged(checkpoint)
-    scales = attention_scales(structure, declaration)
+    scales = attention_scales(structure, declaration, checkpoint.family)
     taken = {scale.name for scale in scales}
     others = {name: tensor for name, tensor in structure.items() if name not in taken}
     modules = _without(checkpoint.modules, taken)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from weighbridge.checkpoint.model import CONFIG_FILE, Checkpoint
-from weighbridge.checkpoint.names import compact
 from weighbridge.checkpoint.quantized import declared_schemes
 from weighbridge.formats.declaration import Declaration
 from weighbridge.formats.modelopt import HF_QUANT_CONFIG, METHOD
 from weighbridge.formats.modelopt_reading import read_document
 from weighbridge.report import Finding, Severity
+from weighbridge.text.names import compact
 
 REMEDY = "servers differ in which of the two they read; make both say what is stored"
 

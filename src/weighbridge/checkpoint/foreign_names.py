@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-from weighbridge.checkpoint.names import compact
 from weighbridge.formats.tensors import Structure
 from weighbridge.report import Finding, Severity
+from weighbridge.text.names import compact
 
 _PROJECTION_FIRST = re.compile(
     r"(?P<experts>(?:^|.*\.)experts)\.(?P<projection>(?:gate|up|down|gate_up)_proj|w[123])\.(?P<expert>[0-9]+)\."

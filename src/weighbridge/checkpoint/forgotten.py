@@ -8,9 +8,9 @@ from typing import Any
 from weighbridge.checkpoint.header import read_header
 from weighbridge.checkpoint.hub import read_other_header
 from weighbridge.checkpoint.model import Checkpoint
-from weighbridge.checkpoint.names import split_name
 from weighbridge.checkpoint.weights import other_weights
 from weighbridge.errors import StructureError
+from weighbridge.text.names import split_name
 
 MTP_COUNTS = (
     "mtp_num_hidden_layers",

@@ -17,13 +17,13 @@ from pydantic import Field
 from weighbridge.checkpoint.header import MAX_AXES, MAX_AXIS, check_dtype, check_name
 from weighbridge.checkpoint.model import Checkpoint, FileFact, Origin, read_small
 from weighbridge.checkpoint.modules import check_experts
-from weighbridge.checkpoint.names import MAX_NAMES, NamePattern, compact, parse_pattern
 from weighbridge.errors import StructureError
 from weighbridge.formats.compressed_tensors import read_args, read_scheme
 from weighbridge.formats.declaration import Declaration
 from weighbridge.formats.quantization import without_quantization
 from weighbridge.formats.schemes import QuantizationArgs, Scheme, to_config
 from weighbridge.formats.tensors import DTYPE_BITS, Structure, Tensor
+from weighbridge.text.names import MAX_NAMES, NamePattern, compact, parse_pattern
 from weighbridge.text.strict_yaml import Document, Strict, parse_yaml, validate
 
 VERSION = 1

@@ -16,6 +16,7 @@ from weighbridge.checkpoint.modules import check_experts, quantizable_modules
 from weighbridge.checkpoint.quantized import quantized_modules
 from weighbridge.checkpoint.weights import INDEX_FILE, SINGLE_FILE, is_pickle, is_weights
 from weighbridge.errors import StructureError
+from weighbridge.families import Family, family_of
 from weighbridge.formats import modelopt, modelopt_reading
 from weighbridge.formats.declaration import Declaration
 from weighbridge.formats.quantization import read_declaration
@@ -106,6 +107,11 @@ class Checkpoint:
     origin: Origin = Origin()
     quant_config: Mapping[str, Any] | None = None
 
+    @cached_property
+    def family(self) -> Family:
+        """The family that its config.json names; the unknown one where it names none that is described."""
+        return family_of(self.config)
+
     @property
     def declared_in(self) -> str:
         """The file that says how it is quantized: config.json, or modelopt's own where that is the only one."""
@@ -169,7 +175,7 @@ def assemble(
     )
     if declaration is None:
         return checkpoint
-    schemes = quantized_modules(declaration, checkpoint.modules, where=f"{label}/{declared_in}")
+    schemes = quantized_modules(declaration, checkpoint.modules, checkpoint.family, where=f"{label}/{declared_in}")
     resolved = replace(checkpoint, schemes=schemes)
     vars(resolved)["modules"] = checkpoint.modules  # cached, and the same
     return resolved

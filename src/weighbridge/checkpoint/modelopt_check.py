@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from weighbridge.checkpoint.merged import MERGED, MERGED_INTO
 from weighbridge.checkpoint.model import CONFIG_FILE, Checkpoint
-from weighbridge.checkpoint.names import compact
 from weighbridge.checkpoint.quantized import declared_schemes, is_quantized
 from weighbridge.formats.layouts import is_decoder_linear
 from weighbridge.formats.modelopt import expression_of
 from weighbridge.formats.modelopt_reading import MIXED
 from weighbridge.report import Finding, Severity
+from weighbridge.text.names import compact
 
 
 def modelopt_findings(checkpoint: Checkpoint) -> list[Finding]:
@@ -51,14 +50,14 @@ def _kept_unmerged(checkpoint: Checkpoint) -> Iterator[Finding]:
     assert declaration is not None
     if declaration.format == MIXED or not declaration.ignore:
         return
-    listed = set(declaration.ignore)
+    listed, family = set(declaration.ignore), checkpoint.family
     asked: dict[str, list[str]] = defaultdict(list)
     for module, tensors in checkpoint.modules.items():
         parent, _, own = module.rpartition(".")
-        merged = MERGED_INTO.get(own)
+        merged = family.merged_into.get(own)
         if merged is None or module in checkpoint.schemes or is_quantized(tensors) or not is_decoder_linear(module):
             continue
-        members = [f"{parent}.{name}" for name in MERGED[merged]]
+        members = [f"{parent}.{name}" for name in family.merged[merged]]
         if not all(expression_of(member) in listed for member in members if member in checkpoint.modules):
             asked[f"{parent}.{merged}"].append(module)
     sought = declared_schemes(declaration, asked, where=checkpoint.label)

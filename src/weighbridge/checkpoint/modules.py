@@ -1,7 +1,7 @@
 """The modules of a structure that a scheme can apply to, read off its tensor names.
 
-Headers cannot tell a Linear from an Embedding, so the names that embeddings bear stand in a table here; a test holds
-it against models that transformers makes on the meta device.
+Headers cannot tell a Linear from an Embedding, so the names that embeddings bear stand in a table
+(families/units/common.yaml); a test holds it against models that transformers makes on the meta device.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from weighbridge.checkpoint.names import MAX_NAMES
 from weighbridge.errors import StructureError
+from weighbridge.families import UNKNOWN
 from weighbridge.formats.layouts import FUSED
 from weighbridge.formats.tensors import FLOATING_SOURCES, Structure, Tensor
+from weighbridge.text.names import MAX_NAMES
 
 QUANTIZATION_PARAMETERS = frozenset(
     {
@@ -42,25 +43,6 @@ DeepSeek's, AutoGPTQ's and AutoAWQ's."""
 FUSED_SUFFIXES = ("_weight_scale_2", "_weight_scale", "_input_scale", "_scale_inv", "_blocks", "_scales")
 """What the tensors that belong to a fused expert tensor are called after it: modelopt's, transformers', gpt-oss'."""
 
-EMBEDDING_NAMES = frozenset(
-    {
-        "embed_tokens",
-        "embed_tokens_per_layer",
-        "embed_positions",
-        "embed_in",
-        "pos_embed",
-        "position_embedding",
-        "position_embeddings",
-        "token_type_embeddings",
-        "word_embeddings",
-        "tok_embeddings",
-        "token_embedding",
-        "wte",
-        "wpe",
-    }
-)
-"""Last parts of module names that are embeddings: two axes like a Linear, but no target of ``Linear``."""
-
 FUSED_EXPERTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 """Names under which transformers keeps all experts of a layer as one [experts, out, in] tensor, and what llm-compressor
 splits it into. Source: ``split_fused_moe_experts`` in llm-compressor 0.14.0.1."""
@@ -79,8 +61,8 @@ def split_parameter(name: str) -> tuple[str, str]:
 
 
 def is_embedding(module: str) -> bool:
-    """Whether a module of this name is an embedding by the table above."""
-    return module.rpartition(".")[2] in EMBEDDING_NAMES
+    """Whether a module of this name is an embedding: two axes like a linear, but no target of ``Linear``."""
+    return UNKNOWN.is_embedding(module)  # names of embeddings are those of all families
 
 
 def is_fused_experts(name: str, tensor: Tensor) -> bool:

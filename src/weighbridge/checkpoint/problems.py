@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from weighbridge.checkpoint.names import compact
 from weighbridge.report import Finding, Severity
+from weighbridge.text.names import compact
 
 Problem = tuple[str, str, str, str]
 """Rule, module or tensor, message, remedy."""

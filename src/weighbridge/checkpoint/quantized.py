@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from weighbridge.checkpoint.merged import MERGED, MERGED_INTO, expert_of
 from weighbridge.checkpoint.modules import FUSED_WEIGHT
-from weighbridge.checkpoint.names import split_name
 from weighbridge.checkpoint.strays import is_code
 from weighbridge.errors import StructureError
+from weighbridge.families import Family
 from weighbridge.formats.declaration import LINEAR, Declaration
 from weighbridge.formats.layouts import LAYOUTS
 from weighbridge.formats.quantization import resolve
 from weighbridge.formats.schemes import Scheme
 from weighbridge.formats.tensors import Tensor
+from weighbridge.text.names import expert_of, split_name
 from weighbridge.text.patterns import MAX_EXPRESSIONS, REGEX_PREFIX, PatternError, PatternList, pattern_list
 
 Modules = Mapping[str, Mapping[str, Tensor]]
@@ -32,7 +32,7 @@ WEIGHTS = frozenset({"weight", FUSED_WEIGHT})
 """Local names of weights as models have them; whatever else is part of a module, quantization put there."""
 
 
-def quantized_modules(declaration: Declaration, modules: Modules, *, where: str) -> dict[str, Scheme]:
+def quantized_modules(declaration: Declaration, modules: Modules, family: Family, *, where: str) -> dict[str, Scheme]:
     """The scheme of each module that a declaration quantizes, and that servers look for codes in.
 
     Args:
@@ -55,7 +55,7 @@ def quantized_modules(declaration: Declaration, modules: Modules, *, where: str)
             module in coded
             or layout.asked(declaration, module)
             or split_name(module)[0] in kinds
-            or any(partner in coded for partner in _partners(module))
+            or any(partner in coded for partner in _partners(module, family))
             or (expert is not None and expert[0] in experts)
         )
 
@@ -136,11 +136,11 @@ def _runs(module: str) -> tuple[str, ...]:
     return (module, *(".".join(parts[begin:end]) for end in ends for begin in range(end)))
 
 
-def _partners(module: str) -> Iterator[str]:
+def _partners(module: str, family: Family) -> Iterator[str]:
     """What servers merge a module with."""
     parent, _, own = module.rpartition(".")
-    if own in MERGED_INTO:
-        yield from (f"{parent}.{member}" for member in MERGED[MERGED_INTO[own]] if member != own)
+    if own in family.merged_into:
+        yield from (f"{parent}.{member}" for member in family.merged[family.merged_into[own]] if member != own)
 
 
 def _pattern_lists(entries: Iterable[str]) -> list[PatternList]:

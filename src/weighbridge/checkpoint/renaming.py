@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-from weighbridge.checkpoint.names import split_name
+from weighbridge.text.names import split_name
 
 _EXPERT_LAST = re.compile(r"(?P<experts>(?:.*\.)?experts)\.(?P<member>[A-Za-z_]\w*)\.(?P<number>\d+)(?P<rest>\..*)?")
 _EXPERT_FIRST = re.compile(r"(?P<experts>(?:.*\.)?experts)\.(?P<number>\d+)\.(?P<member>[A-Za-z_]\w*)(?P<rest>\..*)?")

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import split_parameter, tensor_name
-from weighbridge.checkpoint.names import compact
 from weighbridge.checkpoint.problems import Problem
 from weighbridge.checkpoint.quantized import Modules, declared_schemes
 from weighbridge.formats import FORMATS
@@ -16,6 +15,7 @@ from weighbridge.formats.layouts import LAYOUTS, Expected
 from weighbridge.formats.schemes import Scheme, SchemeMismatch
 from weighbridge.formats.tensors import Structure, Tensor
 from weighbridge.report import Finding, Severity
+from weighbridge.text.names import compact
 
 BIAS = "bias"
 """What a quantized linear may have beside what its scheme stores."""

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import split_parameter, tensor_name
-from weighbridge.checkpoint.roles import Role, layer_of, role_of
+from weighbridge.families import Role
 from weighbridge.formats.schemes import Scheme
 from weighbridge.report import Area, Areas
+from weighbridge.text.names import layer_of
 
 
 def bytes_by_role(checkpoint: Checkpoint, decided: Mapping[str, str], reasons: Mapping[str, str]) -> Areas:
@@ -26,7 +27,7 @@ def bytes_by_role(checkpoint: Checkpoint, decided: Mapping[str, str], reasons: M
         scheme = checkpoint.schemes.get(module) or schemes.get(name)
         kind = str(scheme.weights) if scheme is not None else f"kept {tensor.dtype}"
         by = decided.get(name, "")
-        sizes[role_of(module or name), layer_of(name), kind, scheme is None, by] += tensor.nbytes
+        sizes[checkpoint.family.role_of(module or name), layer_of(name), kind, scheme is None, by] += tensor.nbytes
     order = list(Role)
     ordered = sorted(
         sizes.items(), key=lambda item: (order.index(item[0][0]), -1 if item[0][1] is None else item[0][1])

@@ -6,11 +6,11 @@ from collections import Counter
 
 from weighbridge.checkpoint.model import EVIDENCE, Checkpoint
 from weighbridge.checkpoint.modules import split_parameter
-from weighbridge.checkpoint.roles import Role, role_of
 from weighbridge.checkpoint.weights import INDEX_FILE
 from weighbridge.checks.areas import schemes_by_tensor
 from weighbridge.checks.diff import diff_settings, diff_structures, group
 from weighbridge.checks.validation import describe, difference_finding
+from weighbridge.families import Role
 from weighbridge.formats.tensors import payload_bytes
 from weighbridge.report import Finding, Report, Section, Severity, Table
 
@@ -97,7 +97,7 @@ def _by_role(checkpoint: Checkpoint) -> tuple[Counter[Role], dict[Role, str]]:
     kinds: dict[Role, Counter[str]] = {}
     for name, tensor in checkpoint.structure.items():
         module = split_parameter(name)[0]
-        role, scheme = role_of(module or name), checkpoint.schemes.get(module) or schemes.get(name)
+        role, scheme = checkpoint.family.role_of(module or name), checkpoint.schemes.get(module) or schemes.get(name)
         sizes[role] += tensor.nbytes
         kinds.setdefault(role, Counter())[str(scheme.weights) if scheme else tensor.dtype] += tensor.nbytes
     return sizes, {role: counted.most_common(1)[0][0] for role, counted in kinds.items()}

@@ -9,11 +9,11 @@ from typing import Any
 
 from weighbridge.checkpoint.model import BEHAVIOUR_FILES, Checkpoint
 from weighbridge.checkpoint.modules import is_fused_experts, split_experts, split_parameter
-from weighbridge.checkpoint.names import NamePattern, compact, parse_pattern
 from weighbridge.checkpoint.renaming import find_renamings
 from weighbridge.formats.schemes import Scheme
 from weighbridge.formats.tensors import Structure
 from weighbridge.recipe.schema import DIFFERENCE_KINDS, Explanation
+from weighbridge.text.names import NamePattern, compact, parse_pattern
 
 UNCOMPARED_KEYS = frozenset({"quantization_config", "compression_config", "transformers_version", "_name_or_path"})
 """Keys of config.json that say how it was made, or that are compared by effect."""

@@ -78,5 +78,5 @@ def values_of(checkpoint: Checkpoint, plan: Plan | None) -> list[Section]:
     if checkpoint.directory is None or not checkpoint.schemes:
         return []
     modules = map(usual_name, checkpoint.schemes)
-    groups = plan.fused_groups if plan is not None else find_merged_groups(modules)
+    groups = plan.fused_groups if plan is not None else find_merged_groups(modules, checkpoint.family)
     return scales_sections(checkpoint, groups)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from weighbridge.base.references import AgainstReference
-from weighbridge.checkpoint.roles import Role, role_of
 from weighbridge.checks.areas import bytes_by_role
 from weighbridge.checks.capacity.accounting import Demand
 from weighbridge.checks.capacity.report import capacity_section
 from weighbridge.checks.validation import compare
+from weighbridge.families import Role
 from weighbridge.formats.tensors import Structure, payload_bytes
 from weighbridge.linting import lint
 from weighbridge.planning import Part, Plan
@@ -62,7 +62,7 @@ def _roles(plan: Plan) -> Table:
     rows: dict[tuple[Role, str], list[Part]] = {}
     for part in plan.parts:
         scheme = str(part.scheme.weights) if part.scheme else f"kept {part.weight.dtype}"
-        rows.setdefault((role_of(part.module), scheme), []).append(part)
+        rows.setdefault((plan.source.family.role_of(part.module), scheme), []).append(part)
     order = list(Role)
     ordered = sorted(rows, key=lambda row: (order.index(row[0]), row[1]))
     source = plan.source.structure

@@ -14,7 +14,6 @@ import numpy as np
 
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import split_parameter
-from weighbridge.checkpoint.names import compact
 from weighbridge.checkpoint.renaming import usual_name
 from weighbridge.errors import StructureError
 from weighbridge.formats.layouts import LAYOUTS
@@ -22,6 +21,7 @@ from weighbridge.formats.schemes import Scheme
 from weighbridge.formats.tensors import StoredTensor
 from weighbridge.planning import FusedGroup
 from weighbridge.report import Finding, Section, Severity
+from weighbridge.text.names import compact
 
 T = TypeVar("T")
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from weighbridge.base.identity import Claim
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import split_parameter
-from weighbridge.checkpoint.roles import Role, role_of
 from weighbridge.evidence.results import Result
+from weighbridge.families import Role
 from weighbridge.formats import FORMATS
 from weighbridge.formats.modelopt import METHOD as MODELOPT
 from weighbridge.recipe import LoadedRecipe, Recipe
@@ -145,7 +145,7 @@ def tensor_rows(built: Checkpoint) -> list[tuple[str, str, int, int]]:
     for name, tensor in built.structure.items():
         module = split_parameter(name)[0]
         scheme = built.schemes.get(module)
-        row = role_of(module), str(scheme) if scheme is not None else f"{tensor.dtype}, not quantized"
+        row = built.family.role_of(module), str(scheme) if scheme is not None else f"{tensor.dtype}, not quantized"
         modules.setdefault(row, set()).add(module)
         sizes[row] = sizes.get(row, 0) + tensor.nbytes
     order = list(Role)

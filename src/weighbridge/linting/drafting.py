@@ -9,21 +9,18 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from weighbridge.checkpoint.merged import MERGED
 from weighbridge.checkpoint.model import Checkpoint
-from weighbridge.checkpoint.roles import Role, role_of
 from weighbridge.errors import RecipeError
+from weighbridge.families import Family, Role
 from weighbridge.formats.schemes import PRESETS
+from weighbridge.formats.tensors import Tensor
 from weighbridge.linting import lint
-from weighbridge.linting.quantized import INTEGER_GROUP_SIZES
-from weighbridge.planning import Plan, make_plan, tied_heads
+from weighbridge.linting.quantized import BULK, INTEGER_GROUP_SIZES
+from weighbridge.planning import Part, Plan, find_merged_groups, make_plan, tied_heads
 from weighbridge.recipe import read_recipe
 from weighbridge.recipe.catalogue import RECIPES
 from weighbridge.report import Finding, Severity
 from weighbridge.text.patterns import REGEX_PREFIX, pattern_list
-
-QUANTIZED = (Role.ATTENTION, Role.MLP, Role.EXPERTS)
-"""Roles that are the bulk of a model's weights and bear few bits; everything else is kept."""
 
 _REASONS: Mapping[Role, str] = {
     Role.ROUTER: "Routers choose experts by small differences, and vLLM does not load a quantized one.",
@@ -32,8 +29,17 @@ _REASONS: Mapping[Role, str] = {
     Role.HEAD: "The output head decides between tokens that are close.",
     Role.VISION: "What sees is small, sensitive, and served as it is.",
     Role.AUDIO: "The audio tower is small and sensitive, and vLLM serves it unquantized.",
+    Role.INDEXER: "Which keys sparse attention looks at, decided by small differences.",
+    Role.LATENT: "Projections to and from the space in which the experts work: all of them pass here.",
+    Role.SMALL: "Small projections beside the bulk, which save little.",
+    Role.CONVOLUTION: "A convolution: servers hold it as it is.",
+    Role.MTP: "Joins embedding and hidden state for speculative decoding; vLLM's drafters have it unquantized.",
+    Role.TALKER: "What speaks is sensitive, and served as it is.",
     Role.OTHER: "Its role is not known here. Kept, which is safe: take the entry out once you know better.",
 }
+_UNKNOWN_FAMILY = """\
+# Unknown family: no descriptor of {architecture} is known here, so that roles are read off names that many families
+# share. Compare every entry below with the model's own code before you trust it."""
 _NO_MATRIX = "No matrix: no scheme can be applied to it, and it stays as it is (with experts in it, most of the model)."
 _TIED = "Tied to the embedding and not stored in the source; listed so that a server does not expect it quantized."
 
@@ -70,18 +76,17 @@ def draft_recipe(source: Checkpoint, *, model: str, licence: str, path: Path, sc
     """
     opening = _opening(source, model, licence, scheme, path)
     everything = _planned([*opening, f"scheme: {scheme}", "ignore: []"], source, path)
-    modules = {*everything.schemes, *(obstacle.module for obstacle in everything.obstacles)}
-    weights = {part.module: part.weight for part in everything.parts}
+    weights = {part.module: part.weight for part in everything.parts if _is_weight(part)}
     weights |= {obstacle.module: obstacle.weight for obstacle in everything.obstacles}
-    matrices = {module for module in modules if len(weights[module].shape) == 2}
-    wanted = sorted(module for module in matrices if role_of(module) in QUANTIZED)
+    reasons = {module: _reason_to_keep(module, weight, source.family) for module, weight in weights.items()}
+    wanted = sorted(module for module, reason in reasons.items() if not reason)
     if not wanted:
-        what = "none of its modules is known as attention, mlp or experts, so no recipe can be drafted"
+        what = "none of its modules is known as attention, mlp, experts or recurrent mixer, so no recipe can be drafted"
         raise RecipeError(what, where=source.label, remedy="write one after the pattern of recipes/")
-    kept = {module: _REASONS[role_of(module)] if module in matrices else _NO_MATRIX for module in modules - set(wanted)}
-    entries = [*_heads(source, modules), *_entries(kept, wanted)]
+    kept = {module: reason for module, reason in reasons.items() if reason}
+    entries = [*_heads(source, weights), *_entries(kept, wanted, source.family)]
     widths = {weights[module].shape[-1] for module in wanted}
-    lines = [*opening, *_scheme(scheme, widths), *_ignore(entries), *_merged(_fused_groups(wanted))]
+    lines = [*opening, *_scheme(scheme, widths), *_ignore(entries), *_merged(_fused_groups(wanted, source.family))]
     plan = _planned(lines, source, path)
     findings = tuple(finding for finding in lint(plan) if finding.severity is not Severity.NOTE)
     errors = [finding for finding in findings if finding.severity is Severity.ERROR]
@@ -89,6 +94,24 @@ def draft_recipe(source: Checkpoint, *, model: str, licence: str, path: Path, sc
         what = f"{scheme} does not fit: {errors[0].where} {errors[0].message}"
         raise RecipeError(what, where=source.label, remedy=errors[0].remedy)
     return Draft(_text(lines), findings)
+
+
+def _is_weight(part: Part) -> bool:
+    """Whether a part is what a recipe without an ignore list would quantize, or a matrix that looks like it."""
+    return part.scheme is not None or (f"{part.module}.weight" in part.outputs and len(part.weight.shape) == 2)
+
+
+def _reason_to_keep(module: str, weight: Tensor, family: Family) -> str:
+    """Why a draft keeps a module; empty where it is to be quantized."""
+    if len(weight.shape) != 2:
+        return _NO_MATRIX
+    role = family.role_of(module)
+    if role not in BULK:
+        return _REASONS[role]
+    unquantized = family.unquantized(module)
+    if unquantized is not None:
+        return f"{unquantized.server} loads it unquantized, whatever config.json says ({unquantized.read})."
+    return family.kept(module)
 
 
 def _planned(lines: Sequence[str], source: Checkpoint, path: Path) -> Plan:
@@ -105,16 +128,16 @@ def _heads(source: Checkpoint, modules: Iterable[str]) -> Iterator[_Entry]:
         yield _Entry(head, _TIED, 0)
 
 
-def _entries(unwanted: Mapping[str, str], wanted: Sequence[str]) -> Iterator[_Entry]:
+def _entries(unwanted: Mapping[str, str], wanted: Sequence[str], family: Family) -> Iterator[_Entry]:
     """Few entries that match every unwanted module and no wanted one, in the order of roles.
 
     Args:
         unwanted: module -> why it is kept.
     """
-    left = sorted(unwanted, key=lambda module: (list(Role).index(role_of(module)), module))
+    left = sorted(unwanted, key=lambda module: (list(Role).index(family.role_of(module)), module))
     while left:
         first = left[0]  # which each pattern must match: a norm that is called ln_1 has no norm in its name
-        fitting = (pattern for pattern in _patterns(first) if _matched(pattern, [first]))
+        fitting = (pattern for pattern in _patterns(first, family) if _matched(pattern, [first]))
         pattern = next(pattern for pattern in fitting if not _matched(pattern, wanted))
         same = [module for module in _matched(pattern, left) if unwanted[module] == unwanted[first]]
         yield _Entry(pattern, unwanted[first], len(same))
@@ -122,11 +145,11 @@ def _entries(unwanted: Mapping[str, str], wanted: Sequence[str]) -> Iterator[_En
         left = [module for module in left if module not in covered]
 
 
-def _patterns(module: str) -> Iterator[str]:
+def _patterns(module: str, family: Family) -> Iterator[str]:
     """Ways to name a module and its like, widest first: by a part of its name, by its end, by all of it."""
     parts = module.split(".")
     words = [part for part in parts if not part.isdigit()]
-    if role_of(module) is Role.NORMS:
+    if family.role_of(module) is Role.NORMS:
         words.insert(0, "norm")
     yield from (f"{REGEX_PREFIX}.*{re.escape(word)}.*" for word in words)
     for count in (1, 2):
@@ -139,17 +162,17 @@ def _matched(pattern: str, modules: Iterable[str]) -> list[str]:
     return [module for module in modules if patterns.matches(module)]
 
 
-def _fused_groups(wanted: Sequence[str]) -> list[tuple[str, ...]]:
-    """What servers merge, of the names that the model has."""
-    names = {module.rpartition(".")[2] for module in wanted}
-    present = (tuple(member for member in members if member in names) for members in MERGED.values())
-    return [members for members in present if len(members) > 1]
+def _fused_groups(wanted: Sequence[str], family: Family) -> list[tuple[str, ...]]:
+    """What servers merge, of the names that the model has in one place."""
+    found = {member for group in find_merged_groups(wanted, family) for member in group.members}
+    return [members for members in family.merged.values() if not found.isdisjoint(members)]
 
 
 def _opening(source: Checkpoint, model: str, licence: str, scheme: str, path: Path) -> list[str]:
     revision = source.origin.revision
     return [
         *_schema(path),
+        *([] if source.family.known else [_UNKNOWN_FAMILY.format(architecture=_architecture(source))]),
         f"# {scheme} for {model}, drafted by build.py --new-recipe from the model's headers:",
         "# read it before you trust it.",
         f"name: {scheme.lower().replace('_', '-')}",
@@ -164,6 +187,13 @@ def _opening(source: Checkpoint, model: str, licence: str, scheme: str, path: Pa
         f"  licence: {_quoted(licence)}",
         "method: model_free_ptq",
     ]
+
+
+def _architecture(source: Checkpoint) -> str:
+    """What a config.json calls its architecture, in letters and digits alone: it goes into a comment."""
+    names = source.config.get("architectures")
+    name = names[0] if isinstance(names, list) and names else source.config.get("model_type")
+    return name if isinstance(name, str) and re.fullmatch(r"\w{1,80}", name) else "this model"
 
 
 def _schema(path: Path) -> list[str]:

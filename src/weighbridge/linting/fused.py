@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from weighbridge.checkpoint.merged import MERGED, expert_of
-from weighbridge.checkpoint.names import compact
 from weighbridge.formats.schemes import Scheme
 from weighbridge.linting.rules import Raised
 from weighbridge.linting.served import Served, served_by_plan
 from weighbridge.planning import FusedGroup, Plan
+from weighbridge.text.names import compact, expert_of
 from weighbridge.text.patterns import pattern_list
 
 _VALUES = ("v_proj",)
@@ -54,7 +53,7 @@ def check_served(served: Served) -> Iterator[Raised]:
 def _ignored_as_merged(served: Served) -> Iterator[tuple[_Problem, str]]:
     """vLLM looks for a merged linear by its own name first, and leaves out what is ignored by that."""
     patterns = pattern_list(served.ignored)
-    merged_of = {frozenset(members): merged for merged, members in MERGED.items()}
+    merged_of = {frozenset(members): merged for merged, members in served.family.merged.items()}
     for group in served.fused_groups:
         merged = merged_of.get(frozenset((*group.members, *group.absent)))
         if merged is None or patterns.first(f"{group.parent}.{merged}") is None:
@@ -96,7 +95,8 @@ def _not_listed(group: FusedGroup) -> _Problem:
 def _unlisted(plan: Plan) -> Iterator[FusedGroup]:
     """Linears that vLLM merges and that no fused group of the recipe names together."""
     groups = [set(group) for group in plan.loaded.recipe.fused_groups]
-    merges = [members for members in MERGED.values() if not any(group.issuperset(members) for group in groups)]
+    merged = plan.source.family.merged.values()
+    merges = [members for members in merged if not any(group.issuperset(members) for group in groups)]
     merge_of = {member: members for members in merges for member in members}
     found: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for module in plan.modules:

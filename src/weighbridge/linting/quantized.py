@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
-from weighbridge.checkpoint.names import compact
-from weighbridge.checkpoint.roles import Role, role_of
+from weighbridge.families import Role
 from weighbridge.linting.rules import Raised
 from weighbridge.planning import Decision, Obstacle, Part, Plan
+from weighbridge.text.names import compact
 from weighbridge.text.patterns import pattern_list
 
 _SENSITIVE = {
@@ -22,20 +21,26 @@ _SENSITIVE = {
     ),
     Role.ROUTER: (
         "quantize/router",
-        "routers choose experts by small differences, and vLLM does not load a quantized Gemma 4 router",
+        "routers choose experts by small differences, and save next to nothing",
     ),
     Role.NORMS: ("quantize/norm", "norms are tiny and scale everything after them"),
     Role.VISION: ("quantize/vision", "vision towers are sensitive, and vLLM does not load a quantized embed_vision"),
     Role.AUDIO: ("quantize/audio", "audio towers are sensitive and small"),
+    Role.TALKER: ("quantize/talker", "what speaks is sensitive and small, and llm-compressor's examples keep it"),
+    Role.INDEXER: ("quantize/indexer", "it decides which keys sparse attention looks at, by small differences"),
+    Role.MTP: (
+        "quantize/mtp",
+        "it joins embedding and hidden state for speculative decoding, and vLLM's drafters have it unquantized",
+    ),
 }
-_MTP = (
-    "quantize/mtp",
-    "it joins embedding and hidden state for speculative decoding, and vLLM's drafters have it unquantized",
-)
-_MTP_NAMES = re.compile(r"(?:^|\.)(?:mtp\.fc|eh_proj)$")
 _UNKNOWN = "quantize/unknown"
-BULK = (Role.ATTENTION, Role.MLP, Role.EXPERTS)
+_SERVED_AS_IT_IS = "serve/unquantized"
+BULK = (Role.ATTENTION, Role.MLP, Role.EXPERTS, Role.MIXER)
 """The roles that a recipe is there to quantize."""
+_COUNTED = (*BULK, Role.LATENT, Role.SMALL, Role.OTHER)
+"""The roles of matrices that a text model computes with, which coverage is a share of."""
+MOST_UNKNOWN = 0.05
+"""The share of these whose role may be unknown before lint says so."""
 INTEGER_GROUP_SIZES = (32, 64, 128)
 """Group sizes of integer weights that vLLM's Marlin kernels know (``MARLIN_SUPPORTED_GROUP_SIZES``)."""
 
@@ -61,15 +66,19 @@ def _cache_alone(plan: Plan) -> bool:
 
 
 def _sensitive(plan: Plan) -> Iterator[Raised]:
+    family = plan.source.family
     found: dict[tuple[str, str, Decision], list[str]] = {}
     for part in plan.parts:
         if part.scheme is None:
             continue
-        role = role_of(part.module)
+        role, unquantized = family.role_of(part.module), family.unquantized(part.module)
         if role in _SENSITIVE:
             found.setdefault((*_SENSITIVE[role], part.decision), []).append(part.module)
-        elif _MTP_NAMES.search(part.module):
-            found.setdefault((*_MTP, part.decision), []).append(part.module)
+        elif unquantized is not None:
+            why = (
+                f"{unquantized.server} makes it without a quantization config, and loads no codes ({unquantized.read})"
+            )
+            found.setdefault((_SERVED_AS_IT_IS, why, part.decision), []).append(part.module)
         elif role is Role.OTHER:
             found.setdefault((_UNKNOWN, "", part.decision), []).append(part.module)
     for (rule, why, decided_by), modules in found.items():
@@ -181,7 +190,13 @@ def _observed(plan: Plan) -> Iterator[Raised]:
 
 def _coverage(plan: Plan) -> Iterator[Raised]:
     refused = {obstacle.module for obstacle in plan.obstacles}
-    bulk = [part for part in plan.parts if role_of(part.module) in BULK and len(part.weight.shape) >= 2]
+    family = plan.source.family
+    counted = [
+        part
+        for part in plan.parts
+        if _is_matrix(part) and family.role_of(part.module) in _COUNTED and family.unquantized(part.module) is None
+    ]
+    bulk = [part for part in counted if family.role_of(part.module) in BULK]
     stray: dict[Decision, list[Part]] = {}
     ignored = pattern_list(plan.loaded.recipe.ignored)
     for part in bulk:
@@ -197,12 +212,29 @@ def _coverage(plan: Plan) -> Iterator[Raised]:
                 "target it, or say in ignore that it is kept",
                 len(pattern),
             )
-    total = sum(part.weight.parameters for part in bulk)
-    quantized = sum(part.weight.parameters for part in bulk if part.scheme is not None)
+    total = sum(part.weight.parameters for part in counted)
+    quantized = sum(part.weight.parameters for part in counted if part.scheme is not None)
     if quantized and quantized < total / 2:
         yield Raised(
             "coverage/low",
             plan.loaded.document.where,
-            f"quantizes {quantized / total:.0%} of the parameters of attention, mlp and experts",
+            f"quantizes {quantized / total:.0%} of the parameters of the text model's matrices, unknown ones included",
             "look in the table for what is kept; if that is meant, allow: coverage/low because ...",
         )
+    unknown = [part for part in counted if family.role_of(part.module) is Role.OTHER]
+    share = sum(part.weight.parameters for part in unknown) / max(total, 1)
+    if share > MOST_UNKNOWN:
+        first = compact(part.module for part in unknown)[0]
+        yield Raised(
+            "coverage/unknown",
+            plan.loaded.document.where,
+            f"{share:.0%} of the parameters of the text model's matrices have names that nobody knows here, as {first}",
+            "look up what they do and name them in ignore or targets; then allow: coverage/unknown because ...",
+            len(unknown),
+        )
+
+
+def _is_matrix(part: Part) -> bool:
+    """Whether a part is a matrix: a weight of two axes, or experts of three; tables under other names are none."""
+    axes = len(part.weight.shape)
+    return axes >= 3 or (axes == 2 and (part.scheme is not None or f"{part.module}.weight" in part.outputs))

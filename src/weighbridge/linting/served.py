@@ -12,6 +12,7 @@ from typing import Any
 
 from weighbridge.checkpoint.model import CONFIG_FILE, Checkpoint
 from weighbridge.checkpoint.modules import FUSED_WEIGHT
+from weighbridge.families import Family, family_of
 from weighbridge.formats import FORMATS
 from weighbridge.formats.declaration import Declaration
 from weighbridge.formats.schemes import Scheme
@@ -64,6 +65,11 @@ class Served:
     ignored_at: str
 
     @cached_property
+    def family(self) -> Family:
+        """What its config.json says that it is one of."""
+        return family_of(self.config)
+
+    @cached_property
     def schemes(self) -> Mapping[str, Scheme]:
         """Module -> scheme, of what is quantized."""
         return {linear.module: linear.scheme for linear in self.linears if linear.scheme is not None}
@@ -107,7 +113,7 @@ def served_from(checkpoint: Checkpoint) -> Served | None:
         structure=checkpoint.structure,
         linears=linears,
         modules=modules,
-        fused_groups=find_merged_groups(modules),
+        fused_groups=find_merged_groups(modules, checkpoint.family),
         tied=tied_heads(checkpoint.config, modules),
         ignored=checkpoint.declaration.ignore,
         ignored_at=CONFIG_FILE,

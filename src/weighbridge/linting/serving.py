@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from math import lcm
 from typing import Any
 
-from weighbridge.checkpoint.merged import MERGED, expert_of
-from weighbridge.checkpoint.names import compact, split_name
-from weighbridge.checkpoint.roles import Role, role_of
+from weighbridge.families import Family, Role
 from weighbridge.formats.compressed_tensors import METHOD as COMPRESSED_TENSORS
 from weighbridge.formats.declaration import LINEAR, Declaration
 from weighbridge.formats.quantization import resolve, resolve_as_compressed_tensors
@@ -17,6 +15,7 @@ from weighbridge.linting.quantized import BULK, INTEGER_GROUP_SIZES
 from weighbridge.linting.rules import Raised
 from weighbridge.linting.served import Linear, Served, served_by_plan
 from weighbridge.planning import Part, Plan
+from weighbridge.text.names import compact, expert_of, split_name
 from weighbridge.text.patterns import REGEX_PREFIX, pattern_list
 
 TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
@@ -24,8 +23,6 @@ FP4_EXPERT_TILE = 64
 """What vLLM's FP4 kernels for experts take whole of the inner width on a GPU (#39595: the 26B's 704 / 2 fails)."""
 _ROW_PARALLEL = frozenset({"o_proj", "down_proj", "w2", "out_proj", "dense"})
 _KEYS_VALUES = frozenset({"k_proj", "v_proj"})
-_MERGED_LAST = frozenset(members[-1] for members in MERGED.values())
-_MERGED = frozenset(member for members in MERGED.values() for member in members)
 _RENAMED_PREFIXES = ("model.", "language_model.", r"model\.", r"language_model\.")
 
 
@@ -75,7 +72,7 @@ def _unnamed(served: Served) -> Iterator[Raised]:
         for linear in served.linears
         if linear.scheme is None
         and len(linear.weight.shape) == 2
-        and role_of(linear.module) not in (Role.EMBEDDINGS, Role.NORMS)
+        and served.family.role_of(linear.module) not in (Role.EMBEDDINGS, Role.NORMS)
         and linear.module not in targeted
         and not ignored.matches(linear.module)
     ]
@@ -110,7 +107,7 @@ def _undeclared(plan: Plan, declaration: Declaration) -> Iterator[Raised]:
         if (
             part.scheme is None
             and part.module not in declared
-            and _is_linear(part)
+            and _is_linear(part, plan.source.family)
             and not ignored.matches(part.module)
         ):
             message = "is in neither targets nor ignore; vLLM refuses to load such a linear layer"
@@ -120,10 +117,10 @@ def _undeclared(plan: Plan, declaration: Declaration) -> Iterator[Raised]:
             yield Raised("serve/undeclared", str(pattern), message, remedy, len(pattern))
 
 
-def _is_linear(part: Part) -> bool:
+def _is_linear(part: Part, family: Family) -> bool:
     """Whether a kept part is the weight of a linear; those of the bulk are left to coverage/untargeted."""
     is_matrix = len(part.weight.shape) == 2 and f"{part.module}.weight" in part.outputs
-    return is_matrix and role_of(part.module) not in (*BULK, Role.EMBEDDINGS, Role.NORMS)
+    return is_matrix and family.role_of(part.module) not in (*BULK, Role.EMBEDDINGS, Role.NORMS)
 
 
 def _tied_head(served: Served) -> Iterator[Raised]:
@@ -168,7 +165,7 @@ def _merged_targets(served: Served) -> Iterator[Raised]:
     if all(target == LINEAR for target, _ in targets):
         return
     alike: dict[str, list[str]] = {}
-    merged_of = {members: merged for merged, members in MERGED.items()}
+    merged_of = {members: merged for merged, members in served.family.merged.items()}
     for parent, present, absent in served.fused_groups:
         members = (*present, *absent)
         merged = next((name for group, name in merged_of.items() if set(group) == set(members)), None)
@@ -176,7 +173,7 @@ def _merged_targets(served: Served) -> Iterator[Raised]:
         if merged is None or len(schemes) != 1 or None in schemes or expert_of(f"{parent}.{merged}") is not None:
             continue
         own = patterns.first(f"{parent}.{merged}")
-        of_members = [patterns.first(f"{parent}.{member}") for member in MERGED[merged]]
+        of_members = [patterns.first(f"{parent}.{member}") for member in served.family.merged[merged]]
         by_members = None if None in of_members or of_members[0] is None else targets[of_members[0]][1]
         found = [targets[own][1]] if own is not None else [linear or by_members, by_members or linear]
         wrong = next((scheme or "nothing" for scheme in found if scheme not in schemes), None)
@@ -206,13 +203,15 @@ def _tensor_parallel(served: Served) -> Iterator[Raised]:
     fitting = []
     obstacle = ""
     heads = _head_counts(served.config)
+    before_another = {member for members in served.family.merged.values() for member in members[:-1]}
     alike: dict[tuple[object, ...], Linear] = {}  # experts and layers are many and alike
     for linear in served.linears:
-        if linear.scheme is not None and len(linear.weight.shape) == 2 and role_of(linear.module) in BULK:
+        if linear.scheme is not None and len(linear.weight.shape) == 2 and served.family.role_of(linear.module) in BULK:
             alike.setdefault((split_name(linear.module)[0], linear.weight.shape, id(linear.scheme)), linear)
     for size in TENSOR_PARALLEL_SIZES:
         reason = f"{heads[0]} attention heads" if heads and heads[0] % size else ""
-        reason = reason or next(filter(None, (_undivided(linear, size, heads) for linear in alike.values())), "")
+        undivided = (_undivided(linear, size, heads, before_another) for linear in alike.values())
+        reason = reason or next(filter(None, undivided), "")
         if reason:
             obstacle = obstacle or f"; {size} does not: {reason}"
         else:
@@ -231,8 +230,12 @@ def _head_counts(config: Any) -> list[int]:
     return known if type(counts[0]) is int else []
 
 
-def _undivided(linear: Linear, size: int, heads: list[int]) -> str:
-    """Why a quantized matrix cannot be split over `size` GPUs, or merged with its siblings; empty where it can."""
+def _undivided(linear: Linear, size: int, heads: list[int], before_another: Collection[str]) -> str:
+    """Why a quantized matrix cannot be split over `size` GPUs, or merged with its siblings; empty where it can.
+
+    Args:
+        before_another: names of linears after which servers put others into one matrix.
+    """
     assert linear.scheme is not None
     rows, columns = linear.weight.shape
     member = linear.module.rpartition(".")[2]
@@ -243,7 +246,7 @@ def _undivided(linear: Linear, size: int, heads: list[int]) -> str:
         fits, side = columns % (size * unit) == 0, f"width {columns}"
     else:
         # A block may end ragged only where nothing follows it: not in experts, and in no merged member but the last.
-        whole = size > 1 or expert_of(linear.module) is not None or member in _MERGED - _MERGED_LAST
+        whole = size > 1 or expert_of(linear.module) is not None or member in before_another
         unit = args.block_structure[0] if args.block_structure and whole else tile
         # Key and value heads that are fewer than the GPUs are held by several of them.
         replicated = member in _KEYS_VALUES and any(count < size and size % count == 0 for count in heads[1:])

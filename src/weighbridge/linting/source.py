@@ -9,12 +9,12 @@ from weighbridge.base.locks import known_lock
 from weighbridge.checkpoint.forgotten import forgotten
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import is_fused_experts
-from weighbridge.checkpoint.names import compact
 from weighbridge.checkpoint.weights import INDEX_FILE, other_weights, taken_by
 from weighbridge.formats.tensors import Tensor
 from weighbridge.linting.rules import Raised
 from weighbridge.planning import Plan
 from weighbridge.recipe.catalogue import recipe_names
+from weighbridge.text.names import compact
 
 
 def check(plan: Plan) -> Iterator[Raised]:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-from weighbridge.checkpoint.merged import MERGED
 from weighbridge.checkpoint.modules import FUSED_EXPERTS
 from weighbridge.formats.declaration import LINEAR
 from weighbridge.planning import Plan
@@ -72,7 +71,7 @@ def remedy(entry: str, plan: Plan) -> str:
     if split:
         example = next(part.module for part in plan.parts if part.source == split[0])
         return f"fused experts are split before names are matched, into modules such as {example}"
-    for merged, members in MERGED.items():
+    for merged, members in plan.source.family.merged.items():
         spelt = anywhere.replace(merged, f"({'|'.join(members)})")
         if merged in expression and matching(spelt, names):
             return f"{merged} is what servers call {', '.join(members)}: did you mean {spelt}?"

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
-from weighbridge.checkpoint.merged import MERGED
 from weighbridge.checkpoint.model import Checkpoint, Origin
+from weighbridge.families import Family
 from weighbridge.formats.declaration import Declaration
 from weighbridge.formats.quantization import read_declaration, without_quantization
 from weighbridge.formats.schemes import Scheme
@@ -157,9 +157,9 @@ def find_fused_groups(modules: Iterable[str], groups: Sequence[Sequence[str]]) -
     )
 
 
-def find_merged_groups(modules: Iterable[str]) -> tuple[FusedGroup, ...]:
-    """Where linears that servers merge occur among modules; see `MERGED`."""
-    return find_fused_groups(modules, tuple(MERGED.values()))
+def find_merged_groups(modules: Iterable[str], family: Family) -> tuple[FusedGroup, ...]:
+    """Where linears that servers merge occur among modules of a family."""
+    return find_fused_groups(modules, tuple(family.merged.values()))
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import is_embedding, is_fused_experts, split_experts, split_parameter
-from weighbridge.checkpoint.roles import Role, role_of
 from weighbridge.errors import StructureError
+from weighbridge.families import Role
 from weighbridge.formats import FORMATS
 from weighbridge.formats.declaration import LINEAR, Group
 from weighbridge.formats.schemes import Scheme, SchemeMismatch
@@ -93,7 +93,7 @@ def _kv_cache_scales(loaded: LoadedRecipe, source: Checkpoint) -> dict[str, Tens
     added = {}
     for name, tensor in source.structure.items():
         attention, _, member = split_parameter(name)[0].rpartition(".")
-        if member == "k_proj" and name.endswith(".weight") and role_of(attention) is Role.ATTENTION:
+        if member == "k_proj" and name.endswith(".weight") and source.family.role_of(attention) is Role.ATTENTION:
             added.update({f"{attention}.{scale}": Tensor(tensor.dtype, (1,)) for scale in KV_CACHE_SCALES})
     return added
 

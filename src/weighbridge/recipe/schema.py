@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from weighbridge.checkpoint.names import parse_pattern
 from weighbridge.errors import WeighbridgeError
 from weighbridge.formats.compressed_tensors import read_scheme
 from weighbridge.formats.declaration import LINEAR, Group
@@ -17,6 +16,7 @@ from weighbridge.recipe.arguments import check_arguments, check_order
 from weighbridge.recipe.calibration import Calibration
 from weighbridge.recipe.names import HUB_ID, REVISION
 from weighbridge.recipe.quality import Quality
+from weighbridge.text.names import parse_pattern
 from weighbridge.text.patterns import MAX_EXPRESSIONS, REGEX_PREFIX, check_pattern
 from weighbridge.text.strict_yaml import Strict
 

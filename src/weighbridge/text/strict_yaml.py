@@ -222,6 +222,7 @@ def _construct(node: Any, path: Path, lines: dict[Path, int], *, where: str, err
         raise error(f"{node.value[:40]!r}... is not a valid value", where=f"{where}:{line}")
     try:
         value = yaml.SafeLoader("").construct_object(node)
-        return math.nan if value != value else value  # one NaN for all, which is equal to itself in lists
+        # One NaN for all, which is equal to itself in lists.
+        return math.nan if isinstance(value, float) and math.isnan(value) else value
     except (ValueError, OverflowError, yaml.YAMLError) as problem:
         raise error(f"{node.value[:40]!r} is not a valid value ({problem})", where=f"{where}:{line}") from None

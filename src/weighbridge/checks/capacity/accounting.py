@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from weighbridge.checkpoint.modules import split_parameter
-from weighbridge.checkpoint.roles import Role, role_of
 from weighbridge.errors import StructureError
+from weighbridge.families import UNKNOWN, Role, family_of
 from weighbridge.formats.tensors import Structure, payload_bytes
 
 GIB = 1024**3
@@ -189,10 +189,10 @@ def check_against_structure(shape: CacheShape, config: Mapping[str, Any], struct
     text = config.get("text_config")
     if "kv_lora_rank" in (text if isinstance(text, Mapping) else config):
         return  # latent attention has no k_proj
-    expected = {kind.elements // 2 for kind in shape.kinds}
+    expected, family = {kind.elements // 2 for kind in shape.kinds}, family_of(config)
     for name, tensor in structure.items():
         module, parameter = split_parameter(name)
-        if not module.endswith(".self_attn.k_proj") or role_of(module) is not Role.ATTENTION:
+        if not module.endswith(".self_attn.k_proj") or family.role_of(module) is not Role.ATTENTION:
             continue
         if parameter in ("weight", "weight_packed") and tensor.shape[0] not in expected:
             rows = " or ".join(f"{number:,}" for number in sorted(expected))
@@ -291,7 +291,7 @@ def _expert_scales(structure: Structure) -> int:
         for name, tensor in structure.items()
         if name.endswith(".weight_scale")
         and tensor.dtype == "F8_E4M3"
-        and role_of(name.removesuffix(".weight_scale")) is Role.EXPERTS
+        and UNKNOWN.role_of(name.removesuffix(".weight_scale")) is Role.EXPERTS
         and structure.get(name.removesuffix("_scale"), tensor).dtype == "U8"
     )
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weighbridge.checkpoint.model import Checkpoint
-from weighbridge.checkpoint.roles import Role, role_of
 from weighbridge.engines.oneshot.calibrate import Passed, calibrate, quantize_in_memory
 from weighbridge.engines.oneshot.coverage import grids, starved, table
 from weighbridge.engines.oneshot.dataset import open_rows, with_file
@@ -17,6 +16,7 @@ from weighbridge.engines.oneshot.samples import make_samples, take_samples
 from weighbridge.engines.oneshot.save import save_shards
 from weighbridge.engines.quiet import quieted
 from weighbridge.errors import RecipeError
+from weighbridge.families import Role
 from weighbridge.machine.resources import DEFAULT_SHARD_SIZE
 from weighbridge.planning import Plan
 from weighbridge.progress import Progress
@@ -125,7 +125,7 @@ def _section(plan: Plan, calibration: Calibration, passed: Passed, record: Recor
     coverage = passed.coverage
     seen = [count for layer in coverage for count in layer.seen]
     reached = f"; each of {len(seen):,} experts saw {min(seen):,} or more" if seen else ""
-    quantized = any(role_of(module) is Role.EXPERTS for module in plan.schemes)
+    quantized = any(plan.source.family.role_of(module) is Role.EXPERTS for module in plan.schemes)
     return Section(
         title="the calibration",
         summary=f"{record.tokens:,} tokens of {len(record.rows):,} samples{reached}",

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from weighbridge.checkpoint.names import NamePattern, compact
-from weighbridge.checkpoint.roles import layer_of
 from weighbridge.errors import BuildError
 from weighbridge.report import Finding, Grid, Severity, Table
+from weighbridge.text.names import NamePattern, compact, layer_of
 
 if TYPE_CHECKING:
     import torch

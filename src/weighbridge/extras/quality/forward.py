@@ -20,11 +20,11 @@ from weighbridge.auditing.pairing import ATTENTION_SCALES, HEAD
 from weighbridge.auditing.reading import reader_of
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import is_fused_experts, split_experts, split_parameter
-from weighbridge.checkpoint.roles import Role, role_of
 from weighbridge.errors import StructureError, first_line
 from weighbridge.extras.quality.activations import Activations, fake_quantized
 from weighbridge.extras.quality.experts import QuantizedExperts
 from weighbridge.extras.quality.weights import Weight, activations_of, read_weight, stored_bytes, weights_of
+from weighbridge.families import Family, Role
 from weighbridge.formats.quantization import without_quantization
 from weighbridge.formats.tensors import Tensor
 from weighbridge.progress import Progress
@@ -171,7 +171,7 @@ def _loaded(
     label = checkpoint.label
     with torch.device("meta"):
         empty = _architecture(checkpoint, dtype)
-    placed, notes = _placed(weights, empty, label=label)
+    placed, notes = _placed(weights, empty, checkpoint.family, label=label)
     model = _architecture(checkpoint, dtype)
     slots = _slots(model)
     inputs: dict[str, Activations] = {}
@@ -250,13 +250,15 @@ def _slots(model: nn.Module) -> dict[str, torch.Tensor]:
     return slots
 
 
-def _placed(weights: Mapping[str, Weight], model: Any, *, label: str) -> tuple[dict[str, Weight], tuple[str, ...]]:
+def _placed(
+    weights: Mapping[str, Weight], model: Any, family: Family, *, label: str
+) -> tuple[dict[str, Weight], tuple[str, ...]]:
     """Which weight goes where; what has no place must have a reason not to, and no place may stay empty.
 
     Raises:
         StructureError: with the first that is without a place, of another shape, or missing.
     """
-    slots, without_place = _slots(model), _reasons(model)
+    slots, without_place = _slots(model), _reasons(model, family)
     placed: dict[str, Weight] = {}
     aside: dict[str, int] = {}
     for name, weight in weights.items():
@@ -290,7 +292,7 @@ def _place_of(name: str, slots: Mapping[str, torch.Tensor]) -> str | None:
     return next((candidate for candidate in candidates if candidate in slots), None)
 
 
-def _reasons(model: Any) -> Callable[[str], str]:
+def _reasons(model: Any, family: Family) -> Callable[[str], str]:
     """Why a tensor may have no place in a text model; empty for one that must have."""
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     # Layers that share keys and values leave out what they do not use, as transformers says for itself.
@@ -298,7 +300,7 @@ def _reasons(model: Any) -> Callable[[str], str]:
 
     def reason(name: str) -> str:
         module, local = split_parameter(name)
-        if role_of(module) in _OTHER_PARTS:
+        if family.role_of(module) in _OTHER_PARTS:
             return "are of its vision or audio part, which text does not reach"
         if local in ATTENTION_SCALES:
             return "are scales of a KV cache, which is not emulated"

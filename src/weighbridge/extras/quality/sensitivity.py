@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from weighbridge import auditing
 from weighbridge.checkpoint.model import Checkpoint
-from weighbridge.checkpoint.roles import Role, role_of
 from weighbridge.errors import StructureError
 from weighbridge.extras.quality.assess import KL_DIGITS, shown
 from weighbridge.extras.quality.forward import Dtype, Forward, open_forward, open_partly_restored
 from weighbridge.extras.quality.measure import measure
 from weighbridge.extras.quality.metrics import Measured, interval
 from weighbridge.extras.quality.text import Windows
+from weighbridge.families import Role
 from weighbridge.machine.resources import Resources
 from weighbridge.planning import find_merged_groups
 from weighbridge.progress import Progress
@@ -45,7 +45,7 @@ def quantized_roles(build: Checkpoint) -> list[Role]:
     Raises:
         StructureError: it quantizes none.
     """
-    found = {role_of(module) for module in build.schemes}
+    found = {build.family.role_of(module) for module in build.schemes}
     roles = [role for role in Role if role in found and role not in NOT_TEXT]
     if not roles:
         raise StructureError("quantizes nothing of its text part, so nothing can be left out", where=build.label)
@@ -82,7 +82,7 @@ def choices(
         restored = open_partly_restored(
             build,
             source,
-            lambda module, role=role: role_of(module) is role,  # type: ignore[misc]
+            lambda module, role=role: build.family.role_of(module) is role,  # type: ignore[misc]
             dtype=dtype,
             device=device,
             progress=progress,
@@ -104,7 +104,7 @@ def error_section(build: Checkpoint, source: Checkpoint, *, resources: Resources
         build,
         source,
         method=auditing.method_of(build, None),
-        groups=find_merged_groups(build.schemes),
+        groups=find_merged_groups(build.schemes, build.family),
         sample=None,
         resources=resources,
         progress=progress,

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weighbridge.checkpoint.model import Checkpoint
-from weighbridge.checkpoint.names import compact
 from weighbridge.extras.serving.answer import Answer, Request, ServingError
 from weighbridge.extras.serving.client import ask
 from weighbridge.extras.serving.loaded import harmless_parameters, loading_findings
 from weighbridge.progress import Progress
 from weighbridge.report import Finding, Report, Section, Severity, Table
+from weighbridge.text.names import compact
 
 if TYPE_CHECKING:
     from weighbridge.extras.quality.forward import Dtype

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import QUANTIZATION_PARAMETERS, split_parameter
-from weighbridge.checkpoint.names import compact, split_name
-from weighbridge.checkpoint.roles import Role, role_of
 from weighbridge.checks.scales import GLOBAL_SCALES
 from weighbridge.extras.serving.answer import Answer, Region
+from weighbridge.families import Role
 from weighbridge.planning import find_merged_groups
 from weighbridge.report import Finding, Severity
+from weighbridge.text.names import compact, split_name
 
 TOWERS = (Role.VISION, Role.AUDIO)
 
@@ -86,7 +86,7 @@ def _quantized_routers(checkpoint: Checkpoint) -> Iterator[Finding]:
     routers = [
         module
         for module, tensors in checkpoint.modules.items()
-        if role_of(module) is Role.ROUTER and tensors.keys() & QUANTIZATION_PARAMETERS
+        if checkpoint.family.role_of(module) is Role.ROUTER and tensors.keys() & QUANTIZATION_PARAMETERS
     ]
     for pattern in compact(routers):
         yield Finding(
@@ -102,7 +102,7 @@ def _quantized_routers(checkpoint: Checkpoint) -> Iterator[Finding]:
 def _split_groups(checkpoint: Checkpoint, answer: Answer) -> Iterator[Finding]:
     """Linears that a server merges into one, and which differ in scheme or in the scale that the whole must share."""
     by_problem: dict[str, list[str]] = {}
-    for group in find_merged_groups(checkpoint.modules):
+    for group in find_merged_groups(checkpoint.modules, checkpoint.family):
         modules = [f"{group.parent}.{member}" for member in group.members]
         if len({checkpoint.schemes.get(module) for module in modules}) > 1:
             by_problem.setdefault("have different schemes", []).append(group.parent)
@@ -269,9 +269,9 @@ def _reasons(checkpoint: Checkpoint, answer: Answer, *, towers: bool) -> Callabl
 
     def reason(key: str) -> str:
         module, _ = split_parameter(key)
-        if role_of(module) in TOWERS and not towers:
+        if checkpoint.family.role_of(module) in TOWERS and not towers:
             return "towers were not loaded, since the checkpoint has no processor's files"
-        if role_of(module) is Role.HEAD and not has_head:
+        if checkpoint.family.role_of(module) is Role.HEAD and not has_head:
             return "the config ties the head to the embedding, which the server takes"
         layer = re.search(r"\.layers\.(\d+)\.self_attn\.(?:[kv]_proj|k_norm)$", module)
         if layer is not None and first_shared is not None and int(layer[1]) >= first_shared:

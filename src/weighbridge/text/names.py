@@ -65,6 +65,22 @@ class NamePattern:
         )
 
 
+_LAYER = re.compile(r"(?:^|\.)(?:layers|blocks|h)\.(\d+)(?:\.|$)")
+
+
+def layer_of(module: str) -> int | None:
+    """The layer that a module belongs to, by its name; None for one that belongs to none."""
+    match = _LAYER.search(module)
+    return int(match[1]) if match else None
+
+
+def expert_of(module: str) -> tuple[str, str] | None:
+    """The experts that a module is one of, and its name within one: ``("layers.0.experts", "down_proj")``."""
+    parent, found, rest = module.rpartition(".experts.")
+    number, _, member = rest.partition(".")
+    return (f"{parent}.experts", member) if found and number.isdigit() and member else None
+
+
 @lru_cache(maxsize=1 << 17)
 def split_name(name: str) -> tuple[str, tuple[int, ...]]:
     """A name's template and the numbers that stand in it: ``("layers.{}.x", (7,))`` for ``layers.7.x``.

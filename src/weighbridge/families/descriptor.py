@@ -1,0 +1,168 @@
+"""What a descriptor of a family says: the schema of the files in ``families/descriptors``."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from itertools import chain
+from typing import Annotated, Literal, Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from weighbridge.text.strict_yaml import Strict
+
+
+class Role(StrEnum):
+    """What a module does, in the order in which a plan lists it."""
+
+    ATTENTION = "attention"
+    MLP = "dense mlp"
+    EXPERTS = "experts"
+    MIXER = "recurrent mixer"
+    ROUTER = "router"
+    INDEXER = "indexer"
+    LATENT = "latent projections"
+    SMALL = "small projections"
+    CONVOLUTION = "convolution"
+    STATE = "tables and state"
+    MTP = "mtp glue"
+    NORMS = "norms"
+    EMBEDDINGS = "embeddings"
+    HEAD = "head"
+    VISION = "vision"
+    AUDIO = "audio"
+    TALKER = "talker and coder"
+    OTHER = "other"
+
+
+Name = Annotated[str, Field(min_length=1)]
+"""A regular expression of whole parts of a module's name: ``self_attn`` or ``mlp\\.gate``."""
+
+
+class _Facts(Strict):
+    """Facts as YAML has them: a list for a tuple, a word for a role."""
+
+    model_config = ConfigDict(strict=False)
+
+
+class Named(_Facts):
+    """Modules whose names have any of these parts are of this role."""
+
+    role: Role
+    names: tuple[Name, ...] = Field(min_length=1)
+
+
+class Merge(_Facts):
+    """Linears of one parent that a server loads as one.
+
+    Attributes:
+        into: what the server calls the whole.
+        members: what files call the parts, in the order of their rows.
+        under: last part of the parent's name, where others have members of these names and are not merged.
+        unquantized: whether the server loads the whole without a quantization config, so that no member may be
+            quantized.
+    """
+
+    into: str
+    members: tuple[str, ...] = Field(min_length=2)
+    under: str = ""
+    unquantized: bool = False
+
+
+class Unquantized(_Facts):
+    """Linears that a server makes without a quantization config: quantized ones do not load, or load as noise.
+
+    Attributes:
+        names: parts of module names.
+        server: which, with the version whose source was read.
+        read: where in its source.
+        why: for people: what happens otherwise.
+    """
+
+    names: tuple[Name, ...] = Field(min_length=1)
+    server: str
+    read: str
+    why: str = ""
+
+
+class Kept(_Facts):
+    """Linears that a draft keeps though their role is usually quantized, and why."""
+
+    names: tuple[Name, ...] = Field(min_length=1)
+    why: str
+
+
+class Experts(_Facts):
+    """One tensor that holds a matrix of every expert of a layer.
+
+    Attributes:
+        tensor: the end of its name, as in ``experts.gate_up_proj`` or ``input_linear.weight``.
+        members: the linears in it, in the order in which they lie; each expert's own names.
+        axes: ``out_in``: [experts, rows, columns]; ``in_out``: transposed, [experts, columns, rows].
+        order: how several members share the rows: in ``halves``, or ``interleaved`` row by row.
+        into: what the tensors of one expert are called: ``{}`` is its number.
+    """
+
+    tensor: str
+    members: tuple[str, ...] = Field(min_length=1)
+    axes: Literal["out_in", "in_out"] = "out_in"
+    order: Literal["halves", "interleaved"] = "halves"
+    into: str = ""
+
+
+class Published(_Facts):
+    """A published checkpoint of the family, and the precision in which its linears are published."""
+
+    model: str
+    precision: str = "BF16"
+
+
+class Unit(_Facts):
+    """Facts that several families share; what a descriptor is composed of.
+
+    Attributes:
+        roles: the first that matches decides; those of a descriptor go before those of its units, and these before the
+            common ones.
+        merges: what servers merge.
+        unquantized: what servers load unquantized whatever config.json says.
+        keeps: what a draft keeps beside what the roles say.
+        experts: how fused experts lie.
+        embeddings: last parts of the names of embeddings.
+    """
+
+    roles: tuple[Named, ...] = ()
+    merges: tuple[Merge, ...] = ()
+    unquantized: tuple[Unquantized, ...] = ()
+    keeps: tuple[Kept, ...] = ()
+    experts: tuple[Experts, ...] = ()
+    embeddings: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _compiles(self) -> Self:
+        lists = [item.names for item in (*self.roles,)] + [item.names for item in (*self.unquantized,)]
+        for name in (*chain.from_iterable(lists), *chain.from_iterable(item.names for item in self.keeps)):
+            try:
+                re.compile(name)
+            except re.error as problem:
+                raise ValueError(f"{name!r} is no regular expression: {problem}") from None
+        return self
+
+
+class Descriptor(Unit):
+    """A family of models.
+
+    Attributes:
+        name: what people call it.
+        architectures: what config.json calls it, under ``architectures``.
+        model_types: and under ``model_type``, where no architecture says it.
+        units: names of the units that it shares with others.
+        published: checkpoints of it.
+        facts: where what stands here was read.
+    """
+
+    name: str
+    architectures: tuple[str, ...] = Field(min_length=1)
+    model_types: tuple[str, ...] = ()
+    units: tuple[str, ...] = ()
+    published: tuple[Published, ...] = Field(min_length=1)
+    facts: str = ""

@@ -1,0 +1,117 @@
+"""A family of models: what its parts are called, what servers merge, and what they load quantized."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+from weighbridge.families.descriptor import Experts, Merge, Published, Role, Unit, Unquantized
+from weighbridge.text.names import split_name
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """A family by its descriptor, with the units that it is composed of and what all families share.
+
+    Attributes:
+        name: what people call it; ``unknown`` for what no descriptor describes.
+        known: whether a descriptor describes it.
+        published: checkpoints of it.
+        units: the descriptor itself, its units, and the common facts, in the order in which they decide.
+    """
+
+    name: str
+    known: bool
+    published: tuple[Published, ...]
+    units: tuple[Unit, ...]
+
+    def role_of(self, module: str) -> Role:
+        """The role of a module by its name; OTHER where nothing says it."""
+        return _role_of_template(self, split_name(module)[0])
+
+    def unquantized(self, module: str) -> Unquantized | None:
+        """Why a server loads a module unquantized whatever config.json says; None where it does not."""
+        return _unquantized_template(self, split_name(module)[0])
+
+    def kept(self, module: str) -> str:
+        """Why a draft keeps a module though its role is usually quantized; empty where it does not."""
+        return _kept_template(self, split_name(module)[0])
+
+    @cached_property
+    def merges(self) -> tuple[Merge, ...]:
+        """What servers merge, each merged name once."""
+        found = {merge.into: merge for unit in reversed(self.units) for merge in unit.merges}
+        return tuple(found.values())
+
+    @cached_property
+    def merged(self) -> Mapping[str, tuple[str, ...]]:
+        """The merged linear's name -> its members, of those that servers load quantized."""
+        return {merge.into: merge.members for merge in self.merges if not merge.unquantized}
+
+    @cached_property
+    def merged_into(self) -> Mapping[str, str]:
+        """A member's name -> that of the linear that it is merged into."""
+        return {member: into for into, members in self.merged.items() for member in members}
+
+    @cached_property
+    def experts(self) -> tuple[Experts, ...]:
+        """How fused experts lie, the family's own layouts first."""
+        return tuple(layout for unit in self.units for layout in unit.experts)
+
+    @cached_property
+    def _embeddings(self) -> frozenset[str]:
+        return frozenset(name for unit in self.units for name in unit.embeddings)
+
+    def is_embedding(self, module: str) -> bool:
+        """Whether a module of this name is an embedding: two axes like a linear, but looked up."""
+        return module.rpartition(".")[2] in self._embeddings
+
+    @cached_property
+    def _roles(self) -> tuple[tuple[Role, re.Pattern[str]], ...]:
+        return tuple((named.role, parts(named.names)) for unit in self.units for named in unit.roles)
+
+    @cached_property
+    def _unquantized(self) -> tuple[tuple[Unquantized, re.Pattern[str]], ...]:
+        own = [(item, parts(item.names)) for unit in self.units for item in unit.unquantized]
+        merged = [(_of_merge(merge), _members(merge)) for merge in self.merges if merge.unquantized]
+        return (*own, *merged)
+
+    @cached_property
+    def _keeps(self) -> tuple[tuple[str, re.Pattern[str]], ...]:
+        return tuple((item.why, parts(item.names)) for unit in self.units for item in unit.keeps)
+
+
+def parts(names: Iterable[str]) -> re.Pattern[str]:
+    """An expression that finds whole parts of a name: ``mlp`` in ``0.mlp.up_proj``, and not in ``shared_mlp``."""
+    return re.compile(rf"(?:^|\.)(?:{'|'.join(names)})(?:\.|$)")
+
+
+def _of_merge(merge: Merge) -> Unquantized:
+    why = f"servers merge {', '.join(merge.members)} into {merge.into}, which they load unquantized"
+    return Unquantized(names=merge.members, server="vLLM", read=merge.into, why=why)
+
+
+def _members(merge: Merge) -> re.Pattern[str]:
+    under = rf"{re.escape(merge.under)}\." if merge.under else ""
+    return parts([f"{under}{re.escape(member)}" for member in merge.members])
+
+
+@lru_cache(maxsize=1 << 14)
+def _role_of_template(family: Family, template: str) -> Role:
+    """The role of all modules that differ only in their numbers: experts are many, and one is like the other."""
+    for role, pattern in family._roles:
+        if pattern.search(template):
+            return role
+    return Role.EMBEDDINGS if family.is_embedding(template) else Role.OTHER
+
+
+@lru_cache(maxsize=1 << 14)
+def _unquantized_template(family: Family, template: str) -> Unquantized | None:
+    return next((item for item, pattern in family._unquantized if pattern.search(template)), None)
+
+
+@lru_cache(maxsize=1 << 14)
+def _kept_template(family: Family, template: str) -> str:
+    return next((why for why, pattern in family._keeps if pattern.search(template)), "")
