@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from compressed_tensors.compressors import BaseCompressor
@@ -286,6 +287,39 @@ def test_floats_of_the_source_keep_their_dtype(convert: Convert, mini_build: Pat
         read_tensors(convert(wide, "convert: {dequantize: ['re:.*self_attn.*']}"))["model.language_model.layers.0.bias"]
         == BIAS
     )
+
+
+def test_dequantized_weights_are_bf16_whatever_their_scales_are(
+    convert: Convert, mini_build: Path, tmp_path: Path
+) -> None:
+    half = copy_checkpoint(mini_build, tmp_path / "half")
+    scales = {name: tensor for name, tensor in read_tensors(half).items() if name.endswith(".weight_scale")}
+    wider = {name: RawTensor("F32", tensor.shape, _as_f32(tensor.data)) for name, tensor in scales.items()}
+    edit_tensors(half, lambda tensors: tensors.update(wider))
+    changes = "convert: {dequantize: ['re:.*self_attn.*']}"
+    assert {t.dtype for name, t in read_tensors(convert(half, changes)).items() if "self_attn.q_proj" in name} == {
+        "BF16"
+    }
+
+
+def _as_f32(bf16: bytes) -> bytes:
+    return (np.frombuffer(bf16, "<u2").astype("<u4") << 16).tobytes()
+
+
+def test_scales_of_a_whole_expert_have_no_place_in_fused_ones(nvfp4: Path, tmp_path: Path, call_build: Command) -> None:
+    recipe = write_conversion(tmp_path / "fused.yaml", "convert: {experts: fused}")
+    outcome = call_build(recipe, "--model", nvfp4, "--output", tmp_path / "fused")
+    assert outcome.code == 1
+    assert "have no place for weight_global_scale" in " ".join(outcome.out.split())
+
+
+def test_a_module_that_its_source_keeps_is_kept_by_its_source_though_dequantize_names_it(
+    mini_build: Path, tmp_path: Path
+) -> None:
+    recipe = write_conversion(tmp_path / "all.yaml", "convert: {dequantize: ['re:.*']}")
+    plan = make_plan(load_recipe(str(recipe)), open_directory(mini_build))
+    decided = {part.decision.said for part in plan.parts if part.module.endswith("router.proj")}
+    assert decided == {"kept as the source stores it"}
 
 
 # --- the same bytes, bounded memory, resumed ------------------------------------------------------------------------

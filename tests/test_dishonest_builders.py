@@ -14,6 +14,7 @@ import pytest
 
 from tests.dishonest import Lie, Workshop, errors, open_workshop
 from tests.dishonest_table import LIES
+from weighbridge.base.identity import sampled
 from weighbridge.base.source import open_source
 from weighbridge.checkpoint.model import EVIDENCE
 from weighbridge.errors import StructureError
@@ -75,6 +76,28 @@ def test_files_of_a_proven_base_that_no_lock_has_digests_of_are_the_builder_s_wo
     known["config.json"] = replace(known["config.json"], sha256=None)
     case.identity = replace(case.identity, lock=replace(lock, files=known))
     assert f"{said}README.md, config.json, tokenizer.json" in check_source(case).words
+
+
+ON_TRUST = "that the source has the tensors, the config.json and the sizes that evidence/source.yaml says"
+HANDED = "what was read: the source that was given identity unproven"
+UNLISTED = "which no lock has digests of"
+
+
+@pytest.mark.parametrize(
+    ("proven", "source", "said"),
+    [(True, False, {UNLISTED}), (True, True, set()), (False, False, {ON_TRUST}), (False, True, {HANDED})],
+    ids=["proven, alone", "proven, beside its source", "unproven, alone", "unproven, beside its source"],
+)
+def test_what_rests_on_the_word_follows_from_what_is_proven_and_what_is_at_hand(
+    proven: bool, source: bool, said: set[str], workshop: Workshop, tmp_path: Path
+) -> None:
+    build = workshop.forged(HONEST, tmp_path / "build")
+    verifier = open_verifier(workshop.key.with_suffix(".pub.pem"))
+    case, _ = open_case(build, verifier, open_source("mini") if source else None, progress=Progress(shown=False))
+    if not proven:
+        case.identity = sampled(case.identity.lock)
+    found = " | ".join(check_source(case).words)
+    assert {sentence for sentence in (ON_TRUST, HANDED, UNLISTED) if sentence in found} == said
 
 
 @pytest.mark.parametrize(
