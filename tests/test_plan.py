@@ -82,16 +82,17 @@ def test_parts_of_a_fused_tensor_cover_it_without_overlap(plan: Plan, google: Ch
     name = f"{LAYER}.3.experts.gate_up_proj"
     experts, rows, columns = google.structure[name].shape
     covered = Counter(
-        (part.expert, row)
+        (part.place.expert, row)
         for part in plan.parts
         if part.source == name and part.weight.shape[1] == columns
-        for row in range(part.first_row, part.first_row + part.weight.shape[0])
+        for row in range(part.place.first_row, part.place.first_row + part.weight.shape[0])
     )
     assert covered == {(expert, row): 1 for expert in range(experts) for row in range(rows)}
 
 
 def test_gate_is_the_first_half_of_the_rows(plan: Plan) -> None:
-    first_rows = {part.module.rpartition(".")[2]: part.first_row for part in plan.parts if part.expert == 127}
+    last = [part for part in plan.parts if part.place.expert == 127]
+    first_rows = {part.module.rpartition(".")[2]: part.place.first_row for part in last}
     assert first_rows == {"gate_proj": 0, "up_proj": 704, "down_proj": 0}
 
 

@@ -163,7 +163,9 @@ def _floats(reader: Reader, side: _Side, spans: Spans, purpose: str) -> tuple[Ar
     assert side.region is not None
     tensor = side.weight
     region = side.region
-    if len(tensor.shape) != 2:
+    if region.columns is not None and len(tensor.shape) == 1:
+        region, spans = region._replace(tensor=Tensor(tensor.dtype, (*tensor.shape, 1))), ((0, tensor.parameters),)
+    elif len(tensor.shape) != 2:
         region = Region(region.file, region.offset, Tensor(tensor.dtype, (1, tensor.parameters)))
     raw = read(reader, region, spans, f"kept {purpose}").view(ARRAYS.get(tensor.dtype, np.dtype(np.uint8)))
     if tensor.dtype not in FLOATING_SOURCES:

@@ -12,7 +12,7 @@ from weighbridge.auditing.grid import Array, Grid, float_values, grid_of
 from weighbridge.auditing.judge import group_amaxes
 from weighbridge.auditing.method import Method
 from weighbridge.auditing.pairing import KeptPair, Region
-from weighbridge.auditing.reading import ARRAYS, Reader
+from weighbridge.auditing.reading import ARRAYS, Reader, fill
 from weighbridge.auditing.work import Weights, weights_of
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import split_parameter
@@ -94,5 +94,5 @@ def _is_rounded(item: KeptPair, scheme: Scheme, amax: float, checkpoint: Reader,
 
 def _whole(region: Region, reader: Reader) -> Array:
     target = np.empty(region.tensor.nbytes, np.uint8)
-    reader.read(region.file, region.offset, memoryview(target.data))
+    fill(reader, region, memoryview(target.data))
     return target.view(ARRAYS[region.tensor.dtype]).reshape(region.tensor.shape)

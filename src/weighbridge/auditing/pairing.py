@@ -6,7 +6,6 @@ same rows has the same name on both.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -14,8 +13,8 @@ from typing import NamedTuple
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import (
     QUANTIZATION_PARAMETERS,
+    FusedExperts,
     is_embedding,
-    is_fused_experts,
     split_experts,
     split_parameter,
 )
@@ -24,6 +23,7 @@ from weighbridge.errors import StructureError
 from weighbridge.formats import FORMATS
 from weighbridge.formats.schemes import Scheme, SchemeMismatch
 from weighbridge.formats.tensors import FLOATING_SOURCES, Tensor
+from weighbridge.machine.columns import Columns
 from weighbridge.planning import FusedGroup
 
 ATTENTION_SCALES = frozenset({"k_scale", "v_scale", "q_scale"})
@@ -33,17 +33,26 @@ _SCALE_DTYPES = frozenset({"BF16", "F16", "F32"})
 
 
 class Region(NamedTuple):
-    """Contiguous bytes of a shard, and the dtype and shape of what they hold."""
+    """Bytes of a shard, and the dtype and shape of what they hold.
+
+    Attributes:
+        offset: where they begin; of rows that lie as columns, where the whole matrix does.
+        columns: where they lie in that matrix; None for rows that lie as such, one after the other.
+    """
 
     file: str
     offset: int
     tensor: Tensor
+    columns: Columns | None = None
 
     def rows(self, first: int, count: int) -> Region:
-        """Rows of a matrix, which are contiguous too."""
+        """Rows of a matrix."""
         total, *rest = self.tensor.shape
+        tensor = Tensor(self.tensor.dtype, (count, *rest))
+        if self.columns is not None:
+            return Region(self.file, self.offset, tensor, self.columns.after(first))
         each = self.tensor.nbytes // total if total else 0
-        return Region(self.file, self.offset + first * each, Tensor(self.tensor.dtype, (count, *rest)))
+        return Region(self.file, self.offset + first * each, tensor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +179,7 @@ def regions(checkpoint: Checkpoint) -> dict[str, Region]:
     for shard, header in checkpoint.shards.items():
         for name, stored in header.tensors.items():
             whole = Region(shard, header.data_offset + stored.begin, stored.tensor)
-            for part, region in _parts(name, whole):
+            for part, region in _parts(name, whole, checkpoint.fused_experts.get(name)):
                 if part in found:
                     raise StructureError(
                         f"two of its tensors are {part!r} once experts are split", where=checkpoint.label
@@ -179,16 +188,19 @@ def regions(checkpoint: Checkpoint) -> dict[str, Region]:
     return found
 
 
-def _parts(name: str, whole: Region) -> Iterator[tuple[str, Region]]:
-    if not is_fused_experts(name, whole.tensor):
+def _parts(name: str, whole: Region, fused: FusedExperts | None) -> Iterator[tuple[str, Region]]:
+    if fused is None:
         yield name, whole
         return
-    _, rows, _ = whole.tensor.shape
-    flat = Region(
-        whole.file, whole.offset, Tensor(whole.tensor.dtype, (math.prod(whole.tensor.shape[:2]), whole.tensor.shape[2]))
-    )
-    for part in split_experts(name, whole.tensor):
-        yield part.name, flat.rows(part.expert * rows + part.first_row, part.tensor.shape[0])
+    experts, *matrix = whole.tensor.shape
+    each = whole.tensor.nbytes // max(experts, 1)
+    for part in split_experts(name, whole.tensor, fused):
+        one = Region(whole.file, whole.offset + part.expert * each, Tensor(whole.tensor.dtype, tuple(matrix)))
+        if part.transposed or part.step > 1:
+            columns = Columns(part.first_row, part.step, matrix[-1])
+            yield part.name, Region(whole.file, one.offset, part.tensor, columns)
+        else:
+            yield part.name, one.rows(part.first_row, part.tensor.shape[0])
 
 
 def modules_of(stored: Mapping[str, Region], schemes: Mapping[str, Scheme]) -> dict[str, dict[str, Region]]:
@@ -210,9 +222,10 @@ def schemes_of(checkpoint: Checkpoint) -> dict[str, Scheme]:
     check_decoded(checkpoint)
     found: dict[str, Scheme] = {}
     for module, scheme in checkpoint.schemes.items():
-        fused = checkpoint.structure.get(module)
-        if fused is not None and is_fused_experts(module, fused):
-            found.update((split_parameter(part.name)[0], scheme) for part in split_experts(module, fused))
+        fused = checkpoint.fused_experts.get(module)
+        if fused is not None:
+            parts = split_experts(module, checkpoint.structure[module], fused)
+            found.update((split_parameter(part.name)[0], scheme) for part in parts)
         else:
             found[module] = scheme
     return found

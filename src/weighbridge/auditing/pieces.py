@@ -6,6 +6,7 @@ setting is understood under another, and sums are the same under all.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -79,10 +80,15 @@ def cut(pairing: Pairing, sample: Sample | None = None) -> tuple[Piece, ...]:
     return tuple(pieces)
 
 
+def cut_by_elements(item: KeptPair) -> bool:
+    """Whether a kept tensor is cut without regard to its rows: both sides hold it in the same order."""
+    return item.source.columns is None and item.stored.columns is None
+
+
 def units_of(item: Pair) -> tuple[int, int]:
     """How a pair's rows are chosen: rows in all, and how many stay together."""
     if isinstance(item, KeptPair):
-        return item.source.tensor.parameters, KEPT_ROW
+        return (item.source.tensor.parameters, KEPT_ROW) if cut_by_elements(item) else (item.source.tensor.shape[0], 1)
     args = item.scheme.weights
     if args.block_structure is not None:
         return item.weight.shape[0], args.block_structure[0]
@@ -92,7 +98,7 @@ def units_of(item: Pair) -> tuple[int, int]:
 
 def _strips(item: Pair, index: int, sample: Sample | None) -> Iterator[tuple[Spans, int]]:
     rows, unit = units_of(item)
-    columns = 1 if isinstance(item, KeptPair) else item.weight.shape[1]
+    columns = 1 if isinstance(item, KeptPair) and cut_by_elements(item) else math.prod(item.source.tensor.shape[1:])
     row_bytes = columns * DTYPE_BITS[item.source.tensor.dtype] // 8
     at_once = max(1, PIECE_BYTES // max(1, row_bytes * unit))
     total = -(-rows // unit)

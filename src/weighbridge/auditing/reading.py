@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import threading
 from collections import OrderedDict
@@ -20,6 +21,8 @@ from weighbridge.checkpoint.header import Header
 from weighbridge.checkpoint.hub import HubId, find_snapshot, read_bytes
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.errors import StructureError
+from weighbridge.formats.tensors import DTYPE_BITS
+from weighbridge.machine.columns import gather
 from weighbridge.machine.hashing import hash_file
 from weighbridge.machine.standing import check_same
 from weighbridge.progress import Progress
@@ -222,6 +225,26 @@ class Buffers(threading.local):
         return buffer[:size]
 
 
+def fill(reader: Reader, region: Region, target: memoryview) -> None:
+    """Fill `target` with what a region holds, in the order of its rows.
+
+    Raises:
+        StructureError, HubError: it cannot be read.
+    """
+    if region.columns is None:
+        reader.read(region.file, region.offset, target)
+        return
+    rows, *inner = region.tensor.shape
+    gather(
+        lambda offset, part: reader.read(region.file, offset, part),
+        region.columns,
+        offset=region.offset,
+        shape=(rows, math.prod(inner)),
+        element=DTYPE_BITS[region.tensor.dtype] // 8,
+        target=target,
+    )
+
+
 def read_rows(
     reader: Reader, region: Region, spans: Sequence[tuple[int, int]], buffer: Bytes
 ) -> npt.NDArray[np.generic]:
@@ -239,7 +262,7 @@ def read_rows(
     for first, count in spans:
         rows = region.rows(first, count)
         size = rows.tensor.nbytes
-        reader.read(rows.file, rows.offset, memoryview(buffer.data)[position : position + size])
+        fill(reader, rows, memoryview(buffer.data)[position : position + size])
         position += size
     array = buffer.view(ARRAYS.get(region.tensor.dtype, np.dtype(np.uint8)))
     return array.reshape(-1, columns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf, isfinite, nan
@@ -25,7 +26,7 @@ from weighbridge.auditing.grid import (
 )
 from weighbridge.auditing.measure import Difference, Measure
 from weighbridge.auditing.pairing import KeptPair, Pair, Pairing, QuantizedPair, Region
-from weighbridge.auditing.pieces import Piece, Spans, Strip, cut, units_of
+from weighbridge.auditing.pieces import Piece, Spans, Strip, cut, cut_by_elements, units_of
 from weighbridge.auditing.reading import ARRAYS, Buffers, Reader, read_rows
 from weighbridge.formats import FORMATS
 from weighbridge.formats.tensors import FLOATING_SOURCES, Tensor
@@ -107,11 +108,16 @@ def _look_at(job: Job, strip: Strip) -> Result:
     return examine(job, item, strip)
 
 
+def _in_rows(region: Region, item: KeptPair) -> Region:
+    """One side of a pair of kept tensors as strips of it are cut: by elements, or by rows where one is transposed."""
+    columns = 1 if cut_by_elements(item) else math.prod(region.tensor.shape[1:])
+    return region._replace(tensor=Tensor(region.tensor.dtype, (region.tensor.parameters // max(columns, 1), columns)))
+
+
 def _compare(job: Job, item: KeptPair, strip: Strip) -> Difference:
     dtype = item.source.tensor.dtype
-    flat = Tensor(dtype, (item.source.tensor.parameters, 1))
     one, other = (
-        read(reader, Region(region.file, region.offset, flat), strip.spans, purpose).view(np.uint8).reshape(-1)
+        read(reader, _in_rows(region, item), strip.spans, purpose).view(np.uint8).reshape(-1)
         for reader, region, purpose in ((job.base, item.source, "source"), (job.checkpoint, item.stored, "weight"))
     )
     if not len(one) or bool((one == other).all()):

@@ -12,8 +12,8 @@ from pathlib import Path
 from weighbridge.checkpoint.hub import download
 from weighbridge.checkpoint.model import CONFIG_FILE, Checkpoint, open_directory
 from weighbridge.checkpoint.opening import open_checkpoint
+from weighbridge.checkpoint.strays import is_code
 from weighbridge.errors import BuildError, StructureError
-from weighbridge.formats.tensors import FLOATING_SOURCES
 from weighbridge.machine.cache import cache_directory
 from weighbridge.progress import Progress
 from weighbridge.recipe import LoadedRecipe
@@ -73,7 +73,7 @@ def checked_source(source: Checkpoint) -> Checkpoint:
             remedy="name the base model it was made from",
         )
     for name, tensor in source.structure.items():
-        if tensor.dtype not in FLOATING_SOURCES and len(tensor.shape) >= 2:
+        if is_code(name, tensor):
             raise BuildError(
                 f"tensor {name} is {tensor}: the weights are already quantized, or of a kind no scheme can start from",
                 where=source.label,

@@ -12,7 +12,7 @@ from typing import Any
 
 from weighbridge.checkpoint.header import Header, check_name, read_header
 from weighbridge.checkpoint.listing import list_files
-from weighbridge.checkpoint.modules import check_experts, quantizable_modules
+from weighbridge.checkpoint.modules import FusedExperts, check_experts, fused_experts, quantizable_modules
 from weighbridge.checkpoint.quantized import quantized_modules
 from weighbridge.checkpoint.weights import INDEX_FILE, SINGLE_FILE, is_pickle, is_weights
 from weighbridge.errors import StructureError
@@ -112,6 +112,11 @@ class Checkpoint:
         """The family that its config.json names; the unknown one where it names none that is described."""
         return family_of(self.config)
 
+    @cached_property
+    def fused_experts(self) -> Mapping[str, FusedExperts]:
+        """The tensors that hold all experts of a layer, and how the experts lie in each."""
+        return fused_experts(self.structure, self.family)
+
     @property
     def declared_in(self) -> str:
         """The file that says how it is quantized: config.json, or modelopt's own where that is the only one."""
@@ -156,7 +161,7 @@ def assemble(
             raise StructureError(f"the index names tensor {name!r} in {shard}, which does not hold it", where=label)
     if not structure:
         raise StructureError("holds no tensor", where=label)
-    check_experts(structure, where=label)
+    check_experts(structure, family_of(config), where=label)
     declaration = read_declaration(config, where=f"{label}/{CONFIG_FILE}")
     declared_in = CONFIG_FILE
     if declaration is None and quant_config is not None:

@@ -7,10 +7,11 @@ Headers cannot tell a Linear from an Embedding, so the names that embeddings bea
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from weighbridge.errors import StructureError
-from weighbridge.families import UNKNOWN
+from weighbridge.families import UNKNOWN, Experts, Family
 from weighbridge.formats.layouts import FUSED
 from weighbridge.formats.tensors import FLOATING_SOURCES, Structure, Tensor
 from weighbridge.text.names import MAX_NAMES
@@ -65,53 +66,131 @@ def is_embedding(module: str) -> bool:
     return UNKNOWN.is_embedding(module)  # names of embeddings are those of all families
 
 
-def is_fused_experts(name: str, tensor: Tensor) -> bool:
-    """Whether a tensor holds all experts of a layer: three axes and one of the names of `FUSED_EXPERTS`."""
-    return len(tensor.shape) == 3 and any(part in FUSED_EXPERTS for part in name.rsplit(".", 2)[-2:])
+@dataclass(frozen=True, slots=True)
+class FusedExperts:
+    """How the linears of a layer's experts lie in one tensor [experts, …].
+
+    Attributes:
+        prefix: name of what holds the experts one by one: ``layers.0.mlp.experts``.
+        members: names of the linears in each expert's matrix, in their order.
+        parameter: what the tensor is of each linear: ``weight``, ``bias``, ``weight_scale``.
+        transposed: whether each matrix lies [in, out].
+        step: from one row of a linear to its next: more than 1 where the rows of several linears are interleaved.
+    """
+
+    prefix: str
+    members: tuple[str, ...]
+    parameter: str = "weight"
+    transposed: bool = False
+    step: int = 1
 
 
 class ExpertTensor(NamedTuple):
-    """What one expert's linear is called once fused experts are split, and which rows of the fused tensor it is."""
+    """What one expert's linear is called once fused experts are split, and which rows of its matrix it is.
+
+    Attributes:
+        first_row: its first row, of a transposed matrix its first column.
+        step: from one of them to the next.
+        transposed: whether the matrix lies [in, out].
+    """
 
     name: str
     tensor: Tensor
     expert: int
     first_row: int
+    step: int = 1
+    transposed: bool = False
 
 
-def split_experts(name: str, tensor: Tensor) -> Iterator[ExpertTensor]:
-    """Split a fused [experts, rows, columns] tensor (weights, or their scales) as llm-compressor does.
+def is_fused_experts(name: str, tensor: Tensor) -> bool:
+    """Whether a tensor is called as transformers calls those that hold all experts of a layer, and has three axes."""
+    return len(tensor.shape) == 3 and any(part in FUSED_EXPERTS for part in name.rsplit(".", 2)[-2:])
 
-    ``experts.gate_up_proj`` becomes ``experts.0.gate_proj.weight``, ``experts.0.up_proj.weight``, ``experts.1…``; the
-    first half of the rows is the gate.
+
+def fused_experts(structure: Structure, family: Family) -> dict[str, FusedExperts]:
+    """The tensors of a structure that hold all experts of a layer, and how the experts lie in each.
+
+    A family says what they are called and how they lie; where the shapes of a layer fit [out, in] alone, or [in, out]
+    alone, they decide. What no family describes is as transformers has it: [experts, out, in], gate before up.
     """
-    experts, rows, columns = tensor.shape
-    if experts > MAX_EXPERTS:
-        raise StructureError(f"holds {experts:,} experts, more than any model", where=name)
+    found = {}
+    for name, tensor in structure.items():
+        described = next((layout for layout in family.experts if _is_called(name, layout)), None)
+        if described is not None and len(tensor.shape) in (2, 3):
+            fused = _described(name, described, structure)
+            if len(tensor.shape) == (2 if fused.parameter == "bias" else 3):
+                found[name] = fused
+        elif is_fused_experts(name, tensor):
+            found[name] = _usual(name)
+    return found
+
+
+def _is_called(name: str, layout: Experts) -> bool:
+    return any(name == end or name.endswith(f".{end}") for end in (layout.tensor, f"{layout.tensor}_bias"))
+
+
+def _usual(name: str) -> FusedExperts:
+    """How transformers' own fused experts, and what quantization stores beside them, lie."""
     parts = name.split(".")
     position = next(index for index in range(len(parts) - 1, -1, -1) if parts[index] in FUSED_EXPERTS)
-    members = FUSED_EXPERTS[parts[position]]
-    if rows % len(members):
+    parameter = parts[position + 1] if position + 1 < len(parts) else "weight"
+    return FusedExperts(".".join(parts[:position]), FUSED_EXPERTS[parts[position]], parameter)
+
+
+def _described(name: str, layout: Experts, structure: Structure) -> FusedExperts:
+    parameter = "bias" if name.endswith("_bias") else "weight"
+    before = name.removesuffix("_bias").removesuffix(layout.tensor)
+    holder = layout.into or layout.tensor.rpartition(".")[0]
+    turned = parameter == "weight" and _is_transposed(f"{before}{layout.tensor}", layout, structure)
+    step = len(layout.members) if layout.order == "interleaved" else 1
+    return FusedExperts(f"{before}{holder}", layout.members, parameter, turned, step)
+
+
+def _is_transposed(name: str, layout: Experts, structure: Structure) -> bool:
+    """Whether a layer's matrices lie [in, out]: by their shapes where only one of the two is possible."""
+    parent = name.rpartition(".")[0]
+    gate_up, down = structure.get(f"{parent}.gate_up_proj"), structure.get(f"{parent}.down_proj")
+    if gate_up is None or down is None or len(gate_up.shape) != 3 or len(down.shape) != 3:
+        return layout.axes == "in_out"
+    upright = gate_up.shape[1:] == (2 * down.shape[2], down.shape[1])
+    turned = gate_up.shape[1:] == (down.shape[2], 2 * down.shape[1])
+    return turned if upright != turned else layout.axes == "in_out"
+
+
+def split_experts(name: str, tensor: Tensor, fused: FusedExperts) -> Iterator[ExpertTensor]:
+    """Split a fused tensor (weights, biases, or scales of weights) into those of each expert's linears.
+
+    ``experts.gate_up_proj`` becomes ``experts.0.gate_proj.weight``, ``experts.0.up_proj.weight``, ``experts.1…``.
+
+    Raises:
+        StructureError: more experts than any model has, or rows that cannot be shared out.
+    """
+    experts, *matrix = tensor.shape
+    if experts > MAX_EXPERTS:
+        raise StructureError(f"holds {experts:,} experts, more than any model", where=name)
+    rows, *columns = reversed(matrix) if fused.transposed else matrix
+    count = len(fused.members)
+    if rows % count:
         raise StructureError(f"has {rows} rows, an odd number, of which one half should be the gate", where=name)
-    prefix, parameter = ".".join(parts[:position]), parts[position + 1] if position + 1 < len(parts) else "weight"
-    part = Tensor(tensor.dtype, (rows // len(members), columns))
+    part = Tensor(tensor.dtype, (rows // count, *columns))
     for expert in range(experts):
-        for index, member in enumerate(members):
-            yield ExpertTensor(f"{prefix}.{expert}.{member}.{parameter}", part, expert, index * part.shape[0])
+        for index, member in enumerate(fused.members):
+            first = index if fused.step > 1 else index * part.shape[0]
+            full = f"{fused.prefix}.{expert}.{member}.{fused.parameter}"
+            yield ExpertTensor(full, part, expert, first, fused.step, fused.transposed)
 
 
-def check_experts(structure: Structure, *, where: str) -> None:
+def check_experts(structure: Structure, family: Family, *, where: str) -> None:
     """Refuse fused experts that would be more tensors, one by one, than any checkpoint has.
 
     Raises:
         StructureError: with the first tensor that is too much.
     """
     count = 0
-    for name, tensor in structure.items():
-        if is_fused_experts(name, tensor):
-            count += 2 * tensor.shape[0]
-            if count > MAX_NAMES:
-                raise StructureError(f"its experts are more than {MAX_NAMES:,} tensors (see {name[:80]})", where=where)
+    for name, fused in fused_experts(structure, family).items():
+        count += len(fused.members) * structure[name].shape[0]
+        if count > MAX_NAMES:
+            raise StructureError(f"its experts are more than {MAX_NAMES:,} tensors (see {name[:80]})", where=where)
 
 
 def quantizable_modules(structure: Structure) -> Mapping[str, Mapping[str, Tensor]]:

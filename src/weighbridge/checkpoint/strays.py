@@ -28,7 +28,7 @@ _OF_CODES = (
     r"scale|scales|scale_inv|scale_2|global_scale|zero_point|zero_points|zeros|qzeros|g_idx|packed|absmax|quant_map"
 )
 _SCALE = re.compile(
-    rf"(?:.*_)?(?:weight|input|output|activation|act|prob|[qkv]|kv|[kv]_cache)_(?:{_OF_CODES})"
+    rf"(?!correct_output_scale$)(?:.*_)?(?:weight|input|output|activation|act|prob|[qkv]|kv|[kv]_cache)_(?:{_OF_CODES})"
     r"|qweight|qzeros|scales|g_idx|scale_inv|absmax|quant_map|nested_absmax|nested_quant_map|bitsandbytes__\w+|SCB"
 )
 _OF_ITS_MODULE = re.compile(rf"(?!embed_scale)(?:.*_)?(?:{_OF_CODES}|amax)")
@@ -51,7 +51,8 @@ def is_scale(name: str, structure: Structure) -> bool:
     """Whether a tensor of a checkpoint is named as what belongs to codes.
 
     ``down_proj_scale`` and ``down_proj.smooth_scale`` are where a matrix ``down_proj`` or ``down_proj.weight`` is; a
-    ``router.scale`` beside ``router.proj.weight`` is none, nor is a ``logit_scale`` or an embedding's ``embed_scale``.
+    ``router.scale`` beside ``router.proj.weight`` is none, nor is a ``logit_scale``, an embedding's
+    ``embed_scale``, or Gemma 3n's ``correct_output_scale``.
     """
     module, local = split_parameter(name)
     if local in QUANTIZATION_PARAMETERS or _SCALE.fullmatch(local):

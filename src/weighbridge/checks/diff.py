@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from weighbridge.checkpoint.model import BEHAVIOUR_FILES, Checkpoint
-from weighbridge.checkpoint.modules import is_fused_experts, split_experts, split_parameter
+from weighbridge.checkpoint.modules import fused_experts, split_experts, split_parameter
 from weighbridge.checkpoint.renaming import find_renamings
+from weighbridge.families import Family
 from weighbridge.formats.schemes import Scheme
 from weighbridge.formats.tensors import Structure
 from weighbridge.recipe.schema import DIFFERENCE_KINDS, Explanation
@@ -90,7 +91,7 @@ def diff_structures(checkpoint: Checkpoint, reference: Checkpoint) -> list[Diffe
     """The differences of tensors, and of quantization by effect. What is renamed is compared under the other's name."""
     renamings = find_renamings(*_strangers(checkpoint, reference))
     if not renamings:
-        tensors = _tensor_differences(checkpoint.structure, reference.structure)
+        tensors = _tensor_differences(checkpoint.structure, reference.structure, _family(checkpoint, reference))
         return [*tensors, *_quantization_differences(checkpoint, reference)]
     names = {own: other for renaming in renamings for own, other in renaming.names.items()}
     ours = {names.get(name, name): tensor for name, tensor in checkpoint.structure.items()}
@@ -101,7 +102,7 @@ def diff_structures(checkpoint: Checkpoint, reference: Checkpoint) -> list[Diffe
             for renaming in renamings
             for own, other in renaming.names.items()
         ),
-        *_tensor_differences(ours, reference.structure),
+        *_tensor_differences(ours, reference.structure, _family(checkpoint, reference)),
         *_quantization_differences(renamed, reference),
     ]
 
@@ -109,7 +110,8 @@ def diff_structures(checkpoint: Checkpoint, reference: Checkpoint) -> list[Diffe
 def _strangers(checkpoint: Checkpoint, reference: Checkpoint) -> tuple[list[str], list[str]]:
     """Names that either side alone has, but for fused experts that the other has one by one."""
     ours, theirs = checkpoint.structure, reference.structure
-    fused = [_fused_against(ours, theirs), _fused_against(theirs, ours)]
+    family = _family(checkpoint, reference)
+    fused = [_fused_against(ours, theirs, family), _fused_against(theirs, ours, family)]
     same = {part for side in fused for name, parts in side.items() for part in (name, *parts)}
     return (
         [name for name in ours if name not in theirs and name not in same],
@@ -173,8 +175,13 @@ def group(differences: Iterable[Difference]) -> list[DifferenceGroup]:
     ]
 
 
-def _tensor_differences(ours: Structure, theirs: Structure) -> Iterator[Difference]:
-    fused_here, fused_there = _fused_against(ours, theirs), _fused_against(theirs, ours)
+def _family(checkpoint: Checkpoint, reference: Checkpoint) -> Family:
+    """What both are of; locks of builds hold no config that would say it."""
+    return checkpoint.family if checkpoint.family.known else reference.family
+
+
+def _tensor_differences(ours: Structure, theirs: Structure, family: Family) -> Iterator[Difference]:
+    fused_here, fused_there = _fused_against(ours, theirs, family), _fused_against(theirs, ours, family)
     for name in sorted(fused_here):
         yield Difference("layout", name, str(ours[name]), "the same, one tensor for each expert")
     for name in sorted(fused_there):
@@ -211,12 +218,12 @@ def _quantization_differences(checkpoint: Checkpoint, reference: Checkpoint) -> 
             yield Difference("scheme", module, _named(own), _named(other))
 
 
-def _fused_against(fused: Structure, split: Structure) -> dict[str, list[str]]:
+def _fused_against(fused: Structure, split: Structure, family: Family) -> dict[str, list[str]]:
     """Fused expert tensors of one structure that the other has, dtype and shape alike, one for each expert."""
     found = {}
-    for name, tensor in fused.items():
-        if name not in split and is_fused_experts(name, tensor):
-            parts = list(split_experts(name, tensor))
+    for name, layout in fused_experts(fused, family).items():
+        if name not in split:
+            parts = list(split_experts(name, fused[name], layout))
             if all(split.get(part.name) == part.tensor for part in parts):
                 found[name] = [part.name for part in parts]
     return found

@@ -100,7 +100,7 @@ class Experts(_Facts):
         members: the linears in it, in the order in which they lie; each expert's own names.
         axes: ``out_in``: [experts, rows, columns]; ``in_out``: transposed, [experts, columns, rows].
         order: how several members share the rows: in ``halves``, or ``interleaved`` row by row.
-        into: what the tensors of one expert are called: ``{}`` is its number.
+        into: what holds the experts one by one, where that is another name than of what holds the tensor.
     """
 
     tensor: str
@@ -108,6 +108,12 @@ class Experts(_Facts):
     axes: Literal["out_in", "in_out"] = "out_in"
     order: Literal["halves", "interleaved"] = "halves"
     into: str = ""
+
+    @model_validator(mode="after")
+    def _lies_in_one_way(self) -> Self:
+        if self.order == "interleaved" and self.axes == "out_in":
+            raise ValueError("interleaved rows are read of transposed matrices alone")
+        return self
 
 
 class Published(_Facts):

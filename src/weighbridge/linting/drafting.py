@@ -20,7 +20,7 @@ from weighbridge.planning import Part, Plan, find_merged_groups, make_plan, tied
 from weighbridge.recipe import read_recipe
 from weighbridge.recipe.catalogue import RECIPES
 from weighbridge.report import Finding, Severity
-from weighbridge.text.patterns import REGEX_PREFIX, pattern_list
+from weighbridge.text.patterns import REGEX_PREFIX, PatternError, pattern_list
 
 _REASONS: Mapping[Role, str] = {
     Role.ROUTER: "Routers choose experts by small differences, and vLLM does not load a quantized one.",
@@ -128,21 +128,35 @@ def _heads(source: Checkpoint, modules: Iterable[str]) -> Iterator[_Entry]:
         yield _Entry(head, _TIED, 0)
 
 
-def _entries(unwanted: Mapping[str, str], wanted: Sequence[str], family: Family) -> Iterator[_Entry]:
+def _entries(unwanted: Mapping[str, str], wanted: Sequence[str], family: Family) -> list[_Entry]:
     """Few entries that match every unwanted module and no wanted one, in the order of roles.
 
     Args:
         unwanted: module -> why it is kept.
+
+    Raises:
+        RecipeError: a module whose name no entry can have.
     """
+    found: list[tuple[_Entry, frozenset[str]]] = []
     left = sorted(unwanted, key=lambda module: (list(Role).index(family.role_of(module)), module))
     while left:
         first = left[0]  # which each pattern must match: a norm that is called ln_1 has no norm in its name
         fitting = (pattern for pattern in _patterns(first, family) if _matched(pattern, [first]))
-        pattern = next(pattern for pattern in fitting if not _matched(pattern, wanted))
-        same = [module for module in _matched(pattern, left) if unwanted[module] == unwanted[first]]
-        yield _Entry(pattern, unwanted[first], len(same))
-        covered = set(_matched(pattern, left))
+        pattern = next((pattern for pattern in fitting if not _matched(pattern, wanted)), None)
+        if pattern is None:
+            what = f"no entry of an ignore list can name its module {first[:80]!r}"
+            raise RecipeError(what, where=family.name, remedy="write a recipe by hand whose targets leave it out")
+        covered = frozenset(_matched(pattern, left))
+        same = sum(unwanted[module] == unwanted[first] for module in covered)
+        found.append((_Entry(pattern, unwanted[first], same), covered))
         left = [module for module in left if module not in covered]
+    return [entry for entry, covered in found if not _is_covered(entry, covered, found)]
+
+
+def _is_covered(entry: _Entry, covered: frozenset[str], found: Sequence[tuple[_Entry, frozenset[str]]]) -> bool:
+    """Whether another entry with the same reason matches all that an entry is there for."""
+    others = (other for other, _ in found if other is not entry and other.why == entry.why)
+    return any(len(_matched(other.pattern, covered)) == len(covered) for other in others)
 
 
 def _patterns(module: str, family: Family) -> Iterator[str]:
@@ -158,7 +172,11 @@ def _patterns(module: str, family: Family) -> Iterator[str]:
 
 
 def _matched(pattern: str, modules: Iterable[str]) -> list[str]:
-    patterns = pattern_list((pattern,))
+    """The modules that an entry matches; none where it is no entry that a recipe may have."""
+    try:
+        patterns = pattern_list((pattern,))
+    except PatternError:
+        return []
     return [module for module in modules if patterns.matches(module)]
 
 
@@ -246,4 +264,11 @@ def _commit(revision: str) -> str:
 def _quoted(text: str) -> str:
     """A plain scalar where YAML reads it back as it is, else a quoted one: names come from a stranger's headers."""
     plain = re.fullmatch(r"[A-Za-z][A-Za-z0-9_./:()?*\\$-]*", text) and not text.endswith(":")
-    return text if plain else json.dumps(text)
+    return text if plain else f'"{"".join(map(_escaped, text))}"'
+
+
+def _escaped(character: str) -> str:
+    """A character within double quotes in YAML, in ASCII."""
+    if character in '"\\':
+        return f"\\{character}"
+    return character if " " <= character <= "~" else f"\\U{ord(character):08X}"

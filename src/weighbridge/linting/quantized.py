@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from weighbridge.families import Role
+from weighbridge.families import Family, Role
 from weighbridge.linting.rules import Raised
 from weighbridge.planning import Decision, Obstacle, Part, Plan
 from weighbridge.text.names import compact
@@ -194,7 +194,9 @@ def _coverage(plan: Plan) -> Iterator[Raised]:
     counted = [
         part
         for part in plan.parts
-        if _is_matrix(part) and family.role_of(part.module) in _COUNTED and family.unquantized(part.module) is None
+        if _is_matrix(part, family)
+        and family.role_of(part.module) in _COUNTED
+        and family.unquantized(part.module) is None
     ]
     bulk = [part for part in counted if family.role_of(part.module) in BULK]
     stray: dict[Decision, list[Part]] = {}
@@ -234,7 +236,8 @@ def _coverage(plan: Plan) -> Iterator[Raised]:
         )
 
 
-def _is_matrix(part: Part) -> bool:
-    """Whether a part is a matrix: a weight of two axes, or experts of three; tables under other names are none."""
-    axes = len(part.weight.shape)
-    return axes >= 3 or (axes == 2 and (part.scheme is not None or f"{part.module}.weight" in part.outputs))
+def _is_matrix(part: Part, family: Family) -> bool:
+    """Whether a part is a matrix, or experts that lie in one tensor; tables under other names are neither."""
+    if len(part.weight.shape) == 2:
+        return part.scheme is not None or f"{part.module}.weight" in part.outputs
+    return len(part.weight.shape) == 3 and any(family.role_of(name) is Role.EXPERTS for name in part.outputs)

@@ -8,7 +8,7 @@ from weighbridge.account.redirects import redirects
 from weighbridge.base.locks import known_lock
 from weighbridge.checkpoint.forgotten import forgotten
 from weighbridge.checkpoint.model import Checkpoint
-from weighbridge.checkpoint.modules import is_fused_experts
+from weighbridge.checkpoint.modules import FUSED_EXPERTS
 from weighbridge.checkpoint.weights import INDEX_FILE, other_weights, taken_by
 from weighbridge.formats.tensors import Tensor
 from weighbridge.linting.rules import Raised
@@ -90,27 +90,29 @@ def _redirects(source: Checkpoint) -> Iterator[Raised]:
 
 
 def _experts_layout(plan: Plan) -> Iterator[Raised]:
-    """Llama 4 and gpt-oss store [experts, hidden, 2 x inner]; llm-compressor 0.14 cuts the second axis all the same."""
-    pairs: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in plan.source.structure.items():
-        if is_fused_experts(name, tensor):
-            parent, _, fused = name.removesuffix(".weight").rpartition(".")
-            pairs.setdefault(parent, {})[fused] = tensor
+    """Experts that lie otherwise than the family says, or, of an unknown one, than transformers has them."""
+    source = plan.source
+    pairs: dict[str, dict[str, tuple[Tensor, bool]]] = {}
+    for name, fused in source.fused_experts.items():
+        if fused.parameter == "weight" and name.removesuffix(".weight").endswith(tuple(FUSED_EXPERTS)):
+            parent, _, member = name.removesuffix(".weight").rpartition(".")
+            pairs.setdefault(parent, {})[member] = source.structure[name], fused.transposed
     wrong: dict[str, list[str]] = {}
     for parent, pair in pairs.items():
-        gate_up, down = pair.get("gate_up_proj"), pair.get("down_proj")
-        if gate_up is None or down is None:
+        if pair.keys() != FUSED_EXPERTS.keys():
             continue
-        _, rows, hidden = gate_up.shape
-        if (rows, hidden) != (2 * down.shape[2], down.shape[1]):
+        (gate_up, turned), (down, _) = pair["gate_up_proj"], pair["down_proj"]
+        rows, hidden = reversed(gate_up.shape[1:]) if turned else gate_up.shape[1:]
+        if (rows, hidden) != (2 * down.shape[1 if turned else 2], down.shape[2 if turned else 1]):
             wrong.setdefault(f"gate_up_proj {list(gate_up.shape)}, down_proj {list(down.shape)}", []).append(parent)
     for shapes, parents in wrong.items():
         for pattern in compact(parents):
             yield Raised(
                 "source/experts-layout",
                 str(pattern),
-                f"{shapes} are not [experts, 2 x inner, hidden] and [experts, hidden, inner], and only those can be "
-                "split into gate, up and down",
-                "transpose the experts first, or take a checkpoint that stores them one by one",
+                f"{shapes} are not [experts, 2 x inner, hidden] and [experts, hidden, inner], and of this family it is "
+                "not known how they lie",
+                "describe the family (src/weighbridge/families/descriptors), or take a checkpoint that stores them one "
+                "by one",
                 len(pattern),
             )

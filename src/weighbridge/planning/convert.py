@@ -11,7 +11,7 @@ from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import (
     FUSED_EXPERTS,
     FUSED_WEIGHT,
-    is_fused_experts,
+    FusedExperts,
     split_experts,
     split_parameter,
 )
@@ -30,6 +30,7 @@ from weighbridge.planning.model import (
     Stored,
     by_entry,
     find_fused_groups,
+    place_of,
     tied_heads,
 )
 from weighbridge.planning.quantize import KV_CACHE_SCALES, check_names
@@ -79,7 +80,8 @@ def plan_rewrite(loaded: LoadedRecipe, source: Checkpoint, changes: Conversion) 
     obstacles: list[Obstacle] = []
     for unit in units:
         if unit.local in KV_CACHE_SCALES and source.declaration and source.declaration.quant_method != target:
-            raise StructureError("scales of the KV cache are not converted", where=f"{source.label}: {unit.source}")
+            where = f"{source.label}: {unit.place.tensor}"
+            raise StructureError("scales of the KV cache are not converted", where=where)
         scheme, decision = chooser.choose(unit)
         try:
             stored = FORMATS[target].stored_tensors(scheme, unit.weight) if scheme else {}
@@ -87,7 +89,7 @@ def plan_rewrite(loaded: LoadedRecipe, source: Checkpoint, changes: Conversion) 
         except SchemeMismatch as mismatch:
             assert scheme is not None
             reason = str(mismatch)
-            obstacles.append(Obstacle(unit.source, unit.module, unit.weight, scheme, None, mismatch.rule, reason))
+            obstacles.append(Obstacle(unit.place.tensor, unit.module, unit.weight, scheme, None, mismatch.rule, reason))
             parts.append(_part(unit, None, decision, {}, layers, changes))
     check_names(parts, where=source.label)
     declaration = _declaration(parts, source, loaded.recipe.fused_groups)
@@ -109,7 +111,6 @@ class _Unit:
         fused: the whole tensor that holds it with other experts, where one does.
     """
 
-    source: str
     module: str
     local: str
     weight: Tensor
@@ -127,20 +128,19 @@ def _units(source: Checkpoint) -> Iterator[_Unit]:
         module = name if name in source.schemes else split_parameter(name)[0]
         scheme = source.schemes.get(module)
         if scheme is None or (name != module and split_parameter(name)[1] not in source.modules[module]):
-            yield from _kept(name, tensor)
+            yield from _kept(name, tensor, source.fused_experts.get(name))
         elif module not in done:
             done.add(module)
             yield from _quantized(source, module, scheme)
 
 
-def _kept(name: str, tensor: Tensor) -> Iterator[_Unit]:
-    if is_fused_experts(name, tensor):
-        for part in split_experts(name, tensor):
-            module, local = split_parameter(part.name)
-            place = Place(name, part.expert, part.first_row)
-            yield _Unit(name, module, local, part.tensor, None, {}, place, tensor)
-    else:
-        yield _Unit(name, *split_parameter(name), tensor, None, {}, Place(name))
+def _kept(name: str, tensor: Tensor, fused: FusedExperts | None) -> Iterator[_Unit]:
+    if fused is None:
+        yield _Unit(*split_parameter(name), tensor, None, {}, Place(name))
+        return
+    for part in split_experts(name, tensor, fused):
+        module, local = split_parameter(part.name)
+        yield _Unit(module, local, part.tensor, None, {}, place_of(name, part), tensor)
 
 
 def _quantized(source: Checkpoint, module: str, scheme: Scheme) -> Iterator[_Unit]:
@@ -152,22 +152,22 @@ def _quantized(source: Checkpoint, module: str, scheme: Scheme) -> Iterator[_Uni
         assert weight is not None  # the source agrees with itself
         places = {local: Place(f"{module}.{local}") for local in tensors}
         codes = next(iter(places.values())).tensor
-        yield _Unit(codes, module, "weight", weight, scheme, places, Place(codes), format=form)
+        yield _Unit(module, "weight", weight, scheme, places, Place(codes), format=form)
         return
     fused = tensors[FUSED_WEIGHT]
     places_of: dict[str, dict[str, Place]] = {}
     for local, tensor in tensors.items():
         name = module if local == FUSED_WEIGHT else f"{module}.{local}"
-        assert is_fused_experts(name, tensor) and tensor.shape[:2] == fused.shape[:2]  # likewise
-        for part in split_experts(name, tensor):
+        assert tensor.shape[:2] == fused.shape[:2]  # likewise
+        for part in split_experts(name, tensor, source.fused_experts[name]):
             expert, stored = split_parameter(part.name)
-            places_of.setdefault(expert, {})[stored] = Place(name, part.expert, part.first_row)
+            places_of.setdefault(expert, {})[stored] = place_of(name, part)
     dtype = next((tensor.dtype for local, tensor in tensors.items() if local == "weight_scale"), DEQUANTIZED)
-    for part in split_experts(module, fused):
+    for part in split_experts(module, fused, source.fused_experts[module]):
         expert, _ = split_parameter(part.name)
         weight = Tensor(dtype, part.tensor.shape)
         places = places_of[expert]
-        yield _Unit(module, expert, "weight", weight, scheme, places, places["weight"], fused, format=form)
+        yield _Unit(expert, "weight", weight, scheme, places, places["weight"], fused, format=form)
 
 
 class _Chooser:
@@ -227,8 +227,7 @@ def _made(
     was: Stored | None,
     into: Mapping[str, Place] | None = None,
 ) -> Part:
-    place = unit.place
-    return Part(unit.source, module, weight, scheme, decision, outputs, place.expert, place.first_row, was, into or {})
+    return Part(unit.place, module, weight, scheme, decision, outputs, was, into or {})
 
 
 def _is_linear(unit: _Unit) -> bool:

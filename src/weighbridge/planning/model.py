@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 from weighbridge.checkpoint.model import Checkpoint, Origin
+from weighbridge.checkpoint.modules import ExpertTensor
 from weighbridge.families import Family
 from weighbridge.formats.declaration import Declaration
 from weighbridge.formats.quantization import read_declaration, without_quantization
@@ -25,11 +26,20 @@ class Place(NamedTuple):
         tensor: its name.
         expert: index along the first axis; None for the whole tensor.
         first_row: where the rows begin along the second axis.
+        step: from one row to the next.
+        transposed: whether the expert's matrix lies [columns, rows].
     """
 
     tensor: str
     expert: int | None = None
     first_row: int = 0
+    step: int = 1
+    transposed: bool = False
+
+
+def place_of(tensor: str, part: ExpertTensor) -> Place:
+    """Where one expert's linear lies in a fused tensor."""
+    return Place(tensor, part.expert, part.first_row, part.step, part.transposed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,28 +85,29 @@ class Part:
     """What becomes one module's weight: a source tensor, a rectangle of one, or what a module was quantized to.
 
     Attributes:
-        source: name of the source tensor (of its codes, where the source stores the module quantized).
+        place: where it lies in the source (its codes, where the source stores the module quantized).
         module: the module it belongs to in the output.
         weight: dtype and shape of the weight itself, unquantized.
         scheme: what it is quantized with in the output; None where it is not.
         decision: what decided.
         outputs: name -> dtype and shape of the tensors that it is written to.
-        expert: index along the first axis of a fused [experts, out, in] source; None for a tensor taken whole.
-        first_row: where it begins along the source's rows (the second axis of a fused source).
         stored: how the source stores it, where that is quantized already.
         into: for outputs that hold other parts too (fused experts), by name the rows that this part fills.
     """
 
-    source: str
+    place: Place
     module: str
     weight: Tensor
     scheme: Scheme | None
     decision: Decision
     outputs: Mapping[str, Tensor]
-    expert: int | None = None
-    first_row: int = 0
     stored: Stored | None = None
     into: Mapping[str, Place] = field(default_factory=dict)
+
+    @property
+    def source(self) -> str:
+        """Name of the source tensor."""
+        return self.place.tensor
 
     @property
     def action(self) -> Action:

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from weighbridge.checkpoint.model import Checkpoint
-from weighbridge.checkpoint.modules import is_embedding, is_fused_experts, split_experts, split_parameter
+from weighbridge.checkpoint.modules import FusedExperts, is_embedding, split_experts, split_parameter
 from weighbridge.errors import StructureError
 from weighbridge.families import Role
 from weighbridge.formats import FORMATS
@@ -15,7 +15,7 @@ from weighbridge.formats.declaration import LINEAR, Group
 from weighbridge.formats.schemes import Scheme, SchemeMismatch
 from weighbridge.formats.tensors import Tensor
 from weighbridge.planning.declare import declaration_of, declare
-from weighbridge.planning.model import Decision, Obstacle, Part, Plan, by_entry
+from weighbridge.planning.model import Decision, Obstacle, Part, Place, Plan, by_entry, place_of
 from weighbridge.recipe import LoadedRecipe
 from weighbridge.text.patterns import PatternList, pattern_list
 
@@ -41,7 +41,7 @@ def plan_quantization(loaded: LoadedRecipe, source: Checkpoint) -> Plan:
     parts: list[Part] = []
     obstacles: list[Obstacle] = []
     for name, tensor in source.structure.items():
-        for piece in _pieces(name, tensor):
+        for piece in _pieces(name, tensor, source.fused_experts.get(name)):
             module, weight = split_parameter(piece.name)[0], piece.weight
             scheme, decision = chooser.choose(piece)
             outputs = {piece.name: weight}
@@ -52,7 +52,7 @@ def plan_quantization(loaded: LoadedRecipe, source: Checkpoint) -> Plan:
                 except SchemeMismatch as mismatch:
                     obstacles.append(Obstacle(name, module, weight, scheme, decision, mismatch.rule, str(mismatch)))
                     scheme = None
-            parts.append(Part(name, module, weight, scheme, decision, outputs, piece.expert, piece.first_row))
+            parts.append(Part(piece.place, module, weight, scheme, decision, outputs))
     check_names(parts, where=source.label)
     quantization, documents = declare(declaration_of(recipe), parts, source, format=recipe.format)
     return Plan(
@@ -108,16 +108,16 @@ class _Piece(NamedTuple):
 
     name: str
     weight: Tensor
-    expert: int | None = None
-    first_row: int = 0
+    place: Place
 
 
-def _pieces(name: str, tensor: Tensor) -> Iterator[_Piece]:
+def _pieces(name: str, tensor: Tensor, fused: FusedExperts | None) -> Iterator[_Piece]:
     """The pieces that a source tensor falls into before anything is quantized: experts one by one, the rest whole."""
-    if not is_fused_experts(name, tensor):
-        yield _Piece(name, tensor)
+    if fused is None:
+        yield _Piece(name, tensor, Place(name))
         return
-    yield from (_Piece(*part) for part in split_experts(name, tensor))
+    for part in split_experts(name, tensor, fused):
+        yield _Piece(part.name, part.tensor, place_of(name, part))
 
 
 class _Chooser:

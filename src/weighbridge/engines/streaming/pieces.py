@@ -6,6 +6,7 @@ setting is understood under another, and the bytes are the same under all.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.engines.rewriting import Rewrite
 from weighbridge.formats.schemes import Scheme
 from weighbridge.formats.tensors import DTYPE_BITS, Tensor
+from weighbridge.machine.columns import Columns
 from weighbridge.machine.standing import Standing
 from weighbridge.output.shards import OutputShard
 from weighbridge.planning import Part, Place, Plan
@@ -36,10 +38,17 @@ class Span:
 
 
 class Read(NamedTuple):
-    """Bytes of the source, and what they are."""
+    """Bytes of the source, and what they are.
+
+    Attributes:
+        span: of rows that lie as columns: the whole matrix in which they do.
+        tensor: dtype and shape of what is read.
+        columns: where they lie in that matrix; None for rows that lie as such.
+    """
 
     span: Span
     tensor: Tensor
+    columns: Columns | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +90,7 @@ class Piece:
 
     @property
     def source_bytes(self) -> int:
-        return sum(read.span.size for strip in self.strips for read in strip.reads.values())
+        return sum(read.tensor.nbytes for strip in self.strips for read in strip.reads.values())
 
     @property
     def files(self) -> frozenset[str]:
@@ -135,7 +144,8 @@ def group_numbers(plan: Plan) -> dict[str, int]:
     Modules whose scheme has one scale for the whole tensor need that value before their first row is quantized; members
     of a fused group share one (facts of NVFP4: servers merge them and use one global scale).
     """
-    fresh = {part.module: part.scheme for part in plan.parts if part.stored is None}
+    # A bias has the module of its weight, and may stand after it.
+    fresh = {part.module: part.scheme for part in plan.parts if part.stored is None and part.scheme is not None}
     numbers: dict[str, int] = {}
     for fused in plan.fused_groups:
         members = [f"{fused.parent}.{member}" for member in fused.members]
@@ -175,10 +185,12 @@ class _Region(NamedTuple):
     Attributes:
         span: its bytes, which are contiguous.
         tensor: its dtype and shape; [rows, columns] for rows of a fused tensor.
+        columns: for rows that lie as columns, where; the bytes are those of the whole matrix then.
     """
 
     span: Span
     tensor: Tensor
+    columns: Columns | None = None
 
 
 @dataclass(frozen=True)
@@ -192,7 +204,7 @@ class _Regions:
 
 def _regions(part: Part, source: Checkpoint, reads: Mapping[str, Span], places: Mapping[str, Span]) -> _Regions:
     is_copy = part.action == "keep"
-    read_from = {COPY: Place(part.source, part.expert, part.first_row)}
+    read_from = {COPY: part.place}
     if part.stored is not None:
         read_from = dict(part.stored.places)
     names = {COPY if is_copy else _local(part, name): name for name in part.outputs}
@@ -205,13 +217,16 @@ def _regions(part: Part, source: Checkpoint, reads: Mapping[str, Span], places: 
         },
         names,
     )
-    return replace(regions, reads=_flat(regions.reads), writes=_flat(regions.writes)) if is_copy else regions
+    if not is_copy or any(region.columns is not None for region in regions.reads.values()):
+        return regions
+    return replace(regions, reads=_flat(regions.reads), writes=_flat(regions.writes))
 
 
 def _flat(regions: Mapping[str, _Region]) -> dict[str, _Region]:
     """Regions in which each element is a row."""
     return {
-        local: _Region(span, Tensor(tensor.dtype, (tensor.parameters, 1))) for local, (span, tensor) in regions.items()
+        local: _Region(region.span, Tensor(region.tensor.dtype, (region.tensor.parameters, 1)))
+        for local, region in regions.items()
     }
 
 
@@ -224,16 +239,32 @@ def _region(place: Place, tensor: Tensor, spans: Mapping[str, Span], rows: int) 
     span = spans[place.tensor]
     if place.expert is None:
         return _Region(span, tensor)
-    experts, rows_of_expert, width = tensor.shape
+    if place.transposed or place.step > 1:
+        return _columns(place, tensor, span, rows)
+    experts, rows_of_expert, *rest = tensor.shape
     row_bytes = span.size // (experts * rows_of_expert)
     offset = span.offset + (place.expert * rows_of_expert + place.first_row) * row_bytes
-    return _Region(Span(span.file, offset, rows * row_bytes), Tensor(tensor.dtype, (rows, width)))
+    return _Region(Span(span.file, offset, rows * row_bytes), Tensor(tensor.dtype, (rows, *rest)))
+
+
+def _columns(place: Place, tensor: Tensor, span: Span, rows: int) -> _Region:
+    """Rows of one expert that lie as columns of its matrix, or interleaved with those of others."""
+    assert place.expert is not None
+    experts, *matrix = tensor.shape
+    width, *inner = reversed(matrix) if len(matrix) == 2 else (matrix[0],)
+    each = span.size // experts
+    columns = Columns(place.first_row, place.step, width)
+    shape = (rows, *inner)
+    return _Region(Span(span.file, span.offset + place.expert * each, each), Tensor(tensor.dtype, shape), columns)
 
 
 def _strips(part: Part, regions: _Regions, group: int | None, format: str) -> Iterator[Strip]:
     """Cut a part into strips of whole rows (whole rows of blocks) of at most `PIECE_BYTES` of unquantized weight."""
-    if part.action == "keep":  # rows do not matter to a copy
+    turned = any(region.columns is not None for region in regions.reads.values())
+    if part.action == "keep" and not turned:  # rows do not matter to a copy
         rows, columns, unit = part.weight.parameters, 1, 1
+    elif part.action == "keep":
+        rows, columns, unit = part.weight.shape[0], math.prod(part.weight.shape[1:]), 1
     else:
         rows, columns = part.weight.shape
         unit = _unit(part.scheme if part.stored is None else part.stored.scheme)
@@ -274,7 +305,10 @@ def _unit(scheme: Scheme | None) -> int:
 
 def _share(region: _Region, strip: range, rows: int, unit: int) -> Read:
     """What goes along with the rows `strip` of a part's `rows`: its rows, or all of what stands once for a module."""
-    span, tensor = region
+    span, tensor, lying = region
+    if lying is not None:
+        shape = (len(strip), *tensor.shape[1:])
+        return Read(span, Tensor(tensor.dtype, shape), lying.after(strip.start))
     if len(tensor.shape) != 2:
         return Read(span, tensor)
     own, columns = tensor.shape

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import struct
 import threading
@@ -17,6 +18,8 @@ import numpy.typing as npt
 from weighbridge.engines.rewriting import Rewrite, Rewritten, Stored, UnusableScale, rewritten
 from weighbridge.engines.streaming.pieces import COPY, Job, Piece, Read, Span, Strip
 from weighbridge.errors import BuildError
+from weighbridge.formats.tensors import DTYPE_BITS
+from weighbridge.machine.columns import Columns, gather
 from weighbridge.machine.standing import Standing, check_same
 from weighbridge.numbers import NonFiniteWeight, load_kernels
 from weighbridge.numbers.encoding import SOURCES
@@ -135,12 +138,31 @@ def _rewritten(job: Job, strip: Strip, rewrite: Rewrite) -> Rewritten:
 def _read_source(job: Job, read: Read) -> memoryview:
     span = read.span
     try:
+        if read.columns is not None:
+            return _read_columns(job, read, read.columns)
         content = _read(job.source / span.file, span, known=job.standings[span.file])
     except OSError as error:
         raise BuildError(f"the source cannot be read ({error.strerror})", where=span.file) from error
     if len(content) != span.size:
         raise BuildError("the source has become shorter while it was read", where=span.file)
     return content
+
+
+def _read_columns(job: Job, read: Read, columns: Columns) -> memoryview:
+    """Rows that lie as columns of a matrix."""
+    rows, *inner = read.tensor.shape
+    target = memoryview(bytearray(read.tensor.nbytes))
+    element = DTYPE_BITS[read.tensor.dtype] // 8
+    with (job.source / read.span.file).open("rb", buffering=0) as file:
+        check_same(file.fileno(), job.standings[read.span.file], where=read.span.file)
+
+        def fill(offset: int, part: memoryview) -> None:
+            if os.preadv(file.fileno(), [part], offset) != len(part):
+                raise BuildError("the source has become shorter while it was read", where=read.span.file)
+
+        shape = rows, math.prod(inner)
+        gather(fill, columns, offset=read.span.offset, shape=shape, element=element, target=target)
+    return target
 
 
 class _Buffers(threading.local):

@@ -19,7 +19,7 @@ from torch import nn
 from weighbridge.auditing.pairing import ATTENTION_SCALES, HEAD
 from weighbridge.auditing.reading import reader_of
 from weighbridge.checkpoint.model import Checkpoint
-from weighbridge.checkpoint.modules import is_fused_experts, split_experts, split_parameter
+from weighbridge.checkpoint.modules import fused_experts, split_experts, split_parameter
 from weighbridge.errors import StructureError, first_line
 from weighbridge.extras.quality.activations import Activations, fake_quantized
 from weighbridge.extras.quality.experts import QuantizedExperts
@@ -173,7 +173,7 @@ def _loaded(
         empty = _architecture(checkpoint, dtype)
     placed, notes = _placed(weights, empty, checkpoint.family, label=label)
     model = _architecture(checkpoint, dtype)
-    slots = _slots(model)
+    slots = _slots(model, checkpoint.family)
     inputs: dict[str, Activations] = {}
     with torch.no_grad(), progress.stage("loading", sum(weight.tensor.nbytes for weight in placed.values())):
         for name, weight in placed.items():
@@ -235,18 +235,21 @@ def _check_layers(config: Mapping[str, Any], checkpoint: Checkpoint) -> None:
             raise StructureError(what, where=checkpoint.label)
 
 
-def _slots(model: nn.Module) -> dict[str, torch.Tensor]:
+def _slots(model: nn.Module, family: Family) -> dict[str, torch.Tensor]:
     """Where each tensor of a checkpoint goes: parameters (tied ones once) and stored buffers, experts one by one."""
     buffers = model.state_dict().keys() - dict(model.named_parameters(remove_duplicate=False)).keys()
     whole = {**dict(model.named_parameters()), **{name: model.get_buffer(name) for name in sorted(buffers)}}
+    known = {name: Tensor("F32", tuple(tensor.shape)) for name, tensor in whole.items()}
+    layouts = fused_experts(known, family)
     slots: dict[str, torch.Tensor] = {}
     for name, tensor in whole.items():
-        known = Tensor("F32", tuple(tensor.shape))
-        if not is_fused_experts(name, known):
+        if name not in layouts:
             slots[name] = tensor.detach()
             continue
-        for part in split_experts(name, known):
-            slots[part.name] = tensor.detach()[part.expert, part.first_row : part.first_row + part.tensor.shape[0]]
+        for part in split_experts(name, known[name], layouts[name]):
+            matrix = tensor.detach()[part.expert].T if part.transposed else tensor.detach()[part.expert]
+            last = part.first_row + part.tensor.shape[0] * part.step
+            slots[part.name] = matrix[part.first_row : last : part.step]
     return slots
 
 
@@ -258,7 +261,7 @@ def _placed(
     Raises:
         StructureError: with the first that is without a place, of another shape, or missing.
     """
-    slots, without_place = _slots(model), _reasons(model, family)
+    slots, without_place = _slots(model, family), _reasons(model, family)
     placed: dict[str, Weight] = {}
     aside: dict[str, int] = {}
     for name, weight in weights.items():

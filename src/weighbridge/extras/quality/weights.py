@@ -12,7 +12,7 @@ import numpy as np
 
 from weighbridge.auditing.grid import Floats, float_values, grid_of, rows_of, spread, values_of
 from weighbridge.auditing.pairing import QuantizedPair, Region, is_quantized, modules_of, regions, schemes_of
-from weighbridge.auditing.reading import ARRAYS, Reader
+from weighbridge.auditing.reading import ARRAYS, Reader, fill
 from weighbridge.auditing.work import read, stored_rows, stored_shape, whole_scale
 from weighbridge.checkpoint.consistency import inconsistencies
 from weighbridge.checkpoint.model import Checkpoint
@@ -159,7 +159,7 @@ def _read_kept(weight: Weight) -> Floats:
     if region.tensor.dtype not in FLOATING_SOURCES:
         raise StructureError(f"{weight.name} is {region.tensor}, no weight of a known kind", where=weight.label)
     raw = np.empty(region.tensor.nbytes, np.uint8)
-    weight.reader.read(region.file, region.offset, memoryview(raw.data))
+    fill(weight.reader, region, memoryview(raw.data))
     return float_values(raw.view(ARRAYS[region.tensor.dtype]), region.tensor.dtype)
 
 
