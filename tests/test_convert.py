@@ -306,11 +306,15 @@ def _as_f32(bf16: bytes) -> bytes:
     return (np.frombuffer(bf16, "<u2").astype("<u4") << 16).tobytes()
 
 
-def test_scales_of_a_whole_expert_have_no_place_in_fused_ones(nvfp4: Path, tmp_path: Path, call_build: Command) -> None:
+@pytest.mark.parametrize(("scheme", "scale"), [("nvfp4a16", "weight_global_scale"), ("fp8-block", "weight_scale")])
+def test_scales_that_are_not_of_rows_have_no_place_in_fused_experts(
+    scheme: str, scale: str, tmp_path: Path, call_build: Command
+) -> None:
+    assert call_build(scheme, "--model", "mini", "--output", tmp_path / "quantized").code == 0
     recipe = write_conversion(tmp_path / "fused.yaml", "convert: {experts: fused}")
-    outcome = call_build(recipe, "--model", nvfp4, "--output", tmp_path / "fused")
+    outcome = call_build(recipe, "--model", tmp_path / "quantized", "--output", tmp_path / "fused")
     assert outcome.code == 1
-    assert "have no place for weight_global_scale" in " ".join(outcome.out.split())
+    assert f"have no place for {scale}" in " ".join(outcome.out.split())
 
 
 def test_a_module_that_its_source_keeps_is_kept_by_its_source_though_dequantize_names_it(

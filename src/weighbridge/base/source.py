@@ -14,6 +14,7 @@ from weighbridge.checkpoint.model import CONFIG_FILE, Checkpoint, open_directory
 from weighbridge.checkpoint.opening import open_checkpoint
 from weighbridge.checkpoint.strays import is_code
 from weighbridge.errors import BuildError, StructureError
+from weighbridge.formats.tensors import FLOATING_SOURCES
 from weighbridge.machine.cache import cache_directory
 from weighbridge.progress import Progress
 from weighbridge.recipe import LoadedRecipe
@@ -73,7 +74,7 @@ def checked_source(source: Checkpoint) -> Checkpoint:
             remedy="name the base model it was made from",
         )
     for name, tensor in source.structure.items():
-        if is_code(name, tensor):
+        if is_code(name, tensor) or (name.endswith(".weight") and tensor.dtype not in FLOATING_SOURCES):
             raise BuildError(
                 f"tensor {name} is {tensor}: the weights are already quantized, or of a kind no scheme can start from",
                 where=source.label,
