@@ -21,13 +21,14 @@ def bytes_by_role(checkpoint: Checkpoint, decided: Mapping[str, str], reasons: M
         reasons: why, by what decided it.
     """
     sizes: Counter[tuple[Role, int | None, str, bool, str]] = Counter()
-    schemes = schemes_by_tensor(checkpoint)
+    family, schemes = checkpoint.family, schemes_by_tensor(checkpoint)
+    kinds = {id(scheme): str(scheme.weights) for scheme in checkpoint.schemes.values()}
     for name, tensor in checkpoint.structure.items():
         module = split_parameter(name)[0]
-        scheme = checkpoint.schemes.get(module) or schemes.get(name)
-        kind = str(scheme.weights) if scheme is not None else f"kept {tensor.dtype}"
+        scheme = schemes.get(name) or checkpoint.schemes.get(module)
+        kind = kinds[id(scheme)] if scheme is not None else f"kept {tensor.dtype}"
         by = decided.get(name, "")
-        sizes[checkpoint.family.role_of(module or name), layer_of(name), kind, scheme is None, by] += tensor.nbytes
+        sizes[family.role_of(module or name), layer_of(module or name), kind, scheme is None, by] += tensor.nbytes
     order = list(Role)
     ordered = sorted(
         sizes.items(), key=lambda item: (order.index(item[0][0]), -1 if item[0][1] is None else item[0][1])

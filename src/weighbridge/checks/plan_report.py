@@ -60,9 +60,10 @@ def _verdict(plan: Plan, judged: Sequence[Section], card: Sequence[Section]) -> 
 def _roles(plan: Plan) -> Table:
     """One row for each role and scheme, and their sum."""
     rows: dict[tuple[Role, str], list[Part]] = {}
+    family, kinds = plan.source.family, {id(scheme): str(scheme.weights) for scheme in plan.schemes.values()}
     for part in plan.parts:
-        scheme = str(part.scheme.weights) if part.scheme else f"kept {part.weight.dtype}"
-        rows.setdefault((plan.source.family.role_of(part.module), scheme), []).append(part)
+        scheme = kinds[id(part.scheme)] if part.scheme is not None else f"kept {part.weight.dtype}"
+        rows.setdefault((family.role_of(part.module), scheme), []).append(part)
     order = list(Role)
     ordered = sorted(rows, key=lambda row: (order.index(row[0]), row[1]))
     source = plan.source.structure

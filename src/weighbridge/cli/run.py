@@ -39,10 +39,12 @@ log = logging.getLogger(__name__)
 def as_process(main: Callable[[], int]) -> int:
     """Run a command in a process that ends with it.
 
-    What is there by then stays, and what is left at the end goes with the process. The collector need look at neither:
-    it would for a tenth of the time that an audit takes.
+    What is there by then stays, and what is left at the end goes with the process. The collector need look at neither,
+    and seldom at what a command makes, which it keeps to its end: it would for a tenth of the time of an audit, and an
+    eighth of that of a large plan.
     """
     gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
     code = main()
     gc.freeze()
     return code

@@ -29,7 +29,7 @@ class Family:
 
     def role_of(self, module: str) -> Role:
         """The role of a module by its name; OTHER where nothing says it."""
-        return _role_of_template(self, split_name(module)[0])
+        return _role_of(self, module)
 
     def unquantized(self, module: str) -> Unquantized | None:
         """Why a server loads a module unquantized whatever config.json says; None where it does not."""
@@ -96,6 +96,11 @@ def _of_merge(merge: Merge) -> Unquantized:
 def _members(merge: Merge) -> re.Pattern[str]:
     under = rf"{re.escape(merge.under)}\." if merge.under else ""
     return parts([f"{under}{re.escape(member)}" for member in merge.members])
+
+
+@lru_cache(maxsize=1 << 18)  # every tensor of the largest checkpoints is asked for several times
+def _role_of(family: Family, module: str) -> Role:
+    return _role_of_template(family, split_name(module)[0])
 
 
 @lru_cache(maxsize=1 << 14)

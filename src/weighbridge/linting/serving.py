@@ -89,15 +89,18 @@ def _undeclared(plan: Plan, declaration: Declaration) -> Iterator[Raised]:
     refused = {obstacle.module for obstacle in plan.obstacles}
     declared = resolve(declaration, plan.predicted.modules, where="the plan")
     wrong: dict[tuple[str, str], list[str]] = {}
-    for read, reader in (
-        (declared, ""),
-        (
-            resolve_as_compressed_tensors(declaration, plan.predicted.modules, where="the plan"),
-            "to compressed-tensors ",
-        ),
+    readings = [(declared, "")]
+    if (
+        any(target != LINEAR for group in declaration.groups for target in group.targets)
+        or LINEAR in declaration.ignore
     ):
+        other = resolve_as_compressed_tensors(declaration, plan.predicted.modules, where="the plan")
+        readings.append((other, "to compressed-tensors "))  # who has another order; of the class alone there is none
+    for read, reader in readings:
         for module in plan.predicted.modules:
             ours, theirs = plan.schemes.get(module), read.get(module)
+            if ours is theirs:
+                continue  # most of the time, and comparing schemes takes long
             if ours != theirs and module not in refused and (not reader or theirs != declared.get(module)):
                 remedy = "add it to ignore" if ours is None else _ONE_GROUP
                 message = f"is {ours or 'kept'}, but config.json will declare it {reader}{theirs or 'unquantized'}"

@@ -68,6 +68,7 @@ class NamePattern:
 _LAYER = re.compile(r"(?:^|\.)(?:layers|blocks|h)\.(\d+)(?:\.|$)")
 
 
+@lru_cache(maxsize=1 << 18)
 def layer_of(module: str) -> int | None:
     """The layer that a module belongs to, by its name; None for one that belongs to none."""
     match = _LAYER.search(module)
@@ -81,7 +82,7 @@ def expert_of(module: str) -> tuple[str, str] | None:
     return (f"{parent}.experts", member) if found and number.isdigit() and member else None
 
 
-@lru_cache(maxsize=1 << 17)
+@lru_cache(maxsize=1 << 18)
 def split_name(name: str) -> tuple[str, tuple[int, ...]]:
     """A name's template and the numbers that stand in it: ``("layers.{}.x", (7,))`` for ``layers.7.x``.
 
