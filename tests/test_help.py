@@ -146,6 +146,18 @@ def test_option_that_has_no_effect_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_only_our_own_words_are_told_as_options(
+    call_build: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a stranger calls things, or another library says, stays as it is."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "`output`").mkdir()
+    (tmp_path / "`output`" / "config.json").touch()
+    outcome = call_build("fp8-dynamic", "--model", "mini", "--output", "`output`")
+    said = "`output`: the output is not empty; name another as --output, or replace it (--force) once the new build is "
+    assert (outcome.code, outcome.err) == (2, f"error: {said}whole\n")
+
+
 @pytest.mark.parametrize("option", ["--report", "--log-file"])
 def test_file_that_would_become_part_of_the_build_is_refused(option: str, call_build: Command, tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()

@@ -12,7 +12,7 @@ from pathlib import Path
 from weighbridge.checkpoint.hub import download
 from weighbridge.checkpoint.model import CONFIG_FILE, Checkpoint, open_directory
 from weighbridge.checkpoint.opening import open_checkpoint
-from weighbridge.errors import BuildError, StructureError
+from weighbridge.errors import Argument, BuildError, StructureError
 from weighbridge.formats.tensors import FLOATING_SOURCES
 from weighbridge.machine.cache import cache_directory
 from weighbridge.progress import Progress
@@ -40,7 +40,9 @@ def open_model(model: str, *, follow: Sequence[Path] = ()) -> Checkpoint:
     """
     if not model:
         raise BuildError(
-            "names no model", where="`source`", remedy=f"name a directory, a hub id, or one of {', '.join(MADE)}"
+            "names no model",
+            where=Argument("source"),
+            remedy=f"name a directory, a hub id, or one of {', '.join(MADE)}",
         )
     if model in MADE:
         return open_directory(MADE[model](), label=model)

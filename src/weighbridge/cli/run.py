@@ -17,11 +17,12 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from weighbridge.cli.log import add_log_options, holds_a_key, logged, without_secrets
-from weighbridge.errors import WeighbridgeError, printable
+from weighbridge.errors import Argument, WeighbridgeError, printable
 from weighbridge.machine.cache import write_atomically
 from weighbridge.machine.resources import parse_size
 from weighbridge.progress import SILENT
@@ -73,7 +74,7 @@ def _explain(error: BaseException, options: argparse.Namespace | None) -> int:
     """Say in one sentence what stopped a command; raise it again, if nobody foresaw it."""
     match error:
         case WeighbridgeError():
-            sentence = _with_options(str(error), options)
+            sentence = error.sentence(partial(_option, options))
         case BrokenPipeError():
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return COULD_NOT
@@ -94,15 +95,10 @@ _CALLED: Mapping[str, str] = {"source": "model", "references": "reference", "sig
 """Arguments of `weighbridge.api` -> what their options are called, where they are not called alike."""
 
 
-def _with_options(sentence: str, options: argparse.Namespace | None) -> str:
-    """A sentence that names arguments of functions (in backquotes), with the options that this command has for them."""
+def _option(options: argparse.Namespace | None, argument: str) -> str:
+    """What a command calls an argument of a function; in backquotes as it is, where it has no option for it."""
     spelled: Mapping[str, str] = {} if options is None else options.spelled
-
-    def option(found: re.Match[str]) -> str:
-        name = found[1]
-        return spelled.get(name) or spelled.get(_CALLED.get(name, ""), found[0])
-
-    return re.sub(r"`([a-z_]+)`", option, sentence)
+    return spelled.get(argument) or spelled.get(_CALLED.get(argument, ""), Argument(argument))
 
 
 def _complain(sentence: str) -> None:
