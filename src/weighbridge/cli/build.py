@@ -42,7 +42,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOCK = "lock"
-OF_A_BUILD = ("output", "force", "audit", "sign", "engine", "executor", "ray")
+OF_A_BUILD = (
+    *("output", "force", "audit", "sign", "engine", "executor", "ray"),
+    *("device", "workers", "memory", "shard_size"),
+)
 """Options of what a plan does not make."""
 NOT_OF_A_DRAFT = ("plan", "carry", "resolved", "reference", "calibration", "format", "report", "gpu", *OF_A_BUILD[1:])
 EXAMPLES = {
