@@ -22,6 +22,7 @@ from weighbridge.cli.run import (
     add_follow_option,
     add_report_options,
     check_writable,
+    filed,
     hand_over,
     parsed,
     positive,
@@ -143,7 +144,7 @@ def _build(options: argparse.Namespace, loaded: LoadedRecipe) -> int:
             ray=options.ray if options.executor == "ray" else None,
         ),
     )
-    code = hand_over(report, options)
+    code = hand_over(filed(report), options)
     if report.holds:
         suggest(options, f"{program('validate')} {shlex.quote(str(output))} --evidence")
     return code

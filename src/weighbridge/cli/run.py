@@ -314,7 +314,10 @@ _FORMS = {".html": "html", ".json": "json", ".md": "markdown", ".txt": "text"}
 
 
 def filed(report: Report) -> Report:
-    """A report as it is kept: with the command that made it, when, and by which version."""
+    """A report with what it is filed by: the command that made it, when, and by which version. What is filed stays
+    so."""
+    if "command" in report.head:
+        return report
     program = "weighbridge" if _by_console() else Path(sys.argv[0]).name
     called = without_secrets(shlex.join([program, *sys.argv[1:]]))
     made = {"made by": f"weighbridge {__version__}", "at": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "command": called}
@@ -323,6 +326,8 @@ def filed(report: Report) -> Report:
 
 def hand_over(report: Report, options: argparse.Namespace, *, text: str | None = None) -> int:
     """Print a report in the form that was asked for (and write it, if asked to), and give the exit code that it means.
+
+    What is written is `filed`; what is printed has the head that the report has.
 
     Args:
         text: what is printed in place of the report.
@@ -333,7 +338,7 @@ def hand_over(report: Report, options: argparse.Namespace, *, text: str | None =
     whole = None
     if text is None:
         whole = report
-        text = PRESENTERS[options.format](replace(report, head={}) if options.format == "text" else report)
+        text = PRESENTERS[options.format](report)
     if options.report is not None:
         try:
             form = options.format if "format" in options.given else _FORMS.get(options.report.suffix, options.format)
