@@ -185,7 +185,8 @@ def call_validate() -> Command:
 
 
 def _room(arguments: Sequence[str | Path]) -> tuple[str, ...]:
-    return () if "--memory" in arguments else ("--memory", "64GiB")
+    """What holds no tensor takes no option for it."""
+    return () if {"--memory", "--plan", "--new-recipe"} & {*arguments} else ("--memory", "64GiB")
 
 
 @pytest.fixture

@@ -673,7 +673,11 @@ def test_what_is_not_judged_is_named_briefly() -> None:
     layers = [f"model.layers.{number}.extra" for number in range(30)]
     assert said(Kind.TENSOR, *layers) == "model.layers.{0-29}.extra"
     assert said(Kind.FILE, "a.bin", "b/c.bin", "b/d.bin") == "a.bin, 2 files in b/"
-    assert said(Kind.KEY, "config.json:a.b", "config.json:a.c", "config.json:d") == "config.json: a (2), d"
+    assert said(Kind.KEY, "config.json:a.b", "config.json:a.c", "config.json:d") == "config.json: a.b, a.c, d"
+    assert said(Kind.KEY, "config.json:a", "generation_config.json:b") == "config.json: a; generation_config.json: b"
+    many = [f"config.json:text_config.key{number}" for number in range(1_200)]
+    assert said(Kind.KEY, *many[:10]).endswith("text_config.key8, text_config.key9")
+    assert said(Kind.KEY, *many).endswith("text_config.key8, text_config.key9, and 1,190 more")
 
 
 @pytest.mark.parametrize("key", QUANTIZATION_KEYS)

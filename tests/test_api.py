@@ -188,6 +188,14 @@ def test_no_error_of_the_library_names_an_option() -> None:
     } == {name: [] for name in named}
 
 
+def test_no_error_has_an_argument_in_backquotes_that_it_does_not_carry() -> None:
+    """Text is never searched for arguments, so one that stands there as text would stay as it is on a command line."""
+    raised = re.compile(r"(?:what|where|remedy) ?=[^#\n]*\"[^\"\n]*(?<!`)`[a-z_]+`(?!`)")
+    room = ROOT / "src" / "weighbridge"
+    found = {path.relative_to(room).as_posix(): raised.findall(path.read_text()) for path in sorted(room.rglob("*.py"))}
+    assert {name: said for name, said in found.items() if said} == {}
+
+
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
 def test_example_runs(example: Path, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, example], cwd=tmp_path, capture_output=True, text=True, check=False)

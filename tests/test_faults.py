@@ -622,6 +622,17 @@ def test_report_file_has_what_is_printed_and_what_it_is_filed_by(
         assert all(f"{label}: " in kept for label in ("base", "recipe SHA-256", "made by", "at", "command"))
 
 
+@pytest.mark.parametrize("form", ["text", "json", "markdown"])
+def test_report_of_a_build_is_printed_as_it_is_kept(form: str, tmp_path: Path, run_build: Command) -> None:
+    report = tmp_path / "report"
+    outcome = run_build(
+        *("fp8-dynamic", "--model", "mini", "--output", tmp_path / "b", "--format", form, "--report", report)
+    )
+    assert (outcome.code, outcome.out) == (0, report.read_text())
+    for label in ("base", "recipe", "recipe SHA-256", "made by", "at", "command"):
+        assert re.search(rf'^[ -]*"?{label}"?: ', outcome.out, re.MULTILINE), label
+
+
 def test_report_goes_into_a_pipe_that_is_named_and_through_a_link(
     mini_build: Path, tmp_path: Path, call_validate: Command
 ) -> None:

@@ -110,6 +110,14 @@ PASSED_OVER = {
     "a draft that is planned": ("build", "--new-recipe org/name --plan", "--plan"),
     "a plan that is audited": ("build", "fp8-dynamic --plan --model mini --audit", "--audit"),
     "a plan with a place": ("build", "fp8-dynamic --plan --model mini --output x --force", "--output and --force"),
+    "a plan on a device": ("build", "fp8-dynamic --plan --model mini --device cpu", "--device"),
+    "a plan by workers": (
+        "build",
+        "fp8-dynamic --plan --model mini --workers 1 --memory 1GB",
+        "--workers and --memory",
+    ),
+    "a plan in shards": ("build", "fp8-dynamic --plan --model mini --shard-size 1GB", "--shard-size"),
+    "a draft by workers": ("build", "--new-recipe org/name --workers 1", "--workers"),
     "a card's cache without a card": ("build", "fp8-dynamic --plan --model mini --kv-dtype fp8", "--kv-dtype"),
     "a card of a build": ("build", "fp8-dynamic --model mini --gpu 24GB", "--gpu"),
     "a cluster that nobody asked for": ("build", "fp8-dynamic --model mini --ray 1.2.3.4:1", "--ray"),
@@ -144,6 +152,18 @@ def test_option_that_has_no_effect_is_refused(
     assert outcome.code == 2
     assert re.search(rf"{named} (has|have) no effect", outcome.err)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_only_our_own_words_are_told_as_options(
+    call_build: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a stranger calls things, or another library says, stays as it is."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "`output`").mkdir()
+    (tmp_path / "`output`" / "config.json").touch()
+    outcome = call_build("fp8-dynamic", "--model", "mini", "--output", "`output`")
+    said = "`output`: the output is not empty; name another as --output, or replace it (--force) once the new build is "
+    assert (outcome.code, outcome.err) == (2, f"error: {said}whole\n")
 
 
 @pytest.mark.parametrize("option", ["--report", "--log-file"])

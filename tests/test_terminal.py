@@ -226,7 +226,7 @@ def test_verbose_says_on_standard_error_what_is_done(run_build: Command, tmp_pat
         r"exit code 0 after [\d.]+ s",
     ):
         assert any(re.fullmatch(pattern, line) for line in said), pattern
-    assert answer.out.startswith("ok  ")
+    assert answer.out.startswith("base: mini\n")
 
 
 def test_quiet_and_verbose_exclude_each_other(run_validate: Command) -> None:

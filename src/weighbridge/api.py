@@ -2,7 +2,8 @@
 
 Each takes names as a person would write them (a recipe of the catalogue, a directory, an id of the hub), or what
 another function here gave. Whatever is raised on purpose is a `weighbridge.errors.WeighbridgeError`: it says what is
-wrong, where, and what to do, and has arguments in backquotes. What was judged and does not hold is a report, no error.
+wrong, where, and what to do, and has arguments in backquotes (`weighbridge.errors.Argument`). What was judged and does
+not hold is a report, no error.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from weighbridge.base.references import NO_REFERENCE, AgainstReference, base_of,
 from weighbridge.base.source import MINIATURE, checked_source, fetch, open_model, open_source
 from weighbridge.checkpoint.model import Checkpoint, open_directory
 from weighbridge.checkpoint.modules import split_parameter
-from weighbridge.errors import EvidenceError, RecipeError, StructureError
+from weighbridge.errors import Argument, Clause, EvidenceError, RecipeError, StructureError
 from weighbridge.formats.tensors import payload_bytes
 from weighbridge.machine.installation import need
 from weighbridge.machine.resources import Resources
@@ -105,7 +106,7 @@ def lint(plan: Plan, *, references: Sequence[str] = (), demand: Demand | None = 
     from weighbridge.planning import Plan as PlanType
 
     if not isinstance(plan, PlanType):
-        raise StructureError("is no plan", where="`plan`", remedy="make one of a recipe and a source")
+        raise StructureError("is no plan", where=Argument("plan"), remedy="make one of a recipe and a source")
     base = base_of(plan.loaded, plan.source)
     report = report_plan(plan, find_references(plan.loaded, base, _several(references)), demand)
     return replace(report, head=_recipe_head(plan.loaded), metrics=_metrics(plan.predicted))
@@ -149,10 +150,10 @@ def build(
 
     loaded, progress = _loaded(recipe), progress or Progress()
     if engine not in ENGINES:
-        raise RecipeError(f"is {str(engine)[:40]}", where="`engine`", remedy=f"take {' or '.join(ENGINES)}")
+        raise RecipeError(f"is {str(engine)[:40]}", where=Argument("engine"), remedy=f"take {' or '.join(ENGINES)}")
     if audit and loaded.recipe.method == "convert":
         what = "a conversion starts from codes, and an audit needs the weights that these were made of"
-        raise RecipeError(what, where="`audit`", remedy="audit the result against the base")
+        raise RecipeError(what, where=Argument("audit"), remedy="audit the result against the base")
     signer = open_signer(os.fspath(sign)) if isinstance(sign, str | os.PathLike) else sign
     target = Path(_text(output, "output"))
     check_target(target, force=force, source=None)
@@ -252,7 +253,7 @@ def audit(
     ):
         if not right:
             remedy = "take a share above 0, and 1 at most" if argument == "sample" else "take a whole number"
-            raise StructureError(f"is {str(value)[:40]}", where=f"`{argument}`", remedy=remedy)
+            raise StructureError(f"is {str(value)[:40]}", where=Argument(argument), remedy=remedy)
     from weighbridge import auditing
     from weighbridge.building.again import built_again
     from weighbridge.checks.expectation import expected_of
@@ -403,7 +404,7 @@ def calibrated_with(loaded: LoadedRecipe, file: Name) -> LoadedRecipe:
 
     calibration = loaded.recipe.calibration
     if calibration is None:
-        what = "nothing is calibrated, so `calibration` has no meaning"
+        what = Clause("nothing is calibrated, so ", Argument("calibration"), " has no meaning")
         raise RecipeError(what, where=loaded.document.where, remedy="leave it out")
     update = {"calibration": with_file(calibration, _text(file, "calibration"))}
     return replace(loaded, recipe=loaded.recipe.model_copy(update=update))
@@ -485,7 +486,7 @@ def _text(name: Name, argument: str) -> str:
     """
     if isinstance(name, str | os.PathLike):
         return os.fspath(name)
-    raise StructureError(f"is no name or path, but {type(name).__name__}", where=f"`{argument}`")
+    raise StructureError(f"is no name or path, but {type(name).__name__}", where=Argument(argument))
 
 
 def _several(names: Sequence[str]) -> tuple[str, ...]:
@@ -517,11 +518,17 @@ def _to_run_again(loaded: LoadedRecipe | None, calibration: Name | None, sample:
         EvidenceError: there is none, it is judged without, or only a sample is looked at.
     """
     if sample is not None:
-        raise EvidenceError("compares whole weights", where="`recompute`", remedy="leave `sample` out")
+        raise EvidenceError(
+            "compares whole weights", where=Argument("recompute"), remedy=Clause("leave ", Argument("sample"), " out")
+        )
     if loaded is None or loaded.recipe.calibration is None:
         what = "runs a recipe that calibrates again; what others make is recomputed by every audit"
-        remedy = "name that recipe with `recipe`" if loaded is None else "leave `recompute` out"
-        raise EvidenceError(what, where="`recompute`", remedy=remedy)
+        remedy = (
+            Clause("name that recipe with ", Argument("recipe"))
+            if loaded is None
+            else Clause("leave ", Argument("recompute"), " out")
+        )
+        raise EvidenceError(what, where=Argument("recompute"), remedy=remedy)
     return loaded if calibration is None else calibrated_with(loaded, calibration)
 
 

@@ -6,6 +6,35 @@ code 2 ("could not judge or build"); nothing below this root is ever caught and 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Self
+
+
+class Argument(str):
+    """An argument of a function as an error names it, in backquotes: a command says its own option in its place."""
+
+    name: str
+
+    def __new__(cls, name: str) -> Self:
+        argument = super().__new__(cls, f"`{name}`")
+        argument.name = name
+        return argument
+
+
+class Clause(str):
+    """Text that names arguments. These parts of it alone are arguments, whatever else stands in backquotes."""
+
+    parts: tuple[str, ...]
+
+    def __new__(cls, *parts: str) -> Self:
+        clause = super().__new__(cls, "".join(parts))
+        clause.parts = tuple(inner for part in parts for inner in (part.parts if isinstance(part, Clause) else (part,)))
+        return clause
+
+    def spelled(self, called: Callable[[str], str]) -> str:
+        """The text, with what each argument is called elsewhere."""
+        return "".join(called(part.name) if isinstance(part, Argument) else part for part in self.parts)
+
 
 class WeighbridgeError(Exception):
     """Something could not be read, judged or built.
@@ -23,7 +52,16 @@ class WeighbridgeError(Exception):
         super().__init__(what, where, remedy)
 
     def __str__(self) -> str:
-        where, what, remedy = (clipped(printable(part)) for part in (self.where, self.what, self.remedy))
+        return self.sentence(Argument)
+
+    def sentence(self, called: Callable[[str], str]) -> str:
+        """What is wrong, where, and what to do, in one line.
+
+        Args:
+            called: what an argument is called where this is read.
+        """
+        spelled = (Clause(part).spelled(called) for part in (self.where, self.what, self.remedy))
+        where, what, remedy = (clipped(printable(part)) for part in spelled)
         sentence = f"{where}: {what}" if where else what
         return f"{sentence}; {remedy}" if remedy else sentence
 

@@ -12,6 +12,8 @@ from weighbridge.text.names import compact
 TITLE = "the account"
 MOST_NAMED = 3
 """Names that are shown of what is alike; of more than so many the rest is counted."""
+MOST_KEYS_NAMED = 10
+"""Keys that a failure names; of more than so many the rest is counted."""
 
 
 def account_section(account: Account, base: str, further: Iterable[Finding] = ()) -> Section:
@@ -66,7 +68,7 @@ def _not_judged(item: Judged) -> Finding:
     return Finding(
         "account/not-judged",
         Severity.ERROR,
-        _names(item),
+        _keys(item.names) if item.kind is Kind.KEY else _names(item),
         f"{'is' if len(item.names) == 1 else 'are'} not judged: {item.by}",
         count=len(item.names),
         remedy="name the base itself, to compare with it, or take out what does not belong there",
@@ -84,6 +86,17 @@ def _names(item: Judged) -> str:
     most = len(names) if item.state is State.HARMLESS else MOST_NAMED  # what passes for no more than its name is named
     more = f", and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def _keys(names: Sequence[str]) -> str:
+    """Keys by the file that they stand in, each by its whole name: ``config.json: text_config.a, text_config.b``."""
+    files: dict[str, list[str]] = {}
+    for name in names[:MOST_KEYS_NAMED]:
+        file, _, path = name.partition(":")
+        files.setdefault(file, []).append(path)
+    named = "; ".join(f"{file}: {', '.join(paths)}" for file, paths in files.items())
+    more = len(names) - MOST_KEYS_NAMED
+    return f"{named}, and {more:,} more" if more > 0 else named
 
 
 def _by_folder(names: Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ from weighbridge.checkpoint.hub import download
 from weighbridge.checkpoint.model import CONFIG_FILE, Checkpoint, open_directory
 from weighbridge.checkpoint.opening import open_checkpoint
 from weighbridge.checkpoint.strays import is_code
-from weighbridge.errors import BuildError, StructureError
+from weighbridge.errors import Argument, BuildError, StructureError
 from weighbridge.formats.tensors import FLOATING_SOURCES
 from weighbridge.machine.cache import cache_directory
 from weighbridge.progress import Progress
@@ -41,7 +41,9 @@ def open_model(model: str, *, follow: Sequence[Path] = ()) -> Checkpoint:
     """
     if not model:
         raise BuildError(
-            "names no model", where="`source`", remedy=f"name a directory, a hub id, or one of {', '.join(MADE)}"
+            "names no model",
+            where=Argument("source"),
+            remedy=f"name a directory, a hub id, or one of {', '.join(MADE)}",
         )
     if model in MADE:
         return open_directory(MADE[model](), label=model)

@@ -353,7 +353,7 @@ def _other_inputs(first: Case, again: Case) -> Iterator[Finding]:
             one, other = (_digest(case.dependencies, name) for case in (first, again))
             if one != other:
                 severity = Severity.WARNING if name.startswith(REFERENCE_FILE) else Severity.ERROR
-                remedy = "name the same file as `calibration`" if name == CALIBRATION else ""
+                remedy = "calibrate with the same file" if name == CALIBRATION else ""
                 yield Finding("rebuild/input", severity, name, "is not what was read the first time", remedy=remedy)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weighbridge.checkpoint.hub_client import shared_blob
-from weighbridge.errors import StructureError
+from weighbridge.errors import Argument, Clause, StructureError
 
 MAX_FOLDERS = 64
 MAX_FILES = 10_000
@@ -51,7 +51,9 @@ def places_of(directory: Path, *, follow: Sequence[Path] = ()) -> Places:
     """
     for named in follow:
         if not named.is_dir():
-            raise StructureError("is no directory that links could lead into", where=f"`follow_links` {named}")
+            raise StructureError(
+                "is no directory that links could lead into", where=Clause(Argument("follow_links"), f" {named}")
+            )
     root = directory.resolve()
     return Places(root, _blobs_of(root), tuple(named.resolve() for named in follow))
 
@@ -133,8 +135,9 @@ def _refused(name: str, target: Path, places: Places, *, label: str) -> Structur
     else:
         what = f"{name} is a link that leaves the directory, to {target}, and not followed"
         remedy = "copy the files themselves (cp -rL)"
-    ours = f"if its files are yours, add `follow_links` {shlex.quote(str(target.parent))}"
-    return StructureError(what, where=label, remedy=f"{ours}; otherwise {remedy}")
+    ours = f" {shlex.quote(str(target.parent))}; otherwise {remedy}"
+    remedy = Clause("if its files are yours, add ", Argument("follow_links"), ours)
+    return StructureError(what, where=label, remedy=remedy)
 
 
 def _walk(directory: Path, *, label: str) -> list[Path]:

@@ -10,7 +10,7 @@ from weighbridge.base.references import AgainstReference, base_of_build, base_of
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.renaming import usual_name
 from weighbridge.checks.scales import scales_sections
-from weighbridge.errors import StructureError
+from weighbridge.errors import Argument, Clause, StructureError
 from weighbridge.planning import Plan, find_merged_groups, make_plan
 from weighbridge.planning.conversion_base import locked_base
 from weighbridge.recipe import LoadedRecipe
@@ -64,7 +64,7 @@ def _conversion_start(loaded: LoadedRecipe, lock: Checkpoint | None) -> Checkpoi
         raise StructureError(
             "references/ has no lock of the build of this base that the recipe converts",
             where=loaded.document.where,
-            remedy="compare it with a reference (`references`) instead",
+            remedy=Clause("compare it with a reference (", Argument("references"), ") instead"),
         )
     return start
 

@@ -22,6 +22,7 @@ from weighbridge.cli.run import (
     add_follow_option,
     add_report_options,
     check_writable,
+    filed,
     hand_over,
     parsed,
     positive,
@@ -42,7 +43,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOCK = "lock"
-OF_A_BUILD = ("output", "force", "audit", "sign", "engine", "executor", "ray")
+OF_A_BUILD = (
+    *("output", "force", "audit", "sign", "engine", "executor", "ray"),
+    *("device", "workers", "memory", "shard_size"),
+)
 """Options of what a plan does not make."""
 NOT_OF_A_DRAFT = ("plan", "carry", "resolved", "reference", "calibration", "format", "report", "gpu", *OF_A_BUILD[1:])
 EXAMPLES = {
@@ -140,7 +144,7 @@ def _build(options: argparse.Namespace, loaded: LoadedRecipe) -> int:
             ray=options.ray if options.executor == "ray" else None,
         ),
     )
-    code = hand_over(report, options)
+    code = hand_over(filed(report), options)
     if report.holds:
         suggest(options, f"{program('validate')} {shlex.quote(str(output))} --evidence")
     return code

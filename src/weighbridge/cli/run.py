@@ -17,11 +17,12 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from weighbridge.cli.log import add_log_options, holds_a_key, logged, without_secrets
-from weighbridge.errors import WeighbridgeError, printable
+from weighbridge.errors import Argument, WeighbridgeError, printable
 from weighbridge.machine.cache import write_atomically
 from weighbridge.machine.resources import parse_size
 from weighbridge.progress import SILENT
@@ -75,7 +76,7 @@ def _explain(error: BaseException, options: argparse.Namespace | None) -> int:
     """Say in one sentence what stopped a command; raise it again, if nobody foresaw it."""
     match error:
         case WeighbridgeError():
-            sentence = _with_options(str(error), options)
+            sentence = error.sentence(partial(_option, options))
         case BrokenPipeError():
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return COULD_NOT
@@ -96,15 +97,10 @@ _CALLED: Mapping[str, str] = {"source": "model", "references": "reference", "sig
 """Arguments of `weighbridge.api` -> what their options are called, where they are not called alike."""
 
 
-def _with_options(sentence: str, options: argparse.Namespace | None) -> str:
-    """A sentence that names arguments of functions (in backquotes), with the options that this command has for them."""
+def _option(options: argparse.Namespace | None, argument: str) -> str:
+    """What a command calls an argument of a function; in backquotes as it is, where it has no option for it."""
     spelled: Mapping[str, str] = {} if options is None else options.spelled
-
-    def option(found: re.Match[str]) -> str:
-        name = found[1]
-        return spelled.get(name) or spelled.get(_CALLED.get(name, ""), found[0])
-
-    return re.sub(r"`([a-z_]+)`", option, sentence)
+    return spelled.get(argument) or spelled.get(_CALLED.get(argument, ""), Argument(argument))
 
 
 def _complain(sentence: str) -> None:
@@ -320,7 +316,10 @@ _FORMS = {".html": "html", ".json": "json", ".md": "markdown", ".txt": "text"}
 
 
 def filed(report: Report) -> Report:
-    """A report as it is kept: with the command that made it, when, and by which version."""
+    """A report with what it is filed by: the command that made it, when, and by which version. What is filed stays
+    so."""
+    if "command" in report.head:
+        return report
     program = "weighbridge" if _by_console() else Path(sys.argv[0]).name
     called = without_secrets(shlex.join([program, *sys.argv[1:]]))
     made = {"made by": f"weighbridge {__version__}", "at": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "command": called}
@@ -329,6 +328,8 @@ def filed(report: Report) -> Report:
 
 def hand_over(report: Report, options: argparse.Namespace, *, text: str | None = None) -> int:
     """Print a report in the form that was asked for (and write it, if asked to), and give the exit code that it means.
+
+    What is written is `filed`; what is printed has the head that the report has.
 
     Args:
         text: what is printed in place of the report.
@@ -339,7 +340,7 @@ def hand_over(report: Report, options: argparse.Namespace, *, text: str | None =
     whole = None
     if text is None:
         whole = report
-        text = PRESENTERS[options.format](replace(report, head={}) if options.format == "text" else report)
+        text = PRESENTERS[options.format](report)
     if options.report is not None:
         try:
             form = options.format if "format" in options.given else _FORMS.get(options.report.suffix, options.format)

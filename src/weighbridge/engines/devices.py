@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from weighbridge.errors import WeighbridgeError
+from weighbridge.errors import Argument, WeighbridgeError
 
 
 def resolve_devices(devices: tuple[str, ...]) -> tuple[str, ...]:
@@ -40,6 +40,6 @@ def _check_device(device: str) -> None:
     if not usable:
         raise WeighbridgeError(
             f"this machine has no device {device!r}",
-            where="`device`",
+            where=Argument("device"),
             remedy=f"name {' or '.join(('cpu', *_accelerators()))}",
         )

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from weighbridge.checkpoint.model import EVIDENCE
-from weighbridge.errors import EvidenceError
+from weighbridge.errors import Argument, Clause, EvidenceError
 from weighbridge.evidence.case import ADDED_NAME, Case, added_name, open_case
 from weighbridge.evidence.results import result_statement, results_of
 from weighbridge.evidence.signing import ADDED_FOLDER, ADDED_IGNORED, ADDED_SIGNATURE_FILE, Signer
@@ -53,7 +53,11 @@ def add_result(
     case = _sound_case(directory, name, progress)
     if case.signed != (signer is not None):
         what = "is signed, and what is added must be, too" if case.signed else "is unsigned, and what is added must be"
-        remedy = "`sign` with the key that signed the build" if case.signed else "leave out `sign`, or build signed"
+        remedy = (
+            Clause(Argument("sign"), " with the key that signed the build")
+            if case.signed
+            else Clause("leave out ", Argument("sign"), ", or build signed")
+        )
         raise EvidenceError(what, where=f"{directory}/{EVIDENCE}", remedy=remedy)
     report = called_by_name(report, names)
     contents = {

@@ -22,7 +22,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from weighbridge.checkpoint.model import EVIDENCE
-from weighbridge.errors import EvidenceError, StructureError, first_line
+from weighbridge.errors import Argument, Clause, EvidenceError, StructureError, first_line
 from weighbridge.evidence.subject import HUB_CLIENT, UNSIGNED
 from weighbridge.text.strict_json import parse_object
 
@@ -464,7 +464,7 @@ def _check_installed() -> None:
     missing = [name for name in ("cryptography", "OpenSSL", "model_signing", "sigstore") if find_spec(name) is None]
     if missing:
         what = f"signatures need what is not installed ({', '.join(missing)})"
-        raise EvidenceError(what, where="`sign`", remedy="pip install -e '.[sign]'")
+        raise EvidenceError(what, where=Argument("sign"), remedy="pip install -e '.[sign]'")
 
 
 @contextmanager
@@ -475,5 +475,11 @@ def _explained() -> Iterator[None]:
     except Exception as error:
         raise EvidenceError(
             f"Sigstore cannot be used here ({type(error).__name__}: {first_line(error)[:160]})",
-            remedy="check the network, or use a key, to sign (`sign`) and to check (`signed_by`)",
+            remedy=Clause(
+                "check the network, or use a key, to sign (",
+                Argument("sign"),
+                ") and to check (",
+                Argument("signed_by"),
+                ")",
+            ),
         ) from error

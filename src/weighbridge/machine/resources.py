@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from weighbridge.errors import WeighbridgeError
+from weighbridge.errors import Argument, WeighbridgeError
 
 DEFAULT_MEMORY = 2 * 1024**3
 DEFAULT_SHARD_SIZE = 5_000_000_000
@@ -66,7 +66,7 @@ def affordable_workers(workers: int | None, memory: int, *, each: int) -> int:
     if fitting < 1:
         raise WeighbridgeError(
             f"{memory:,} bytes of memory are too little: this process holds {resident:,}, a worker takes {each:,}",
-            where="`memory`",
+            where=Argument("memory"),
             remedy=f"allow {resident + each:,} bytes or more",
         )
     return min(wanted, fitting)

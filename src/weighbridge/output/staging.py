@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from weighbridge.checkpoint.model import CONFIG_FILE, read_small
-from weighbridge.errors import BuildError, StructureError
+from weighbridge.errors import Argument, BuildError, Clause, StructureError
 from weighbridge.machine.standing import Standing, standing_of
 from weighbridge.text.strict_json import parse_config
 
@@ -77,13 +77,12 @@ def claimed(target: Path, *, force: bool, source: Path | None) -> Iterator[Claim
             settled = _settle(target)
             found = _contents(target)
         except OSError as error:
-            raise _explained(error, target, "name another place as `output`") from error
+            raise _explained(error, target, Clause("name another place as ", Argument("output"))) from error
         try:
             check_target(target, force=force, source=source)  # by a build nobody else changes it from here on
         except BuildError as error:
-            raise BuildError(
-                error.what, where=error.where, remedy="; ".join(filter(None, (settled, error.remedy)))
-            ) from error
+            remedy = Clause(f"{settled}; " if settled else "", error.remedy)
+            raise BuildError(error.what, where=error.where, remedy=remedy) from error
         yield Claim(target, found, settled)
 
 
@@ -99,41 +98,49 @@ def check_target(target: Path, *, force: bool, source: Path | None) -> None:
         raise BuildError(
             "the output directory is inside the source, or contains it",
             where=str(target),
-            remedy="name another place as `output`",
+            remedy=Clause("name another place as ", Argument("output")),
         )
     if target.is_symlink() or os.path.ismount(target) or Path.cwd().is_relative_to(where):
         raise BuildError(
             "a link, a mount point or the working directory cannot be replaced by a finished build",
             where=str(target),
-            remedy="name a directory inside it as `output`",
+            remedy=Clause("name a directory inside it as ", Argument("output")),
         )
     around = next((folder for folder in where.parents if _is_checkpoint(folder)), None)
     if around is not None:
         raise BuildError(
             f"the output lies in a checkpoint, {around}, which would no longer be what its evidence says",
             where=str(target),
-            remedy="name a directory beside it as `output`",
+            remedy=Clause("name a directory beside it as ", Argument("output")),
         )
     if target.exists() and not target.is_dir():
-        raise BuildError("the output is a file", where=str(target), remedy="name a directory as `output`")
+        raise BuildError(
+            "the output is a file", where=str(target), remedy=Clause("name a directory as ", Argument("output"))
+        )
     try:
         held = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
         if held and CONFIG_FILE not in held:
             raise BuildError(
                 f"refusing to replace this directory: it contains {held[0]!r} and no config.json: no checkpoint",
                 where=str(target),
-                remedy="name another as `output`",
+                remedy=Clause("name another as ", Argument("output")),
             )
         if held and not force:
             raise BuildError(
                 "the output is not empty",
                 where=str(target),
-                remedy="name another as `output`, or replace it (`force`) once the new build is whole",
+                remedy=Clause(
+                    "name another as ",
+                    Argument("output"),
+                    ", or replace it (",
+                    Argument("force"),
+                    ") once the new build is whole",
+                ),
             )
         with tempfile.TemporaryFile(dir=_existing_parent(target)):
             pass
     except OSError as error:
-        raise _explained(error, target, "name another place as `output`") from error
+        raise _explained(error, target, Clause("name another place as ", Argument("output"))) from error
 
 
 def _is_checkpoint(folder: Path) -> bool:
@@ -168,7 +175,7 @@ def check_space(target: Path, needed: int) -> None:
         raise BuildError(
             f"the disk has {free:,} bytes free, the build takes {needed:,}",
             where=str(target),
-            remedy="make room, or name another place as `output`",
+            remedy=Clause("make room, or name another place as ", Argument("output")),
         )
 
 
@@ -223,7 +230,7 @@ def _lock(place: Path) -> int:
         except (BlockingIOError, PermissionError) as error:
             by = os.pread(descriptor, 200, 0).decode(errors="replace")
             os.close(descriptor)
-            remedy = "wait until it ends, or name another place as `output`"
+            remedy = Clause("wait until it ends, or name another place as ", Argument("output"))
             raise BuildError(f"another build of it is under way ({by})", where=str(place), remedy=remedy) from error
         except OSError:
             os.close(descriptor)
@@ -312,7 +319,7 @@ def staged(claim: Claim, *, key: str | None = None) -> Iterator[Staging]:
         staging = Staging(directory, tuple(other for other in others if other != directory))
         _make_own(staging.checkpoint)
     except OSError as error:
-        raise _explained(error, target, "name another place as `output`") from error
+        raise _explained(error, target, Clause("name another place as ", Argument("output"))) from error
     log.info("building in %s", directory)
     kept = False
     try:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from weighbridge.base.locks import known_lock
 from weighbridge.base.source import MINIATURE, open_source
 from weighbridge.checkpoint.model import Checkpoint, Origin
-from weighbridge.errors import BuildError
+from weighbridge.errors import Argument, BuildError, Clause
 from weighbridge.planning import make_plan
 from weighbridge.recipe import LoadedRecipe, load_recipe
 
@@ -23,7 +23,9 @@ def base_recipe(loaded: LoadedRecipe) -> LoadedRecipe:
         raise BuildError(
             "the base of this conversion has no recipe here, so there is no miniature of it",
             where=loaded.document.where,
-            remedy="name a quantized checkpoint as `source`, or the recipe that makes it as base.recipe",
+            remedy=Clause(
+                "name a quantized checkpoint as ", Argument("source"), ", or the recipe that makes it as base.recipe"
+            ),
         )
     return load_recipe(name)
 

@@ -15,7 +15,7 @@ from weighbridge.checkpoint.modules import (
     split_experts,
     split_parameter,
 )
-from weighbridge.errors import StructureError
+from weighbridge.errors import Argument, Clause, StructureError
 from weighbridge.formats import FORMATS
 from weighbridge.formats.declaration import LINEAR, Declaration, Group
 from weighbridge.formats.schemes import Scheme, SchemeMismatch
@@ -56,7 +56,7 @@ def plan_conversion(loaded: LoadedRecipe, source: Checkpoint) -> Plan:
         raise StructureError(
             "is not quantized, and a conversion starts from what is",
             where=source.label,
-            remedy=f"name a build of {loaded.recipe.base.model} as `source`",
+            remedy=Clause(f"name a build of {loaded.recipe.base.model} as ", Argument("source")),
         )
     return plan_rewrite(loaded, source, loaded.recipe.convert)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weighbridge.checkpoint.hub_client import hushed, wary_client
-from weighbridge.errors import DatasetError, first_line
+from weighbridge.errors import Argument, Clause, DatasetError, first_line
 from weighbridge.machine.hashing import hash_file
 from weighbridge.progress import Progress
 from weighbridge.recipe.calibration import Calibration, Dataset
@@ -173,7 +173,9 @@ def _hub(dataset: Dataset) -> Rows:
             found = builder.as_dataset(split=dataset.split)
     except (DatasetsError, httpx.HTTPError, OSError, ValueError, RuntimeError) as error:
         what = f"the data set cannot be loaded ({first_line(error)})"
-        raise DatasetError(what, where=where, remedy="check its name, or name a file as `calibration`") from error
+        raise DatasetError(
+            what, where=where, remedy=Clause("check its name, or name a file as ", Argument("calibration"))
+        ) from error
     if dataset.column not in found.column_names:
         raise _lacks(dataset, found.column_names, where)
     commit = _COMMIT.search(str(builder.base_path))

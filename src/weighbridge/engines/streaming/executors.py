@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, ParamSpec, Protocol, Self, TypeVar
 from urllib.parse import urlsplit
 
-from weighbridge.errors import BuildError
+from weighbridge.errors import Argument, BuildError, Clause
 
 PATIENCE = 10.0
 """Seconds within which a cluster must take a connection."""
@@ -72,11 +72,13 @@ def check_cluster(address: str) -> None:
     except (OSError, ValueError) as error:
         raise BuildError(
             f"cannot connect to a Ray cluster ({error})",
-            where=f"`ray` {address}",
+            where=Clause(Argument("ray"), f" {address}"),
             remedy="'ray start --head' begins one and says its address",
         ) from error
     if find_spec("ray") is None:
-        raise BuildError("needs the package ray", where="`executor` ray", remedy="pip install 'weighbridge[ray]'")
+        raise BuildError(
+            "needs the package ray", where=Clause(Argument("executor"), " ray"), remedy="pip install 'weighbridge[ray]'"
+        )
 
 
 class RayExecutor:

@@ -18,7 +18,7 @@ from weighbridge.engines.streaming.following import FollowingHash
 from weighbridge.engines.streaming.journal import Journal
 from weighbridge.engines.streaming.pieces import PIECE_BYTES, Job, Piece, cut
 from weighbridge.engines.streaming.work import Done, do, largest, read_back
-from weighbridge.errors import BuildError
+from weighbridge.errors import Argument, BuildError, Clause
 from weighbridge.machine.cache import key_of
 from weighbridge.machine.hashing import hash_shard
 from weighbridge.machine.installation import version_of
@@ -99,7 +99,7 @@ def check_covered(plan: Plan) -> None:
             raise BuildError(
                 f"this engine does not quantize to {scheme.weights} ({reason})",
                 where=plan.loaded.document.where,
-                remedy="build it with `engine` upstream",
+                remedy=Clause("build it with ", Argument("engine"), " upstream"),
             ) from None
 
 

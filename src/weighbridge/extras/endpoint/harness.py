@@ -16,7 +16,7 @@ from math import hypot
 from pathlib import Path
 from typing import Any
 
-from weighbridge.errors import StructureError, WeighbridgeError
+from weighbridge.errors import Argument, Clause, StructureError, WeighbridgeError
 from weighbridge.extras.endpoint.server import Endpoint
 from weighbridge.text.strict_json import parse_object
 
@@ -253,7 +253,7 @@ def _stopped(said: str, setting: Setting, harness: Harness) -> HarnessError:
         return HarnessError(
             "there is no lm_eval in its environment",
             where=str(harness.python),
-            remedy="install 'weighbridge[eval]' into it, or name another as `harness`",
+            remedy=Clause("install 'weighbridge[eval]' into it, or name another as ", Argument("harness")),
         )
     lines = [line.strip() for line in said.splitlines() if "Error" in line or "not found" in line]
     return HarnessError(f"the harness stopped ({lines[-1][:300] if lines else 'it says no more'})", where=setting.task)

@@ -9,7 +9,7 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnec
 from typing import Any
 from urllib.parse import urlsplit
 
-from weighbridge.errors import StructureError, WeighbridgeError, first_line
+from weighbridge.errors import Argument, Clause, StructureError, WeighbridgeError, first_line
 from weighbridge.text.strict_json import parse_object
 
 SILENCE = 600.0
@@ -57,7 +57,9 @@ def open_endpoint(url: str, model: str | None = None) -> Endpoint:
     if model is not None and model in names:
         return Endpoint(base, model)
     serves = ", ".join(map(str, names[:5])) or "no model"
-    raise EndpointError(f"serves {serves}", where=base, remedy="name the model that is meant as `model`")
+    raise EndpointError(
+        f"serves {serves}", where=base, remedy=Clause("name the model that is meant as ", Argument("model"))
+    )
 
 
 def stream(endpoint: Endpoint, request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

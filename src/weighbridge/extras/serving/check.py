@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weighbridge.checkpoint.model import Checkpoint
+from weighbridge.errors import Argument
 from weighbridge.extras.serving.answer import Answer, Request, ServingError
 from weighbridge.extras.serving.client import ask
 from weighbridge.extras.serving.loaded import harmless_parameters, loading_findings
@@ -167,7 +168,7 @@ def token_windows(checkpoint: Checkpoint, text: str, *, windows: int, length: in
     if len(ids) < windows * taken:
         raise ServingError(
             f"the text has {len(ids):,} tokens, and {windows} windows of {taken} are asked for",
-            where="`text`",
+            where=Argument("text"),
             remedy="name a longer text, or fewer or shorter windows",
         )
     step = (len(ids) - taken) // max(windows - 1, 1)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from weighbridge.errors import Argument, Clause
 from weighbridge.extras.serving.answer import ServingError
 from weighbridge.machine.installation import ROOT
 
@@ -34,9 +35,11 @@ def find_python(named: Path | None = None) -> Path:
     """
     python = named if named is not None else python_of(DEFAULT)
     if not python.is_file():
-        where, remedy = ("`serving_python`", "name the Python of an environment with vLLM")
+        where: str = Argument("serving_python")
+        remedy = "name the Python of an environment with vLLM"
         if named is None:
-            where, remedy = (str(DEFAULT), "make it with 'make serve-env', or name another as `serving_python`")
+            remedy = Clause("make it with 'make serve-env', or name another as ", where)
+            where = str(DEFAULT)
         raise ServingError(f"there is no Python {python}", where=where, remedy=remedy)
     return python
 
