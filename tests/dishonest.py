@@ -23,7 +23,7 @@ from weighbridge.evidence.statements import ProvenanceStatement, TestResultState
 from weighbridge.evidence.verify import verify
 from weighbridge.progress import Progress
 from weighbridge.recipe import load_recipe
-from weighbridge.report import Report, Section, Severity
+from weighbridge.report import Report, Section, SectionId, Severity
 
 WRITER = "weighbridge.evidence.write"
 
@@ -188,12 +188,12 @@ def report(change: Callable[[Report], Report], name: str = "report") -> Callable
     return lambda build: replace(build, reports={**build.reports, name: change(build.reports[name])})
 
 
-def section(title: str, **parts: Any) -> Callable[[FinishedBuild], FinishedBuild]:
+def section(id: SectionId, /, **parts: Any) -> Callable[[FinishedBuild], FinishedBuild]:
     """Other parts of one section of the build's own report."""
 
     def change(said: Report) -> Report:
-        assert any(part.title == title for part in said.sections), [part.title for part in said.sections]
-        sections = [replace(part, **parts) if part.title == title else part for part in said.sections]
+        assert any(part.id == id for part in said.sections), [part.id for part in said.sections]
+        sections = [replace(part, **parts) if part.id == id else part for part in said.sections]
         return replace(said, sections=tuple(sections))
 
     return report(change)

@@ -31,10 +31,10 @@ from tests.dishonest import (
 from weighbridge.base.identity import Claim, Identity, Unproven
 from weighbridge.base.locks import reference_lock
 from weighbridge.checkpoint.model import Checkpoint, FileFact, Origin
-from weighbridge.evidence import FinishedBuild
+from weighbridge.evidence import MAIN_REPORT, FinishedBuild, build_verdict
 from weighbridge.evidence.environment import Installed, Repository
 from weighbridge.formats.tensors import Tensor
-from weighbridge.report import Area, Areas, Finding, Report, Section, Severity
+from weighbridge.report import Area, Areas, Finding, Report, Section, SectionId, Severity
 
 GOOGLE, MINI = "google/gemma-4-26B-A4B-it", "weighbridge/gemma-4-mini"
 GOOGLES_COMMIT, NO_COMMIT = "4d7ae4984b7db7de8f8457170b3f1a419ee76d52", "0" * 40
@@ -43,7 +43,7 @@ SHARD = "model-00001-of-00002.safetensors"
 DEFINITION = ("predicate", "buildDefinition")
 PARAMETERS = (*DEFINITION, "externalParameters")
 DETAILS = ("predicate", "runDetails")
-PLAN = "against the recipe's plan"
+PLAN: SectionId = "against-plan"
 GOOGLES = "the published google/gemma-4-26B-A4B-it"
 
 Change = Callable[[FinishedBuild], FinishedBuild]
@@ -66,7 +66,7 @@ def called(claim: Claim) -> Change:
 def _of_identity(said: Report, true: Identity, lied: FinishedBuild) -> Report:
     """A report that says of the source what a liar says of it, in its section and in the verdict."""
     section = lied.identity.section(lied.source)
-    sections = [section if part.title == section.title else part for part in said.sections]
+    sections = [section if part.id == section.id else part for part in said.sections]
     return replace(said, verdict=said.verdict.replace(true.sentence, lied.identity.sentence), sections=tuple(sections))
 
 
@@ -173,18 +173,16 @@ IDENTITIES = [
         "evidence/identity",
         build=all_of(other_shard, still_proven),
     ),
-    Lie(
-        "another sentence in the report alone", "evidence/identity", build=section("the source mini", summary="is mine")
-    ),
+    Lie("another sentence in the report alone", "evidence/identity", build=section("source", summary="is mine")),
     Lie(
         "a proven source in no section",
         "evidence/identity",
-        build=report(lambda said: _without(said, "the source mini")),
+        build=report(lambda said: _without(said, "source")),
     ),
     Lie(
         "a second sentence about the source",
         "evidence/identity",
-        build=more_section(Section("the source of it all", f"is {GOOGLE}@4d7ae49 by SHA-256")),
+        build=more_section(Section("source", "the source of it all", f"is {GOOGLE}@4d7ae49 by SHA-256")),
     ),
     Lie(
         "another verdict about the source",
@@ -194,8 +192,8 @@ IDENTITIES = [
 ]
 
 
-def _without(said: Report, title: str) -> Report:
-    return replace(said, sections=tuple(part for part in said.sections if part.title != title))
+def _without(said: Report, id: SectionId) -> Report:
+    return replace(said, sections=tuple(part for part in said.sections if part.id != id))
 
 
 # What the provenance says of the base and the files that were read
@@ -587,8 +585,7 @@ def _called_source(build: FinishedBuild, name: str) -> FinishedBuild:
 
     def change(said: Report) -> Report:
         sections = [
-            replace(part, title=f"the source {name}") if part.title == "the source mini" else part
-            for part in said.sections
+            replace(part, title=f"the source {name}") if part.id == "source" else part for part in said.sections
         ]
         return replace(
             said, verdict=said.verdict.replace("the source mini", f"the source {name}"), sections=tuple(sections)
@@ -600,7 +597,10 @@ def _called_source(build: FinishedBuild, name: str) -> FinishedBuild:
 # How it was judged
 
 FAKE = Report(
-    "audit", "the build", "derives from its base", (Section("its quantized weights", "185 modules: 185 exact"),)
+    "audit",
+    "the build",
+    "derives from its base",
+    (Section("quantized-weights", "its quantized weights", "185 modules: 185 exact"),),
 )
 FAILED = Finding("audit/odd", Severity.ERROR, "model.norm.weight", "is odd")
 
@@ -609,9 +609,24 @@ def with_report(name: str, said: Report) -> Change:
     return lambda build: replace(build, reports={**build.reports, name: said})
 
 
+def named_by_hand(build: FinishedBuild) -> FinishedBuild:
+    return replace(build, named_references=("RedHatAI/x",))
+
+
+def reference_as_what_was_done(build: FinishedBuild) -> FinishedBuild:
+    """A reference that it is held against as a part of how the run went, and the verdict that follows of that."""
+    said = build.reports[MAIN_REPORT]
+    sections = tuple(
+        replace(part, id="build", summary="all is well") if part.id == "against-reference" else part
+        for part in said.sections
+    )
+    verdict = build_verdict(said.subject, len(build.plan.predicted.structure), (), build.model, build.identity)
+    return with_report(MAIN_REPORT, replace(said, sections=sections, verdict=verdict))(build)
+
+
 JUDGED = [
     Lie("a better sentence about the plan", "evidence/results", build=section(PLAN, summary="all is well")),
-    Lie("notes that are not told", "evidence/results", build=section("what servers make of it", findings=())),
+    Lie("notes that are not told", "evidence/results", build=section("serving-rules", findings=())),
     Lie(
         "findings that there are not",
         "evidence/results",
@@ -619,9 +634,30 @@ JUDGED = [
     ),
     Lie("a section left out", "evidence/results", build=report(lambda said: _without(said, PLAN))),
     Lie(
+        "a section left out, with a reference named by hand",
+        "evidence/results",
+        build=all_of(report(lambda said: _without(said, PLAN)), named_by_hand),
+    ),
+    Lie(
+        "a section under another title, with a reference named by hand",
+        "evidence/results",
+        build=all_of(section(PLAN, title="against the plan", summary="all is well"), named_by_hand),
+    ),
+    Lie("a section under another id", "evidence/results", build=section(PLAN, id="build", summary="all is well")),
+    Lie(
+        "the section of a reference under another id, with a reference named by hand",
+        "evidence/results",
+        build=all_of(reference_as_what_was_done, named_by_hand),
+    ),
+    Lie(
+        "a section under the title of the source's",
+        "evidence/results",
+        build=more_section(Section("build", "the source mini", f"is {GOOGLE}")),
+    ),
+    Lie(
         "a section of the auditor's",
         word="audited by Google",
-        build=more_section(Section("audited by Google", "all is well")),
+        build=more_section(Section("audit", "audited by Google", "all is well")),
     ),
     Lie("figures that are not so", word="facts and figures", build=section(PLAN, facts={"audited": "by Google"})),
     Lie("another command", "evidence/results", build=report(lambda said: replace(said, command="audit"))),
@@ -637,7 +673,7 @@ JUDGED = [
     Lie(
         "an audit that failed",
         "evidence/results",
-        build=with_report("audit", replace(FAKE, sections=(Section("x", "y", findings=(FAILED,)),))),
+        build=with_report("audit", replace(FAKE, sections=(Section("audit", "x", "y", findings=(FAILED,)),))),
     ),
     Lie("a report of another kind", "evidence/unbound", build=with_report("certificate", FAKE)),
     Lie(
@@ -671,7 +707,9 @@ JUDGED = [
     Lie(
         "a chain from another base",
         "evidence/page",
-        wraps=output("chain_section", lambda said: Section("from base to evidence", "from Google's", judges=False)),
+        wraps=output(
+            "chain_section", lambda said: Section("chain", "from base to evidence", "from Google's", judges=False)
+        ),
     ),
     Lie("another guide", "evidence/page", wraps=output("guide", lambda said: said + b"\nCertified by Google.\n")),
     Lie(
@@ -901,7 +939,7 @@ CARRIED = [
         before=_another_file,
         build=all_of(
             lambda build: _with_file(build, "more.json", b"{}"),
-            section("the account", summary="8 files, 185 keys, 481 tensors held"),
+            section("account", summary="8 files, 185 keys, 481 tensors held"),
         ),
     ),
     Lie("a picture of nothing", word="facts and figures", build=section(PLAN, figures=areas(0, count=30))),

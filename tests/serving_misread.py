@@ -54,7 +54,9 @@ def misread(checkpoint: Path, tensor: str, scratch: Path) -> tuple[Section, Sect
     def section(exact: bool) -> Section:
         served = served_scores(ask_server(request.checkpoint, request, exact=exact))
         ours = own_scores(honest, tokens, EXACT if exact else SERVED, Progress())
-        return agreement_section("in float32" if exact else "in BFloat16", served, *ours)
+        if exact:
+            return agreement_section("in float32", served, *ours, id="agreement-exact")
+        return agreement_section("in BFloat16", served, *ours, id="agreement-served")
 
     return section(True), section(False)
 

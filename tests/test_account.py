@@ -88,7 +88,7 @@ def copy(honest: Honest, tmp_path: Path) -> Path:
 
 
 def account_of(outcome: Outcome) -> dict[str, Any]:
-    (section,) = (section for section in outcome.report["sections"] if section["title"] == "the account")
+    (section,) = (section for section in outcome.report["sections"] if section["id"] == "account")
     return dict(section)
 
 

@@ -96,7 +96,7 @@ def altered(build: Path, target: Path, change: Callable[[Tensors], object]) -> P
 
 
 def test_report_shows_the_error_of_each_layer_by_role(mini_build: Path, mini: Path) -> None:
-    quantized = next(item for item in sections(look(mini_build, mini)) if item.title == "its quantized weights")
+    quantized = next(item for item in sections(look(mini_build, mini)) if item.id == "quantized-weights")
     (grid,) = quantized.figures
     assert isinstance(grid, Grid)
     assert list(grid.rows) == sorted(grid.rows, key=int)
@@ -417,9 +417,9 @@ def test_hostile_checkpoint_is_refused_before_any_number(
 def test_report_of_the_command_names_what_decides(call_validate: Command, mini_build: Path, mini: Path) -> None:
     outcome = call_validate(mini_build, "--source", "mini", "--recipe", "fp8-dynamic", "--format", "json")
     assert outcome.code == 0, outcome.err
-    titles = {section["title"]: section["summary"] for section in outcome.report["sections"]}
-    assert titles["the audit"] == "derives exactly from the base: 111 identical, 185 exact"
-    assert titles["the source mini"].endswith("by SHA-256")
+    said = {section["id"]: section["summary"] for section in outcome.report["sections"]}
+    assert said["audit"] == "derives exactly from the base: 111 identical, 185 exact"
+    assert said["source"].endswith("by SHA-256")
 
 
 def test_altered_build_fails_the_command(call_validate: Command, mini_build: Path, tmp_path: Path) -> None:

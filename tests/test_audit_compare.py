@@ -35,9 +35,7 @@ def nvfp4_in_both_formats(tmp_path_factory: pytest.TempPathFactory, run_build: C
 
 def beside(outcome: Outcome) -> dict[str, Any]:
     """The section of the comparison."""
-    found: dict[str, Any] = next(
-        section for section in outcome.report["sections"] if section["title"].startswith("beside")
-    )
+    found: dict[str, Any] = next(section for section in outcome.report["sections"] if section["id"] == "against-build")
     return found
 
 

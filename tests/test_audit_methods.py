@@ -333,7 +333,7 @@ def test_ones_own_calibrated_build_is_exact_by_recomputation(calibrated: tuple[P
     again = run_script("validate.py", *arguments, "--recompute", "--format", "json")
     assert plain.code == again.code == 0, again.err + again.out
     summaries = [
-        next(section["summary"] for section in outcome.report["sections"] if section["title"] == "the audit")
+        next(section["summary"] for section in outcome.report["sections"] if section["id"] == "audit")
         for outcome in (plain, again)
     ]
     assert summaries[0].startswith("derives from the base as compensated, within stated limits")
@@ -424,7 +424,7 @@ def test_scales_of_activations_are_those_of_running_the_recipe_again(
     outcome = run_script("validate.py", copy, *arguments, "--format", "json")
     assert outcome.code == (1 if changed else 0), outcome.err + outcome.out
     said = "is not what running its recipe again gives: 1 of its weights and scales" if changed else "derives exactly"
-    assert said in next(item["summary"] for item in outcome.report["sections"] if item["title"] == "the audit")
+    assert said in next(item["summary"] for item in outcome.report["sections"] if item["id"] == "audit")
 
 
 @pytest.mark.parametrize(

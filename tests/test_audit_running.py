@@ -216,7 +216,7 @@ def test_share_of_seeds_that_see_one_altered_row_is_what_was_said(mini_build: Pa
 def test_report_states_what_a_sample_would_have_missed(call_validate: Command, mini_build: Path) -> None:
     outcome = call_validate(mini_build, "--source", "mini", "--sample", "10", "--format", "json")
     assert outcome.code == 0, outcome.err
-    facts = next(section["facts"] for section in outcome.report["sections"] if section["title"] == "the audit")
+    facts = next(section["facts"] for section in outcome.report["sections"] if section["id"] == "audit")
     assert re.fullmatch(r"seed \d+, 10 % of each tensor's rows", str(facts["sample"]))
     assert re.fullmatch(r"probability 0\.9\d* at most", facts["missed with 1 altered row"])
 
@@ -244,7 +244,7 @@ def test_rows_of_a_sample_are_known_to_nobody_beforehand_unless_a_seed_is_named(
     def sample(*arguments: str) -> str:
         outcome = call_validate(mini_build, "--source", mini, "--sample", "10", *arguments, "--format", "json")
         assert outcome.code == 0, outcome.err + outcome.out
-        (said,) = (item["facts"]["sample"] for item in outcome.report["sections"] if item["title"] == "the audit")
+        (said,) = (item["facts"]["sample"] for item in outcome.report["sections"] if item["id"] == "audit")
         return str(said)
 
     assert sample() != sample()
@@ -283,9 +283,9 @@ def test_hub_sources_are_read_once_and_not_kept(
         outcome = run_validate("org/build", "--source", "org/base", "--format", "json", env=variables(hub.endpoint))
         sent = hub.bytes_sent(SHARDS)
     assert outcome.code == 0, outcome.err
-    sections_ = {section["title"]: section["summary"] for section in outcome.report["sections"]}
-    assert sections_["the audit"] == "derives exactly from the base: 111 identical, 185 exact"
-    assert next(text for title, text in sections_.items() if title.startswith("the source")).endswith("by SHA-256")
+    said = {section["id"]: section["summary"] for section in outcome.report["sections"]}
+    assert said["audit"] == "derives exactly from the base: 111 identical, 185 exact"
+    assert said["source"].endswith("by SHA-256")
     whole = sum(path.stat().st_size for side in (mini, mini_build) for path in shards_of(side))
     assert sent < 1.1 * whole
     assert kept(tmp_path / "home") + kept(tmp_path / "cache") < 0.1 * whole

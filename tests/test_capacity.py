@@ -267,7 +267,7 @@ def test_a_plan_with_a_card_has_both_accountings_and_says_that_they_are_computed
     answer = call_build("nvfp4", "--plan", "--model", GEMMA_LOCK, *ON_24_GB, "--format", "json")
     section = answer.report["sections"][-1]
     accounts, parts = section["tables"]
-    assert (answer.code, section["title"]) == (0, "on a card of 24 GiB")
+    assert (answer.code, section["id"], section["title"]) == (0, "capacity", "on a card of 24 GiB")
     assert "computed, not measured" in section["summary"]
     assert [row[0] for row in accounts["rows"]] == [row[0] for row in parts["rows"]] == ["vLLM", "SGLang"]
     assert {"share of the card", "reserved of it", "KV cache"} <= section["facts"].keys()
@@ -275,7 +275,7 @@ def test_a_plan_with_a_card_has_both_accountings_and_says_that_they_are_computed
 
 def test_a_plan_without_a_card_says_nothing_of_one(call_build: Command) -> None:
     report = call_build("nvfp4", "--plan", "--model", GEMMA_LOCK, "--reference", "none", "--format", "json").report
-    assert [section["title"] for section in report["sections"]] == ["the plan"]
+    assert [section["id"] for section in report["sections"]] == ["plan"]
 
 
 @pytest.mark.parametrize(

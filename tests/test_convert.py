@@ -153,7 +153,7 @@ def test_global_scales_come_back_exactly_but_for_those_that_are_named(
 ) -> None:
     recipe = write_conversion(tmp_path / "to.yaml", "format: modelopt\nconvert: {}")
     outcome = call_build(recipe, "--model", nvfp4, "--output", tmp_path / "there", "--format", "json")
-    (section,) = [section for section in outcome.report["sections"] if section["title"] == "global scales"]
+    (section,) = [section for section in outcome.report["sections"] if section["id"] == "global-scales"]
     inexact = {name for row in section["tables"][0]["rows"] for name in expand(row[0])}
     back = scales(read_tensors(convert(tmp_path / "there", "convert: {}")))
     before = scales(read_tensors(nvfp4))

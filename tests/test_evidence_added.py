@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,8 @@ ADDED = "added/added.jsonl"
 
 
 def report_of(*findings: Finding, summary: str = "every parameter was filled") -> Report:
-    sections = (Section("loading in vLLM", summary, findings=findings), Section("answers", "as expected"))
+    loading = Section("loading", "loading in vLLM", summary, findings=findings)
+    sections = (loading, Section("agreement-served", "answers", "as expected"))
     return Report("serve-check", "/somewhere/mini-fp8", "/somewhere/mini-fp8 serves", sections)
 
 
@@ -57,7 +59,7 @@ def recorded(build: Path, key: Path) -> Path:
 def test_added_result_is_part_of_what_holds(recorded: Path, key: Path) -> None:
     report = verify(recorded, verifier=open_verifier(key.with_suffix(".pub.pem")), progress=Progress())
     assert errors(recorded, key) == []
-    words = next(section.facts for section in report.sections if section.title.startswith("not verified"))
+    words = next(section.facts for section in report.sections if section.id == "builders-word")
     assert "serving" in str(words["the results"])
 
 
@@ -68,6 +70,13 @@ def test_added_statement_is_a_test_result_about_the_same_subject(recorded: Path)
     assert message.predicate_type == "https://in-toto.io/attestation/test-result/v0.1"
     assert statement["subject"] == payload_of(lines_of(recorded)[0])["subject"]
     assert statement["predicate"]["passedTests"] == ["loading in vLLM", "answers"]
+
+
+def test_what_was_measured_beside_is_no_test_whatever_it_is_called(build: Path, key: Path) -> None:
+    report = report_of()
+    add(build, replace(report, sections=(*report.sections, Section("source-served", "beside it", "so"))), key=key)
+    (line,) = lines_of(build, ADDED)
+    assert payload_of(line)["predicate"]["passedTests"] == ["loading in vLLM", "answers"]
 
 
 def test_where_things_lay_is_not_told(recorded: Path) -> None:

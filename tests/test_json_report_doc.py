@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from jsonschema import Draft202012Validator
@@ -14,7 +16,10 @@ from tests.checkpoints import copy_checkpoint
 from tests.conftest import ROOT, Command, Outcome
 from weighbridge.cli.schema import PLACES
 from weighbridge.report.json_schema import write_report_schema
+from weighbridge.report.section_ids import SectionId
 
+IDS = get_args(SectionId)
+SOURCE = ROOT / "src/weighbridge"
 SCHEMA = PLACES["report"]
 DOCUMENT = (ROOT / "docs/reference/json-report.md").read_text()
 
@@ -76,3 +81,29 @@ def test_report_of_a_comparison_keeps_to_it(mini_build: Path, call_validate: Com
 def test_example_of_the_page_keeps_to_it() -> None:
     (example,) = re.findall(r"^```json\n(.*?)^```$", DOCUMENT, flags=re.M | re.S)
     keeps_to_it(json.loads(example))
+
+
+def ids_given(call: ast.Call) -> Iterator[str]:
+    """The id that a call gives to a section: what makes one has it first, what passes it on has it by its name."""
+    named = [keyword.value for keyword in call.keywords if keyword.arg == "id"]
+    first = call.args[:1] if isinstance(call.func, ast.Name) and call.func.id in ("Section", "Check") else []
+    yield from (str(value.value) for value in (*named, *first) if isinstance(value, ast.Constant))
+
+
+def test_every_id_that_a_section_is_given_is_in_the_table_and_the_reverse() -> None:
+    calls = (
+        node
+        for path in SOURCE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+    )
+    assert {id for call in calls for id in ids_given(call)} == set(IDS)
+
+
+def test_ids_are_in_kebab_case_and_each_is_another() -> None:
+    assert [id for id in IDS if not re.fullmatch(r"[a-z]+(-[a-z]+)*", id)] == []
+    assert len(set(IDS)) == len(IDS)
+
+
+def test_page_says_of_every_id_what_it_is_in_the_order_of_the_table() -> None:
+    assert re.findall(r"^\| `([a-z-]+)` \| \S.* \|$", DOCUMENT, flags=re.M) == list(IDS)

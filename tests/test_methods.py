@@ -458,7 +458,7 @@ def test_modelopts_own_file_is_read_from_disk(tmp_path: Path, call_validate: Com
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "hf_quant_config.json").write_text(json.dumps(document()))
     report = call_validate(tmp_path, "--format", "json").report
-    (itself,) = (section for section in report["sections"] if section["title"] == "the checkpoint itself")
+    (itself,) = (section for section in report["sections"] if section["id"] == "structure")
     assert itself["holds"]
     assert f"{len(LLAMA)} modules quantized" in itself["summary"]
 

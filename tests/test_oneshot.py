@@ -71,8 +71,8 @@ def nvfp4(once: Once) -> Path:
     return made(once, "nvfp4")
 
 
-def section(outcome: Outcome, title: str) -> dict[str, Any]:
-    (found,) = (part for part in outcome.report["sections"] if part["title"] == title)
+def section(outcome: Outcome, id: str) -> dict[str, Any]:
+    (found,) = (part for part in outcome.report["sections"] if part["id"] == id)
     return dict(found)
 
 
@@ -118,7 +118,7 @@ def test_tensors_are_those_that_plain_oneshot_makes_of_the_same_tokens(nvfp4: Pa
     done = with_own_texts(load_recipe("nvfp4"), open_source("mini")).recipe.calibration
     assert done is not None
     samples = make_samples(done, open_rows(done), load_tokenizer(mini, where="mini"))
-    assert samples.sha256 == section(kept_outcome(nvfp4), "the calibration")["facts"]["sha256 of the token ids"]
+    assert samples.sha256 == section(kept_outcome(nvfp4), "calibration")["facts"]["sha256 of the token ids"]
     rows = {
         "input_ids": list(map(list, samples.token_ids)),
         "attention_mask": [[1] * len(i) for i in samples.token_ids],
@@ -176,7 +176,7 @@ def test_recipes_that_move_weights_build_and_hold(recipe: str, once: Once) -> No
 
 def test_report_says_what_was_really_used(nvfp4: Path) -> None:
     outcome = kept_outcome(nvfp4)
-    facts = section(outcome, "the calibration")["facts"]
+    facts = section(outcome, "calibration")["facts"]
     assert facts["text"] == "gemma-4-mini.jsonl"
     assert facts["samples"] == "32 of 256 rows, chosen by seed 0"
     assert facts["tokens"] == "4,096, at most 128 a sample, rendered as chat"
@@ -185,7 +185,7 @@ def test_report_says_what_was_really_used(nvfp4: Path) -> None:
 
 
 def test_tokens_are_counted_where_every_expert_sees_all(nvfp4: Path) -> None:
-    (figures,) = section(kept_outcome(nvfp4), "the calibration")["tables"]
+    (figures,) = section(kept_outcome(nvfp4), "calibration")["tables"]
     assert [row[0] for row in figures["rows"]] == [
         f"model.language_model.layers.{layer}.experts" for layer in range(LAYERS)
     ]
@@ -284,11 +284,11 @@ def test_a_calibration_that_starves_experts_is_found_by_layer_and_expert_and_not
     recipe = with_text(tmp_path / "starving.yaml", 1, sequence_length=2, experts="routed", least_tokens=1)
     outcome = call_build(recipe, "--model", "mini", "--output", tmp_path / "out" / "build", "--format", "json")
     assert outcome.code == 1, outcome.err
-    calibration = section(outcome, "the calibration")
+    calibration = section(outcome, "calibration")
     names = {finding["where"] for finding in calibration["findings"] if finding["rule"] == "calibration/starved-expert"}
     assert names
     assert all(name.startswith("model.language_model.layers.") and ".experts." in name for name in names)
-    scales = section(outcome, "its scales")["findings"]
+    scales = section(outcome, "scales")["findings"]
     assert {(finding["rule"], finding["message"]) for finding in scales} >= {
         ("calibration/bad-scale", "is NaN; a scale is finite and positive")
     }

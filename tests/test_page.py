@@ -30,7 +30,7 @@ NAMES = st.lists(st.sampled_from(["model", "layers", "0", "1", "mlp", "weight"])
 
 
 def report_with(*findings: Finding, **parts: object) -> Report:
-    section = Section("a section", "a summary", findings=findings, **parts)  # type: ignore[arg-type]
+    section = Section("structure", "a section", "a summary", findings=findings, **parts)  # type: ignore[arg-type]
     return Report("validate", "builds/x", "builds/x holds", (section,))
 
 
@@ -230,7 +230,9 @@ def report_of_a_stranger(text: str) -> Report:
         Chain(text, (Link(text, text, {text: text}),)),
     )
     table = Table((text, text), ((text, text),))
-    section = Section(text, text, findings=(finding,), facts={text: text}, tables=(table,), figures=figures)
+    section = Section(
+        "structure", text, text, findings=(finding,), facts={text: text}, tables=(table,), figures=figures
+    )
     return Report(text, text, text, (section,))
 
 
@@ -264,19 +266,20 @@ def test_digest_can_be_copied_as_a_whole() -> None:
 
 
 def test_part_that_says_no_more_than_its_summary_is_not_said_twice() -> None:
-    bare, whole = Section("the licence", "apache-2.0, as declared"), Section("the build", "made", facts={"pieces": 5})
+    bare = Section("licence", "the licence", "apache-2.0, as declared")
+    whole = Section("build", "the build", "made", facts={"pieces": 5})
     page = as_html(Report("build", "x", "x holds", (bare, whole)))
     assert (page.count("apache-2.0, as declared"), page.count("<section ")) == (1, 1)
 
 
 def test_what_fails_stands_first_among_what_decides() -> None:
-    sections = (Section("holds", "s"), Section("fails", "s", findings=(error("x"),)))
+    sections = (Section("structure", "holds", "s"), Section("account", "fails", "s", findings=(error("x"),)))
     page = as_html(Report("build", "x", "x fails", sections))
     assert page.index('<li class="fails">') < page.index('<li class="holds">')
 
 
 def test_part_that_judges_nothing_is_marked_neither_as_held_nor_as_failed() -> None:
-    page = as_html(Report("audit", "x", "x", (Section("the audit", "does not derive", judges=False),)))
+    page = as_html(Report("audit", "x", "x", (Section("audit", "the audit", "does not derive", judges=False),)))
     assert '<li class="tells">' in page
     assert '<li class="holds">' not in page
 

@@ -92,7 +92,7 @@ def calibration_of_the_real_model() -> Report:
         Grid(title, "layer", layers, experts, tuple(map(tuple, values.tolist())))
         for title, values in (("tokens that each expert saw", seen), ("tokens that were routed to each expert", routed))
     )
-    section = Section("the calibration", "100,000 tokens of 512 samples", figures=grids)
+    section = Section("calibration", "the calibration", "100,000 tokens of 512 samples", figures=grids)
     return Report("build", "builds/x", "builds/x is built and holds", (section,))
 
 

@@ -83,7 +83,8 @@ def test_json_is_versioned_and_has_a_section_for_the_plan_and_one_for_each_refer
     report = plan(RECIPE, "--model", REAL_LOCK, "--format", "json").report
     assert (report["schema_version"], report["command"], report["holds"]) == (1, "plan", True)
     decided, published = report["sections"]
-    assert (decided["title"], decided["holds"], published["holds"]) == ("the plan", True, True)
+    assert (decided["id"], decided["holds"]) == ("plan", True)
+    assert (published["id"], published["holds"]) == ("against-reference", True)
     assert published["title"].startswith("against RedHatAI/gemma-4-26B-A4B-it-FP8-dynamic@ed35d7a")
     (difference,) = [finding for finding in published["findings"] if finding["severity"] == "note"]
     assert (difference["where"], difference["rule"]) == ("lm_head.weight", "diff/only-in-reference")
@@ -137,7 +138,7 @@ def test_the_miniature_is_planned_for_by_lock_by_name_and_by_directory(model: st
 
 def test_references_of_another_base_are_not_held_against_the_plan(plan: Command) -> None:
     report = plan(RECIPE, "--model", ROOT / "tests/data/odd-parts.yaml", "--format", "json").report
-    assert [section["title"] for section in report["sections"]] == ["the plan"]
+    assert [section["id"] for section in report["sections"]] == ["plan"]
 
 
 @pytest.mark.parametrize("reference", ["none", PUBLISHED])

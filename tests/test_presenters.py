@@ -21,6 +21,7 @@ GOLDEN = Path(__file__).parent / "golden"
 FILES = {"text": "report.txt", "json": "report.json", "markdown": "report.md", "html": "report.html"}
 
 HOLDING = Section(
+    id="structure",
     title="the checkpoint itself",
     summary="24,198 tensors, 27,161,975,452 bytes, 11,725 modules quantized; headers, index and config agree",
     facts={"revision": "4d7ae49", "tensors": 24198},
@@ -44,6 +45,7 @@ HOLDING = Section(
     ),
 )
 FAILING = Section(
+    id="against-reference",
     title="against RedHatAI/gemma-4-26B-A4B-it-FP8-dynamic@ed35d7a (derived)",
     summary="3,840 unexplained differences, 1 explained difference",
     findings=(
@@ -66,7 +68,7 @@ FAILING = Section(
         ),
     ),
 )
-TELLING = Section("the source mini", "its identity is unproven: nothing says what it should be", judges=False)
+TELLING = Section("source", "the source mini", "its identity is unproven: nothing says what it should be", judges=False)
 REPORT = Report(
     "validate",
     "builds/mini-fp8-dynamic",
@@ -96,7 +98,9 @@ def test_report_fails_with_one_section_that_does_not_hold() -> None:
 
 @pytest.mark.parametrize(("severity", "holds"), [("error", False), ("warning", True), ("note", True)])
 def test_only_errors_fail_a_section(severity: str, holds: bool) -> None:
-    section = Section("a section", "a summary", findings=(Finding("a/rule", Severity(severity), "w", "is so"),))
+    section = Section(
+        "structure", "a section", "a summary", findings=(Finding("a/rule", Severity(severity), "w", "is so"),)
+    )
     assert section.holds is holds
 
 
@@ -112,7 +116,7 @@ def test_text_ends_with_the_verdict() -> None:
 @pytest.mark.parametrize(("columns", "widest"), [("20", 60), ("80", 80), ("500", 120)])
 def test_text_wraps_to_the_terminal_within_reason(monkeypatch: pytest.MonkeyPatch, columns: str, widest: int) -> None:
     monkeypatch.setenv("COLUMNS", columns)
-    words = Section("a section", "word " * 100)
+    words = Section("structure", "a section", "word " * 100)
     lines = PRESENTERS["text"](Report("validate", "here", "word " * 100, (words,))).splitlines()
     assert widest - 10 < max(map(len, lines)) <= widest
 
@@ -120,7 +124,7 @@ def test_text_wraps_to_the_terminal_within_reason(monkeypatch: pytest.MonkeyPatc
 def test_text_is_of_eighty_columns_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COLUMNS")
     monkeypatch.setattr("sys.__stdout__", None)
-    words = Section("a section", "word " * 100)
+    words = Section("structure", "a section", "word " * 100)
     lines = PRESENTERS["text"](Report("validate", "here", "so", (words,))).splitlines()
     assert 70 < max(map(len, lines)) <= 80
 
@@ -131,7 +135,9 @@ NAME = "model.language_model.layers.{0-4,6-10,12-16,18-22,24-28}.self_attn.v_pro
 def test_text_never_breaks_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "60")
     finding = Finding("a/rule", Severity.ERROR, NAME, f"is not what {NAME} is", remedy=f"look at {NAME} instead")
-    text = PRESENTERS["text"](Report("validate", "here", f"see {NAME}", (Section("a", "b", findings=(finding,)),)))
+    text = PRESENTERS["text"](
+        Report("validate", "here", f"see {NAME}", (Section("structure", "a", "b", findings=(finding,)),))
+    )
     assert text.count(NAME) == 4
 
 
@@ -290,7 +296,9 @@ def test_json_holds_every_fact_of_a_finding() -> None:
 @pytest.mark.parametrize("format", PRESENTERS)
 def test_what_a_stranger_wrote_cannot_steer_the_terminal(format: str) -> None:
     hostile = "a\x1b[2J\r\x07\x9b"
-    section = Section("a", "b", findings=(Finding("a/rule", Severity.ERROR, hostile, f"declares {hostile}"),))
+    section = Section(
+        "structure", "a", "b", findings=(Finding("a/rule", Severity.ERROR, hostile, f"declares {hostile}"),)
+    )
     text = PRESENTERS[format](Report("validate", hostile, f"{hostile} does not hold", (section,)))
     assert [character for character in text if not (character.isprintable() or character == "\n")] == []
 
@@ -311,7 +319,7 @@ TROUBLESOME: Mapping[str, tuple[str, str]] = {
 
 @pytest.mark.parametrize(("where", "message"), TROUBLESOME.values(), ids=TROUBLESOME)
 def test_markdown_keeps_each_finding_in_one_row(where: str, message: str) -> None:
-    section = Section("a", "b", findings=(Finding("a/rule", Severity.ERROR, where, message),))
+    section = Section("structure", "a", "b", findings=(Finding("a/rule", Severity.ERROR, where, message),))
     rows = markdown_rows(PRESENTERS["markdown"](Report("validate", "here", "so", (section,))))
     assert [len(row) for row in rows] == [6, 6, 6]
     assert rows[2][2].strip("`") == where

@@ -54,7 +54,7 @@ def test_command_measures_every_role_and_other_builds(mini_build: Path, tmp_path
     outcome = call_main(command.main, (*arguments, "--memory", "64GiB", "--format", "json"))
     assert outcome.code == 0, outcome.err
     _, errors, roles, front = outcome.report["sections"]
-    assert errors["title"] == "its quantized weights"
+    assert errors["id"] == "quantized-weights"
     assert {row[0] for row in roles["tables"][0]["rows"]} == {
         *("attention unquantized", "dense mlp unquantized", "experts unquantized"),
     }

@@ -146,7 +146,7 @@ def test_model_signing_sees_what_was_put_into_the_evidence(signed_builds: Path, 
 def recorded(signed_builds: Path, tmp_path: Path) -> Path:
     """A signed build with two results that came later."""
     copy = copy_checkpoint(signed_builds / "build", tmp_path / "copy")
-    report = Report("serve-check", "x", "x serves", (Section("loading in vLLM", "as expected"),))
+    report = Report("serve-check", "x", "x serves", (Section("loading", "loading in vLLM", "as expected"),))
     signer = KeySigner.open(signed_builds / "key.pem")
     for name in ("serving", "quality"):
         add_result(copy, name, report, names={}, signer=signer, progress=Progress())

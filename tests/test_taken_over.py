@@ -117,8 +117,8 @@ def test_what_a_model_needs_is_taken_over_byte_for_byte(worked_in: Path) -> None
 
 
 def test_report_names_what_was_left_behind(worked_in: Path) -> None:
-    sections = {section["title"]: section for section in kept_outcome(worked_in).report["sections"]}
-    left = sections["left behind"]
+    sections = {section["id"]: section for section in kept_outcome(worked_in).report["sections"]}
+    left = sections["left-behind"]
     assert left["summary"].startswith(f"{len(PRIVATE)} files of the source")
     assert [finding["severity"] for finding in left["findings"]] == ["note"] * len(left["findings"])
     assert {finding["where"] for finding in left["findings"][:-1]} <= PRIVATE.keys()

@@ -101,7 +101,7 @@ def test_marks_of_every_severity_are_tinted_and_a_strangers_escapes_are_not_let_
     for name, value in (("COLUMNS", "80"), ("NO_COLOR", ""), ("TERM", "xterm")):
         monkeypatch.setenv(name, value)
     findings = tuple(Finding("a/rule", severity, "\x1b[2Jw", "\x1b[31mso") for severity in Severity)
-    text = as_text(Report("validate", "here", "\x1b]0;title\x07", (Section("a", "b", findings=findings),)))
+    text = as_text(Report("validate", "here", "\x1b]0;title\x07", (Section("structure", "a", "b", findings=findings),)))
     shown = tinted(text, Terminal())  # type: ignore[arg-type]
     assert SGR.sub("", shown) == text
     assert SGR.findall(shown) == [*["\x1b[31m", "\x1b[0m"] * 2, "\x1b[33m", "\x1b[0m", "\x1b[31m", "\x1b[0m"]

@@ -295,7 +295,7 @@ def audit(
     sections = (identity.section(base), *auditing.sections(found))
     if others:
         finding = Finding("diff/scheme", Severity.ERROR, opened.label, "; ".join(others), remedy=OTHER_RECIPE)
-        sections = (Section("its schemes", "are not those of the recipe", findings=(finding,)), *sections)
+        sections = (Section("schemes", "its schemes", "are not those of the recipe", findings=(finding,)), *sections)
     verdict = f"{opened.label} {auditing.conclusion(found)}"
     if others:
         verdict = f"{opened.label} is not by this recipe: {'; '.join(others)}"

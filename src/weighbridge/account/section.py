@@ -27,7 +27,7 @@ def account_section(account: Account, base: str, further: Iterable[Finding] = ()
     shown = account.judged if open_to_doubt else tuple(account.of(State.HARMLESS))
     findings = (*account.findings, *further)
     wrong = sum(finding.severity is Severity.ERROR for finding in account.findings)
-    return Section(TITLE, _summary(account, wrong), findings=findings, facts={"base": base, **_facts(shown)})
+    return Section("account", TITLE, _summary(account, wrong), findings=findings, facts={"base": base, **_facts(shown)})
 
 
 def _facts(items: Iterable[Judged]) -> dict[str, str | int]:

@@ -235,7 +235,13 @@ def _section(other: Checkpoint, partings: Mapping[str, Parting], alone: list[lis
     summary = f"{same:,} of {len(partings):,} weights have the same codes and scales"
     if any(alone):
         summary += f", {sum(map(len, alone)):,} stand in one of the two alone"
-    return Section(f"beside {other.label}", summary, findings=tuple(findings), tables=(_table(partings, other.family),))
+    return Section(
+        "against-build",
+        f"beside {other.label}",
+        summary,
+        findings=tuple(findings),
+        tables=(_table(partings, other.family),),
+    )
 
 
 def _by_kind(apart: Mapping[str, Parting]) -> dict[str, list[str]]:

@@ -90,7 +90,7 @@ def _whole(audit: Audit) -> Section:
         facts["surely seen where compensated"] = _limits(audit)
     if audit.smoothed_limit:
         facts["surely seen where smoothed"] = f"a code moved by {audit.smoothed_limit:.3g} steps"
-    return Section("the audit", f"{conclusion(audit)}: {decides}", facts=facts, judges=_derives(audit))
+    return Section("audit", "the audit", f"{conclusion(audit)}: {decides}", facts=facts, judges=_derives(audit))
 
 
 def _limits(audit: Audit) -> str:
@@ -130,6 +130,7 @@ def _quantized(audit: Audit) -> Section:
     )
     findings += _findings(_not_recomputed(audit))
     return Section(
+        "quantized-weights",
         "its quantized weights",
         f"{len(quantized):,} modules: {said}{_as_far_as(audit)}" if quantized else "it has none",
         findings=tuple(findings),
@@ -179,7 +180,7 @@ def _kept(audit: Audit) -> Section:
         )
         for pattern in compact(bare)
     ]
-    return Section("its kept tensors", summary, findings=tuple(findings))
+    return Section("kept-tensors", "its kept tensors", summary, findings=tuple(findings))
 
 
 def _leftovers(audit: Audit) -> Section:
@@ -194,7 +195,7 @@ def _leftovers(audit: Audit) -> Section:
     for leftover in audit.leftovers:
         counts[leftover.kind] += len(leftover.names)
     said = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
-    return Section("dropped and added tensors", said or "none", findings=tuple(findings))
+    return Section("dropped-and-added", "dropped and added tensors", said or "none", findings=tuple(findings))
 
 
 def _findings(

@@ -108,7 +108,7 @@ def identity_section(identity: Identity, label: str, beside: Collection[str]) ->
     files = {} if identity.lock is None else identity.lock.files
     others = sorted(name for name in beside if name not in files or not files[name].sha256)
     facts: dict[str, str | int] = {"not compared (no digest known)": ", ".join(others)} if others else {}
-    return Section(f"the source {label}", identity.sentence, facts=facts, judges=identity.proven)
+    return Section("source", f"the source {label}", identity.sentence, facts=facts, judges=identity.proven)
 
 
 def identify(shards: Collection[str], lock: Checkpoint | None, digests: Mapping[str, str]) -> Identity:

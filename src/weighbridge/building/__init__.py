@@ -72,7 +72,9 @@ def build(request: BuildRequest, *, progress: Progress) -> Report:
         report = _build(request, claim, started, progress)
     if not claim.settled:
         return report
-    return replace(report, sections=(*report.sections, Section("an earlier run", claim.settled, judges=False)))
+    return replace(
+        report, sections=(*report.sections, Section("earlier-run", "an earlier run", claim.settled, judges=False))
+    )
 
 
 def _build(request: BuildRequest, claim: Claim, started: datetime, progress: Progress) -> Report:
@@ -137,7 +139,7 @@ def _with_what_was_left(report: Report, names: Sequence[str]) -> Report:
         more = len(names) - MOST_NAMED
         notes.append(Finding("build/left-behind", Severity.NOTE, f"{more:,} further files", what, count=more))
     summary = f"{len(names):,} files of the source were left behind; the build can be told to take them over by name"
-    section = Section("left behind", summary, findings=tuple(notes), judges=False)
+    section = Section("left-behind", "left behind", summary, findings=tuple(notes), judges=False)
     return replace(report, sections=(*report.sections, section))
 
 

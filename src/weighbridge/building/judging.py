@@ -77,7 +77,7 @@ def _structure(
     report = validate(built, plan=work.plan, references=references, base=base, context=context)
     if not report.holds:
         return replace(report, command="build", verdict=f"nothing was kept: {report.verdict}")
-    held = report.sections[len(report.sections) - len(references) :]
+    held = [section for section in report.sections if section.id == "against-reference"]
     verdict = evidence.build_verdict(built.label, len(built.structure), held, work.plan.source.label, identity)
     return replace(report, command="build", verdict=verdict)
 

@@ -171,7 +171,7 @@ def _stream(work: Work, staging: Staging, progress: Progress) -> Made:
     facts: dict[str, str | int] = {}
     if staging.others:
         facts["staging of other builds, left alone"] = ", ".join(map(str, staging.others))
-    section = Section("the build", summary, facts=facts)
+    section = Section("build", "the build", summary, facts=facts)
     return Made([section, *_reciprocals(outcome.inexact, work.plan)], outcome, outcome.source_digests)
 
 
@@ -199,7 +199,7 @@ def _through_upstream(work: Work, staging: Staging, progress: Progress) -> Made:
     relaid = plan_rewrite(loaded, written, Conversion())
     laying = replace(work, plan=relaid, source=written, resources=beside_what_is_held(work.resources))
     outcome = _write(laying, staging, progress, hashed=work.source)
-    said = [Section("the build", f"made by {by}"), *sections, *_reciprocals(outcome.inexact, relaid)]
+    said = [Section("build", "the build", f"made by {by}"), *sections, *_reciprocals(outcome.inexact, relaid)]
     calibration = None if record is None else asdict(record)
     return Made(said, outcome, outcome.source_digests, calibration=calibration)
 
@@ -230,4 +230,4 @@ def _reciprocals(inexact: Sequence[str], plan: Plan) -> list[Section]:
     summary = f"{count - len(inexact):,} of {count:,} written as reciprocals give the source's back exactly"
     rows = tuple((str(pattern), len(pattern)) for pattern in compact(inexact))
     table = Table(("one unit in the last place off: no F32 has the reciprocal that is stored", "scales"), rows)
-    return [Section("global scales", summary, tables=(table,) if rows else ())]
+    return [Section("global-scales", "global scales", summary, tables=(table,) if rows else ())]

@@ -174,7 +174,7 @@ def _environment(case: Case, *, elsewhere: bool) -> Section:
     differ = sum(finding.severity is severity for finding in findings)
     stated = sum((item.uri or "").startswith("pkg:pypi/") for item in case.dependencies.values())
     summary = f"{stated} packages as stated" if not differ else f"{differ} differences from what was stated"
-    return Section("the environment", summary, findings=tuple(findings))
+    return Section("rebuild-environment", "the environment", summary, findings=tuple(findings))
 
 
 def _packages(case: Case, severity: Severity) -> Iterator[Finding]:
@@ -269,7 +269,7 @@ def _inputs(case: Case, loaded: LoadedRecipe, source: Checkpoint, progress: Prog
     summary = f"{len(sources)} files of {source.label} have the stated digests"
     if findings:
         summary = f"{len(findings)} files are not those that were read"
-    return Section("what it is made from", summary, findings=tuple(findings))
+    return Section("rebuild-inputs", "what it is made from", summary, findings=tuple(findings))
 
 
 def _built(request: Rebuild, case: Case, loaded: LoadedRecipe, source: Checkpoint, progress: Progress) -> Section:
@@ -278,7 +278,7 @@ def _built(request: Rebuild, case: Case, loaded: LoadedRecipe, source: Checkpoin
         output = request.output or Path(scratch) / "checkpoint"
         report = build(_build_request(request, case, loaded, source, output), progress=progress)
         if not report.holds:
-            return Section("building it again", "does not hold", findings=tuple(report.findings()))
+            return Section("rebuild-failed", "building it again", "does not hold", findings=tuple(report.findings()))
         again, _ = open_case(output, None, None, progress=progress)
         return _compared(case, again)
 
@@ -322,7 +322,7 @@ def _compared(first: Case, again: Case) -> Section:
     findings = [*_other_inputs(first, again)]
     if not differ:
         summary = f"all {len(names)} files are the same, byte for byte"
-        return Section(REBUILT, summary, findings=tuple(findings))
+        return Section("rebuild-bytes", REBUILT, summary, findings=tuple(findings))
     ours, theirs = first.opened(), again.opened()
     tensors = sorted(
         name
@@ -343,7 +343,7 @@ def _compared(first: Case, again: Case) -> Section:
     if len(tensors) > 20:
         findings.append(wrong("rebuild/tensor", "further tensors", "differ too", count=len(tensors) - 20))
     summary = f"{len(differ)} of {len(names)} files differ, and {len(tensors)} of {len(ours.structure):,} tensors"
-    return Section(REBUILT, summary, findings=tuple(findings))
+    return Section("rebuild-bytes", REBUILT, summary, findings=tuple(findings))
 
 
 def _other_inputs(first: Case, again: Case) -> Iterator[Finding]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from weighbridge.checkpoint.model import EVIDENCE, Checkpoint
 from weighbridge.checkpoint.modules import split_parameter
 from weighbridge.checkpoint.weights import INDEX_FILE
 from weighbridge.checks.areas import schemes_by_tensor
-from weighbridge.checks.diff import diff_settings, diff_structures, group
+from weighbridge.checks.diff import Difference, diff_settings, diff_structures, group
 from weighbridge.checks.validation import describe, difference_finding
 from weighbridge.families import Role
 from weighbridge.formats.tensors import payload_bytes
-from weighbridge.report import Finding, Report, Section, Severity, Table
+from weighbridge.report import Finding, Report, Section, SectionId, Severity, Table
 
 COLUMNS = ("role", "before", "bytes before", "after", "bytes after", "bytes after, of before, %")
 
@@ -29,15 +30,8 @@ def compared(before: Checkpoint, after: Checkpoint) -> Report:
     sections = (
         _sizes(before, after),
         _files(alone, other),
-        *(
-            Section(
-                title,
-                f"{len(found):,} differences" if found else "the same",
-                judges=False,
-                findings=tuple(difference_finding(item, other, severity=Severity.NOTE) for item in group(found)),
-            )
-            for title, found in (("tensors and their quantization", structure), ("config and files", settings))
-        ),
+        _differences(structure, other, id="diff-tensors", title="tensors and their quantization"),
+        _differences(settings, other, id="diff-settings", title="config and files"),
     )
     count = len(structure) + len(settings) + len(alone)
     if count:
@@ -45,6 +39,12 @@ def compared(before: Checkpoint, after: Checkpoint) -> Report:
     else:
         verdict = f"{describe(after)} is as {other}, as far as headers, config and files beside the weights tell"
     return Report("diff", f"{other} and {describe(after)}", verdict, sections)
+
+
+def _differences(found: Sequence[Difference], other: str, *, id: SectionId, title: str) -> Section:
+    notes = (difference_finding(item, other, severity=Severity.NOTE) for item in group(found))
+    said = f"{len(found):,} differences" if found else "the same"
+    return Section(id, title, said, findings=tuple(notes), judges=False)
 
 
 def _files_of_one(before: Checkpoint, after: Checkpoint) -> list[tuple[str, bool]]:
@@ -62,7 +62,7 @@ def _files(alone: list[tuple[str, bool]], other: str) -> Section:
         for name, new in alone
     )
     said = f"{len(alone):,} that one of them alone has" if alone else "the same names, as far as they are known"
-    return Section("files beside the weights", said, findings=findings, judges=False)
+    return Section("diff-files", "files beside the weights", said, findings=findings, judges=False)
 
 
 def _sizes(before: Checkpoint, after: Checkpoint) -> Section:
@@ -83,7 +83,7 @@ def _sizes(before: Checkpoint, after: Checkpoint) -> Section:
     share = round(100 * totals[1] / totals[0], 1) if totals[0] else 0.0
     table = Table(COLUMNS, (*rows, ("total", "", totals[0], "", totals[1], share)))
     summary = f"{totals[0]:,} bytes in {len(before.structure):,} tensors, and {totals[1]:,} in {len(after.structure):,}"
-    return Section("bytes", summary, tables=(table,), judges=False)
+    return Section("diff-bytes", "bytes", summary, tables=(table,), judges=False)
 
 
 def _share(role: Role, before: Counter[Role], after: Counter[Role]) -> float:

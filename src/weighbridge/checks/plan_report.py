@@ -32,6 +32,7 @@ def report_plan(plan: Plan, references: Sequence[AgainstReference], demand: Dema
     structure = plan.predicted.structure
     size = f"{len(structure):,} tensors, {payload_bytes(structure):,} bytes"
     decided = Section(
+        id="plan",
         title="the plan",
         summary=f"{size}, {len(plan.schemes):,} modules quantized",
         findings=findings,

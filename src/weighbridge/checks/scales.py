@@ -61,7 +61,7 @@ def scales_sections(checkpoint: Checkpoint, groups: Sequence[FusedGroup]) -> lis
     if not values and not findings:
         return []
     judged = "not all as they must be" if findings else "finite, positive, and equal where servers merge"
-    return [Section("its scales", f"{len(values):,} scales of whole tensors are {judged}", findings=findings)]
+    return [Section("scales", "its scales", f"{len(values):,} scales of whole tensors are {judged}", findings=findings)]
 
 
 def read_scales(checkpoint: Checkpoint) -> dict[str, float]:

@@ -26,7 +26,7 @@ from weighbridge.linting import lint_served
 from weighbridge.planning import Plan
 from weighbridge.planning.reasons import reasons, rules_by_tensor
 from weighbridge.recipe import Explanation
-from weighbridge.report import Finding, Report, Section, Severity
+from weighbridge.report import Finding, Report, Section, SectionId, Severity
 
 _MESSAGES = {
     "only-in-reference": "missing; {other} has it as {theirs}",
@@ -89,10 +89,10 @@ def validate(
         entries = [entry for against in themselves for entry in _stored_heads(plan, against)]
         explained = explain(differences, entries)
         listed = explained.unexplained
-        sections.append(_compare(checkpoint, explained, title=PLANNED, other="the plan"))
+        sections.append(_compare(checkpoint, explained, id="against-plan", title=PLANNED, other="the plan"))
     sections += [_against(checkpoint, against, found, listed=listed) for against, found in compared]
     if other:
-        sections.insert(0, Section(WHY, "; ".join(other), judges=False))
+        sections.insert(0, Section("cause", WHY, "; ".join(other), judges=False))
     return Report("validate", checkpoint.label, _verdict(checkpoint, sections, other), tuple(sections))
 
 
@@ -154,7 +154,8 @@ def _against(
     if not entries:  # entries may explain what follows from another scheme, tensor by tensor
         found = without_what_follows(found, {*checkpoint.schemes, *against.reference.schemes})
     differences = [*found, *diff_settings(checkpoint, against.reference)]
-    return _compare(checkpoint, explain(differences, entries), title=title, other="the reference", listed=listed)
+    explained = explain(differences, entries)
+    return _compare(checkpoint, explained, id="against-reference", title=title, other="the reference", listed=listed)
 
 
 def _stored_heads(plan: Plan, against: AgainstReference) -> list[Explanation]:
@@ -195,6 +196,7 @@ def _itself(checkpoint: Checkpoint, plan: Plan | None) -> Section:
         }
         why = as_decided, reasons(plan)
     return Section(
+        id="structure",
         title="the checkpoint itself",
         summary=f"{size}, {declared}; {agree}",
         findings=tuple(findings),
@@ -209,10 +211,10 @@ def _served(checkpoint: Checkpoint, plan: Plan | None) -> list[Section]:
     findings = lint_served(checkpoint, plan)
     if findings is None:
         asked = "the rules of serving are known here for compressed-tensors and modelopt alone"
-        return [Section(SERVED, asked, judges=False)]
+        return [Section("serving-rules", SERVED, asked, judges=False)]
     broken = sum(finding.severity is not Severity.NOTE for finding in findings)
     summary = f"{broken} rules of serving are broken" if broken else "no rule of serving is broken"
-    return [Section(SERVED, summary, findings=tuple(findings))]
+    return [Section("serving-rules", SERVED, summary, findings=tuple(findings))]
 
 
 def _account(account: Account, base: Base | None, plan: Plan | None) -> Section:
@@ -225,6 +227,7 @@ def _compare(
     checkpoint: Checkpoint,
     explained: Explained,
     *,
+    id: SectionId,
     title: str,
     other: str,
     listed: Collection[Difference] = (),
@@ -263,7 +266,7 @@ def _compare(
     ]
     unexplained = [*explained.unexplained, *explained.contested]
     summary = _difference_summary(checkpoint, unexplained, explained.by_entry, len(same))
-    return Section(title=title, summary=summary, findings=tuple(findings))
+    return Section(id, title, summary, findings=tuple(findings))
 
 
 def _as_planned(count: int) -> list[Finding]:

@@ -46,11 +46,12 @@ def _parser() -> Parser:
 
 def _lint(options: argparse.Namespace) -> int:
     check_writable(options.report)
-    sections = [_section(name, options.model) for name in options.recipes or recipe_names()]
+    names = options.recipes or recipe_names()
+    sections = [_section(name, options.model) for name in names]
     wrong = sum(not section.holds for section in sections)
     said = f"{len(sections)} recipe{'' if len(sections) == 1 else 's'}: "
     said += f"{wrong} cannot be built or served as written" if wrong else "no error"
-    unjudged = [section.title for section in sections if section.summary == UNJUDGED]
+    unjudged = [name for name, section in zip(names, sections, strict=True) if not section.judges]
     if options.recipes and unjudged:
         raise StructureError(UNJUDGED, where=unjudged[0], remedy="name the model with --model")
     said += f", {len(unjudged)} not judged" if unjudged else ""
@@ -62,11 +63,11 @@ def _section(name: str, model: str | None) -> Section:
     loaded = api.load_recipe(name)
     source = api.locked_source(loaded) if model is None else model
     if source is None:
-        return Section(name, UNJUDGED, judges=False)
+        return Section("lint", name, UNJUDGED, judges=False)
     first, *_ = api.lint(api.plan(loaded, source), references=(NO_REFERENCE,)).sections
     errors = sum(finding.severity is Severity.ERROR for finding in first.findings)
     summary = f"{errors} error{'' if errors == 1 else 's'}, {len(first.findings) - errors} further findings"
-    return replace(first, title=name, summary=summary, tables=(), figures=(), facts={})
+    return replace(first, id="lint", title=name, summary=summary, tables=(), figures=(), facts={})
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def _validate(options: argparse.Namespace) -> int:
         audited = audited_by(checkpoint, source, loaded, options)
         context += audited.sections
     elif checkpoint.shards:
-        context.append(Section("the weights", "not read, except per-tensor scales", judges=False))
+        context.append(Section("weights-unread", "the weights", "not read, except per-tensor scales", judges=False))
     demand = capacity.demand_of(options)
     if demand is not None:
         context.append(capacity_section(checkpoint, demand))

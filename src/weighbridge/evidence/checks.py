@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from weighbridge.base.model_card import declared_licence
 from weighbridge.checkpoint.model import EVIDENCE
@@ -43,7 +44,7 @@ from weighbridge.evidence.write import (
     TENSORS,
     TEST_RESULT,
 )
-from weighbridge.report import Finding, Section, Severity
+from weighbridge.report import Finding, Section, SectionId, Severity
 
 _FETCH = "fetch it again from whoever built it; until then serve nothing of this"
 
@@ -240,21 +241,11 @@ def _check_results(case: Case) -> Checked:
         ]
     findings += _check_added(case)
     stated = case.report(MAIN_REPORT).sections
-    again = {section.title: section for section in validated(case) + _again(case)}
-    unseen, others = [], 0
-    for said in stated:
-        section = again.pop(said.title, None)
-        if section is None:
-            if not said.title.startswith("the source "):  # see the pages
-                unseen.append(said.title)
-        elif not _same(said, section, case):
-            others += 1
-            findings.append(
-                wrong("evidence/results", said.title, f"was stated: {said.summary}; it is: {section.summary}")
-            )
-    if not case.parameters.get("references"):
-        findings += [wrong("evidence/results", title, "was not stated") for title in again]
-    same = len(stated) - len(unseen) - others
+    again = {_key(section): section for section in (*validated(case), *_again(case))}
+    others = [*_stated_otherwise(case, stated, again)]
+    findings += [*others, *_under_another_id(stated, again.values()), *_not_stated(case, stated, again)]
+    unseen = [said.title for said in stated if _key(said) not in again and said.id != "source"]  # that: see the pages
+    same = len(stated) - len(unseen) - len(others)
     unseen += [name for name in case.results if name != MAIN_REPORT]
     unseen += [name for name in map(added_name, case.added) if name is not None]
     return Checked(
@@ -262,6 +253,40 @@ def _check_results(case: Case) -> Checked:
         tuple(findings),
         (f"what was not done again: {', '.join(unseen)}",) if unseen else (),
     )
+
+
+def _key(section: Section) -> tuple[SectionId, str]:
+    """What a section is known by in its report."""
+    return section.id, section.title
+
+
+def _stated_otherwise(
+    case: Case, stated: Iterable[Section], again: Mapping[tuple[SectionId, str], Section]
+) -> Iterator[Finding]:
+    for said in stated:
+        section = again.get(_key(said))
+        if section is not None and not _same(said, section, case):
+            yield wrong("evidence/results", said.title, f"was stated: {said.summary}; it is: {section.summary}")
+
+
+def _under_another_id(stated: Iterable[Section], again: Iterable[Section]) -> Iterator[Finding]:
+    """What people know by its title is what programs know by its id: no two kinds of sections have the same title."""
+    kinds: dict[str, SectionId] = {}
+    for section in (*again, *stated):
+        kind = kinds.setdefault(section.title, section.id)
+        if section.id != kind:
+            yield wrong("evidence/results", section.title, f"was stated as {section.id}; it is: {kind}")
+
+
+def _not_stated(
+    case: Case, stated: Iterable[Section], again: Mapping[tuple[SectionId, str], Section]
+) -> Iterator[Finding]:
+    """What a build is held against is told. References that were named by hand take the place of the recipe's own."""
+    named = bool(case.parameters.get("references"))
+    known = set(map(_key, stated))
+    for key, section in again.items():
+        if key not in known and not (named and section.id == "against-reference"):
+            yield wrong("evidence/results", section.title, "was not stated")
 
 
 def _same(said: Section, section: Section, case: Case) -> bool:
@@ -320,7 +345,7 @@ def validated(case: Case) -> list[Section]:
         finding = Finding("evidence/no-plan", Severity.ERROR, f"{EVIDENCE}/{RECIPE}", str(error))
         return [
             *validate(case.checkpoint).sections,
-            Section("against its recipe", "no plan can be made", findings=(finding,)),
+            Section("against-plan", "against its recipe", "no plan can be made", findings=(finding,)),
         ]
     report = validate(
         case.checkpoint,
@@ -331,16 +356,25 @@ def validated(case: Case) -> list[Section]:
     return list(report.sections)
 
 
-CHECKS: Mapping[str, Callable[[Case], Checked]] = {
-    "the files": _check_files,
-    "the tensors": _check_tensors,
-    "the signatures": _check_signatures,
-    "the statements": _check_statements,
-    "the source": check_source,
-    "the provenance": check_provenance,
-    "the results": _check_results,
-    "the model card": check_card,
-    "the bill of materials": check_bom,
-    "the reports": check_pages,
-}
+@dataclass(frozen=True)
+class Check:
+    """One matter, and the section of the report that it becomes."""
+
+    id: SectionId
+    title: str
+    run: Callable[[Case], Checked]
+
+
+CHECKS = (
+    Check("evidence-files", "the files", _check_files),
+    Check("evidence-tensors", "the tensors", _check_tensors),
+    Check("evidence-signatures", "the signatures", _check_signatures),
+    Check("evidence-statements", "the statements", _check_statements),
+    Check("evidence-source", "the source", check_source),
+    Check("evidence-provenance", "the provenance", check_provenance),
+    Check("evidence-results", "the results", _check_results),
+    Check("evidence-card", "the model card", check_card),
+    Check("evidence-bom", "the bill of materials", check_bom),
+    Check("evidence-reports", "the reports", check_pages),
+)
 """What is checked, in order; each function says how."""

@@ -43,7 +43,7 @@ def judge_licence(recipe: Recipe, declared: Declared | None) -> Section:
             f"the source declares no licence in a card or LICENSE file, so {ours} is the recipe's word",
             remedy="look it up where the base is published",
         )
-        return Section("the licence", f"{ours}, as the recipe says", findings=(finding,))
+        return Section("licence", "the licence", f"{ours}, as the recipe says", findings=(finding,))
     if declared.licence != ours.lower():
         finding = Finding(
             "licence/other",
@@ -52,5 +52,5 @@ def judge_licence(recipe: Recipe, declared: Declared | None) -> Section:
             f"is {ours}, but the source's own {declared.file} declares {declared.licence}",
             remedy="write into the recipe what the source itself declares at the pinned revision",
         )
-        return Section("the licence", f"{ours} is not what the source declares", findings=(finding,))
-    return Section("the licence", f"{ours}, as the source's own {declared.file} declares")
+        return Section("licence", "the licence", f"{ours} is not what the source declares", findings=(finding,))
+    return Section("licence", "the licence", f"{ours}, as the source's own {declared.file} declares")

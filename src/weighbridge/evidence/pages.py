@@ -228,7 +228,7 @@ def _check_main(case: Case, report: Report) -> Iterator[Finding]:
     where = f"{EVIDENCE}/{MAIN_REPORT}.json"
     beside = case.start.files.keys() - set(case.source_shards)
     expected = identity_section(case.identity, case.model, beside)
-    named = [section for section in report.sections if section.title.startswith("the source ")]
+    named = [section for section in report.sections if section.id == "source"]
     if named != [expected]:
         yield Finding(
             "evidence/identity",
@@ -236,8 +236,7 @@ def _check_main(case: Case, report: Report) -> Iterator[Finding]:
             where,
             f"does not say of the source what is known: it {case.base.sentence}",
         )
-    references = [section for section in report.sections if section.title.startswith("against ")]
-    references = [section for section in references if section.title != "against the recipe's plan"]
+    references = [section for section in report.sections if section.id == "against-reference"]
     verdict = build_verdict(report.subject, len(case.opened().structure), references, case.model, case.identity)
     if (report.command, report.verdict) != ("build", verdict):
         yield Finding("evidence/results", _strictness(case), where, "its verdict is not what its sections come to")

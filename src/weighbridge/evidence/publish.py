@@ -124,6 +124,7 @@ def upload(offer: Offer) -> Report:
     commit = _upload(offer)
     findings = tuple(_differences(offer, commit))
     section = Section(
+        "upload",
         f"{repository}@{commit[:7]}",
         "holds what was sent" if not findings else "differs",
         findings=findings,

@@ -8,9 +8,10 @@ from typing import Any
 
 from weighbridge.errors import StructureError
 from weighbridge.evidence.statements import Outcome, Resource, TestResult, TestResultStatement
+from weighbridge.report import SectionId
 
-NO_TESTS = ("the build", "the source ")
-"""Beginnings of the titles of sections that describe and judge nothing: how the run went, and who the source is."""
+NO_TESTS: frozenset[SectionId] = frozenset({"source", "build", "source-served", "answers-compared"})
+"""Sections that describe and judge nothing: who the source is, how the run went, and what else was measured beside."""
 
 
 @dataclass(frozen=True)
@@ -29,16 +30,16 @@ def results_of(report: Mapping[str, Any], *, where: str) -> tuple[Result, ...]:
         StructureError: no such report.
     """
     try:
-        found = [(section["title"], section["summary"], section["findings"]) for section in report["sections"]]
-        severities = [{str(finding["severity"]) for finding in findings} for _, _, findings in found]
+        found = [(section["id"], section["title"], section["summary"]) for section in report["sections"]]
+        severities = [{str(finding["severity"]) for finding in section["findings"]} for section in report["sections"]]
     except (KeyError, TypeError):
         raise StructureError("is no report", where=where) from None
-    if not all(isinstance(text, str) for title, summary, _ in found for text in (title, summary)):
+    if not all(isinstance(text, str) for texts in found for text in texts):
         raise StructureError("is no report", where=where)
     return tuple(
         Result(title, _outcome(severe), summary)
-        for (title, summary, _), severe in zip(found, severities, strict=True)
-        if not title.startswith(NO_TESTS)
+        for (id, title, summary), severe in zip(found, severities, strict=True)
+        if id not in NO_TESTS
     )
 
 

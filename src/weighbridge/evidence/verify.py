@@ -39,16 +39,22 @@ def verify(
 
 def judge(case: Case, findings: Sequence[Finding]) -> Report:
     """The report of a case that was opened, with what was found in doing so."""
-    sections = [Section("what lies there", f"{len(case.files):,} files", findings=tuple(findings))] if findings else []
+    sections = (
+        [Section("evidence-listing", "what lies there", f"{len(case.files):,} files", findings=tuple(findings))]
+        if findings
+        else []
+    )
     words: dict[str, str | int] = {}
-    for title, check in CHECKS.items():
-        checked = _checked(check, case)
-        sections.append(Section(title, checked.summary, findings=checked.findings, judges=checked.judges))
+    for check in CHECKS:
+        checked = _checked(check.run, case)
+        sections.append(
+            Section(check.id, check.title, checked.summary, findings=checked.findings, judges=checked.judges)
+        )
         if checked.words:
-            words[title] = "; ".join(checked.words)
+            words[check.title] = "; ".join(checked.words)
     sections += validated(case)
     title = "not verified: the builder's word"
-    sections.append(Section(title, f"{len(words)} things", facts=words, judges=False))
+    sections.append(Section("builders-word", title, f"{len(words)} things", facts=words, judges=False))
     return Report("evidence", str(case.directory), _verdict(case, sections), tuple(sections))
 
 

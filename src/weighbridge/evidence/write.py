@@ -185,7 +185,7 @@ def chain_section(base: BaseModel, loaded: LoadedRecipe, root: str, told_by: Map
     )
     summary = "base, recipe, build, and what is stated of it"
     chain = Chain("what was made from what", links)
-    return Section("from base to evidence", summary, figures=(chain,), judges=False)
+    return Section("chain", "from base to evidence", summary, figures=(chain,), judges=False)
 
 
 def called_by_name(report: Report, names: Mapping[str, str], known: str = "") -> Report:

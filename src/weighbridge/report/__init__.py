@@ -14,6 +14,7 @@ from weighbridge.report.findings import (
 )
 from weighbridge.report.present import PRESENTERS
 from weighbridge.report.reading import read_report
+from weighbridge.report.section_ids import SectionId
 
 __all__ = [
     "PRESENTERS",
@@ -25,6 +26,7 @@ __all__ = [
     "Link",
     "Report",
     "Section",
+    "SectionId",
     "Severity",
     "Table",
     "read_report",

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from weighbridge.errors import clipped, printable
+from weighbridge.report.section_ids import SectionId
 
 JSON_VERSION = 1
 COMPARISON = "diff"
@@ -139,6 +140,7 @@ class Section:
     """A part of a report: what was held against what, and what was found.
 
     Attributes:
+        id: what kind of section it is, for programs; titles and sentences are for people.
         title: e.g. ``against RedHatAI/gemma-4-26B-A4B-it-FP8-dynamic``.
         summary: one sentence.
         facts: what the section rests on (label -> value).
@@ -146,6 +148,7 @@ class Section:
         judges: whether something was held against something. What only tells is shown as neither held nor failed.
     """
 
+    id: SectionId
     title: str
     summary: str
     findings: tuple[Finding, ...] = ()

@@ -39,6 +39,7 @@ def capacity_section(checkpoint: Checkpoint, demand: Demand) -> Section:
     fitting = [capacity for capacity in found if capacity.cache > 0]
     left = "; ".join(f"by {capacity.server}'s accounting {capacity.tokens:,} tokens of cache" for capacity in fitting)
     return Section(
+        id="capacity",
         title=f"on a card of {demand.memory / GIB:g} GiB",
         summary=f"computed, not measured: {left or 'no room for a KV cache beside the weights'}",
         findings=tuple(_too_large(capacity, demand, fatal=not fitting) for capacity in found if capacity.cache <= 0),

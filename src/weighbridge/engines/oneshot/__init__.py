@@ -127,6 +127,7 @@ def _section(plan: Plan, calibration: Calibration, passed: Passed, record: Recor
     reached = f"; each of {len(seen):,} experts saw {min(seen):,} or more" if seen else ""
     quantized = any(plan.source.family.role_of(module) is Role.EXPERTS for module in plan.schemes)
     return Section(
+        id="calibration",
         title="the calibration",
         summary=f"{record.tokens:,} tokens of {len(record.rows):,} samples{reached}",
         findings=(*(starved(coverage, calibration.least_tokens) if quantized else ()), *passed.findings),

@@ -39,7 +39,7 @@ def _section(setting: Setting, build: Sequence[Score], source: Sequence[Score] |
         share = retained(*pairs[0]).share
         summary = f"{first.metric} {_percent(first.value)}" + (f", {_percent(share)} of the source's" if share else "")
         table = Table(COMPARED, tuple(_compared(*pair) for pair in pairs))
-    return Section(title=setting.task, summary=summary, facts=_facts(setting, first, harness), tables=(table,))
+    return Section("task", setting.task, summary, facts=_facts(setting, first, harness), tables=(table,))
 
 
 def _pairs(source: Sequence[Score], build: Sequence[Score]) -> list[tuple[Score, Score]]:

@@ -30,6 +30,7 @@ def report_throughput(sides: Mapping[str, Endpoint], measured: Sequence[Measured
         "rounds": f"{len(measured[0].rounds)}, the sides in turns",
     }
     single = Section(
+        id="throughput-single",
         title="one request at a time",
         summary=_sentence(_at(measured, load.concurrency)),
         facts=facts,
@@ -37,6 +38,7 @@ def report_throughput(sides: Mapping[str, Endpoint], measured: Sequence[Measured
     )
     most = max(one.load.concurrency for one in measured)
     many = Section(
+        id="throughput-concurrent",
         title="by concurrency",
         summary=_sentence(_at(measured, most)),
         tables=(_by_concurrency(measured, tuple(sides)),),

@@ -115,6 +115,7 @@ def text_section(windows: Windows, dtype: Dtype) -> Section:
     """What was read, and how the intervals were made."""
     count, length = windows.tokens.shape
     return Section(
+        "text",
         "the text",
         f"{count:,} windows of {length:,} tokens, spread evenly over {windows.text.name}",
         facts={
@@ -153,6 +154,7 @@ def section_of(found: Evaluated, source: Checkpoint, limits: Quality | None = No
     findings += _four_bit_source(found, source)
     findings += [Finding("quality/took-no-part", Severity.NOTE, found.build.label, note) for note in found.notes]
     return Section(
+        "answers",
         f"{found.build.label} beside {source.label}",
         f"KL {shown(kl, KL_DIGITS)} nats a token, same most probable token {percent(agreement)}, "
         f"perplexity times {shown(ratio, 4)}",
@@ -194,6 +196,7 @@ def comparison(builds: Sequence[Evaluated], source: Checkpoint) -> Section:
         tables.append(Table(("nearer to the source", "than", "KL less by, nats a token", ""), tuple(pairs)))
     perplexity = interval([builds[0].measured.source_loss], np.exp)
     return Section(
+        "answers-compared",
         "the builds beside each other",
         f"{len(builds)} builds of {source.label}, whose perplexity is {shown(perplexity)}",
         tables=tuple(tables),

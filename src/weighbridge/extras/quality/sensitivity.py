@@ -19,9 +19,6 @@ from weighbridge.planning import find_merged_groups
 from weighbridge.progress import Progress
 from weighbridge.report import Section, Table
 
-QUANTIZED_WEIGHTS = "its quantized weights"
-"""The section of an audit that has the error by role and by layer."""
-
 NOT_TEXT = (Role.VISION, Role.AUDIO)
 
 
@@ -109,7 +106,7 @@ def error_section(build: Checkpoint, source: Checkpoint, *, resources: Resources
         resources=resources,
         progress=progress,
     )
-    return next(section for section in auditing.sections(found) if section.title == QUANTIZED_WEIGHTS)
+    return next(section for section in auditing.sections(found) if section.id == "quantized-weights")
 
 
 def roles_section(own: Sequence[Choice]) -> Section:
@@ -130,6 +127,7 @@ def roles_section(own: Sequence[Choice]) -> Section:
     columns = ("left as it was", "bits a weight", "KL saved, nats a token", "of the build's", "KL saved a bit")
     best = rows[0]
     return Section(
+        "role-costs",
         "what each role costs",
         f"most divergence a bit is saved by {best[0]}: {best[2]} nats a token for {best[1]} bits a weight",
         tables=(Table(columns, tuple(rows)),),
@@ -152,6 +150,7 @@ def pareto_section(found: Sequence[Choice]) -> Section:
             )
         )
     return Section(
+        "bits-and-divergence",
         "bits against divergence",
         f"{front} of {len(found)} choices are on the front: no other has as few bits and as little divergence",
         tables=(Table(("choice", "bits a weight", "KL, nats a token", "on the front"), tuple(rows)),),

@@ -18,7 +18,7 @@ from weighbridge.extras.serving.answer import Answer, Request, ServingError
 from weighbridge.extras.serving.client import ask
 from weighbridge.extras.serving.loaded import harmless_parameters, loading_findings
 from weighbridge.progress import Progress
-from weighbridge.report import Finding, Report, Section, Severity, Table
+from weighbridge.report import Finding, Report, Section, SectionId, Severity, Table
 from weighbridge.text.names import compact
 
 if TYPE_CHECKING:
@@ -90,7 +90,8 @@ def check(request: ServingCheck, *, progress: Progress) -> Report:
         sections.append(_exact_section(request, progress))
         exact, rounded = own_scores(checkpoint, request.token_ids, SERVED, progress)
         served = served_scores(answer)
-        sections.append(agreement_section(f"{server} as it serves, in BFloat16", served, exact, rounded))
+        client = f"{server} as it serves, in BFloat16"
+        sections.append(agreement_section(client, served, exact, rounded, id="agreement-served"))
         if request.source is not None:
             sections.append(_source_section(request, served))
         if request.transformers:
@@ -130,11 +131,16 @@ def loading_section(checkpoint: Checkpoint, answer: Answer, *, log: Path | None 
     if errors and log is not None:
         facts["the server's log"] = str(log)
     return Section(
-        f"loading into {_server(answer)}", summary, tuple(findings), facts, _harmless_tables(checkpoint, answer)
+        "loading",
+        f"loading into {_server(answer)}",
+        summary,
+        tuple(findings),
+        facts,
+        _harmless_tables(checkpoint, answer),
     )
 
 
-def agreement_section(client: str, served: Scores, exact: Scores, rounded: Scores) -> Section:
+def agreement_section(client: str, served: Scores, exact: Scores, rounded: Scores, *, id: SectionId) -> Section:
     """A client's log-probabilities beside those of our own forward."""
     from weighbridge.extras.serving.agreement import agreement
 
@@ -144,7 +150,7 @@ def agreement_section(client: str, served: Scores, exact: Scores, rounded: Score
         f"{found.tokens:,} tokens; differences of {found.difference:.3g} nats (root mean square), "
         f"where rounding alone makes {found.noise:.3g} and {found.allowed:.3g} are allowed"
     )
-    return Section(f"{client}, against our own forward", summary, findings, {}, (_agreement_table(found),))
+    return Section(id, f"{client}, against our own forward", summary, findings, {}, (_agreement_table(found),))
 
 
 def token_windows(checkpoint: Checkpoint, text: str, *, windows: int, length: int) -> list[list[int]]:
@@ -221,6 +227,7 @@ def _generation_section(answer: Answer) -> Section:
     shown = [repr(text)[:SHOWN_CHARACTERS] for text in answer.text[:3]]
     return Section(
         "generation",
+        "generation",
         f"{sum(map(len, answer.generated)):,} tokens after {len(answer.generated)} texts",
         facts={f"after text {number}": text for number, text in enumerate(shown, 1)},
     )
@@ -260,9 +267,9 @@ def _exact_section(request: ServingCheck, progress: Progress) -> Section:
             f"cannot be run in float32: {answer.refused}",
             remedy="the comparison in BFloat16 stands alone; it is less sharp",
         )
-        return Section(title, "could not be compared", (finding,))
+        return Section("agreement-exact", title, "could not be compared", (finding,))
     higher, own = own_scores(request.checkpoint, request.token_ids, EXACT, progress)
-    return agreement_section(title, served_scores(answer), higher, own)
+    return agreement_section(title, served_scores(answer), higher, own, id="agreement-exact")
 
 
 def _disagreement(client: str, found: Agreement) -> Finding:
@@ -294,6 +301,7 @@ def _source_section(request: ServingCheck, served: Scores) -> Section:
     answer = ask_server(request.source, request, exact=False, log=log)
     if not answer.log_probabilities:
         return Section(
+            "source-served",
             "the source in the same server",
             "it gave no log-probabilities",
             (
@@ -314,6 +322,7 @@ def _source_section(request: ServingCheck, served: Scores) -> Section:
         ("difference, root mean square", f"{float((difference**2).mean()) ** 0.5:.4f} nats"),
     )
     return Section(
+        "source-served",
         "the source in the same server",
         f"quantization changes log-probabilities by {difference.mean():+.4f} nats a token on average (for information)",
         tables=(Table(("figure", "value"), rows),),
@@ -329,10 +338,13 @@ def _transformers_section(request: ServingCheck, exact: Scores, rounded: Scores)
     assert checkpoint.directory is not None
     title = "transformers (with llm-compressor's loader for experts)"
     if checkpoint.declaration is not None and checkpoint.declaration.quant_method != "compressed-tensors":
-        return Section(title, f"was not asked: it does not read {checkpoint.declaration.quant_method}")
+        return Section(
+            "agreement-transformers", title, f"was not asked: it does not read {checkpoint.declaration.quant_method}"
+        )
     try:
         found = distributions(checkpoint.directory, request.token_ids, where=checkpoint.label)
     except ServingError as error:
         finding = Finding("serve/second-client", Severity.WARNING, "transformers", str(error), remedy="serve with vLLM")
-        return Section(title, "does not load it", (finding,))
-    return agreement_section(title, scores_of(found, request.token_ids), exact, rounded)
+        return Section("agreement-transformers", title, "does not load it", (finding,))
+    served = scores_of(found, request.token_ids)
+    return agreement_section(title, served, exact, rounded, id="agreement-transformers")
