@@ -84,6 +84,7 @@ class Audit:
         kept: each kept tensor with its verdict.
         leftovers: what could not be compared.
         family: what the base is one of.
+        base_quantized: how its publisher quantized the base; empty where it is of floats.
         base_parameters: elements of the base.
         bits_a_weight: bits of the checkpoint's payload for each of them.
         checked: elements that were looked at.
@@ -99,6 +100,7 @@ class Audit:
     kept: Sequence[tuple[KeptPair, Judged]]
     leftovers: Sequence[Leftover]
     family: Family
+    base_quantized: str
     base_parameters: int
     bits_a_weight: float
     checked: int
@@ -194,6 +196,7 @@ def audit(
         kept=kept,
         leftovers=_leftovers(checkpoint, base, pairing, smoothed),
         family=base.family,
+        base_quantized=_quantized_by(base),
         base_parameters=sum(tensor.parameters for tensor in base.structure.values()),
         bits_a_weight=8
         * payload_bytes(checkpoint.structure)
@@ -311,6 +314,14 @@ def _judge_volume(job: Job, item: QuantizedPair, judged: Judged) -> Judged:
 def _measure(result: Measure | Difference) -> Measure:
     assert isinstance(result, Measure)
     return result
+
+
+def _quantized_by(base: Checkpoint) -> str:
+    """How a base is quantized, in words; empty where it is of floats."""
+    if base.declaration is None or not base.schemes:
+        return ""
+    schemes = sorted({str(scheme.weights) for scheme in set(base.schemes.values())})
+    return f"{base.declaration.quant_method}: {', '.join(schemes)}"
 
 
 def _leftovers(checkpoint: Checkpoint, base: Checkpoint, pairing: Pairing, smoothed: Smoothed) -> list[Leftover]:

@@ -20,7 +20,7 @@ from weighbridge.checkpoint.modules import (
 )
 from weighbridge.checkpoint.readable import check_decoded
 from weighbridge.errors import StructureError
-from weighbridge.formats import FORMATS
+from weighbridge.formats import DECODED, FORMATS
 from weighbridge.formats.schemes import Scheme, SchemeMismatch
 from weighbridge.formats.tensors import FLOATING_SOURCES, Tensor
 from weighbridge.machine.columns import Columns
@@ -32,23 +32,44 @@ HEAD = "lm_head"
 _SCALE_DTYPES = frozenset({"BF16", "F16", "F32"})
 
 
+class Coded(NamedTuple):
+    """Codes that rows of a weight are read off.
+
+    Attributes:
+        form: whose way of storing them it is.
+        stored: local name -> where the whole tensor lies.
+        rows: of the whole weight.
+        first: the first row that is meant.
+    """
+
+    form: str
+    scheme: Scheme
+    stored: Mapping[str, Region]
+    rows: int
+    first: int = 0
+
+
 class Region(NamedTuple):
     """Bytes of a shard, and the dtype and shape of what they hold.
 
     Attributes:
         offset: where they begin; of rows that lie as columns, where the whole matrix does.
         columns: where they lie in that matrix; None for rows that lie as such, one after the other.
+        coded: where they are stored as codes: which; None for what is stored as it is.
     """
 
     file: str
     offset: int
     tensor: Tensor
     columns: Columns | None = None
+    coded: Coded | None = None
 
     def rows(self, first: int, count: int) -> Region:
         """Rows of a matrix."""
         total, *rest = self.tensor.shape
         tensor = Tensor(self.tensor.dtype, (count, *rest))
+        if self.coded is not None:
+            return self._replace(tensor=tensor, coded=self.coded._replace(first=self.coded.first + first))
         if self.columns is not None:
             return Region(self.file, self.offset, tensor, self.columns.after(first))
         each = self.tensor.nbytes // total if total else 0
@@ -126,7 +147,7 @@ def pair(checkpoint: Checkpoint, base: Checkpoint, groups: Sequence[FusedGroup] 
             decoded here.
     """
     check_decoded(base)
-    source, stored = regions(base), regions(checkpoint)
+    source, stored = _as_floats(base, regions(base)), regions(checkpoint)
     schemes = schemes_of(checkpoint)
     modules = modules_of(stored, schemes)
     pairs: list[Pair] = []
@@ -167,6 +188,26 @@ def pair(checkpoint: Checkpoint, base: Checkpoint, groups: Sequence[FusedGroup] 
         mismatched=mismatched,
         groups=tuple(groups),
     )
+
+
+def _as_floats(base: Checkpoint, found: dict[str, Region]) -> dict[str, Region]:
+    """What a base holds, each module that its publisher quantized as the one weight that its codes mean."""
+    if base.declaration is None:
+        return found
+    form = base.declaration.quant_method
+    floats = dict(found)
+    schemes = schemes_of(base)
+    for module, locals_ in modules_of(found, schemes).items():
+        if not is_quantized(locals_):
+            continue
+        weight = DECODED[form](schemes[module], {local: region.tensor for local, region in locals_.items()})
+        assert weight is not None  # it is decoded here
+        for local in locals_:
+            del floats[f"{module}.{local}"]
+        first = min(locals_.values(), key=lambda region: (region.file, region.offset))
+        coded = Coded(form, schemes[module], locals_, weight.shape[0])
+        floats[f"{module}.weight"] = Region(first.file, first.offset, Tensor("BF16", weight.shape), coded=coded)
+    return floats
 
 
 def regions(checkpoint: Checkpoint) -> dict[str, Region]:

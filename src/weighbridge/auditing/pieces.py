@@ -82,7 +82,7 @@ def cut(pairing: Pairing, sample: Sample | None = None) -> tuple[Piece, ...]:
 
 def cut_by_elements(item: KeptPair) -> bool:
     """Whether a kept tensor is cut without regard to its rows: both sides hold it in the same order."""
-    return item.source.columns is None and item.stored.columns is None
+    return all(side.columns is None and side.coded is None for side in (item.source, item.stored))
 
 
 def units_of(item: Pair) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
+from weighbridge.auditing.decoding import decoded
 from weighbridge.auditing.pairing import Region
 from weighbridge.checkpoint.header import Header
 from weighbridge.checkpoint.hub import HubId, find_snapshot, read_bytes
@@ -231,6 +232,11 @@ def fill(reader: Reader, region: Region, target: memoryview) -> None:
     Raises:
         StructureError, HubError: it cannot be read.
     """
+    if region.coded is not None:
+        rows, columns = region.tensor.shape
+        bits = decoded(region.coded, rows, columns, lambda other, first, count: _fresh(reader, other, first, count))
+        target[:] = memoryview(np.ascontiguousarray(bits).reshape(-1).view(np.uint8).data)
+        return
     if region.columns is None:
         reader.read(region.file, region.offset, target)
         return
@@ -243,6 +249,11 @@ def fill(reader: Reader, region: Region, target: memoryview) -> None:
         element=DTYPE_BITS[region.tensor.dtype] // 8,
         target=target,
     )
+
+
+def _fresh(reader: Reader, region: Region, first: int, count: int) -> npt.NDArray[np.generic]:
+    """Rows of a stored tensor, in memory of their own."""
+    return read_rows(reader, region, ((first, count),), np.empty(region.rows(0, count).tensor.nbytes, np.uint8))
 
 
 def read_rows(

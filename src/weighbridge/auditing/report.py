@@ -37,7 +37,8 @@ def conclusion(audit: Audit) -> str:
     """The verdict for the whole, in words."""
     if not _derives(audit):
         return "does not derive from the base"
-    return f"{_how(audit)}{_as_far_as(audit)}"
+    before = ", which its publisher had quantized" if audit.base_quantized else ""
+    return f"{_how(audit)}{before}{_as_far_as(audit)}"
 
 
 def _derives(audit: Audit) -> bool:
@@ -76,6 +77,8 @@ def _whole(audit: Audit) -> Section:
         "bits a weight": f"{audit.bits_a_weight:.3f}",
         "elements checked": f"{audit.checked:,} of {audit.total:,} ({100 * audit.checked / max(audit.total, 1):.2f} %)",
     }
+    if audit.base_quantized:
+        facts["the base's own rounding"] = f"{audit.base_quantized}; what it lost of the model is not judged here"
     if audit.found:
         facts["found from an earlier run"] = f"{audit.found:,} pieces"
     if audit.sample is not None:

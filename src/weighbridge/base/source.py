@@ -11,7 +11,9 @@ from pathlib import Path
 
 from weighbridge.checkpoint.hub import download
 from weighbridge.checkpoint.model import CONFIG_FILE, Checkpoint, open_directory
+from weighbridge.checkpoint.modules import tensor_name
 from weighbridge.checkpoint.opening import open_checkpoint
+from weighbridge.checkpoint.readable import check_decoded
 from weighbridge.checkpoint.strays import is_code
 from weighbridge.errors import Argument, BuildError, StructureError
 from weighbridge.formats.tensors import FLOATING_SOURCES
@@ -64,19 +66,21 @@ def open_source(model: str, *, follow: Sequence[Path] = ()) -> Checkpoint:
 
 
 def checked_source(source: Checkpoint) -> Checkpoint:
-    """A model that can be quantized, as it was given.
+    """A model that can be quantized, as it was given: one of floats, or one whose codes are decoded here.
 
     Raises:
-        BuildError: it is quantized already.
+        BuildError: it holds codes that are not decoded here.
     """
     if source.declaration is not None:
-        raise BuildError(
-            f"is already quantized ({source.declaration.quant_method})",
-            where=source.label,
-            remedy="name the base model it was made from",
-        )
+        try:
+            check_decoded(source)
+        except StructureError as error:
+            what = f"is already quantized, and cannot be the source of another build: {error.what}"
+            raise BuildError(what, where=source.label, remedy="name the base model it was made from") from None
+    codes = {tensor_name(module, local) for module in source.schemes for local in source.modules.get(module, ())}
     for name, tensor in source.structure.items():
-        if is_code(name, tensor) or (name.endswith(".weight") and tensor.dtype not in FLOATING_SOURCES):
+        is_float = tensor.dtype in FLOATING_SOURCES
+        if name not in codes and (is_code(name, tensor) or (name.endswith(".weight") and not is_float)):
             raise BuildError(
                 f"tensor {name} is {tensor}: the weights are already quantized, or of a kind no scheme can start from",
                 where=source.label,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import FUSED_WEIGHT
 from weighbridge.errors import StructureError
-from weighbridge.formats import FORMATS
+from weighbridge.formats import DECODED, FORMATS, fp8
 from weighbridge.formats.layouts import LAYOUTS
 from weighbridge.formats.modelopt import ALGORITHMS, METHOD
 from weighbridge.formats.quantization import NOT_READ
@@ -41,12 +41,14 @@ def check_decoded(checkpoint: Checkpoint) -> None:
     if declaration is None:
         return
     method = declaration.quant_method
-    if method not in FORMATS:
-        raise _not_decoded(checkpoint, f"quant_method is {method}; only {' and '.join(FORMATS)} are decoded here")
+    if method not in DECODED:
+        raise _not_decoded(checkpoint, f"quant_method is {method}; only {', '.join(DECODED)} are decoded here")
     if any(scheme.weights.reordered for scheme in checkpoint.schemes.values()):
         raise _not_decoded(
             checkpoint, "its columns are grouped by activation (weight_g_idx), which is not decoded here"
         )
+    if method == fp8.METHOD:
+        _check_fp8(checkpoint)
     if method != METHOD:
         return
     for module, scheme in checkpoint.schemes.items():
@@ -62,3 +64,9 @@ def _not_decoded(checkpoint: Checkpoint, what: str) -> StructureError:
         where=checkpoint.label,
         remedy="validate.py without --source judges its names, dtypes and shapes; for more, name what it was made from",
     )
+
+
+def _check_fp8(checkpoint: Checkpoint) -> None:
+    for module, scheme in checkpoint.schemes.items():
+        if DECODED[fp8.METHOD](scheme, checkpoint.modules.get(module, {})) is None:
+            raise _not_decoded(checkpoint, f"{module} is {scheme}, stored in a way of fp8 that is not decoded here")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from weighbridge.formats import modelopt
+from weighbridge.formats import fp8, modelopt
 from weighbridge.formats.schemes import Scheme, to_config
 from weighbridge.formats.tensors import Tensor
 
@@ -89,7 +89,9 @@ def rewritten(change: Rewrite, stored: Mapping[str, Stored]) -> Rewritten:
     tensors = {local: _tensor(item) for local, item in stored.items()}
     if change.source_format == modelopt.METHOD:
         tensors = _from_modelopt(tensors)
-    if change.target_format is None:
+    if change.target_format is None and change.source_format == fp8.METHOD:
+        tensors = _from_fp8(change.scheme, tensors)
+    elif change.target_format is None:
         tensors = _dequantized(change.scheme, tensors)
     elif change.target_format == modelopt.METHOD:
         tensors = _to_modelopt(tensors)
@@ -144,6 +146,22 @@ def _to_modelopt(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
         "weight_scale_2": torch.tensor(reciprocal(tensors["weight_global_scale"].item()), dtype=torch.float32),
         "input_scale": torch.tensor(reciprocal(tensors["input_global_scale"].item()), dtype=torch.float32),
     }
+
+
+def _from_fp8(scheme: Scheme, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The BF16 weight that codes of the ``fp8`` method mean; of blocks by upstream's dequantizer."""
+    import torch
+    from compressed_tensors.entrypoints.convert import FP8BlockDequantizer
+
+    local = next(local for local in fp8.SCALES if local in tensors)
+    scale = tensors[local].to(torch.float32)
+    unusable = ~torch.isfinite(scale) | (scale < 0)  # under a scale of zero lie zeros
+    if bool(unusable.any()):
+        raise UnusableScale(local, float(scale[unusable][0]))
+    if scheme.weights.block_structure is None:
+        return {"weight": (tensors["weight"].to(torch.float32) * scale).to(torch.bfloat16)}
+    converter = FP8BlockDequantizer(targets=[MODULE], weight_block_size=scheme.weights.block_structure)
+    return _processed(converter, {"weight": tensors["weight"], "weight_scale_inv": scale})
 
 
 def _dequantized(scheme: Scheme, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from weighbridge.formats import modelopt, schemes
+from weighbridge.formats import fp8, modelopt, schemes
 from weighbridge.formats.schemes import Scheme
 from weighbridge.formats.tensors import Tensor
 
@@ -30,3 +30,9 @@ FORMATS: Mapping[str, Format] = {
 }
 """What is written here, and decoded: by the name that ``quant_method`` has in config.json. `layouts.LAYOUTS` has those
 that are judged by names, dtypes and shapes alone."""
+
+DECODED: Mapping[str, Callable[[Scheme, Mapping[str, Tensor]], Tensor | None]] = {
+    **{method: form.weight_of for method, form in FORMATS.items()},
+    fp8.METHOD: fp8.weight_of,
+}
+"""What is turned into numbers here, and what weight each method's tensors were made of; some of it is only read."""

@@ -28,6 +28,7 @@ def check(plan: Plan) -> Iterator[Raised]:
             "add revision: and the commit, 40 hex digits",
         )
     yield from _another_family(plan)
+    yield from _quantized(plan)
     yield from _other_weights(plan.source)
     yield from _redirects(plan.source)
     yield from _experts_layout(plan)
@@ -49,6 +50,23 @@ def _another_family(plan: Plan) -> Iterator[Raised]:
         plan.loaded.location("base"),
         f"is for {theirs} ({plan.loaded.recipe.base.model}), and {plan.source.label} is {ours}",
         remedy or "draft a recipe from this model's headers (new-recipe)",
+    )
+
+
+def _quantized(plan: Plan) -> Iterator[Raised]:
+    """A source that its publisher rounded already: what is quantized anew is rounded twice."""
+    declaration = plan.source.declaration
+    anew = [part.module for part in plan.parts if part.action == "requantize"]
+    if declaration is None or not anew:
+        return
+    schemes = sorted({str(part.stored.scheme.weights) for part in plan.parts if part.stored is not None})
+    yield Raised(
+        "source/quantized",
+        plan.source.label,
+        f"is quantized already ({declaration.quant_method}: {', '.join(schemes)}): {len(anew):,} modules are rounded a "
+        "second time, and what the first rounding lost is not in the build",
+        "start from the model in BF16 where its publisher has it; where not, allow: source/quantized because ...",
+        len(anew),
     )
 
 

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from weighbridge.checkpoint.consistency import inconsistencies
 from weighbridge.checkpoint.model import Checkpoint
-from weighbridge.checkpoint.modules import (
-    FUSED_EXPERTS,
-    FUSED_WEIGHT,
-    FusedExperts,
-    split_experts,
-    split_parameter,
-)
+from weighbridge.checkpoint.modules import FUSED_EXPERTS
 from weighbridge.errors import Argument, Clause, StructureError
 from weighbridge.formats import FORMATS
 from weighbridge.formats.declaration import LINEAR, Declaration, Group
@@ -30,15 +23,13 @@ from weighbridge.planning.model import (
     Stored,
     by_entry,
     find_fused_groups,
-    place_of,
     tied_heads,
 )
 from weighbridge.planning.quantize import KV_CACHE_SCALES, check_names
+from weighbridge.planning.units import DEQUANTIZED, Unit, check_source, units_of
 from weighbridge.recipe import Conversion, LoadedRecipe
-from weighbridge.report import Severity
 from weighbridge.text.patterns import PatternList, pattern_list
 
-DEQUANTIZED = "BF16"
 KEPT = Decision("kept as the source stores it")
 
 _EXPERT = re.compile(r"(?P<layer>.*)\.(?P<expert>[0-9]{1,6})\.(?P<member>gate_proj|up_proj|down_proj)")
@@ -67,14 +58,12 @@ def plan_rewrite(loaded: LoadedRecipe, source: Checkpoint, changes: Conversion) 
     Raises:
         StructureError: as `plan_conversion`.
     """
-    wrong = next((finding for finding in inconsistencies(source) if finding.severity is Severity.ERROR), None)
-    if wrong is not None:
-        raise StructureError(f"contradicts itself: {wrong.where} {wrong.message}", where=source.label)
+    check_source(source)
     if source.declaration is not None and source.declaration.attention:
         raise StructureError("a config group of attention is not converted", where=source.label)
     target = loaded.recipe.format
     chooser = _Chooser(loaded, changes)
-    units = list(_units(source))
+    units = list(units_of(source))
     layers = _Layers(units, source.label) if changes.experts == "fused" else None
     parts: list[Part] = []
     obstacles: list[Obstacle] = []
@@ -83,6 +72,12 @@ def plan_rewrite(loaded: LoadedRecipe, source: Checkpoint, changes: Conversion) 
             where = f"{source.label}: {unit.place.tensor}"
             raise StructureError("scales of the KV cache are not converted", where=where)
         scheme, decision = chooser.choose(unit)
+        if scheme is not None and unit.format not in FORMATS:
+            raise StructureError(
+                f"is stored by the method {unit.format}, whose codes are made floats here and not rewritten",
+                where=f"{source.label}: {unit.place.tensor}",
+                remedy="name it in convert.dequantize, or quantize the source by a recipe of another method",
+            )
         try:
             stored = FORMATS[target].stored_tensors(scheme, unit.weight) if scheme else {}
             parts.append(_part(unit, scheme, decision, stored, layers, changes))
@@ -97,79 +92,6 @@ def plan_rewrite(loaded: LoadedRecipe, source: Checkpoint, changes: Conversion) 
     return Plan(loaded, source, tuple(parts), tuple(obstacles), quantization, documents=documents)
 
 
-@dataclass(frozen=True)
-class _Unit:
-    """A module's weight or a tensor of its own, one expert at a time, as the source holds it.
-
-    Attributes:
-        source: the tensor, or for a quantized module that of its codes.
-        module: its module, as it would be called with experts one by one.
-        local: its local name in that module.
-        weight: the weight itself, unquantized.
-        places: for a quantized module, local name -> where in the source.
-        place: where the tensor itself lies.
-        fused: the whole tensor that holds it with other experts, where one does.
-    """
-
-    module: str
-    local: str
-    weight: Tensor
-    scheme: Scheme | None
-    places: Mapping[str, Place]
-    place: Place
-    fused: Tensor | None = None
-    format: str = ""
-
-
-def _units(source: Checkpoint) -> Iterator[_Unit]:
-    """Everything that a source holds, in its order; a quantized module stands where its first tensor does."""
-    done: set[str] = set()
-    for name, tensor in source.structure.items():
-        module = name if name in source.schemes else split_parameter(name)[0]
-        scheme = source.schemes.get(module)
-        if scheme is None or (name != module and split_parameter(name)[1] not in source.modules[module]):
-            yield from _kept(name, tensor, source.fused_experts.get(name))
-        elif module not in done:
-            done.add(module)
-            yield from _quantized(source, module, scheme)
-
-
-def _kept(name: str, tensor: Tensor, fused: FusedExperts | None) -> Iterator[_Unit]:
-    if fused is None:
-        yield _Unit(*split_parameter(name), tensor, None, {}, Place(name))
-        return
-    for part in split_experts(name, tensor, fused):
-        module, local = split_parameter(part.name)
-        yield _Unit(module, local, part.tensor, None, {}, place_of(name, part), tensor)
-
-
-def _quantized(source: Checkpoint, module: str, scheme: Scheme) -> Iterator[_Unit]:
-    assert source.declaration is not None
-    form = source.declaration.quant_method
-    tensors = source.modules[module]
-    if FUSED_WEIGHT not in tensors:
-        weight = FORMATS[form].weight_of(scheme, tensors)
-        assert weight is not None  # the source agrees with itself
-        places = {local: Place(f"{module}.{local}") for local in tensors}
-        codes = next(iter(places.values())).tensor
-        yield _Unit(module, "weight", weight, scheme, places, Place(codes), format=form)
-        return
-    fused = tensors[FUSED_WEIGHT]
-    places_of: dict[str, dict[str, Place]] = {}
-    for local, tensor in tensors.items():
-        name = module if local == FUSED_WEIGHT else f"{module}.{local}"
-        assert tensor.shape[:2] == fused.shape[:2]  # likewise
-        for part in split_experts(name, tensor, source.fused_experts[name]):
-            expert, stored = split_parameter(part.name)
-            places_of.setdefault(expert, {})[stored] = place_of(name, part)
-    dtype = next((tensor.dtype for local, tensor in tensors.items() if local == "weight_scale"), DEQUANTIZED)
-    for part in split_experts(module, fused, source.fused_experts[module]):
-        expert, _ = split_parameter(part.name)
-        weight = Tensor(dtype, part.tensor.shape)
-        places = places_of[expert]
-        yield _Unit(expert, "weight", weight, scheme, places, places["weight"], fused, format=form)
-
-
 class _Chooser:
     """Says what each module is to be, and which line of the recipe says so."""
 
@@ -180,13 +102,13 @@ class _Chooser:
             for index, entry in enumerate(changes.dequantize)
         ]
 
-    def choose(self, unit: _Unit) -> tuple[Scheme | None, Decision]:
+    def choose(self, unit: Unit) -> tuple[Scheme | None, Decision]:
         index = self.dequantized.first(unit.module) if unit.scheme is not None else None
         return (unit.scheme, KEPT) if index is None else (None, self.decisions[index])
 
 
 def _part(
-    unit: _Unit,
+    unit: Unit,
     scheme: Scheme | None,
     decision: Decision,
     stored: Mapping[str, Tensor],
@@ -194,7 +116,7 @@ def _part(
     changes: Conversion,
 ) -> Part:
     """The part of a unit, with the tensors that it is written to."""
-    was = Stored(unit.scheme, unit.format, unit.places) if unit.scheme is not None else None
+    was = None if unit.stored is None else replace(unit.stored, becomes="rewrite")
     weight = Tensor(DEQUANTIZED, unit.weight.shape) if was is not None and scheme is None else unit.weight
     locals_ = dict(stored) or {unit.local: weight}
     expert = _EXPERT.fullmatch(unit.module)
@@ -218,7 +140,7 @@ def _part(
 
 
 def _made(
-    unit: _Unit,
+    unit: Unit,
     module: str,
     weight: Tensor,
     scheme: Scheme | None,
@@ -230,11 +152,11 @@ def _made(
     return Part(unit.place, module, weight, scheme, decision, outputs, was, into or {})
 
 
-def _is_linear(unit: _Unit) -> bool:
+def _is_linear(unit: Unit) -> bool:
     return unit.local == "weight" and len(unit.weight.shape) == 2
 
 
-def _layout_of(unit: _Unit, member: str) -> tuple[int, Sequence[str]]:
+def _layout_of(unit: Unit, member: str) -> tuple[int, Sequence[str]]:
     """Number of experts and members in the order of rows, of the fused tensor that a unit is part of."""
     assert unit.fused is not None
     return unit.fused.shape[0], FUSED_EXPERTS[_FUSED_OF[member]]
@@ -243,8 +165,8 @@ def _layout_of(unit: _Unit, member: str) -> tuple[int, Sequence[str]]:
 class _Layers:
     """The experts of each layer, which fused tensors hold all together or not at all."""
 
-    def __init__(self, units: Sequence[_Unit], where: str) -> None:
-        found: dict[tuple[str, str], dict[tuple[int, str], _Unit]] = {}
+    def __init__(self, units: Sequence[Unit], where: str) -> None:
+        found: dict[tuple[str, str], dict[tuple[int, str], Unit]] = {}
         for unit in units:
             match = _EXPERT.fullmatch(unit.module)
             if match is not None and _is_linear(unit):

@@ -16,7 +16,7 @@ from weighbridge.formats.schemes import Scheme
 from weighbridge.formats.tensors import Tensor
 from weighbridge.recipe import LoadedRecipe
 
-Action = Literal["quantize", "keep", "rewrite", "dequantize"]
+Action = Literal["quantize", "keep", "rewrite", "dequantize", "requantize"]
 
 
 class Place(NamedTuple):
@@ -50,11 +50,14 @@ class Stored:
         scheme: what it is quantized with.
         format: whose way of storing it is: ``compressed-tensors`` or ``modelopt``.
         places: local name (``weight_packed``, ``weight_scale``, …) -> where it lies in the source.
+        becomes: where it stays quantized, whether its codes are rewritten in another format, or made BF16 and quantized
+            anew.
     """
 
     scheme: Scheme
     format: str
     places: Mapping[str, Place]
+    becomes: Literal["rewrite", "requantize"] = "requantize"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +115,7 @@ class Part:
     @property
     def action(self) -> Action:
         if self.stored is not None:
-            return "dequantize" if self.scheme is None else "rewrite"
+            return "dequantize" if self.scheme is None else self.stored.becomes
         return "keep" if self.scheme is None else "quantize"
 
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
 
 from weighbridge.checkpoint.model import Checkpoint
-from weighbridge.checkpoint.modules import FusedExperts, is_embedding, split_experts, split_parameter
-from weighbridge.errors import StructureError
+from weighbridge.checkpoint.modules import is_embedding, split_parameter
+from weighbridge.errors import BuildError, StructureError
 from weighbridge.families import Role
 from weighbridge.formats import FORMATS
 from weighbridge.formats.declaration import LINEAR, Group
 from weighbridge.formats.schemes import Scheme, SchemeMismatch
 from weighbridge.formats.tensors import Tensor
 from weighbridge.planning.declare import declaration_of, declare
-from weighbridge.planning.model import Decision, Obstacle, Part, Place, Plan, by_entry, place_of
+from weighbridge.planning.model import Decision, Obstacle, Part, Plan, by_entry
+from weighbridge.planning.units import DEQUANTIZED, Unit, check_source, units_of
 from weighbridge.recipe import LoadedRecipe
 from weighbridge.text.patterns import PatternList, pattern_list
 
@@ -28,31 +28,44 @@ _UNTARGETED = Decision("no config group targets it")
 
 
 def plan_quantization(loaded: LoadedRecipe, source: Checkpoint) -> Plan:
-    """Decide what becomes of every tensor of a float `source`.
+    """Decide what becomes of every tensor of a `source`; codes of one that is quantized already are made BF16 first.
 
     Decisions are llm-compressor's own: fused experts are split first; then a ``.weight`` whose module is targeted,
     not ignored, and does not end in ``norm`` is quantized (``match_quantizable_tensors``, compressed-tensors 0.19.0).
 
     Raises:
-        StructureError: two tensors of the source would be written under one name.
+        StructureError: two tensors of the source would be written under one name; or a quantized source contradicts
+            itself, or holds scales of a KV cache.
     """
     recipe = loaded.recipe
     chooser = _Chooser(loaded)
     parts: list[Part] = []
     obstacles: list[Obstacle] = []
-    for name, tensor in source.structure.items():
-        for piece in _pieces(name, tensor, source.fused_experts.get(name)):
-            module, weight = split_parameter(piece.name)[0], piece.weight
-            scheme, decision = chooser.choose(piece)
-            outputs = {piece.name: weight}
-            if scheme is not None:
-                try:
-                    stored = _stored(recipe.format, scheme, weight)
-                    outputs = {f"{module}.{local}": tensor for local, tensor in stored.items()}
-                except SchemeMismatch as mismatch:
-                    obstacles.append(Obstacle(name, module, weight, scheme, decision, mismatch.rule, str(mismatch)))
-                    scheme = None
-            parts.append(Part(piece.place, module, weight, scheme, decision, outputs))
+    if source.declaration is not None:
+        if recipe.method == "oneshot":
+            what = f"is already quantized ({source.declaration.quant_method}), and calibration starts from floats"
+            raise BuildError(what, where=source.label, remedy="name the base model it was made from")
+        check_source(source)
+    for unit in units_of(source):
+        module, weight, stored = unit.module, unit.weight, unit.stored
+        if stored is not None:
+            weight = Tensor(DEQUANTIZED, weight.shape)
+        elif source.declaration is not None and unit.local in KV_CACHE_SCALES:
+            what = "holds scales of a KV cache, which are of the source's own quantization"
+            raise StructureError(
+                what, where=f"{source.label}: {unit.place.tensor}", remedy="take a source without them"
+            )
+        scheme, decision = chooser.choose(unit)
+        outputs = {unit.name: weight}
+        if scheme is not None:
+            try:
+                tensors = _stored(recipe.format, scheme, weight)
+                outputs = {f"{module}.{local}": tensor for local, tensor in tensors.items()}
+            except SchemeMismatch as mismatch:
+                name = unit.place.tensor
+                obstacles.append(Obstacle(name, module, weight, scheme, decision, mismatch.rule, str(mismatch)))
+                scheme = None
+        parts.append(Part(unit.place, module, weight, scheme, decision, outputs, stored))
     check_names(parts, where=source.label)
     quantization, documents = declare(declaration_of(recipe), parts, source, format=recipe.format)
     return Plan(
@@ -103,23 +116,6 @@ def _stored(format: str, scheme: Scheme, weight: Tensor) -> dict[str, Tensor]:
     return FORMATS[format].stored_tensors(scheme, weight)
 
 
-class _Piece(NamedTuple):
-    """A part before anything is decided: what it would be called if it were kept."""
-
-    name: str
-    weight: Tensor
-    place: Place
-
-
-def _pieces(name: str, tensor: Tensor, fused: FusedExperts | None) -> Iterator[_Piece]:
-    """The pieces that a source tensor falls into before anything is quantized: experts one by one, the rest whole."""
-    if fused is None:
-        yield _Piece(name, tensor, Place(name))
-        return
-    for part in split_experts(name, tensor, fused):
-        yield _Piece(part.name, part.tensor, place_of(name, part))
-
-
 class _Chooser:
     """Chooses the scheme of a part, and says what chose it."""
 
@@ -138,13 +134,13 @@ class _Chooser:
         if self.recipe.method == "oneshot":  # names and expressions go before the class; model_free_ptq takes the first
             self.groups.sort(key=lambda item: LINEAR in item[0].targets)
 
-    def choose(self, piece: _Piece) -> tuple[Scheme | None, Decision]:
-        module, parameter = split_parameter(piece.name)
-        if parameter != "weight":
+    def choose(self, unit: Unit) -> tuple[Scheme | None, Decision]:
+        module = unit.module
+        if unit.local != "weight":
             return None, _WEIGHTS_ALONE
         if module.endswith("norm"):
             return None, _NORMS
-        if self.recipe.method == "oneshot" and (len(piece.weight.shape) != 2 or is_embedding(module)):
+        if self.recipe.method == "oneshot" and (len(unit.weight.shape) != 2 or is_embedding(module)):
             return None, _LINEAR_MODULES
         group = next(
             (item for item in self.groups if LINEAR in item[0].targets or item[1].first(module) is not None), None

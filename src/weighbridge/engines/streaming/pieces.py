@@ -60,7 +60,7 @@ class Strip:
         weight: dtype and shape of the rows alone.
         reads: local name -> what is read; `COPY` for a float tensor.
         scheme: what they are quantized with; None to copy or dequantize them.
-        rewrite: for a module that the source stores quantized, what becomes of it.
+        rewrite: for a module that the source stores quantized, what becomes of it before anything else.
         group: the fused group whose largest value they share (an index), or None.
         names: local name -> name of the output tensor; `COPY` is the local name of what is copied.
         writes: local name -> this strip's share of that tensor. What stands once for a module is written by its first
@@ -79,6 +79,11 @@ class Strip:
     writes: Mapping[str, Span]
     shape: tuple[int, int]
     whole: bool
+
+    @property
+    def is_rewritten(self) -> bool:
+        """Whether what is stored is written in another form, or as floats; else weights are quantized or copied."""
+        return self.rewrite is not None and (self.scheme is None or self.rewrite.target_format is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +150,7 @@ def group_numbers(plan: Plan) -> dict[str, int]:
     of a fused group share one (facts of NVFP4: servers merge them and use one global scale).
     """
     # A bias has the module of its weight, and may stand after it.
-    fresh = {part.module: part.scheme for part in plan.parts if part.stored is None and part.scheme is not None}
+    fresh = {part.module: part.scheme for part in plan.parts if part.action in ("quantize", "requantize")}
     numbers: dict[str, int] = {}
     for fused in plan.fused_groups:
         members = [f"{fused.parent}.{member}" for member in fused.members]
@@ -261,31 +266,33 @@ def _columns(place: Place, tensor: Tensor, span: Span, rows: int) -> _Region:
 def _strips(part: Part, regions: _Regions, group: int | None, format: str) -> Iterator[Strip]:
     """Cut a part into strips of whole rows (whole rows of blocks) of at most `PIECE_BYTES` of unquantized weight."""
     turned = any(region.columns is not None for region in regions.reads.values())
+    before = 1 if part.stored is None else _unit(part.stored.scheme)
+    after = before if part.action in ("rewrite", "dequantize") else 1 if part.scheme is None else _unit(part.scheme)
     if part.action == "keep" and not turned:  # rows do not matter to a copy
         rows, columns, unit = part.weight.parameters, 1, 1
     elif part.action == "keep":
         rows, columns, unit = part.weight.shape[0], math.prod(part.weight.shape[1:]), 1
     else:
         rows, columns = part.weight.shape
-        unit = _unit(part.scheme if part.stored is None else part.stored.scheme)
+        unit = math.lcm(before, after)
     element = DTYPE_BITS[part.weight.dtype] // 8
     height = max(1, PIECE_BYTES // (columns * element * unit)) * unit
     rewrite = None
     if part.stored is not None:
-        rewrite = Rewrite(part.stored.scheme, part.stored.format, None if part.scheme is None else format)
+        rewrite = Rewrite(part.stored.scheme, part.stored.format, format if part.action == "rewrite" else None)
     for first in range(0, max(rows, 1), height):
         count = min(height, rows - first)
         strip = range(first, first + count)
         yield Strip(
             module=part.module,
             weight=Tensor(part.weight.dtype, (count, columns)),
-            reads={local: _share(region, strip, rows, unit) for local, region in regions.reads.items()},
+            reads={local: _share(region, strip, rows, before) for local, region in regions.reads.items()},
             scheme=part.scheme,
             rewrite=rewrite,
             group=group,
             names=regions.names,
             writes={
-                local: _share(region, strip, rows, unit).span
+                local: _share(region, strip, rows, after).span
                 for local, region in regions.writes.items()
                 if first == 0 or len(region.tensor.shape) == 2
             },
@@ -294,9 +301,8 @@ def _strips(part: Part, regions: _Regions, group: int | None, format: str) -> It
         )
 
 
-def _unit(scheme: Scheme | None) -> int:
+def _unit(scheme: Scheme) -> int:
     """Rows that must stay together: those of a block, or those whose zero points share a word."""
-    assert scheme is not None
     args = scheme.weights
     if args.block_structure is not None:
         return args.block_structure[0]

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from weighbridge.engines.rewriting import Rewrite, Rewritten, Stored, UnusableScale, rewritten
+from weighbridge.engines.rewriting import Rewritten, Stored, UnusableScale, rewritten
 from weighbridge.engines.streaming.pieces import COPY, Job, Piece, Read, Span, Strip
 from weighbridge.errors import BuildError
 from weighbridge.formats.tensors import DTYPE_BITS
@@ -77,10 +77,10 @@ def do(job: Job, piece: Piece, group_largest: Mapping[int, float]) -> Done:
     tensors = {}
     inexact: list[str] = []
     for strip in piece.strips:
-        if strip.rewrite is None:
+        if not strip.is_rewritten:
             contents = _results(job, strip, None if strip.group is None else group_largest[strip.group])
         else:
-            rewritten = _rewritten(job, strip, strip.rewrite)
+            rewritten = _rewritten(job, strip)
             contents = rewritten.contents
             inexact += [strip.names[local] for local in rewritten.inexact if local in strip.writes]
         for local, span in strip.writes.items():
@@ -122,15 +122,21 @@ def _results(job: Job, strip: Strip, amax: float | None) -> Mapping[str, memoryv
 
 
 def _weight(job: Job, strip: Strip) -> npt.NDArray[np.generic]:
-    content = _read_source(job, strip.reads[COPY])
+    """The rows of a weight: as the source has them, or as its codes mean them."""
+    content: memoryview | bytes
+    if strip.rewrite is None:
+        content = _read_source(job, strip.reads[COPY])
+    else:
+        content = _rewritten(job, strip).contents["weight"]
     return np.frombuffer(content, SOURCES[strip.weight.dtype].array).reshape(strip.weight.shape)
 
 
-def _rewritten(job: Job, strip: Strip, rewrite: Rewrite) -> Rewritten:
+def _rewritten(job: Job, strip: Strip) -> Rewritten:
+    assert strip.rewrite is not None
     # Each is read into the one buffer of this thread, so all but the last would be lost without a copy.
     stored = {local: Stored(read.tensor, bytes(_read_source(job, read))) for local, read in strip.reads.items()}
     try:
-        return rewritten(rewrite, stored)
+        return rewritten(strip.rewrite, stored)
     except UnusableScale as problem:
         raise BuildError(str(problem), where=f"{strip.module}.{problem.local}", remedy=problem.remedy) from None
 
