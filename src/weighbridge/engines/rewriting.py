@@ -87,14 +87,18 @@ def rewritten(change: Rewrite, stored: Mapping[str, Stored]) -> Rewritten:
     if change.target_format == change.source_format:
         return Rewritten({local: item.content for local, item in stored.items()})
     tensors = {local: _tensor(item) for local, item in stored.items()}
-    if change.source_format == modelopt.METHOD:
-        tensors = _from_modelopt(tensors)
-    if change.target_format is None and change.source_format == fp8.METHOD:
+    is_fp8 = change.scheme.weights.num_bits == 8 and change.scheme.weights.type == "float"
+    if change.target_format is None and is_fp8 and change.source_format != COMPRESSED_TENSORS:
         tensors = _from_fp8(change.scheme, tensors)
-    elif change.target_format is None:
-        tensors = _dequantized(change.scheme, tensors)
-    elif change.target_format == modelopt.METHOD:
-        tensors = _to_modelopt(tensors)
+    elif is_fp8:
+        tensors = _dequantized(change.scheme, tensors) if change.target_format is None else _reshaped(change, tensors)
+    else:
+        if change.source_format == modelopt.METHOD:
+            tensors = _from_modelopt(tensors)
+        if change.target_format is None:
+            tensors = _dequantized(change.scheme, tensors)
+        elif change.target_format == modelopt.METHOD:
+            tensors = _to_modelopt(tensors)
     contents = {local: _content(tensor) for local, tensor in tensors.items()}
     return Rewritten(contents, tuple(local for local in _RECIPROCALS if _is_inexact(local, tensors, stored)))
 
@@ -121,6 +125,15 @@ def _is_inexact(local: str, tensors: Mapping[str, torch.Tensor], stored: Mapping
     if source is None or local not in tensors:
         return False
     return bool(np.float32(1) / np.float32(tensors[local].item()) != np.float32(_tensor(source).item()))
+
+
+def _reshaped(change: Rewrite, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """FP8 under one scale in the other format: the same codes and scales, which modelopt has as F32 []."""
+    if change.target_format == modelopt.METHOD:
+        scales = {local: tensors[local].float().reshape(()) for local in ("weight_scale", "input_scale")}
+    else:
+        scales = {local: tensors[local].reshape(1) for local in ("weight_scale", "input_scale")}
+    return {"weight": tensors["weight"], **scales}
 
 
 def _from_modelopt(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -9,10 +9,10 @@ from dataclasses import replace
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import FUSED_EXPERTS
 from weighbridge.errors import Argument, Clause, StructureError
-from weighbridge.formats import FORMATS
+from weighbridge.formats import FORMATS, modelopt
 from weighbridge.formats.declaration import LINEAR, Declaration, Group
 from weighbridge.formats.schemes import Scheme, SchemeMismatch
-from weighbridge.formats.tensors import Tensor
+from weighbridge.formats.tensors import FLOATING_SOURCES, Tensor
 from weighbridge.planning.declare import declaration_in, declare, linears
 from weighbridge.planning.model import (
     Decision,
@@ -79,7 +79,7 @@ def plan_rewrite(loaded: LoadedRecipe, source: Checkpoint, changes: Conversion) 
                 remedy="name it in convert.dequantize, or quantize the source by a recipe of another method",
             )
         try:
-            stored = FORMATS[target].stored_tensors(scheme, unit.weight) if scheme else {}
+            stored = _rewritten(unit, scheme, target, source) if scheme else {}
             parts.append(_part(unit, scheme, decision, stored, layers, changes))
         except SchemeMismatch as mismatch:
             assert scheme is not None
@@ -105,6 +105,19 @@ class _Chooser:
     def choose(self, unit: Unit) -> tuple[Scheme | None, Decision]:
         index = self.dequantized.first(unit.module) if unit.scheme is not None else None
         return (unit.scheme, KEPT) if index is None else (None, self.decisions[index])
+
+
+def _rewritten(unit: Unit, scheme: Scheme, target: str, source: Checkpoint) -> dict[str, Tensor]:
+    """What a format stores for a module that keeps its codes; its scales keep their dtype, where they may."""
+    stored = FORMATS[target].stored_tensors(scheme, unit.weight)
+    if target == modelopt.METHOD:
+        return stored
+    for local in ("weight_scale", "input_scale"):
+        place = unit.places.get(local)
+        dtype = source.structure[place.tensor].dtype if place is not None else ""
+        if local in stored and dtype in FLOATING_SOURCES:
+            stored[local] = Tensor(dtype, stored[local].shape)
+    return stored
 
 
 def _part(
