@@ -116,10 +116,11 @@ def whole_scales(grid: Grid, form: str, scheme: Scheme, dtype: str, amaxes: Sequ
         return []
     values = [np.float32(amax) for amax in amaxes]
     if scheme.weights.strategy == "tensor":
-        if form == modelopt.METHOD:
-            return [amax / np.float32(grid.half_range) for amax in values]
-        scales = [_rounded(amax / np.float32(grid.half_range), dtype) for amax in values]
-        return [PRECISIONS[dtype].epsilon if scale == 0 else scale for scale in scales]
+        # Of two tools, and converted from the format of one to that of the other as they are.
+        theirs = [amax / np.float32(grid.half_range) for amax in values]
+        rounded = [_rounded(scale, dtype) for scale in theirs]
+        ours = [PRECISIONS[dtype].epsilon if scale == 0 else scale for scale in rounded]
+        return [*theirs, *ours] if form == modelopt.METHOD else [*ours, *theirs]
     own = [_global_scale(amax, dtype) for amax in values]
     # On a GPU torch multiplies by the reciprocal of a number that it should divide by.
     other = [amax / np.float32(2688) for amax in values]
