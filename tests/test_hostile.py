@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import json
 import os
 import random
 import sys
@@ -19,7 +20,7 @@ from tests.hostile import Answer, HostileCase, answer, empty_directory, mutated
 from weighbridge.checkpoint.header import parse_header
 from weighbridge.errors import StructureError
 from weighbridge.formats.quantization import read_declaration, resolve
-from weighbridge.text.strict_json import parse_object
+from weighbridge.text.strict_json import parse_config, parse_object
 
 CASES = list(hostile.cases())
 SURVIVORS = list(hostile.survivors())
@@ -289,6 +290,15 @@ LIMITS_OF_JSON: dict[str, tuple[Callable[[int], bytes], int]] = {
     "values": (lambda count: b'{"a":[' + b"0," * (count - 2) + b"0]}", 1_000_000),
     "bytes": (lambda count: b'{"a":1}' + b" " * (count - 7), 64 * 1024 * 1024),
 }
+
+
+@pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
+def test_pythons_constants_are_read_in_configurations_alone(constant: str) -> None:
+    raw = f'{{"limits": [0.0, {constant}]}}'.encode()
+    assert parse_config(raw, where="config.json") == parse_config(raw, where="config.json")
+    assert json.dumps(parse_config(raw, where="config.json")) == raw.decode()
+    with pytest.raises(StructureError, match=f"{constant} is not a JSON number"):
+        parse_object(raw, where="header")
 
 
 @pytest.mark.parametrize(("made", "most"), LIMITS_OF_JSON.values(), ids=LIMITS_OF_JSON)
