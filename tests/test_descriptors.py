@@ -12,14 +12,17 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
 from tests import families_page, vllm_source
 from tests.checkpoints import read_tensors
 from tests.conftest import ROOT, Command
 from tests.described import UNMADE, architectures, described, write_described
 from weighbridge.checkpoint.model import Checkpoint, open_directory
+from weighbridge.cli.schema import PLACES
 from weighbridge.errors import RecipeError
 from weighbridge.families import UNKNOWN, Family, Role, descriptors, families, family_of
+from weighbridge.families.json_schema import family_schema, write_family_schema
 from weighbridge.formats.tensors import Tensor
 from weighbridge.linting import lint
 from weighbridge.linting.drafting import draft_recipe
@@ -52,6 +55,15 @@ def test_no_architecture_and_no_type_is_of_two_families() -> None:
     for said in ("architectures", "model_types"):
         names = Counter(name for own in descriptors().values() for name in getattr(own, said))
         assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_published_schema_is_that_of_the_models_and_takes_every_descriptor() -> None:
+    assert PLACES["family"].read_text() == write_family_schema(), "weighbridge schema family writes it anew"
+    validator = Draft202012Validator(family_schema())
+    folder = PLACES["family"].parent / "descriptors"
+    wrong = {path.name for path in folder.glob("*.yaml") if not validator.is_valid(yaml.safe_load(path.read_text()))}
+    assert wrong == set()
+    assert not validator.is_valid({"name": "x", "architectures": ["X"], "published": [{"model": "a/b"}], "rolls": []})
 
 
 def test_at_least_forty_families_are_described() -> None:

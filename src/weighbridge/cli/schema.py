@@ -1,4 +1,4 @@
-"""``weighbridge schema``: write the JSON Schemas of recipes, by which editors help, and of reports, for programs."""
+"""``weighbridge schema``: write the JSON Schemas of recipes and families, for editors, and of reports, for programs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from weighbridge.recipe.catalogue import RECIPES
 PLACES = {
     "recipe": RECIPES / "recipe.schema.json",
     "report": Path(weighbridge.__file__).parent / "report" / "report.schema.json",
+    "family": Path(weighbridge.__file__).parent / "families" / "descriptor.schema.json",
 }
 """Where the repository publishes them."""
 EPILOG = """\
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> Parser:
-    description = "Write the JSON Schema of recipes, by which editors help, or of reports, for programs."
+    description = "Write the JSON Schema of recipes or families, by which editors help, or of reports, for programs."
     parser = Parser("schema", description=description, epilog=EPILOG)
     parser.add_argument("of", choices=tuple(PLACES), help="of what")
     parser.add_argument("file", type=Path, nargs="?", metavar="FILE", help="where (default: where this one is kept)")
@@ -40,12 +41,14 @@ def _parser() -> Parser:
 
 
 def _write(options: argparse.Namespace) -> int:
+    from weighbridge.families.json_schema import write_family_schema
     from weighbridge.recipe.json_schema import write_json_schema
     from weighbridge.report.json_schema import write_report_schema
 
+    writers = {"recipe": write_json_schema, "report": write_report_schema, "family": write_family_schema}
     file = options.file or PLACES[options.of]
     check_writable(file)
-    keep(file, (write_json_schema if options.of == "recipe" else write_report_schema)().encode())
+    keep(file, writers[options.of]().encode())
     return HOLDS
 
 
