@@ -83,9 +83,7 @@ def described(architecture: str) -> Checkpoint:
     import torch
     import transformers
 
-    model_class = getattr(transformers, architecture)
-    config = _fewer(model_class.config_class(**SIZES.get(architecture, {})))
-    config.architectures = [architecture]
+    model_class, config = getattr(transformers, architecture), config_of(architecture)
     with torch.device("meta"):
         model = model_class(config)
     return Checkpoint(
@@ -94,6 +92,15 @@ def described(architecture: str) -> Checkpoint:
         config=config.to_dict(),
         origin=Origin(repository=f"an/{architecture}", base=f"an/{architecture}"),
     )
+
+
+def config_of(architecture: str) -> Any:
+    """transformers' config of a small model of an architecture."""
+    import transformers
+
+    config = _fewer(getattr(transformers, architecture).config_class(**SIZES.get(architecture, {})))
+    config.architectures = [architecture]
+    return config
 
 
 def _fewer(config: Any) -> Any:

@@ -17,10 +17,12 @@ from jsonschema import Draft202012Validator
 from tests import families_page, vllm_source
 from tests.checkpoints import read_tensors
 from tests.conftest import ROOT, Command
-from tests.described import UNMADE, architectures, described, write_described
+from tests.described import UNMADE, architectures, config_of, described, write_described
 from weighbridge.checkpoint.model import Checkpoint, open_directory
+from weighbridge.checkpoint.modules import ExpertTensor, split_experts
 from weighbridge.cli.schema import PLACES
 from weighbridge.errors import RecipeError
+from weighbridge.extras.quality.forward import _place_of, _slots
 from weighbridge.families import UNKNOWN, Family, Role, descriptors, families, family_of
 from weighbridge.families.json_schema import family_schema, write_family_schema
 from weighbridge.formats.tensors import Tensor
@@ -195,6 +197,45 @@ def _built_and_equal(architecture: str, scheme: str, directory: Path, call_build
         theirs = call_build(recipe, "--model", source, "--output", directory / "theirs", "--engine", "upstream")
         assert theirs.code == 0, theirs.err + theirs.out
         assert read_tensors(directory / "ours") == read_tensors(directory / "theirs")
+
+
+# DeepSeek-V4 and Kimi-Linear are regrouped in memory as names cannot say, and are not measured.
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        *("MixtralForCausalLM", "PhimoeForCausalLM", "MiniMaxM2ForCausalLM", "Lfm2MoeForCausalLM", "HYV3ForCausalLM"),
+        *("HunYuanMoEV1ForCausalLM", "Ernie4_5_MoeForCausalLM", "ExaoneMoeForCausalLM", "GraniteMoeHybridForCausalLM"),
+        *("MiMoV2FlashForCausalLM", "NemotronHForCausalLM", "Qwen3MoeForCausalLM", "Gemma3ForConditionalGeneration"),
+        *("Llama4ForCausalLM", "GptOssForCausalLM", "Qwen3NextForCausalLM", "DeepseekV3ForCausalLM"),
+    ],
+)
+def test_every_tensor_of_the_text_has_a_place_in_transformers_model_and_fills_it(architecture: str) -> None:
+    source, slots = described(architecture), slots_of(architecture)
+    names = [
+        part.name
+        for name, tensor in source.structure.items()
+        for part in (
+            split_experts(name, tensor, source.fused_experts[name])
+            if name in source.fused_experts
+            else [ExpertTensor(name, tensor, 0, 0)]
+        )
+        if source.family.role_of(name) not in (Role.VISION, Role.AUDIO)
+    ]
+    family = source.family
+    places = [_place_of(family.in_transformers(name), slots) or _place_of(name, slots) for name in names]
+    assert [name for name, place in zip(names, places, strict=True) if place is None] == []
+    assert set(slots) - set(filter(None, places)) <= {"lm_head.weight"}
+
+
+def slots_of(architecture: str) -> dict[str, Any]:
+    """Where tensors go in the text model that quality is measured with."""
+    import torch
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    config = config_of(architecture).get_text_config()
+    with torch.device("meta"):
+        model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._from_config(config)
+    return _slots(model, described(architecture).family)
 
 
 # --- against vLLM's source

@@ -116,6 +116,18 @@ class Experts(_Facts):
         return self
 
 
+class Renamed(_Facts):
+    """Parts of names that transformers' models have otherwise than files.
+
+    Attributes:
+        file: an expression of whole parts, as in ``block_sparse_moe\\.gate``.
+        model: what stands there in the model; ``\\1`` is the first group of `file`.
+    """
+
+    file: Name
+    model: str
+
+
 class Published(_Facts):
     """A published checkpoint of the family, and the precision in which its linears are published."""
 
@@ -134,6 +146,7 @@ class Unit(_Facts):
         keeps: what a draft keeps beside what the roles say.
         experts: how fused experts lie.
         embeddings: last parts of the names of embeddings.
+        in_transformers: what is called otherwise in transformers' models; all that fit are applied, in their order.
     """
 
     roles: tuple[Named, ...] = ()
@@ -142,10 +155,12 @@ class Unit(_Facts):
     keeps: tuple[Kept, ...] = ()
     experts: tuple[Experts, ...] = ()
     embeddings: tuple[str, ...] = ()
+    in_transformers: tuple[Renamed, ...] = ()
 
     @model_validator(mode="after")
     def _compiles(self) -> Self:
         lists = [item.names for item in (*self.roles,)] + [item.names for item in (*self.unquantized,)]
+        lists.append(tuple(item.file for item in self.in_transformers))
         for name in (*chain.from_iterable(lists), *chain.from_iterable(item.names for item in self.keeps)):
             try:
                 re.compile(name)

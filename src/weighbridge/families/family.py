@@ -39,6 +39,13 @@ class Family:
         """Why a draft keeps a module though its role is usually quantized; empty where it does not."""
         return _kept_template(self, split_name(module)[0])
 
+    def in_transformers(self, name: str) -> str:
+        """What a tensor of this name in a file is called in transformers' model of the family."""
+        for unit in self.units:
+            for renamed in unit.in_transformers:
+                name = re.sub(rf"(?<![^.]){renamed.file}(?![^.])", renamed.model, name)
+        return name
+
     @cached_property
     def merges(self) -> tuple[Merge, ...]:
         """What servers merge, each merged name once."""

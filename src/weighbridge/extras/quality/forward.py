@@ -265,7 +265,7 @@ def _placed(
     placed: dict[str, Weight] = {}
     aside: dict[str, int] = {}
     for name, weight in weights.items():
-        place = _place_of(name, slots)
+        place = _place_of(family.in_transformers(name), slots) or _place_of(name, slots)
         if place is None:
             reason = without_place(name)
             if not reason:

@@ -35,7 +35,7 @@ class Harmless:
 
 def harmless_parameters(checkpoint: Checkpoint) -> tuple[Harmless, ...]:
     """What may stay unfilled when this checkpoint is served."""
-    cache = Harmless(r".*\.attn\._?[kv]_scale", "the KV cache is not quantized, so its scales are not read")
+    cache = Harmless(r".*\.(?:mla_)?attn\._?[kv]_scale", "the KV cache is not quantized, so its scales are not read")
     if checkpoint.declaration is not None and checkpoint.declaration.kv_cache is not None:
         cache = Harmless(
             cache.pattern,
@@ -44,7 +44,7 @@ def harmless_parameters(checkpoint: Checkpoint) -> tuple[Harmless, ...]:
         )
     found = [
         cache,
-        Harmless(r".*\.attn\.(_?q_scale|_?prob_scale)", "queries and probabilities are not quantized"),
+        Harmless(r".*\.(?:mla_)?attn\.(_?q_scale|_?prob_scale)", "queries and probabilities are not quantized"),
         Harmless(r".*\.attn\.[qkv]_zero_point", "the server reads no zero points of attention"),
         Harmless(r".*weight_shape", "the server takes shapes from the config"),
     ]
