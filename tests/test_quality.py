@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tests.checkpoints import RawTensor, Tensors, copy_checkpoint, edit_config, edit_tensors
 from tests.conftest import ROOT, Once, run_script
 from tests.test_oneshot import made
-from tests.toy_models import write_llama, write_qwen3_moe
+from tests.toy_models import write_llama, write_mixtral, write_qwen3_moe
 from weighbridge.auditing.reading import reader_of
 from weighbridge.checkpoint.model import open_directory
 from weighbridge.engines.oneshot.load import load_model
@@ -59,7 +59,7 @@ def forward(directory: Path, **options: Any) -> Forward:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("write", [write_llama, write_qwen3_moe])
+@pytest.mark.parametrize("write", [write_llama, write_qwen3_moe, write_mixtral])
 def test_unquantized_model_is_transformers_own(write: Callable[[Path], None], dtype: Any, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
