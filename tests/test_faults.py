@@ -568,6 +568,30 @@ def test_each_difference_of_a_set_is_in_exactly_one_pattern(copy: Path, call_val
     assert sum(finding["count"] for finding in findings) == 48 + 6 + 1
 
 
+def test_difference_from_plan_and_reference_is_told_once(copy: Path, call_validate: Command) -> None:
+    lose_scales(copy)
+    report = call_validate(copy, "--recipe", "fp8-dynamic", "--format", "json").report
+    *_, plan, reference = report["sections"]
+    (same,) = reference["findings"]
+    assert (same["rule"], same["count"], same["where"]) == ("diff/same-as-plan", 48 + 6 + 1, plan["title"])
+    assert sum(finding["count"] for finding in plan["findings"]) == same["count"]
+    assert plan["summary"] == "55 unexplained differences"
+    assert reference["summary"] == "55 unexplained differences (55 told against the recipe's plan)"
+    assert (plan["holds"], reference["holds"]) == (False, False)
+
+
+def test_what_differs_from_the_reference_alone_is_told_beside_what_the_plan_shows_too(
+    copy: Path, altered_reference: Path, tmp_path: Path, call_validate: Command
+) -> None:
+    lose_scales(copy)
+    recipe = recipe_that_explains(tmp_path)
+    outcome = call_validate(copy, "--recipe", recipe, "--reference", altered_reference, "--format", "json")
+    findings = outcome.report["sections"][-1]["findings"]
+    told = [(finding["rule"], finding["count"]) for finding in findings]
+    assert told == [("diff/only-in-reference", 1), ("diff/same-as-plan", 55)]
+    assert findings[0]["where"] == "lm_head.weight"
+
+
 def test_json_has_the_findings_of_the_text(copy: Path, call_validate: Command) -> None:
     lose_scales(copy)
     arguments = (copy, "--recipe", "fp8-dynamic")

@@ -12,7 +12,15 @@ from weighbridge.checkpoint.consistency import inconsistencies
 from weighbridge.checkpoint.model import Checkpoint, Origin
 from weighbridge.checkpoint.modules import split_parameter
 from weighbridge.checks.areas import bytes_by_role
-from weighbridge.checks.diff import Difference, DifferenceGroup, diff_settings, diff_structures, explain, group
+from weighbridge.checks.diff import (
+    Difference,
+    DifferenceGroup,
+    Explained,
+    diff_settings,
+    diff_structures,
+    explain,
+    group,
+)
 from weighbridge.formats.tensors import payload_bytes
 from weighbridge.linting import lint_served
 from weighbridge.planning import Plan
@@ -48,6 +56,7 @@ _REMEDIES = {
 }
 
 SERVED = "what servers make of it"
+PLANNED = "against the recipe's plan"
 
 
 def validate(
@@ -72,14 +81,16 @@ def validate(
     other = [] if plan is None else other_schemes(checkpoint, plan)
     sections = [*context, _itself(checkpoint, plan), *_served(checkpoint, plan), _account(account, base, plan)]
     compared = [(against, diff_structures(checkpoint, against.reference)) for against in references]
+    listed: Sequence[Difference] = ()
     if plan is not None:
         found = diff_structures(checkpoint, plan.predicted)  # its files and keys stand in the account
         differences = without_what_follows(found, {*checkpoint.schemes, *plan.schemes})
         themselves = [against for against, found in compared if not found]
         entries = [entry for against in themselves for entry in _stored_heads(plan, against)]
-        title = "against the recipe's plan"
-        sections.append(_compare(checkpoint, differences, entries, title=title, other="the plan"))
-    sections += [_against(checkpoint, against, found) for against, found in compared]
+        explained = explain(differences, entries)
+        listed = explained.unexplained
+        sections.append(_compare(checkpoint, explained, title=PLANNED, other="the plan"))
+    sections += [_against(checkpoint, against, found, listed=listed) for against, found in compared]
     if other:
         sections.insert(0, Section(WHY, "; ".join(other), judges=False))
     return Report("validate", checkpoint.label, _verdict(checkpoint, sections, other), tuple(sections))
@@ -125,15 +136,25 @@ def compare(checkpoint: Checkpoint, against: AgainstReference) -> Section:
     return _against(checkpoint, against, diff_structures(checkpoint, against.reference))
 
 
-def _against(checkpoint: Checkpoint, against: AgainstReference, found: Sequence[Difference]) -> Section:
+def _against(
+    checkpoint: Checkpoint,
+    against: AgainstReference,
+    found: Sequence[Difference],
+    *,
+    listed: Collection[Difference] = (),
+) -> Section:
     """The same, of differences of structure that were found. Where there are none it is the reference itself, and
-    nothing is left to explain."""
+    nothing is left to explain.
+
+    Args:
+        listed: differences that stand in the section of the plan already.
+    """
     title = f"against {describe(against.reference)}"
     entries = against.explanations if found else ()
     if not entries:  # entries may explain what follows from another scheme, tensor by tensor
         found = without_what_follows(found, {*checkpoint.schemes, *against.reference.schemes})
     differences = [*found, *diff_settings(checkpoint, against.reference)]
-    return _compare(checkpoint, differences, entries, title=title, other="the reference")
+    return _compare(checkpoint, explain(differences, entries), title=title, other="the reference", listed=listed)
 
 
 def _stored_heads(plan: Plan, against: AgainstReference) -> list[Explanation]:
@@ -202,15 +223,17 @@ def _account(account: Account, base: Base | None, plan: Plan | None) -> Section:
 
 def _compare(
     checkpoint: Checkpoint,
-    differences: Sequence[Difference],
-    entries: Sequence[Explanation],
+    explained: Explained,
     *,
     title: str,
     other: str,
+    listed: Collection[Difference] = (),
 ) -> Section:
-    explained = explain(differences, entries)
+    same = set(explained.unexplained).intersection(listed)
+    new = [item for item in explained.unexplained if item not in same]
     findings = [
-        *(difference_finding(item, other, severity=_severity(item.kind)) for item in group(explained.unexplained)),
+        *(difference_finding(item, other, severity=_severity(item.kind)) for item in group(new)),
+        *_as_planned(len(same)),
         *(
             Finding(
                 "diff/explained-twice",
@@ -238,21 +261,35 @@ def _compare(
             for entry, name in explained.overreaching
         ),
     ]
-    summary = _difference_summary(checkpoint, [*explained.unexplained, *explained.contested], explained.by_entry)
+    unexplained = [*explained.unexplained, *explained.contested]
+    summary = _difference_summary(checkpoint, unexplained, explained.by_entry, len(same))
     return Section(title=title, summary=summary, findings=tuple(findings))
+
+
+def _as_planned(count: int) -> list[Finding]:
+    """One finding for the differences that stand in the section of the plan, where each is told."""
+    if not count:
+        return []
+    message = (
+        f"{'is a difference' if count == 1 else 'are differences'} from the reference, too, and told there in full"
+    )
+    return [Finding("diff/same-as-plan", Severity.ERROR, PLANNED, message, count=count, remedy="do what is said there")]
 
 
 def _difference_summary(
     checkpoint: Checkpoint,
     unexplained: Sequence[Difference],
     by_entry: Sequence[tuple[Explanation, Sequence[Difference]]],
+    same: int,
 ) -> str:
     count = sum(len(differences) for _, differences in by_entry)
     if not unexplained and not count:
         return f"all {len(checkpoint.structure):,} names, dtypes, shapes and schemes are the same"
     parts = []
     if unexplained:
-        parts.append(f"{len(unexplained):,} unexplained {'difference' if len(unexplained) == 1 else 'differences'}")
+        listed = f" ({same:,} told against the recipe's plan)" if same else ""
+        noun = "difference" if len(unexplained) == 1 else "differences"
+        parts.append(f"{len(unexplained):,} unexplained {noun}{listed}")
     if count:
         parts.append(f"{count:,} explained {'difference' if count == 1 else 'differences'}")
     return ", ".join(parts)
