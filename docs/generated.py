@@ -35,6 +35,7 @@ PAGES: Mapping[str, str] = {
 """Pages of the repository outside of docs/ -> where the site has them."""
 RECIPE_SCHEMA = ROOT / "recipes/recipe.schema.json"
 REPORT_SCHEMA = ROOT / "src/weighbridge/report/report.schema.json"
+PROGRESS_SCHEMA = ROOT / "src/weighbridge/progress/progress.schema.json"
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)[^)\s#]+")
 
 
@@ -63,6 +64,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return turned + "\n".join(_tables(RECIPE_SCHEMA))
         case "reference/json-report.md":
             return turned + "\n".join(_tables(REPORT_SCHEMA))
+        case "reference/json-progress.md":
+            return turned + "\n".join(_tables(PROGRESS_SCHEMA))
     return turned
 
 

@@ -28,9 +28,11 @@ from tests.checkpoints import (
     write_tensors,
 )
 from tests.conftest import FP8_DYNAMIC, Command, Once, run_script
+from weighbridge import api
 from weighbridge.auditing import Audit, Sample, audit, conclusion, method_of, sections
 from weighbridge.auditing.judge import Verdict
 from weighbridge.checkpoint.model import open_directory
+from weighbridge.checks import expectation
 from weighbridge.machine.resources import Resources
 from weighbridge.planning import find_merged_groups
 from weighbridge.progress import Progress
@@ -240,6 +242,23 @@ def test_surplus_tensor_is_named(mini_build: Path, mini: Path, tmp_path: Path) -
     assert [(left.kind, left.names, left.excused) for left in found.leftovers] == [
         ("added", ("model.extra.bias",), False)
     ]
+
+
+def test_both_sides_are_related_and_planned_once(
+    mini_build: Path, mini: Path, call_validate: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    for module, name in ((expectation, "make_plan"), (api, "check_related")):
+        whole = getattr(module, name)
+
+        def counted(*sides: object, name: str = name, whole: Callable[..., object] = whole) -> object:
+            made.append(name)
+            return whole(*sides)
+
+        monkeypatch.setattr(module, name, counted)
+    outcome = call_validate(mini_build, "--source", mini, "--recipe", "fp8-dynamic")
+    assert outcome.code == 0, outcome.err + outcome.out
+    assert sorted(made) == ["check_related", "make_plan"]
 
 
 def test_tied_head_that_equals_the_embedding_is_excused(mini_build: Path, mini: Path, tmp_path: Path) -> None:

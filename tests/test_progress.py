@@ -8,6 +8,7 @@ import time
 import pytest
 
 from weighbridge.progress import Progress
+from weighbridge.progress.shown import shown_as
 
 
 def until(capsys: pytest.CaptureFixture[str], lines: int) -> list[str]:
@@ -47,9 +48,10 @@ def test_who_says_whether_there_is_a_bar_gets_no_lines(shown: bool) -> None:
     assert Progress(shown=shown).every is None
 
 
-def test_who_wants_quiet_gets_no_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TQDM_DISABLE", "quiet")
-    assert Progress().every is None
+def test_who_wants_none_gets_no_lines() -> None:
+    with shown_as("none"):
+        assert Progress().every is None
+    assert Progress().every is not None
 
 
 def test_program_is_told_each_step() -> None:

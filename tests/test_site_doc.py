@@ -111,6 +111,13 @@ def test_site_has_the_help_of_every_command_as_it_is(command: str, site: Path) -
     assert help_of(command).strip() in plain.replace("&amp;", "&")
 
 
-@pytest.mark.parametrize("path", ["recipes/recipe.schema.json", "src/weighbridge/report/report.schema.json"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "recipes/recipe.schema.json",
+        "src/weighbridge/report/report.schema.json",
+        "src/weighbridge/progress/progress.schema.json",
+    ],
+)
 def test_schemas_can_be_downloaded(path: str, site: Path) -> None:
     assert (site / "files" / path).read_bytes() == (ROOT / path).read_bytes()

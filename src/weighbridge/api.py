@@ -12,7 +12,7 @@ import os
 import secrets
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -32,6 +32,7 @@ from weighbridge.report import Finding, Report, Section, Severity
 
 if TYPE_CHECKING:
     from weighbridge.checks.capacity.accounting import Demand
+    from weighbridge.checks.expectation import Expected
     from weighbridge.evidence import Signer
     from weighbridge.evidence.signing import Verifier
     from weighbridge.planning import Plan
@@ -180,6 +181,49 @@ def build(
     return replace(report, head={**_base_head(opened), **_recipe_head(loaded)}, metrics=metrics)
 
 
+@dataclass(frozen=True)
+class Sides:
+    """A checkpoint and what it is held against: each opened once, related once, and planned once.
+
+    Attributes:
+        base: the model that it was made from, where it is at hand.
+        expected: what the recipe makes of that; None without a recipe.
+        references: those of the recipe, or those that were named.
+    """
+
+    checkpoint: Checkpoint
+    base: Checkpoint | None
+    loaded: LoadedRecipe | None
+    expected: Expected | None
+    references: tuple[AgainstReference, ...]
+
+
+def sides_of(
+    checkpoint: Name | Checkpoint,
+    *,
+    recipe: Name | LoadedRecipe | None = None,
+    source: Name | Checkpoint | None = None,
+    references: Sequence[str] = (),
+) -> Sides:
+    """What `validate` and `audit` judge, for who asks both.
+
+    Raises:
+        StructureError, HubError, RecipeError: something cannot be read, or base and checkpoint are not related.
+    """
+    from weighbridge.checks.expectation import expected_of
+
+    opened, references = _opened(checkpoint), _several(references)
+    base = None if source is None else open_base(source)
+    if base is not None:
+        check_related(opened, base)
+    if recipe is None:
+        named = [name for name in references if name != NO_REFERENCE]
+        return Sides(opened, base, None, None, tuple(AgainstReference(open_checkpoint(name)) for name in named))
+    loaded = _loaded(recipe)
+    expected = expected_of(opened, loaded, base, references)
+    return Sides(opened, base, loaded, expected, expected.references)
+
+
 def validate(
     checkpoint: Name | Checkpoint,
     *,
@@ -199,25 +243,26 @@ def validate(
     Raises:
         StructureError, HubError, RecipeError: something cannot be read.
     """
+    return validate_sides(sides_of(checkpoint, recipe=recipe, source=source, references=references), context=context)
+
+
+def validate_sides(sides: Sides, *, context: Sequence[Section] = ()) -> Report:
+    """`validate` of what is opened.
+
+    Raises:
+        StructureError, HubError: a file cannot be read.
+    """
     from weighbridge.account import Base
-    from weighbridge.checks.expectation import expected_of, values_of
+    from weighbridge.checks.expectation import values_of
     from weighbridge.checks.validation import validate as judge
 
-    opened, references = _opened(checkpoint), _several(references)
-    base = None if source is None else open_base(source)
-    if base is not None:
-        check_related(opened, base)
-    if recipe is None:
-        named = [name for name in references if name != NO_REFERENCE]
-        against = tuple(AgainstReference(open_checkpoint(name)) for name in named)
-        held = None if base is None else Base(base, base.label, listed=True)
-        report = judge(opened, references=against, base=held, context=(*values_of(opened, None), *context))
-        return replace(report, head=_base_head(base), metrics=_metrics(opened))
-    loaded = _loaded(recipe)
-    expected = expected_of(opened, loaded, base, references)
-    context = (*values_of(opened, expected.plan), *context)
-    report = judge(opened, plan=expected.plan, references=expected.references, base=expected.base, context=context)
-    head = {**_base_head(expected.base.checkpoint), **_recipe_head(loaded)}
+    opened, expected = sides.checkpoint, sides.expected
+    plan, base = None, None if sides.base is None else Base(sides.base, sides.base.label, listed=True)
+    if expected is not None:
+        plan, base = expected.plan, expected.base
+    context = (*values_of(opened, plan), *context)
+    report = judge(opened, plan=plan, references=sides.references, base=base, context=context)
+    head = {**_base_head(None if base is None else base.checkpoint), **_recipe_head(sides.loaded)}
     return replace(report, head=head, metrics=_metrics(opened))
 
 
@@ -246,6 +291,33 @@ def audit(
         StructureError: one of them holds no weights, or hardly a name of the other's.
         WeighbridgeError: one cannot be read, or there is too little memory.
     """
+    return audit_sides(
+        sides_of(checkpoint, recipe=recipe, source=source, references=(NO_REFERENCE,)),
+        sample=sample,
+        seed=seed,
+        recompute=recompute,
+        calibration=calibration,
+        resources=resources,
+        progress=progress,
+    )
+
+
+def audit_sides(
+    sides: Sides,
+    *,
+    sample: float | None = None,
+    seed: int | None = None,
+    recompute: bool = False,
+    calibration: Name | None = None,
+    resources: Resources | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """`audit` of what is opened.
+
+    Raises:
+        StructureError: one of them holds no weights, or there is no base.
+        WeighbridgeError: one cannot be read, or there is too little memory.
+    """
     need("build" if recompute else "audit")
     for value, argument, right in (
         (sample, "sample", sample is None or (type(sample) in (int, float) and 0 < sample <= 1)),
@@ -256,24 +328,23 @@ def audit(
             raise StructureError(f"is {str(value)[:40]}", where=Argument(argument), remedy=remedy)
     from weighbridge import auditing
     from weighbridge.building.again import built_again
-    from weighbridge.checks.expectation import expected_of
     from weighbridge.checks.validation import OTHER_RECIPE, other_schemes
     from weighbridge.planning import find_merged_groups
 
-    opened, base, progress = _opened(checkpoint), open_base(source), progress or Progress()
-    resources = resources or Resources()
-    loaded = None if recipe is None else _loaded(recipe)
+    opened, base, loaded = sides.checkpoint, sides.base, sides.loaded
+    if base is None:
+        raise StructureError("names no model", where=Argument("source"), remedy="name the base that it was made from")
+    progress, resources = progress or Progress(), resources or Resources()
     for side, purpose in ((opened, "audit"), (base, "audit against")):
         check_weights(side, purpose)
-    check_related(opened, base)
     sampled_rows = None
     if sample is not None and sample < 1:
         sampled_rows = auditing.Sample(sample, secrets.randbits(32) if seed is None else seed)
     groups = find_merged_groups(opened.schemes, opened.family)
     others: list[str] = []
-    if loaded is not None:
-        expected = expected_of(opened, loaded, base, (NO_REFERENCE,)).plan
-        groups, others = expected.fused_groups, other_schemes(opened, expected)
+    if sides.expected is not None:
+        plan = sides.expected.plan
+        groups, others = plan.fused_groups, other_schemes(opened, plan)
     with ExitStack() as stack:
         again = None
         if recompute:
@@ -299,7 +370,7 @@ def audit(
     verdict = f"{opened.label} {auditing.conclusion(found)}"
     if others:
         verdict = f"{opened.label} is not by this recipe: {'; '.join(others)}"
-    head = {**_base_head(base), **({} if loaded is None else _recipe_head(loaded))}
+    head = {**_base_head(base), **_recipe_head(loaded)}
     metrics = {
         **_metrics(opened),
         "elements_checked_count": found.checked,
@@ -456,8 +527,10 @@ def check_related(checkpoint: Checkpoint, source: Checkpoint) -> None:
         raise StructureError(what, where=checkpoint.label, remedy="name the base that it was made from")
 
 
-def _recipe_head(loaded: LoadedRecipe) -> dict[str, str]:
+def _recipe_head(loaded: LoadedRecipe | None) -> dict[str, str]:
     """What a report is filed by, of a recipe."""
+    if loaded is None:
+        return {}
     return {"recipe": loaded.document.where, "recipe SHA-256": loaded.sha256}
 
 

@@ -12,7 +12,6 @@ from weighbridge.checkpoint.opening import open_checkpoint
 from weighbridge.cli.run import not_negative, positive, size
 from weighbridge.machine.resources import DEFAULT_MEMORY, Resources
 from weighbridge.progress import Progress
-from weighbridge.recipe import LoadedRecipe
 from weighbridge.report import Report, Section
 
 
@@ -40,9 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def audited_by(
-    checkpoint: Checkpoint, source: Checkpoint, loaded: LoadedRecipe | None, options: argparse.Namespace
-) -> Report:
+def audited_by(sides: api.Sides, options: argparse.Namespace) -> Report:
     """Audit a checkpoint against the base that ``--source`` names.
 
     Raises:
@@ -52,10 +49,8 @@ def audited_by(
     if options.sample is not None and options.sample < 1 and not options.recompute and seed is None:
         seed = secrets.randbits(32)
         sys.stderr.write(f"sampling seed {seed}; resume an interrupted audit with --seed {seed}\n")
-    return api.audit(
-        checkpoint,
-        source,
-        recipe=loaded,
+    return api.audit_sides(
+        sides,
         sample=options.sample,
         seed=seed,
         recompute=options.recompute,

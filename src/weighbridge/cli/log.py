@@ -1,6 +1,7 @@
-"""What a command says of its work: ``--quiet``, ``--verbose`` and ``--log-file``, by Python's ``logging``.
+"""What a command says of its work: ``--quiet``, ``--progress``, ``--verbose`` and ``--log-file``.
 
-Every module logs under its own name, below ``weighbridge``. Nothing of it gets into a checkpoint or its evidence.
+The last two go by Python's ``logging``. Every module logs under its own name, below ``weighbridge``. Nothing of it gets
+into a checkpoint or its evidence.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import get_args
 
 from weighbridge.errors import WeighbridgeError, printable
-from weighbridge.progress import QUIET, SILENT
+from weighbridge.progress.shown import Way
 from weighbridge.version import __version__
 
 ROOT = "weighbridge"
@@ -37,10 +39,18 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
     options = parser.add_argument_group("messages")
     amount = options.add_mutually_exclusive_group()
     amount.add_argument(
-        "--quiet", action="store_true", help="no progress, and of a report in text its verdict alone; errors still come"
+        "--quiet",
+        action="store_true",
+        help="of a report in text its verdict alone, and no progress unless --progress asks for it; errors still come",
     )
     amount.add_argument(
         "--verbose", action="store_true", help="say on standard error what is being done, and how long each stage took"
+    )
+    options.add_argument(
+        "--progress",
+        choices=get_args(Way),
+        help="on standard error: auto (default), a bar on a terminal and elsewhere a line a minute; plain, these lines "
+        "everywhere; json, one JSON object a line, errors and messages too, for programs; none",
     )
     options.add_argument(
         "--log-file",
@@ -61,8 +71,6 @@ def logged(options: argparse.Namespace) -> Iterator[None]:
     before = logger.level
     with ExitStack() as stack:
         stack.callback(logger.setLevel, before)
-        if options.quiet:
-            os.environ[SILENT] = QUIET
         if options.verbose:
             _attach(_Console(), logging.INFO, logger, stack)
         if options.log_file is not None:

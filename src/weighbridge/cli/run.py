@@ -12,6 +12,7 @@ import re
 import shlex
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -22,10 +23,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from weighbridge.cli.log import add_log_options, holds_a_key, logged, without_secrets
-from weighbridge.errors import Argument, WeighbridgeError, printable
+from weighbridge.errors import Argument, WeighbridgeError, first_line, printable
 from weighbridge.machine.cache import write_atomically
 from weighbridge.machine.resources import parse_size
-from weighbridge.progress import SILENT
+from weighbridge.progress.shown import NOW, SILENT, Said, shown_as
 from weighbridge.report import PRESENTERS, Report
 from weighbridge.report.present import verdict_of
 from weighbridge.report.terminal import tinted
@@ -63,6 +64,7 @@ def run(command: Callable[[], int], options: argparse.Namespace | None = None) -
     with ExitStack() as stack:
         try:
             if options is not None:
+                stack.enter_context(shown_as(options.progress or ("none" if options.quiet else "auto")))
                 stack.enter_context(logged(options))
             code = command()
         except BaseException as error:
@@ -87,6 +89,10 @@ def _explain(error: BaseException, options: argparse.Namespace | None) -> int:
             sentence = f"needs the package {error.name}, which is not installed; pip install 'weighbridge[build]'"
         case KeyboardInterrupt():
             sentence = "interrupted; run the same command again to go on"
+        case Exception() if NOW.events is not None:
+            traceback.print_exception(error)
+            _complain(f"{type(error).__name__}: {first_line(error)}; this is a mistake of this program")
+            sys.exit(1)  # as Python ends by itself, which would write past the events
         case _:
             raise error
     _complain(sentence)
@@ -104,6 +110,9 @@ def _option(options: argparse.Namespace | None, argument: str) -> str:
 
 
 def _complain(sentence: str) -> None:
+    if NOW.events is not None:
+        NOW.events.tell(Said("error", sentence))
+        return
     print(tinted(f"error: {sentence}", sys.stderr), file=sys.stderr)
 
 
@@ -157,10 +166,19 @@ def parsed(parser: Parser, arguments: Sequence[str] | None) -> argparse.Namespac
         import argcomplete
 
         argcomplete.autocomplete(parser)
-    options = parser.parse_args(arguments)
+    with shown_as("json" if _asks_for_events(arguments) else "auto"):
+        options = parser.parse_args(arguments)
     options.spelled = {item.dest: max(item.option_strings, key=len) for item in parser._actions if item.option_strings}
     options.given = {name for name, value in vars(options).items() if value != parser.get_default(name)}
     return options
+
+
+def _asks_for_events(arguments: Sequence[str] | None) -> bool:
+    """Whether a program reads what is wrong with the arguments themselves."""
+    alone = argparse.ArgumentParser(add_help=False)
+    alone.add_argument("--progress", nargs="?")
+    known, _ = alone.parse_known_args(arguments)
+    return bool(known.progress == "json")
 
 
 def refuse(options: argparse.Namespace, *names: str, without: str = "", beside: str = "") -> None:

@@ -1,4 +1,5 @@
-"""``weighbridge schema``: write the JSON Schemas of recipes and families, for editors, and of reports, for programs."""
+"""``weighbridge schema``: write the JSON Schemas of recipes and families, by which editors help, and of what programs
+read: reports, and events of ``--progress json``."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ PLACES = {
     "recipe": RECIPES / "recipe.schema.json",
     "report": Path(weighbridge.__file__).parent / "report" / "report.schema.json",
     "family": Path(weighbridge.__file__).parent / "families" / "descriptor.schema.json",
+    "progress": Path(weighbridge.__file__).parent / "progress" / "progress.schema.json",
 }
 """Where the repository publishes them."""
 EPILOG = """\
@@ -33,7 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> Parser:
-    description = "Write the JSON Schema of recipes or families, by which editors help, or of reports, for programs."
+    description = (
+        "Write the JSON Schema of recipes or families, by which editors help, or of reports or progress, for programs."
+    )
     parser = Parser("schema", description=description, epilog=EPILOG)
     parser.add_argument("of", choices=tuple(PLACES), help="of what")
     parser.add_argument("file", type=Path, nargs="?", metavar="FILE", help="where (default: where this one is kept)")
@@ -42,10 +46,16 @@ def _parser() -> Parser:
 
 def _write(options: argparse.Namespace) -> int:
     from weighbridge.families.json_schema import write_family_schema
+    from weighbridge.progress.json_schema import write_progress_schema
     from weighbridge.recipe.json_schema import write_json_schema
     from weighbridge.report.json_schema import write_report_schema
 
-    writers = {"recipe": write_json_schema, "report": write_report_schema, "family": write_family_schema}
+    writers = {
+        "recipe": write_json_schema,
+        "report": write_report_schema,
+        "family": write_family_schema,
+        "progress": write_progress_schema,
+    }
     file = options.file or PLACES[options.of]
     check_writable(file)
     keep(file, writers[options.of]().encode())

@@ -13,7 +13,6 @@ from weighbridge.base.references import NO_REFERENCE
 from weighbridge.base.source import MADE, fetch, open_model, open_source
 from weighbridge.checkpoint.lock import write_lock
 from weighbridge.checkpoint.model import Checkpoint
-from weighbridge.checkpoint.opening import open_checkpoint
 from weighbridge.cli import capacity
 from weighbridge.cli.audit import add_options, audited_by, compare_section
 from weighbridge.cli.complete import complete, locks, recipes
@@ -35,7 +34,6 @@ from weighbridge.report import Report, Section
 
 if TYPE_CHECKING:
     from weighbridge.evidence.signing import Verifier
-    from weighbridge.recipe import LoadedRecipe
 
 EPILOG = """\
 examples:
@@ -74,13 +72,12 @@ def _validate(options: argparse.Namespace) -> int:
         refuse(options, "calibration", without="--recompute")
     checkpoint = api.open_checkpoint(options.checkpoint, follow_links=options.follow_links)
     source = open_source(options.source, follow=options.follow_links) if options.source else None
-    loaded = None if options.recipe is None else api.load_recipe(options.recipe)
-    base = _base_by_recipe(checkpoint, source, loaded, options.reference)  # what cannot be read is said before weights
+    # What cannot be read is said before weights are read.
+    sides = api.sides_of(checkpoint, recipe=options.recipe, source=source, references=options.reference)
     context: list[Section] = []
     audited: Report | None = None
     if source is not None:
-        api.check_related(checkpoint, source)
-        audited = audited_by(checkpoint, source, loaded, options)
+        audited = audited_by(sides, options)
         context += audited.sections
     elif checkpoint.shards:
         context.append(Section("weights-unread", "the weights", "not read, except per-tensor scales", judges=False))
@@ -89,30 +86,13 @@ def _validate(options: argparse.Namespace) -> int:
         context.append(capacity_section(checkpoint, demand))
     if options.compare:
         context.append(compare_section(checkpoint, options))
-    report = api.validate(checkpoint, recipe=loaded, source=source, references=options.reference, context=context)
+    report = api.validate_sides(sides, context=context)
     if audited is not None:
         report = replace(report, metrics={**audited.metrics, **report.metrics})
     if options.write_lock is not None:
-        _write_lock(checkpoint, options.write_lock, base=base)
+        planned = "" if sides.expected is None else sides.expected.plan.predicted.origin.base
+        _write_lock(checkpoint, options.write_lock, base=planned)
     return hand_over(report, options)
-
-
-def _base_by_recipe(
-    checkpoint: Checkpoint, source: Checkpoint | None, loaded: LoadedRecipe | None, references: Sequence[str]
-) -> str:
-    """The base model that a recipe's build is of; empty without a recipe.
-
-    Raises:
-        WeighbridgeError: recipe or references cannot be read.
-    """
-    from weighbridge.checks.expectation import expected_of
-
-    if loaded is not None:
-        return expected_of(checkpoint, loaded, source, references).plan.predicted.origin.base
-    for name in references:
-        if name != NO_REFERENCE:
-            open_checkpoint(name)
-    return ""
 
 
 def _verify(options: argparse.Namespace) -> int:
