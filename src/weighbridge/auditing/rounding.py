@@ -21,7 +21,9 @@ from typing import Any, NamedTuple, TypeVar, cast
 import numba
 import numpy as np
 from llvmlite import ir
-from numba import float32, int32, uint32
+from numba import float32, int32, uint16, uint32
+from numba.core.cgutils import get_or_insert_function
+from numba.core.types import none
 from numba.extending import intrinsic
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -107,6 +109,40 @@ def _float_of(_context: Any, _bits: Any) -> Any:
 def _bits_of(_context: Any, _value: Any) -> Any:
     """The bit pattern of a float32."""
     return uint32(float32), lambda _target, builder, _signature, values: builder.bitcast(values[0], ir.IntType(32))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _fill_16(_context: Any, _array: Any, _first: Any, _value: Any) -> Any:
+    """Set sixteen neighbours of a float32 array in one instruction: assigning to a slice takes four times as long."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        vector = ir.VectorType(ir.FloatType(), 16)
+        array = context.make_array(signature.args[0])(context, builder, values[0])
+        first = builder.insert_element(ir.Constant(vector, ir.Undefined), values[2], ir.Constant(ir.IntType(32), 0))
+        of_first = ir.Constant(ir.VectorType(ir.IntType(32), 16), [ir.Constant(ir.IntType(32), 0)] * 16)
+        sixteen = builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), of_first)
+        target = builder.bitcast(builder.gep(array.data, [values[1]]), vector.as_pointer())
+        builder.store(sixteen, target).align = 4
+        return context.get_dummy_value()
+
+    return none(_array, _first, _value), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _largest_of_16(_context: Any, _array: Any, _first: Any) -> Any:
+    """The largest magnitude of sixteen neighbours, as bit patterns of BF16, in a fifth of the time of a loop."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        vector = ir.VectorType(ir.IntType(16), 16)
+        array = context.make_array(signature.args[0])(context, builder, values[0])
+        patterns = builder.load(builder.bitcast(builder.gep(array.data, [values[1]]), vector.as_pointer()))
+        patterns.align = 2
+        largest = get_or_insert_function(
+            builder.module, ir.FunctionType(ir.IntType(16), [vector]), "llvm.vector.reduce.umax.v16i16"
+        )
+        return builder.call(largest, [builder.and_(patterns, ir.Constant(vector, [0x7FFF] * 16))])
+
+    return uint16(_array, _first), generate
 
 
 # --- the definition
@@ -233,8 +269,11 @@ def _decode(row: Any, nibbles: Any, places: Any, codes: Any, values: Any) -> Any
 @_jit
 def _spread(tiles: Any, width: Any, out: Any) -> None:
     """Figures of tiles, one for each column."""
-    if width == 16:  # of NVFP4: stores of a length that is known take three quarters of the time
-        for tile in range(tiles.shape[0]):
+    whole = out.shape[0] // 16
+    if width == 16 and tiles.shape[0] >= whole:  # of NVFP4
+        for tile in range(whole):
+            _fill_16(out, tile * 16, tiles[tile])
+        for tile in range(whole, tiles.shape[0]):
             out[tile * 16 : (tile + 1) * 16] = tiles[tile]
     else:
         for tile in range(tiles.shape[0]):
@@ -310,6 +349,10 @@ def magnitudes(weights: Any, is_bf16: Any, height: Any, width: Any, smallest: An
     row_weights = np.empty(columns, np.float32)
     patterns = row_weights.view(np.int32)
     most = int32(0)
+    if is_bf16 and height == 1 and width == 16 and columns % 16 == 0:  # of NVFP4
+        for row in range(rows):
+            most = max(most, _magnitudes_of_16(weights[row], smallest[row], largest[row]))
+        return most < int32(0x7F800000)
     for down in range(smallest.shape[0]):
         largest[down, :] = 0
         for row in range(down * height, min((down + 1) * height, rows)):
@@ -323,6 +366,18 @@ def magnitudes(weights: Any, is_bf16: Any, height: Any, width: Any, smallest: An
                 largest[down, tile] = max(largest[down, tile], _float_of(uint32(high)))
         smallest[down, :] = -largest[down, :]
     return most < int32(0x7F800000)
+
+
+@_jit
+def _magnitudes_of_16(row: Any, smallest: Any, largest: Any) -> Any:
+    """One row of BF16 in tiles of sixteen; the largest of all as the bit pattern of a float32."""
+    most = int32(0)
+    for tile in range(largest.shape[0]):
+        pattern = int32(int32(_largest_of_16(row, tile * 16)) << 16)
+        most = max(most, pattern)
+        largest[tile] = _float_of(uint32(pattern))
+        smallest[tile] = -largest[tile]
+    return most
 
 
 @_jit
