@@ -1146,7 +1146,8 @@ def sources(chance: Random) -> Iterator[tuple[str, Files]]:
     def lock(*lines: str) -> Files:
         return {RECIPE: recipe, SOURCE: as_yaml(edited(SOURCE_YAML, "tensors", to=[*SOURCE_YAML["tensors"], *lines]))}
 
-    yield "already quantized", {RECIPE: recipe, SOURCE: as_yaml(LOCK_YAML)}
+    other = edited(LOCK_YAML, "quantization", "quant_method", to="hqq")
+    yield "already quantized, and not decoded", {RECIPE: recipe, SOURCE: as_yaml(other)}
     yield "quantized without saying so", lock("model.a.weight F8_E4M3 [4, 4]")
     yield "integer weights", lock("model.a.weight I32 [4, 4]")
     yield "2^48 experts of no rows", lock("model.mlp.experts.gate_up_proj BF16 [281474976710656, 0, 32]")
@@ -1174,7 +1175,8 @@ def source_directories(chance: Random) -> Iterator[tuple[str, Files]]:
         tensor = {"dtype": "BF16", "shape": shape, "data_offsets": [end, end]}
         files = single_file({**header, "model.mlp.experts.gate_up_proj": tensor}, end, config={})
         yield name, {RECIPE: recipe, **files}
-    yield "already quantized", {RECIPE: recipe, **single_file()}
+    other = edited(CONFIG_JSON, "quantization_config", "quant_method", to="hqq")
+    yield "already quantized, and not decoded", {RECIPE: recipe, **single_file(config=other)}
     position = chance.randrange(8, 200)
     cut = shard(header_bytes(HEADER), PAYLOAD)[:position]
     yield "cut", {RECIPE: recipe, **single_file(), f"{CHECKPOINT}/{SINGLE}": cut}

@@ -118,10 +118,19 @@ def test_progress_may_be_used_for_several_builds(tmp_path: Path) -> None:
     assert stages[0] == stages[1]
 
 
+def _by_another_method(place: Path) -> Path:
+    """A build whose config.json names a method that nothing here decodes."""
+    edit_config(place.parent / "b", lambda config: config["quantization_config"].update(quant_method="hqq"))
+    return place.parent / "b"
+
+
 ERRORS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no such recipe": (lambda place: wb.plan("fp8-dynamc", "mini"), "did you mean"),
     "nothing of this name": (lambda place: wb.open_checkpoint("./nowhere"), "no such directory"),
-    "a quantized source": (lambda place: wb.plan("fp8-dynamic", FP8_LOCK), "already quantized"),
+    "a source whose codes are not decoded": (
+        lambda place: wb.plan("fp8-dynamic", _by_another_method(place)),
+        "already quantized",
+    ),
     "an output that holds something": (lambda place: wb.build("fp8-dynamic", "mini", place), "as `output`"),
     "an audit of a lock": (lambda place: wb.audit(FP8_LOCK, "mini"), "holds no weights"),
     "a conversion that is to be audited": (
@@ -143,8 +152,8 @@ ERRORS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda place: wb.build("nvfp4-mlp-modelopt", "mini", place / "b", sign=place / "nokey.pem"),
         "nokey.pem",
     ),
-    "a source that is quantized, opened before": (
-        lambda place: wb.plan("fp8-dynamic", wb.open_checkpoint(FP8_LOCK)),
+    "a source whose codes are not decoded, opened before": (
+        lambda place: wb.plan("fp8-dynamic", wb.open_checkpoint(_by_another_method(place))),
         "already quantized",
     ),
     "no name": (lambda place: wb.open_checkpoint(None), "`checkpoint`"),  # type: ignore[arg-type]

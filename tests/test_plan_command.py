@@ -175,7 +175,6 @@ def test_an_unexplained_difference_fails(plan: Command) -> None:
     [
         (("no-such-recipe", "--model", MINI_LOCK), "no recipe of this name"),
         ((RECIPE, "--model", "no/such/directory"), "no such directory or file"),
-        ((RECIPE, "--model", PUBLISHED), "is already quantized"),
         ((RECIPE, "--model", MINI_LOCK, "--reference", RECIPE), "no structure lock"),
         ((RECIPE, "--model", MINI_LOCK, "--report", "no/such/directory/report.json"), "no such directory"),
     ],
@@ -186,6 +185,13 @@ def test_what_cannot_be_judged_is_one_sentence_on_standard_error(
     answer = plan(*arguments)
     assert (answer.code, answer.out, answer.err.count("\n")) == (2, "", 1)
     assert sentence in answer.err
+
+
+def test_a_build_of_somebody_else_in_the_place_of_the_base_fails(plan: Command) -> None:
+    answer = plan(RECIPE, "--model", PUBLISHED)
+    assert answer.code == 1
+    assert "source/rounded-before" in answer.out
+    assert "start from google/gemma-4-26B-A4B-it, which is published in floats" in " ".join(answer.out.split())
 
 
 def test_report_file_has_what_is_printed(plan: Command, tmp_path: Path) -> None:

@@ -687,10 +687,9 @@ BUILD_TROUBLES: dict[str, Trouble] = {
         lambda bench: bench.to(bench.out, "--shard-size", "0"),
         ("--shard-size", "more than nothing"),
     ),
-    "model that is quantized": (lambda bench: bench.of(bench.build), ("already quantized", "compressed-tensors")),
-    "model that is quantized by another tool": (
-        lambda bench: bench.of(bench.quantized_by("modelopt")),
-        ("already quantized", "modelopt"),
+    "model that is quantized by a tool that is not read": (
+        lambda bench: bench.of(bench.quantized_by("hqq")),
+        ("already quantized", "hqq"),
     ),
     "model that is quantized by who writes line breaks": (
         lambda bench: bench.of(bench.quantized_by("modelopt\nerror: all is well\x1b[0m")),

@@ -108,6 +108,7 @@ _ALL = (
     _note("serve/kv-cache", "The KV cache is declared quantized."),
     _note("serve/vllm", "From which vLLM release the layout loads."),
     _note("serve/transformers", "Plain transformers does not load the experts."),
+    _error("source/rounded-before", "The source is quantized already, and the recipe's base is published in floats."),
     _warning("source/quantized", "The source is quantized already, so that weights are rounded twice."),
     _error("source/experts-layout", "Fused experts are not stored as they will be split.", allowable=False),
     _warning("source/other-weights", "Weights lie beside the shards, and are left behind.", allowable=False),

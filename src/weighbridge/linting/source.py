@@ -60,14 +60,18 @@ def _quantized(plan: Plan) -> Iterator[Raised]:
     if declaration is None or not anew:
         return
     schemes = sorted({str(part.stored.scheme.weights) for part in plan.parts if part.stored is not None})
-    yield Raised(
-        "source/quantized",
-        plan.source.label,
+    what = (
         f"is quantized already ({declaration.quant_method}: {', '.join(schemes)}): {len(anew):,} modules are rounded a "
-        "second time, and what the first rounding lost is not in the build",
-        "start from the model in BF16 where its publisher has it; where not, allow: source/quantized because ...",
-        len(anew),
+        "second time, and what the first rounding lost is not in the build"
     )
+    named = plan.loaded.recipe.base.model
+    base = known_lock(named)
+    if base is not None and base.declaration is None:
+        remedy = f"start from {named}, which is published in floats"
+        yield Raised("source/rounded-before", plan.source.label, what, remedy, len(anew))
+        return
+    remedy = "start from the model in BF16 where its publisher has it; where not, allow: source/quantized because ..."
+    yield Raised("source/quantized", plan.source.label, what, remedy, len(anew))
 
 
 def _type_of(model: str) -> object:
