@@ -7,7 +7,7 @@ import sys
 if __name__ == "__main__":
     try:
         from weighbridge.cli.build import main
-        from weighbridge.cli.run import as_process
+        from weighbridge.cli.process import as_process
 
         sys.exit(as_process(main))
     except ModuleNotFoundError as error:

@@ -6,7 +6,7 @@ import sys
 
 if __name__ == "__main__":
     try:
-        from weighbridge.cli.run import as_process
+        from weighbridge.cli.process import as_process
         from weighbridge.cli.validate import main
 
         sys.exit(as_process(main))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from hypothesis import strategies as st
 from safetensors import deserialize
 
 from tests.strategies import structures
-from weighbridge.checkpoint.header import MAX_HEADER_BYTES, Header, check_name, parse_header, read_header
+from weighbridge.checkpoint.header import MAX_HEADER_BYTES, Header, check_name, check_names, parse_header, read_header
 from weighbridge.checkpoint.layout import lay_out
 from weighbridge.errors import StructureError
 from weighbridge.formats.tensors import DTYPE_BITS, Structure, Tensor
+from weighbridge.text.strict_json import parse_object
 
 MUTATIONS = 1_000_000
 
@@ -116,6 +118,32 @@ def test_malformed_header_is_refused_in_one_sentence(header: object, payload: in
 def test_name_that_would_read_as_a_pattern_is_refused(name: str) -> None:
     with pytest.raises(StructureError, match="has characters that no tensor name has"):
         check_name(name, where="shard")
+
+
+@given(st.lists(st.text(st.sampled_from("aZ9._~!|{} \n\x7fé"), max_size=4), min_size=1))
+def test_names_together_are_refused_where_one_of_them_is(names: list[str]) -> None:
+    def refused(check: Callable[[], object]) -> bool:
+        try:
+            check()
+        except StructureError:
+            return True
+        return False
+
+    each = [refused(lambda name=name: check_name(name, where="shard")) for name in names]  # type: ignore[misc]
+    assert refused(lambda: check_names(names, where="shard")) == any(each)
+
+
+@pytest.mark.parametrize(("depth", "read"), [(63, True), (64, True), (65, False)])
+@pytest.mark.parametrize("brackets", ["[]", "{}"])
+def test_json_is_read_to_its_depth_whatever_brackets_stand_in_text(depth: int, read: bool, brackets: str) -> None:
+    left, right = ("[", "]") if brackets == "[]" else ('{"a":', "}")
+    inner = left * (depth - 1) + '"]}[{"' + right * (depth - 1)
+    raw = f'{{"w":{inner}}}'.encode()
+    if read:
+        assert parse_object(raw, where="x").keys() == {"w"}
+    else:
+        with pytest.raises(StructureError, match="nested too deeply"):
+            parse_object(raw, where="x")
 
 
 @pytest.mark.parametrize("dtype", DTYPE_BITS)

@@ -93,10 +93,10 @@ def test_script_says_how_it_is_called(script: str) -> None:
 def test_no_example_of_the_overview_is_one_that_a_command_would_refuse(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from weighbridge.__main__ import main
+    from weighbridge import __main__ as entry
 
     monkeypatch.setattr(sys, "argv", ["weighbridge"])
-    assert main() == 0
+    assert entry.command() == 0
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
     for _, command, *arguments in examples(text):

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib import import_module
 
+from weighbridge.cli.process import as_process
+
 COMMANDS: Mapping[str, tuple[str, tuple[str, ...], str]] = {
     "build": ("build", (), "build a checkpoint from a recipe"),
     "plan": ("build", ("--plan",), "say what would be built, from headers alone"),
@@ -36,7 +38,12 @@ _WIDTH = 16
 
 
 def main() -> int:
-    """Entry point; gives the exit code."""
+    """Entry point of the process; gives the exit code."""
+    return as_process(command)
+
+
+def command() -> int:
+    """Run the command that was called; gives the exit code."""
     if "_ARGCOMPLETE" in os.environ:
         return _complete()
     name, arguments = sys.argv[1] if len(sys.argv) > 1 else "--help", sys.argv[2:]

@@ -8,8 +8,9 @@ refuses whatever does not describe the whole file exactly once.
 from __future__ import annotations
 
 import os
+import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ GIT_LFS_POINTER = b"version "
 MAX_NAME_LENGTH = 1024
 MAX_AXES = 16
 MAX_AXIS = 2**48
+_NAMES = re.compile(r"[!-z|~]+(?:\n[!-z|~]+)*")
+"""Names in lines: of what can be printed in ASCII, all but spaces and braces."""
+_KEYS = frozenset({"dtype", "shape", "data_offsets"})
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,9 @@ def parse_header(raw: bytes, *, file_size: int, where: str) -> Header:
     if not raw.rstrip(b" ").endswith(b"}"):
         raise StructureError("its header ends with white space other than spaces", where=where)
     metadata = _metadata(entries.pop("__metadata__", {}), where=where)
-    stored = [(name, _stored_tensor(name, entry, where=where)) for name, entry in entries.items()]
+    check_names(entries, where=where)
+    known: dict[str, Tensor] = {}
+    stored = [(name, _stored_tensor(name, entry, known, where=where)) for name, entry in entries.items()]
     stored.sort(key=lambda item: (item[1].begin, item[1].end))
 
     position = 0
@@ -122,6 +128,19 @@ def parse_header(raw: bytes, *, file_size: int, where: str) -> Header:
             remedy="fetch the file again",
         )
     return Header(tensors=dict(stored), metadata=metadata, data_offset=data_offset)
+
+
+def check_names(names: Collection[str], *, where: str) -> None:
+    """As `check_name` of each, but all at once where all of them are well.
+
+    Raises:
+        StructureError: as `check_name`.
+    """
+    lines = "\n".join(names)
+    well = lines.count("\n") == len(names) - 1 and max(map(len, names)) <= MAX_NAME_LENGTH
+    if not well or _NAMES.fullmatch(lines) is None:
+        for name in names:
+            check_name(name, where=where)
 
 
 def check_name(name: object, *, where: str) -> str:
@@ -168,20 +187,23 @@ def _metadata(value: Any, *, where: str) -> dict[str, str]:
     return value
 
 
-def _stored_tensor(name: str, entry: Any, *, where: str) -> StoredTensor:
-    check_name(name, where=where)
-    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+def _stored_tensor(name: str, entry: Any, known: dict[str, Tensor], *, where: str) -> StoredTensor:
+    """One entry of a header, its name checked before.
+
+    Args:
+        known: what earlier entries were, by how it is written: experts are many and alike.
+    """
+    if not isinstance(entry, dict) or entry.keys() != _KEYS:
         raise StructureError(f"tensor {name!r} is not described by exactly dtype, shape and data_offsets", where=where)
-    tensor = Tensor(
-        dtype=check_dtype(entry["dtype"], name=name, where=where),
-        shape=check_shape(entry["shape"], name=name, where=where),
-    )
+    written = f"{entry['dtype']!r} {entry['shape']!r}"
+    tensor = known.get(written)
+    if tensor is None:
+        tensor = known[written] = Tensor(
+            dtype=check_dtype(entry["dtype"], name=name, where=where),
+            shape=check_shape(entry["shape"], name=name, where=where),
+        )
     offsets = entry["data_offsets"]
-    if (
-        not isinstance(offsets, list)
-        or len(offsets) != 2
-        or not all(type(offset) is int and offset >= 0 for offset in offsets)
-    ):
+    if not isinstance(offsets, list) or len(offsets) != 2 or not _are_offsets(*offsets):
         raise StructureError(f"tensor {name!r} has no proper data_offsets", where=where)
     begin, end = offsets
     bits = tensor.parameters * DTYPE_BITS[tensor.dtype]
@@ -190,4 +212,8 @@ def _stored_tensor(name: str, entry: Any, *, where: str) -> StoredTensor:
             f"tensor {name!r} is {tensor}, {bits / 8:,.10g} bytes, but its byte range holds {end - begin:,}",
             where=where,
         )
-    return StoredTensor(tensor=tensor, begin=begin, end=end)
+    return StoredTensor(tensor, begin, end)
+
+
+def _are_offsets(begin: object, end: object) -> bool:
+    return type(begin) is int and type(end) is int and begin >= 0 and end >= 0

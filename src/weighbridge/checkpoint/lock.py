@@ -16,7 +16,7 @@ from pydantic import Field
 
 from weighbridge.checkpoint.header import MAX_AXES, MAX_AXIS, check_dtype, check_name
 from weighbridge.checkpoint.model import Checkpoint, FileFact, Origin, read_small
-from weighbridge.checkpoint.modules import check_experts
+from weighbridge.checkpoint.modules import check_experts, fused_experts
 from weighbridge.errors import StructureError
 from weighbridge.families import family_of
 from weighbridge.formats.compressed_tensors import read_args, read_scheme
@@ -91,7 +91,7 @@ def open_lock(path: Path) -> Checkpoint:
     structure = _expand(
         ((line, f"{where}:{document.line(('tensors', index))}") for index, line in enumerate(lock.tensors))
     )
-    check_experts(structure, family_of(lock.config), where=where)
+    check_experts(structure, fused_experts(structure, family_of(lock.config)), where=where)
     declaration: Declaration | None = None
     schemes: dict[str, Scheme] = {}
     if lock.quantization is not None:

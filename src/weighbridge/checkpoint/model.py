@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from weighbridge.checkpoint.header import Header, check_name, read_header
+from weighbridge.checkpoint.header import Header, check_names, read_header
 from weighbridge.checkpoint.listing import list_files
 from weighbridge.checkpoint.modules import FusedExperts, check_experts, fused_experts, quantizable_modules
 from weighbridge.checkpoint.quantized import quantized_modules
@@ -161,7 +161,8 @@ def assemble(
             raise StructureError(f"the index names tensor {name!r} in {shard}, which does not hold it", where=label)
     if not structure:
         raise StructureError("holds no tensor", where=label)
-    check_experts(structure, family_of(config), where=label)
+    fused = fused_experts(structure, family_of(config))
+    check_experts(structure, fused, where=label)
     declaration = read_declaration(config, where=f"{label}/{CONFIG_FILE}")
     declared_in = CONFIG_FILE
     if declaration is None and quant_config is not None:
@@ -178,11 +179,12 @@ def assemble(
         origin=origin,
         quant_config=quant_config,
     )
+    vars(checkpoint)["fused_experts"] = fused  # cached, and the same
     if declaration is None:
         return checkpoint
     schemes = quantized_modules(declaration, checkpoint.modules, checkpoint.family, where=f"{label}/{declared_in}")
     resolved = replace(checkpoint, schemes=schemes)
-    vars(resolved)["modules"] = checkpoint.modules  # cached, and the same
+    vars(resolved).update(fused_experts=fused, modules=checkpoint.modules)  # likewise
     return resolved
 
 
@@ -244,9 +246,9 @@ def read_index(raw: bytes, *, where: str) -> dict[str, str]:
     weight_map = parse_object(raw, where=where).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise StructureError("has no weight_map", where=where)
+    check_names(weight_map, where=where)
     checked: set[str] = set()
-    for name, shard in weight_map.items():
-        check_name(name, where=where)
+    for shard in weight_map.values():
         if not isinstance(shard, str) or shard not in checked:
             checked.add(check_shard_name(shard, where=where))
     return weight_map

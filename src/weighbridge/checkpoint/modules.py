@@ -48,6 +48,8 @@ FUSED_EXPERTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_p
 """Names under which transformers keeps all experts of a layer as one [experts, out, in] tensor, and what llm-compressor
 splits it into. Source: ``split_fused_moe_experts`` in llm-compressor 0.14.0.1."""
 
+_FUSED = tuple(FUSED_EXPERTS)
+
 MAX_EXPERTS = 65_536
 """More than any model has; a hostile header claims as many as it likes, of no bytes."""
 
@@ -114,19 +116,27 @@ def fused_experts(structure: Structure, family: Family) -> dict[str, FusedExpert
     alone, they decide. What no family describes is as transformers has it: [experts, out, in], gate before up.
     """
     found = {}
+    ends = tuple(end for layout in family.experts for end in _ends(layout))
     for name, tensor in structure.items():
-        described = next((layout for layout in family.experts if _is_called(name, layout)), None)
+        described = None
+        if name.endswith(ends):
+            described = next((layout for layout in family.experts if _is_called(name, layout)), None)
         if described is not None and len(tensor.shape) in (2, 3):
             fused = _described(name, described, structure)
             if len(tensor.shape) == (2 if fused.parameter == "bias" else 3):
                 found[name] = fused
-        elif is_fused_experts(name, tensor):
+        elif len(tensor.shape) == 3 and is_fused_experts(name, tensor):
             found[name] = _usual(name)
     return found
 
 
 def _is_called(name: str, layout: Experts) -> bool:
-    return any(name == end or name.endswith(f".{end}") for end in (layout.tensor, f"{layout.tensor}_bias"))
+    return any(name == end or name.endswith(f".{end}") for end in _ends(layout))
+
+
+def _ends(layout: Experts) -> tuple[str, str]:
+    """What the names of a layout's tensors end with."""
+    return layout.tensor, f"{layout.tensor}_bias"
 
 
 def _usual(name: str) -> FusedExperts:
@@ -180,15 +190,18 @@ def split_experts(name: str, tensor: Tensor, fused: FusedExperts) -> Iterator[Ex
             yield ExpertTensor(full, part, expert, first, fused.step, fused.transposed)
 
 
-def check_experts(structure: Structure, family: Family, *, where: str) -> None:
+def check_experts(structure: Structure, fused: Mapping[str, FusedExperts], *, where: str) -> None:
     """Refuse fused experts that would be more tensors, one by one, than any checkpoint has.
+
+    Args:
+        fused: as `fused_experts` finds them.
 
     Raises:
         StructureError: with the first tensor that is too much.
     """
     count = 0
-    for name, fused in fused_experts(structure, family).items():
-        count += len(fused.members) * structure[name].shape[0]
+    for name, layout in fused.items():
+        count += len(layout.members) * structure[name].shape[0]
         if count > MAX_NAMES:
             raise StructureError(f"its experts are more than {MAX_NAMES:,} tensors (see {name[:80]})", where=where)
 
@@ -203,7 +216,7 @@ def quantizable_modules(structure: Structure) -> Mapping[str, Mapping[str, Tenso
     modules: dict[str, dict[str, Tensor]] = {}
     for name, tensor in structure.items():
         module, parameter = split_parameter(name)
-        fused = _fused_of(name, structure)
+        fused = _fused_of(name, structure) if parameter.startswith(_FUSED) else None
         if fused is not None:
             modules.setdefault(fused, {})[name.removeprefix(fused)] = tensor
         elif parameter in QUANTIZATION_PARAMETERS or (parameter == "scale" and _is_scaled(module, structure)):
@@ -213,8 +226,9 @@ def quantizable_modules(structure: Structure) -> Mapping[str, Mapping[str, Tenso
                 modules.setdefault(module, {})[parameter] = tensor
         elif is_fused_experts(name, tensor):
             modules.setdefault(name, {})[FUSED_WEIGHT] = tensor
-    for module in modules.keys() & {split_parameter(name)[0] for name in structure if name.endswith(".weight")}:
-        modules[module].setdefault("weight", structure[f"{module}.weight"])
+    for module, found in modules.items():
+        if "weight" not in found and f"{module}.weight" in structure:
+            found["weight"] = structure[f"{module}.weight"]
     return modules
 
 

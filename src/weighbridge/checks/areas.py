@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from weighbridge.checkpoint.model import Checkpoint
-from weighbridge.checkpoint.modules import split_parameter, tensor_name
+from weighbridge.checkpoint.modules import FUSED_WEIGHT, split_parameter, tensor_name
 from weighbridge.families import Role
-from weighbridge.formats.schemes import Scheme
+from weighbridge.formats.tensors import Tensor
 from weighbridge.report import Area, Areas
 from weighbridge.text.names import layer_of
 
@@ -21,14 +21,11 @@ def bytes_by_role(checkpoint: Checkpoint, decided: Mapping[str, str], reasons: M
         reasons: why, by what decided it.
     """
     sizes: Counter[tuple[Role, int | None, str, bool, str]] = Counter()
-    family, schemes = checkpoint.family, schemes_by_tensor(checkpoint)
-    kinds = {id(scheme): str(scheme.weights) for scheme in checkpoint.schemes.values()}
-    for name, tensor in checkpoint.structure.items():
-        module = split_parameter(name)[0]
-        scheme = schemes.get(name) or checkpoint.schemes.get(module)
-        kind = kinds[id(scheme)] if scheme is not None else f"kept {tensor.dtype}"
-        by = decided.get(name, "")
-        sizes[family.role_of(module or name), layer_of(module or name), kind, scheme is None, by] += tensor.nbytes
+    layers: dict[str, int | None] = {}
+    for name, module, tensor, role, kind in kinds_of_tensors(checkpoint):
+        if module not in layers:
+            layers[module] = layer_of(module)
+        sizes[role, layers[module], kind or f"kept {tensor.dtype}", not kind, decided.get(name, "")] += tensor.nbytes
     order = list(Role)
     ordered = sorted(
         sizes.items(), key=lambda item: (order.index(item[0][0]), -1 if item[0][1] is None else item[0][1])
@@ -43,10 +40,29 @@ def bytes_by_role(checkpoint: Checkpoint, decided: Mapping[str, str], reasons: M
     )
 
 
-def schemes_by_tensor(checkpoint: Checkpoint) -> dict[str, Scheme]:
-    """The scheme of each tensor that stores a quantized module, by its name."""
-    return {
-        tensor_name(module, local): scheme
-        for module, scheme in checkpoint.schemes.items()
+def kinds_of_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, str, Tensor, Role, str]]:
+    """Every tensor with its module (its own name where it has none), its role, and what its module is quantized to.
+
+    That is empty where it is not quantized.
+    """
+    family, schemes, words = checkpoint.family, checkpoint.schemes, dict[int, str]()
+    # Scales of fused experts are called after their tensor, and not as parameters of a module.
+    fused = {
+        tensor_name(module, local): module
+        for module in schemes
         for local in checkpoint.modules.get(module, ())
+        if local == FUSED_WEIGHT or local.startswith("_")
     }
+    roles: dict[str, Role] = {}
+    for name, tensor in checkpoint.structure.items():
+        module = split_parameter(name)[0] or name
+        role = roles.get(module)
+        if role is None:
+            role = roles[module] = family.role_of(module)
+        scheme = schemes.get(module) or schemes.get(fused.get(name, ""))
+        if scheme is None:
+            yield name, module, tensor, role, ""
+            continue
+        if id(scheme) not in words:
+            words[id(scheme)] = str(scheme.weights)
+        yield name, module, tensor, role, words[id(scheme)]

@@ -6,9 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from weighbridge.checkpoint.model import EVIDENCE, Checkpoint
-from weighbridge.checkpoint.modules import split_parameter
 from weighbridge.checkpoint.weights import INDEX_FILE
-from weighbridge.checks.areas import schemes_by_tensor
+from weighbridge.checks.areas import kinds_of_tensors
 from weighbridge.checks.diff import Difference, diff_settings, diff_structures, group
 from weighbridge.checks.validation import describe, difference_finding
 from weighbridge.families import Role
@@ -92,12 +91,12 @@ def _share(role: Role, before: Counter[Role], after: Counter[Role]) -> float:
 
 def _by_role(checkpoint: Checkpoint) -> tuple[Counter[Role], dict[Role, str]]:
     """Bytes of each role, and what most of them are stored as."""
-    schemes = schemes_by_tensor(checkpoint)
+    counted: Counter[tuple[Role, str]] = Counter()
+    for _, _, tensor, role, kind in kinds_of_tensors(checkpoint):
+        counted[role, kind or tensor.dtype] += tensor.nbytes
     sizes: Counter[Role] = Counter()
-    kinds: dict[Role, Counter[str]] = {}
-    for name, tensor in checkpoint.structure.items():
-        module = split_parameter(name)[0]
-        role, scheme = checkpoint.family.role_of(module or name), checkpoint.schemes.get(module) or schemes.get(name)
-        sizes[role] += tensor.nbytes
-        kinds.setdefault(role, Counter())[str(scheme.weights) if scheme else tensor.dtype] += tensor.nbytes
-    return sizes, {role: counted.most_common(1)[0][0] for role, counted in kinds.items()}
+    most: dict[Role, str] = {}
+    for (role, kind), size in counted.most_common():
+        sizes[role] += size
+        most.setdefault(role, kind)
+    return sizes, most

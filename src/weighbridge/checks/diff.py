@@ -187,10 +187,9 @@ def _tensor_differences(ours: Structure, theirs: Structure, family: Family) -> I
     for name in sorted(fused_there):
         yield Difference("layout", name, "the same, one tensor for each expert", str(theirs[name]))
     same = {part for fused in (fused_here, fused_there) for name, parts in fused.items() for part in (name, *parts)}
-    for name in sorted((ours.keys() | theirs.keys()) - same):
+    differing = {name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)}
+    for name in sorted(differing - same):
         own, other = ours.get(name), theirs.get(name)
-        if own == other:
-            continue
         if own is None:
             yield Difference("only-in-reference", name, reference=str(other))
         elif other is None:
@@ -220,7 +219,9 @@ def _quantization_differences(checkpoint: Checkpoint, reference: Checkpoint) -> 
 
 def _fused_against(fused: Structure, split: Structure, family: Family) -> dict[str, list[str]]:
     """Fused expert tensors of one structure that the other has, dtype and shape alike, one for each expert."""
-    found = {}
+    found: dict[str, list[str]] = {}
+    if fused.keys() <= split.keys():
+        return found
     for name, layout in fused_experts(fused, family).items():
         if name not in split:
             parts = list(split_experts(name, fused[name], layout))

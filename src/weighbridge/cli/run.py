@@ -4,7 +4,6 @@ code."""
 from __future__ import annotations
 
 import argparse
-import gc
 import io
 import logging
 import os
@@ -36,20 +35,6 @@ HOLDS, WANTING, COULD_NOT = 0, 1, 2
 SCRIPTS = {"build": "build.py", "validate": "validate.py"}
 
 log = logging.getLogger(__name__)
-
-
-def as_process(main: Callable[[], int]) -> int:
-    """Run a command in a process that ends with it.
-
-    What is there by then stays, and what is left at the end goes with the process. The collector need look at neither,
-    and seldom at what a command makes, which it keeps to its end: it would for a tenth of the time of an audit, and an
-    eighth of that of a large plan.
-    """
-    gc.freeze()
-    gc.set_threshold(100_000, 20, 100)
-    code = main()
-    gc.freeze()
-    return code
 
 
 def run(command: Callable[[], int], options: argparse.Namespace | None = None) -> int:

@@ -172,13 +172,16 @@ def _resolved(
     """The scheme of the first target that matches, or that of the class."""
     target_list, ignored = _compiled(targets, where=where), _compiled(ignore, where=where)
     resolved = {}
-    for module in modules:
-        if _matches(ignored, module, where=where):
-            continue
-        indices = _matches(target_list, module, where=where)
-        scheme = scheme_of[targets[indices[0]]] if indices else scheme_of.get(LINEAR)
-        if scheme is not None:
-            resolved[module] = scheme
+    try:
+        for module in modules:
+            if ignored.matches(module):
+                continue
+            first = target_list.first(module)
+            scheme = scheme_of.get(LINEAR) if first is None else scheme_of[targets[first]]
+            if scheme is not None:
+                resolved[module] = scheme
+    except PatternError as error:
+        raise StructureError(error.what, where=where, remedy=error.remedy) from None
     return resolved
 
 

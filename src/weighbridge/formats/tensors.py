@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
+from typing import NamedTuple
 
 DTYPE_BITS: Mapping[str, int] = {
     "U64": 64,
@@ -66,8 +67,7 @@ class Tensor:
         return f"{self.dtype} {list(self.shape)}"
 
 
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
+class StoredTensor(NamedTuple):
     """A tensor and the place of its bytes, counted from the end of the header of the shard that holds it."""
 
     tensor: Tensor

@@ -15,6 +15,7 @@ MAX_JSON_BYTES = 64 * 1024 * 1024
 MAX_MARKS = 1_000_000
 MAX_DEPTH = 64
 
+_NO_BRACKETS = bytes({*range(256)} - {*b"[]{}"})
 _CONSTANTS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 """What Python's json reads and writes beside JSON; one NaN for all, so that two readings of it are equal."""
 
@@ -78,8 +79,19 @@ def _parsed(raw: bytes, constant: Callable[[str], float], *, where: str) -> dict
         raise StructureError(f"is not JSON ({error})", where=where) from None
     if not isinstance(value, dict):
         raise StructureError("is not a JSON object", where=where)
-    _check_depth(value, where=where)
+    if not _is_shallow(raw):
+        _check_depth(value, where=where)
     return value
+
+
+def _is_shallow(raw: bytes) -> bool:
+    """Whether the brackets alone, text or not, are nested no deeper than is allowed; as is every honest header."""
+    brackets = raw.translate(None, _NO_BRACKETS)
+    for _ in range(MAX_DEPTH):
+        if not brackets:
+            return True
+        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+    return not brackets
 
 
 def _check_depth(value: Any, *, where: str) -> None:
