@@ -8,7 +8,6 @@ alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numba
@@ -23,6 +22,7 @@ from weighbridge.numbers.encoding import SOURCES
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
+Order = npt.NDArray[np.int32]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -61,23 +61,21 @@ def decoded(codec: Codec, stored: Mapping[str, Raw], rows: int, columns: int) ->
     divided = _under_shared(codec, scales, stored)
     zeros = _zero_points(codec, stored[ZEROS], tiles) if ZEROS in stored else None
     codes = _awq_rows(stored[CODES].array)[:rows] if codec.packing == "awq" else stored[CODES].array
-    if ORDER in stored:
-        divided, zeros, scales = _spread_in_order(stored[ORDER], divided, zeros, scales)
-        codec = replace(codec, width=1)
-    weight, is_number = _multiplied(codec, codes, divided, zeros, rows, columns)
+    order = _order(stored[ORDER], tiles[1]) if ORDER in stored else None
+    weight, is_number = _multiplied(codec, codes, divided, zeros, order, rows, columns)
     if not is_number:
         raise UnusableCodes(CODES, "holds codes that stand for NaN")
     unusable = ~(np.isfinite(scales) & (scales != 0 if codec.element == "INTEGER" else scales > 0))
     if unusable.any():
-        plain, _ = _multiplied(codec, codes, np.ones_like(divided), zeros, rows, columns)
-        _check_scales(codec, scales, unusable, plain)
+        plain, _ = _multiplied(codec, codes, np.ones_like(divided), zeros, order, rows, columns)
+        _check_scales(codec, scales, unusable, order, plain)
     if _largest_of(weight.reshape(-1)) >= _INFINITY:
         raise UnusableCodes(SCALES, "makes weights of its codes that no BF16 holds")
     return weight
 
 
 def _multiplied(
-    codec: Codec, codes: Bytes, scales: Floats, zeros: Floats | None, rows: int, columns: int
+    codec: Codec, codes: Bytes, scales: Floats, zeros: Floats | None, order: Order | None, rows: int, columns: int
 ) -> tuple[npt.NDArray[np.uint16], bool]:
     """The weight, and whether no code stands for NaN."""
     weight = np.empty((rows, columns), np.uint16)
@@ -91,6 +89,8 @@ def _multiplied(
         np.ascontiguousarray(scales),
         np.zeros((1, 1), np.float32) if zeros is None else zeros,
         zeros is not None,
+        np.zeros(1, np.int32) if order is None else order,
+        order is not None,
         codec.height or rows,
         codec.width or columns,
         codec.in_half,
@@ -107,22 +107,16 @@ def _awq_rows(words: Bytes) -> Bytes:
     return codes
 
 
-def _spread_in_order(
-    order: Raw, divided: Floats, zeros: Floats | None, scales: Floats
-) -> tuple[Floats, Floats | None, Floats]:
-    """Scales and zero points of each column, where groups of columns do not lie side by side.
+def _order(raw: Raw, groups: int) -> Order:
+    """The group of each column, where groups of columns do not lie side by side.
 
     Raises:
         UnusableCodes: a column is said to be in a group that is not there.
     """
-    groups = np.ascontiguousarray(order.array).view(np.int32).reshape(-1)
-    if groups.min() < 0 or groups.max() >= divided.shape[1]:
-        raise UnusableCodes(ORDER, f"names groups beyond the {divided.shape[1]} that have scales")
-    return (
-        np.ascontiguousarray(divided[:, groups]),
-        None if zeros is None else np.ascontiguousarray(zeros[:, groups]),
-        np.ascontiguousarray(scales[:, groups]),
-    )
+    order = np.ascontiguousarray(raw.array).view(np.int32).reshape(-1)
+    if order.min() < 0 or order.max() >= groups:
+        raise UnusableCodes(ORDER, f"names groups beyond the {groups} that have scales")
+    return order
 
 
 def _under_shared(codec: Codec, scales: Floats, stored: Mapping[str, Raw]) -> Floats:
@@ -137,7 +131,13 @@ def _under_shared(codec: Codec, scales: Floats, stored: Mapping[str, Raw]) -> Fl
         return np.ascontiguousarray(scales / divisor)
 
 
-def _check_scales(codec: Codec, scales: Floats, unusable: npt.NDArray[np.bool_], plain: npt.NDArray[np.uint16]) -> None:
+def _check_scales(
+    codec: Codec,
+    scales: Floats,
+    unusable: npt.NDArray[np.bool_],
+    order: Order | None,
+    plain: npt.NDArray[np.uint16],
+) -> None:
     """Refuse scales that mean nothing. One that is zero means zero: it may stand over codes of zero.
 
     Args:
@@ -147,8 +147,9 @@ def _check_scales(codec: Codec, scales: Floats, unusable: npt.NDArray[np.bool_],
         UnusableCodes: with the first of them.
     """
     height, width = codec.height or len(plain), codec.width or plain.shape[1]
+    tile_of = np.arange(plain.shape[1]) // width if order is None else order
     for down, across in np.argwhere(unusable):
-        tile = plain[down * height : (down + 1) * height, across * width : (across + 1) * width]
+        tile = plain[down * height : (down + 1) * height, tile_of == across]
         if scales[down, across] != 0 or (tile & 0x7FFF).any():
             why = f"the scale is {scales[down, across]}, where only finite and positive values have a meaning"
             raise UnusableCodes(SCALES, why)
@@ -302,9 +303,14 @@ def _e4m3_row_in_half(codes: Any, scales: Any, weight: Any) -> Any:
 
 
 @_jit
-def _spread(values: Any, width: Any, spread: Any) -> None:
-    for tile in range(values.shape[0]):
-        spread[tile * width : (tile + 1) * width] = values[tile]
+def _spread(values: Any, width: Any, order: Any, has_order: Any, spread: Any) -> None:
+    """The value of each column's tile: tiles lie side by side, or columns say which is theirs."""
+    if has_order:
+        for column in range(order.shape[0]):
+            spread[column] = values[order[column]]
+    else:
+        for tile in range(values.shape[0]):
+            spread[tile * width : (tile + 1) * width] = values[tile]
 
 
 @_jit
@@ -325,6 +331,8 @@ def _decode(
     scales: Any,
     zeros: Any,
     has_zeros: Any,
+    order: Any,
+    has_order: Any,
     height: Any,
     width: Any,
     in_half: Any,
@@ -338,9 +346,9 @@ def _decode(
     largest_code = uint8(0)
     for row in range(rows):
         if row % height == 0:
-            _spread(scales[row // height], width, scale_of_column)
+            _spread(scales[row // height], width, order, has_order, scale_of_column)
             if has_zeros:
-                _spread(zeros[row // height], width, zero_of_column)
+                _spread(zeros[row // height], width, order, has_order, zero_of_column)
         if nibbles:
             _unpack(codes[row], pairs)
             own = pairs.view(np.uint8)[:columns]
