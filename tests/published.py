@@ -353,6 +353,14 @@ def _mxfp4(rows: int, columns: int, random: torch.Generator) -> Tensors:
     }
 
 
+def _narrow_mxfp4(rows: int, columns: int, random: torch.Generator) -> Tensors:
+    """Codes whose groups reach their largest, under exponents that E4M3 scales have room for."""
+    codes = _bytes(rows, columns // 2, random=random)
+    codes[:, ::8] = 0x77
+    exponents = torch.randint(120, 126, (rows, columns // 32), dtype=torch.uint8, generator=random)
+    return {"weight_packed": codes, "weight_scale": exponents}
+
+
 def _nvfp4_of_modelopt_dequantized(tensors: Tensors, directory: Path) -> Tensors:
     """Upstream's two converters one after the other; global scales as compressed-tensors stores them, [1]."""
     from compressed_tensors.entrypoints.convert import CompressedTensorsDequantizer, ModelOptNvfp4Converter
@@ -513,6 +521,7 @@ WAYS: Mapping[str, Way] = {
         _compressed("NVFP4"), _nvfp4, _compressed_dequantized, dropped=_of_linears("input_global_scale")
     ),
     "compressed-tensors mxfp4": Way(_compressed("MXFP4A16"), _mxfp4, _compressed_dequantized),
+    "compressed-tensors mxfp4 of narrow range": Way(_compressed("MXFP4A16"), _narrow_mxfp4, _compressed_dequantized),
     "modelopt nvfp4": Way(
         _modelopt("NVFP4"),
         _nvfp4_of_modelopt,

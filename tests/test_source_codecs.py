@@ -232,6 +232,29 @@ def _flip(codes: torch.Tensor) -> None:
     codes.view(torch.uint8).reshape(-1)[5000] ^= 0x10
 
 
+LOSSLESS: dict[str, tuple[str, str, int]] = {
+    "MXFP4 in NVFP4, where exponents fit": ("compressed-tensors mxfp4 of narrow range", "NVFP4A16", 10),
+    "MXFP4 in MXFP4": ("compressed-tensors mxfp4", "MXFP4", 10),
+    "FP8 in INT4": (BLOCKS, "W4A16", 0),
+}
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_the_audit_counts_what_lost_nothing(
+    name: str, published: Callable[[str], tuple[Path, Path]], tmp_path: Path
+) -> None:
+    way, scheme, count = LOSSLESS[name]
+    report = wb.build(
+        write_recipe(tmp_path / "recipe.yaml", scheme),
+        published(way)[0],
+        tmp_path / "build",
+        audit=True,
+        references=["none"],
+    )
+    facts = next(section.facts for section in report.sections if section.id == "audit")
+    assert facts["lossless"] == f"{count} of 10 modules stand for the very values that the base's codes do"
+
+
 def test_what_does_not_go_along_is_named(
     published: Callable[[str], tuple[Path, Path]], tmp_path: Path, call_validate: Command
 ) -> None:
