@@ -121,7 +121,7 @@ def test_progress_may_be_used_for_several_builds(tmp_path: Path) -> None:
 ERRORS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no such recipe": (lambda place: wb.plan("fp8-dynamc", "mini"), "did you mean"),
     "nothing of this name": (lambda place: wb.open_checkpoint("./nowhere"), "no such directory"),
-    "a quantized source": (lambda place: wb.plan("fp8-dynamic", FP8_LOCK), "already quantized"),
+    "a quantized source to calibrate on": (lambda place: wb.plan("nvfp4", FP8_LOCK), "starts from floats"),
     "an output that holds something": (lambda place: wb.build("fp8-dynamic", "mini", place), "as `output`"),
     "an audit of a lock": (lambda place: wb.audit(FP8_LOCK, "mini"), "holds no weights"),
     "a conversion that is to be audited": (
@@ -144,8 +144,8 @@ ERRORS: dict[str, tuple[Callable[[Path], object], str]] = {
         "nokey.pem",
     ),
     "a source that is quantized, opened before": (
-        lambda place: wb.plan("fp8-dynamic", wb.open_checkpoint(FP8_LOCK)),
-        "already quantized",
+        lambda place: wb.plan("nvfp4", wb.open_checkpoint(FP8_LOCK)),
+        "starts from floats",
     ),
     "no name": (lambda place: wb.open_checkpoint(None), "`checkpoint`"),  # type: ignore[arg-type]
     "a number for a recipe": (lambda place: wb.plan(7, "mini"), "`recipe`"),  # type: ignore[arg-type]

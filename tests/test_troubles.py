@@ -687,7 +687,6 @@ BUILD_TROUBLES: dict[str, Trouble] = {
         lambda bench: bench.to(bench.out, "--shard-size", "0"),
         ("--shard-size", "more than nothing"),
     ),
-    "model that is quantized": (lambda bench: bench.of(bench.build), ("already quantized", "compressed-tensors")),
     "model that is quantized by another tool": (
         lambda bench: bench.of(bench.quantized_by("modelopt")),
         ("already quantized", "modelopt"),

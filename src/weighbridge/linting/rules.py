@@ -106,7 +106,7 @@ _ALL = (
     _note("serve/tensor-parallel", "Tensor-parallel sizes for which heads, widths and groups divide."),
     _note("serve/gpu", "Which GPUs run the scheme natively."),
     _note("serve/kv-cache", "The KV cache is declared quantized."),
-    _error("serve/experts-passed-over", "vLLM passes over experts under the names that they would be stored by."),
+    _warning("serve/experts-passed-over", "vLLM passes over experts under the names that they would be stored by."),
     _note("serve/vllm", "From which vLLM release the layout loads."),
     _note("serve/transformers", "Plain transformers does not load the experts."),
     _warning("source/quantized", "The source is quantized already, so that weights are rounded twice."),
