@@ -6,6 +6,7 @@ import json
 import random
 import struct
 from collections.abc import Callable
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -133,14 +134,19 @@ def test_names_together_are_refused_where_one_of_them_is(names: list[str]) -> No
     assert refused(lambda: check_names(names, where="shard")) == any(each)
 
 
-@pytest.mark.parametrize(("depth", "read"), [(63, True), (64, True), (65, False)])
-@pytest.mark.parametrize("brackets", ["[]", "{}"])
-def test_json_is_read_to_its_depth_whatever_brackets_stand_in_text(depth: int, read: bool, brackets: str) -> None:
-    left, right = ("[", "]") if brackets == "[]" else ('{"a":', "}")
-    inner = left * (depth - 1) + '"]}[{"' + right * (depth - 1)
-    raw = f'{{"w":{inner}}}'.encode()
-    if read:
-        assert parse_object(raw, where="x").keys() == {"w"}
+@given(
+    layers=st.lists(st.tuples(st.booleans(), *[st.sampled_from(["", "]", "}", "[", "{", '"', "\\", "]]"])] * 2)),
+    depth=st.sampled_from([63, 64, 65, 66, 128]),
+)
+def test_json_is_read_to_its_depth_whatever_brackets_stand_in_text(
+    layers: list[tuple[bool, str, str]], depth: int
+) -> None:
+    value: object = 1
+    for listed, before, after in islice(cycle(layers or [(False, "", "")]), depth - 1):
+        value = [before, value, after] if listed else {f"{before}a": before, f"{before}b": value, f"{before}c": after}
+    raw = json.dumps({"w": value}).encode()
+    if depth <= 64:
+        assert parse_object(raw, where="x") == {"w": value}
     else:
         with pytest.raises(StructureError, match="nested too deeply"):
             parse_object(raw, where="x")

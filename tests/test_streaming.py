@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from tests import miniature_locks
@@ -105,6 +106,20 @@ def test_members_of_fused_groups_share_their_global_scale(tmp_path: Path) -> Non
             groups.setdefault(f"{parent} {kind}", set()).add(float(scale))
     assert len(groups) == 6 + 6 + 6 * 8  # attention and dense mlp of six layers, eight experts in each
     assert {name for name, found in groups.items() if len(found) != 1} == set()
+
+
+def test_a_bias_has_no_share_in_the_global_scale_of_its_weight(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    weight, bias = torch.full((32, 64), 0.25), torch.full((32,), 100.0)
+    tensors = {"model.layers.0.mlp.up_proj.weight": weight, "model.layers.0.mlp.up_proj.bias": bias}
+    save_file({name: tensor.bfloat16() for name, tensor in tensors.items()}, tmp_path / "source/model.safetensors")
+    (tmp_path / "source/config.json").write_text("{}")
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml", "scheme: NVFP4A16\nallow: [ignore/matches-nothing because it is a test]\n"
+    )
+    build(recipe, tmp_path / "source", tmp_path / "build", "--audit")
+    built = load_file(tmp_path / "build/model.safetensors")
+    assert built["model.layers.0.mlp.up_proj.weight_global_scale"].item() == 448 * 6 / 0.25
 
 
 def test_shards_are_the_files_that_safetensors_would_write(tmp_path: Path) -> None:

@@ -75,10 +75,19 @@ def _redirected(directory: Path) -> None:
     edit_config(directory, lambda config: config.update(transformers_weights="other.safetensors"))
 
 
+def _gpt_oss(directory: Path) -> None:
+    from tests.published import write_gpt_oss  # torch stays away from every other
+
+    for path in directory.iterdir():
+        path.unlink()
+    write_gpt_oss(directory)
+
+
 MADE: dict[str, Callable[[Path], None]] = {
     "made/left-behind": _left_behind,
     "made/forgotten": _forgotten,
     "made/redirected": _redirected,
+    "made/gpt-oss": _gpt_oss,
 }
 """Sources that examples of docs/reference/rules.md are planned for -> how each is made of the tiny Llama."""
 

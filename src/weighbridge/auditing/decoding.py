@@ -1,62 +1,90 @@
 """A base that its publisher quantized: what its codes mean, by the audit's own reading of them.
 
-Builds start from the BF16 values that upstream's dequantizers give; so does the audit, by its own arithmetic.
+Builds start from the BF16 values that upstream's dequantizers give; so does the audit. Codes are looked up in tables,
+spread under their scales and rounded; nothing here is shared with what decodes them for a build.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 
 from weighbridge.auditing.arithmetic import narrowed
-from weighbridge.auditing.grid import Array, Floats, float_values, grid_of, rows_of, spread, values_of
+from weighbridge.auditing.grid import E2M1_VALUES, Array, Floats, e4m3_values, e8m0_values, float_values
 from weighbridge.auditing.pairing import Coded, Region
-from weighbridge.formats import fp8
-
-WHOLE = ("weight_global_scale", "weight_scale_2")
-"""Scales of a whole module under which it has others."""
+from weighbridge.formats.codecs import AWQ_ORDER, CODES, DECODED, ORDER, SCALES, SHARED, ZEROS, Codec
 
 Read = Callable[[Region, int, int], Array]
 """Reads rows of a stored tensor: the tensor, the first row, and how many."""
 
 
-def decoded(coded: Coded, count: int, columns: int, read: Read) -> Array:
-    """Rows of a weight that is stored as codes: BF16 as bit patterns, uint16 [count, columns].
-
-    Codes times scales are rounded as upstream's dequantizers round: once to the dtype of the scales where these are of
-    16 bits, and to BF16 at the end.
-    """
-    unit = _unit(coded)
+def decoded(coded: Coded, count: int, read: Read) -> Array:
+    """Rows of a weight that is stored as codes: BF16 as bit patterns, uint16 [count, columns]."""
+    codec, columns = coded.how.codec, coded.how.weight.shape[1]
+    unit = coded.how.unit
     begin = coded.first // unit * unit
     end = min(coded.rows, -(-(coded.first + count) // unit) * unit)
     stored: dict[str, Array] = {}
-    scale_dtype, whole = "F32", None
-    for local, region in coded.stored.items():
-        known = "weight_scale" if local in fp8.SCALES else local
-        if local in WHOLE or (known == "weight_scale" and coded.scheme.weights.strategy == "tensor"):
-            flat = region._replace(tensor=replace(region.tensor, shape=(1, 1)))
-            whole = np.float32(float_values(read(flat, 0, 1), region.tensor.dtype)[0, 0])
-        elif len(region.tensor.shape) == 2 and local.startswith("weight"):
-            own = region.tensor.shape[0]
-            shares = (begin, end) if own == coded.rows else (begin // unit, -(-end // unit))
-            stored[known] = read(region, shares[0], shares[1] - shares[0])
-        if known == "weight_scale":
-            scale_dtype = region.tensor.dtype
-    grid = grid_of(coded.scheme)
-    assert grid is not None  # or it would not be decoded at all
-    rows = rows_of(grid, coded.form, stored, scale_dtype, columns, whole)
-    product: Floats = values_of(rows) * spread(rows, rows.divisors)
-    if scale_dtype in ("BF16", "F16") and coded.scheme.weights.strategy != "tensor_group":
-        product = narrowed(product, scale_dtype)
-    bits = (narrowed(product, "BF16").view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+    for role, region in coded.stored.items():
+        each = coded.how.readings[role].each
+        first, last = (begin // each, -(-end // each)) if each else (0, region.tensor.shape[0])
+        stored[role] = read(region, first, last - first)
+    values = _values(codec, stored[CODES], end - begin, columns)
+    scales = _scales(stored[SCALES], coded.stored[SCALES].tensor.dtype)
+    height = codec.height or end - begin
+    tile = np.arange(columns) // (codec.width or columns)
+    if ORDER in stored:
+        tile = stored[ORDER].reshape(-1)
+    if ZEROS in stored:
+        zeros = _zero_points(codec, stored[ZEROS])[: len(scales)]
+        values = values - zeros.repeat(height, 0)[: len(values)][:, tile]
+    with np.errstate(all="ignore"):
+        if codec.shared:
+            shared = float_values(stored[SHARED], "F32")
+            scales = scales / (np.float32(1) / shared if codec.shared == "reciprocal" else shared)
+        product = values * scales.repeat(height, 0)[: len(values)][:, tile]
+        if codec.in_half:
+            product = narrowed(product, "F16")
+    bits = (np.ascontiguousarray(narrowed(product, DECODED)).view(np.uint32) >> np.uint32(16)).astype(np.uint16)
     return bits[coded.first - begin : coded.first - begin + count]
 
 
-def _unit(coded: Coded) -> int:
-    """Rows that share scales or words of zero points."""
-    args = coded.scheme.weights
-    if args.block_structure is not None:
-        return args.block_structure[0]
-    return 32 // args.num_bits if args.type == "int" and not args.symmetric else 1
+def _values(codec: Codec, codes: Array, rows: int, columns: int) -> Floats:
+    """The number that each code stands for, before it is scaled."""
+    if codec.packing == "awq":
+        stored = _out_of_words(codec, codes)
+    else:
+        stored = np.ascontiguousarray(codes).view(np.uint8).reshape(rows, -1)
+        if codec.packing == "nibbles":
+            stored = np.stack([stored & 15, stored >> 4], axis=-1).reshape(rows, -1)
+    stored = stored[:rows, :columns]
+    if codec.element == "E4M3":
+        return e4m3_values(stored)
+    if codec.element == "E2M1":
+        return E2M1_VALUES[stored]
+    if codec.offset is None:
+        return stored.view(np.int8).astype(np.float32)
+    return stored.astype(np.float32) - np.float32(codec.offset)
+
+
+def _out_of_words(codec: Codec, words: Array) -> Array:
+    """Rows of codes that share words of 32 bits: the first in the lowest place, or as AutoAWQ orders them."""
+    places = AWQ_ORDER if codec.packing == "awq" else range(32 // codec.bits)
+    mask = np.uint32((1 << codec.bits) - 1)
+    parts = [(np.ascontiguousarray(words).view(np.uint32) >> np.uint32(place * codec.bits)) & mask for place in places]
+    return np.stack(parts, axis=1).reshape(-1, words.shape[1])
+
+
+def _scales(scales: Array, dtype: str) -> Floats:
+    if dtype == "F8_E4M3":
+        return e4m3_values(scales)
+    return e8m0_values(scales) if dtype in ("U8", "F8_E8M0") else float_values(scales, dtype)
+
+
+def _zero_points(codec: Codec, stored: Array) -> Floats:
+    """Zero points, one for each tile."""
+    if stored.dtype != np.int32 or codec.offset is None:
+        return stored.view(np.int8).astype(np.float32)
+    codes = (_out_of_words(codec, stored) + np.uint32(codec.zero_bias)) % np.uint32(1 << codec.bits)
+    return codes.astype(np.float32) - np.float32(codec.offset)

@@ -99,6 +99,11 @@ class Measure:
         return signal_to_noise(self.signal, self.noise)
 
     @property
+    def lossless(self) -> bool:
+        """Whether what is stored stands for the very values of the base."""
+        return self.noise == 0 and self.steps == 0 and not self.nan_codes
+
+    @property
     def exact(self) -> bool:
         """Whether these are the bytes of round-to-nearest under the stored scale of the whole tensor, if it has one."""
         return not (self.different_codes or self.different_scales or self.unpredicted)

@@ -15,12 +15,15 @@ from weighbridge.checkpoint.modules import (
     QUANTIZATION_PARAMETERS,
     FusedExperts,
     is_embedding,
+    place_of,
     split_experts,
     split_parameter,
 )
-from weighbridge.checkpoint.readable import check_decoded
+from weighbridge.checkpoint.readable import check_decoded, check_measured
 from weighbridge.errors import StructureError
-from weighbridge.formats import DECODED, FORMATS
+from weighbridge.formats import FORMATS
+from weighbridge.formats.codecs import CODES, Reading
+from weighbridge.formats.codecs import Coded as How
 from weighbridge.formats.schemes import Scheme, SchemeMismatch
 from weighbridge.formats.tensors import FLOATING_SOURCES, Tensor
 from weighbridge.machine.columns import Columns
@@ -36,14 +39,13 @@ class Coded(NamedTuple):
     """Codes that rows of a weight are read off.
 
     Attributes:
-        form: whose way of storing them it is.
-        stored: local name -> where the whole tensor lies.
+        how: how they become a weight.
+        stored: by what each is for, where the whole tensor lies, as a matrix.
         rows: of the whole weight.
         first: the first row that is meant.
     """
 
-    form: str
-    scheme: Scheme
+    how: How
     stored: Mapping[str, Region]
     rows: int
     first: int = 0
@@ -192,22 +194,28 @@ def pair(checkpoint: Checkpoint, base: Checkpoint, groups: Sequence[FusedGroup] 
 
 def _as_floats(base: Checkpoint, found: dict[str, Region]) -> dict[str, Region]:
     """What a base holds, each module that its publisher quantized as the one weight that its codes mean."""
-    if base.declaration is None:
-        return found
-    form = base.declaration.quant_method
-    floats = dict(found)
-    schemes = schemes_of(base)
-    for module, locals_ in modules_of(found, schemes).items():
-        if not is_quantized(locals_):
-            continue
-        weight = DECODED[form](schemes[module], {local: region.tensor for local, region in locals_.items()})
-        assert weight is not None  # it is decoded here
-        for local in locals_:
-            del floats[f"{module}.{local}"]
-        first = min(locals_.values(), key=lambda region: (region.file, region.offset))
-        coded = Coded(form, schemes[module], locals_, weight.shape[0])
-        floats[f"{module}.weight"] = Region(first.file, first.offset, Tensor("BF16", weight.shape), coded=coded)
+    floats = {name: region for name, region in found.items() if name not in base.dropped}
+    for modules in base.coded.values():
+        for module, item in modules.items():
+            assert item.coded is not None  # or the base would be refused
+            stored = {
+                role: _as_matrix(found[f"{module}.{reading.local}"], reading)
+                for role, reading in item.coded.readings.items()
+            }
+            for local in item.places:
+                floats.pop(f"{module}.{local}", None)
+            weight, codes = item.coded.weight, stored[CODES]
+            coded = Coded(item.coded, stored, weight.shape[0])
+            floats[f"{module}.weight"] = Region(codes.file, codes.offset, weight, coded=coded)
     return floats
+
+
+def _as_matrix(region: Region, reading: Reading) -> Region:
+    """A tensor of a module as it is read beside the rows of the weight."""
+    columns = region.columns
+    if reading.transposed:
+        columns = Columns(0, 1, region.tensor.shape[-1])
+    return region._replace(tensor=reading.tensor, columns=columns)
 
 
 def regions(checkpoint: Checkpoint) -> dict[str, Region]:
@@ -237,8 +245,8 @@ def _parts(name: str, whole: Region, fused: FusedExperts | None) -> Iterator[tup
     each = whole.tensor.nbytes // max(experts, 1)
     for part in split_experts(name, whole.tensor, fused):
         one = Region(whole.file, whole.offset + part.expert * each, Tensor(whole.tensor.dtype, tuple(matrix)))
-        if part.transposed or part.step > 1:
-            columns = Columns(part.first_row, part.step, matrix[-1])
+        columns = place_of(name, part).columns(matrix)
+        if columns is not None:
             yield part.name, Region(whole.file, one.offset, part.tensor, columns)
         else:
             yield part.name, one.rows(part.first_row, part.tensor.shape[0])
@@ -258,9 +266,9 @@ def schemes_of(checkpoint: Checkpoint) -> dict[str, Scheme]:
     """Module -> scheme, with experts one by one.
 
     Raises:
-        StructureError: its codes are not decoded here.
+        StructureError: its codes are not measured here.
     """
-    check_decoded(checkpoint)
+    check_measured(checkpoint)
     found: dict[str, Scheme] = {}
     for module, scheme in checkpoint.schemes.items():
         fused = checkpoint.fused_experts.get(module)

@@ -233,8 +233,8 @@ def fill(reader: Reader, region: Region, target: memoryview) -> None:
         StructureError, HubError: it cannot be read.
     """
     if region.coded is not None:
-        rows, columns = region.tensor.shape
-        bits = decoded(region.coded, rows, columns, lambda other, first, count: _fresh(reader, other, first, count))
+        rows = region.tensor.shape[0]
+        bits = decoded(region.coded, rows, lambda other, first, count: _fresh(reader, other, first, count))
         target[:] = memoryview(np.ascontiguousarray(bits).reshape(-1).view(np.uint8).data)
         return
     if region.columns is None:

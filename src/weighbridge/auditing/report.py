@@ -79,6 +79,9 @@ def _whole(audit: Audit) -> Section:
     }
     if audit.base_quantized:
         facts["the base's own rounding"] = f"{audit.base_quantized}; what it lost of the model is not judged here"
+        again = [seen for item, seen, _ in audit.quantized if item.source.coded is not None]
+        same = sum(seen.lossless for seen in again)
+        facts["lossless"] = f"{same:,} of {len(again):,} modules stand for the very values that the base's codes do"
     if audit.found:
         facts["found from an earlier run"] = f"{audit.found:,} pieces"
     if audit.sample is not None:

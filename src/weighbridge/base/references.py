@@ -57,12 +57,14 @@ def base_of(loaded: LoadedRecipe, source: Checkpoint) -> Checkpoint | None:
     """The lock whose references a recipe's build of `source` is held against.
 
     That of the base with exactly its structure, or for a conversion, which starts from a build, of the base that the
-    build was made from.
+    build was made from, if there is one here.
     """
     preferred = loaded.recipe.base.model
-    if loaded.recipe.method == "convert" and source.declaration is not None:
-        return base_of_build(source, preferred=preferred)[0]
-    return base_of_source(source, preferred=preferred)
+    itself = base_of_source(source, preferred=preferred)
+    if itself is not None or loaded.recipe.method != "convert" or source.declaration is None:
+        return itself
+    found = _base_of_build(source, preferred=preferred)
+    return None if found is None else found[0]
 
 
 def lock_of(base: Checkpoint | None, source: Checkpoint) -> Checkpoint | None:
@@ -88,6 +90,17 @@ def base_of_build(build: Checkpoint, *, preferred: str) -> tuple[Checkpoint, str
     Raises:
         StructureError: there is no such lock.
     """
+    found = _base_of_build(build, preferred=preferred)
+    if found is None:
+        raise StructureError(
+            "is of no base that references/ has a lock of, so no plan can be made for it",
+            where=build.label,
+            remedy="name the base that it was made from",
+        )
+    return found
+
+
+def _base_of_build(build: Checkpoint, *, preferred: str) -> tuple[Checkpoint, str] | None:
     locks = [lock for lock in _locks(build.origin.base or preferred) if lock.declaration is None]
     if build.origin.base and locks and locks[0].origin.repository == build.origin.base:
         return locks[0], "its own lock names it"
@@ -97,11 +110,7 @@ def base_of_build(build: Checkpoint, *, preferred: str) -> tuple[Checkpoint, str
         return alike, "guessed from the sizes in config.json; name the base itself to be sure"
     if locks and locks[0].origin.repository == preferred:
         return locks[0], "the recipe's own; no lock here has the sizes of this config.json"
-    raise StructureError(
-        "is of no base that references/ has a lock of, so no plan can be made for it",
-        where=build.label,
-        remedy="name the base that it was made from",
-    )
+    return None
 
 
 SIZES = (

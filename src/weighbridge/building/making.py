@@ -14,7 +14,7 @@ from weighbridge.base.source import fetch, with_own_texts
 from weighbridge.checkpoint.listing import MAX_FILES
 from weighbridge.checkpoint.model import Checkpoint, carried_files
 from weighbridge.checks.scales import GLOBAL_SCALES
-from weighbridge.errors import BuildError
+from weighbridge.errors import Argument, BuildError, Clause
 from weighbridge.machine.cache import secret
 from weighbridge.machine.installation import need
 from weighbridge.machine.resources import Resources, beside_what_is_held
@@ -93,6 +93,12 @@ def prepare(
     recipe = plan.loaded.recipe
     resources = replace(resources, devices=resolve_devices(resources.devices))
     streaming = recipe.method == "convert" or (recipe.method == "model_free_ptq" and engine == "streaming")
+    if not streaming and source.declaration is not None:
+        raise BuildError(
+            f"is quantized ({source.declaration.quant_method}), and llm-compressor's own engine starts from floats",
+            where=source.label,
+            remedy=Clause("take ", Argument("engine"), " streaming, which decodes it"),
+        )
     if resources.ray is not None:
         from weighbridge.engines.streaming import check_cluster
 
@@ -223,7 +229,7 @@ def _write(work: Work, staging: Staging, progress: Progress, *, hashed: Checkpoi
 
 def _reciprocals(inexact: Sequence[str], plan: Plan) -> list[Section]:
     """What became of global scales that two formats store as each other's reciprocals, and which changed by it."""
-    rewritten = [part for part in plan.parts if part.stored is not None and part.scheme is not None]
+    rewritten = [part for part in plan.parts if part.action == "rewrite"]
     if all(part.stored is not None and part.stored.format == plan.loaded.recipe.format for part in rewritten):
         return []
     count = sum(name.rpartition(".")[2] in GLOBAL_SCALES for part in rewritten for name in part.outputs)

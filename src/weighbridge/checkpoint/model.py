@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from weighbridge.checkpoint.coded import CodedModule, coded_modules, dropped_scales
 from weighbridge.checkpoint.header import Header, check_names, read_header
 from weighbridge.checkpoint.listing import list_files
 from weighbridge.checkpoint.modules import FusedExperts, check_experts, fused_experts, quantizable_modules
@@ -127,6 +128,21 @@ class Checkpoint:
     def modules(self) -> Mapping[str, Mapping[str, Tensor]]:
         """Every module that a scheme could apply to, with its tensors by local name; see `quantizable_modules`."""
         return quantizable_modules(self.structure)
+
+    @cached_property
+    def coded(self) -> Mapping[str, Mapping[str, CodedModule]]:
+        """Its quantized modules as codes that stand for weights, see `coded_modules`."""
+        if self.declaration is None:
+            return {}
+        return coded_modules(self.declaration, self.modules, self.schemes, self.fused_experts)
+
+    @cached_property
+    def dropped(self) -> Mapping[str, str]:
+        """Scales that do not go along with its weights once these are no longer its codes, and why."""
+        if self.declaration is None:
+            return {}
+        modules = {module: self.modules[module] for module in self.coded}
+        return dropped_scales(self.structure, self.declaration, modules, self.family)
 
 
 def assemble(

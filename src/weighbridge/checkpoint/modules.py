@@ -6,14 +6,16 @@ Headers cannot tell a Linear from an Embedding, so the names that embeddings bea
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import NamedTuple
 
 from weighbridge.errors import StructureError
 from weighbridge.families import UNKNOWN, Experts, Family
 from weighbridge.formats.layouts import FUSED
 from weighbridge.formats.tensors import FLOATING_SOURCES, Structure, Tensor
+from weighbridge.machine.columns import Columns
 from weighbridge.text.names import MAX_NAMES
 
 QUANTIZATION_PARAMETERS = frozenset(
@@ -29,6 +31,7 @@ QUANTIZATION_PARAMETERS = frozenset(
         "input_scale",
         "input_zero_point",
         "input_global_scale",
+        "activation_scale",
         "output_scale",
         "output_zero_point",
         "pre_quant_scale",
@@ -39,7 +42,7 @@ QUANTIZATION_PARAMETERS = frozenset(
     }
 )
 """Local names under which quantization stores things beside a weight, or for it: compressed-tensors', modelopt's,
-DeepSeek's, AutoGPTQ's and AutoAWQ's."""
+DeepSeek's, transformers', AutoGPTQ's and AutoAWQ's."""
 
 FUSED_SUFFIXES = ("_weight_scale_2", "_weight_scale", "_input_scale", "_scale_inv", "_blocks", "_scales")
 """What the tensors that belong to a fused expert tensor are called after it: modelopt's, transformers', gpt-oss'."""
@@ -75,7 +78,7 @@ class FusedExperts:
     Attributes:
         prefix: name of what holds the experts one by one: ``layers.0.mlp.experts``.
         members: names of the linears in each expert's matrix, in their order.
-        parameter: what the tensor is of each linear: ``weight``, ``bias``, ``weight_scale``.
+        parameter: what the tensor is of each linear: ``weight``, ``bias``, ``weight_scale``, ``blocks``.
         transposed: whether each matrix lies [in, out].
         step: from one row of a linear to its next: more than 1 where the rows of several linears are interleaved.
     """
@@ -104,6 +107,35 @@ class ExpertTensor(NamedTuple):
     transposed: bool = False
 
 
+class Place(NamedTuple):
+    """A tensor, or some rows of one expert of a fused [experts, rows, columns] tensor.
+
+    Attributes:
+        tensor: its name.
+        expert: index along the first axis; None for the whole tensor.
+        first_row: where the rows begin along the second axis.
+        step: from one row to the next.
+        transposed: whether the matrix lies [columns, rows].
+    """
+
+    tensor: str
+    expert: int | None = None
+    first_row: int = 0
+    step: int = 1
+    transposed: bool = False
+
+    def columns(self, matrix: Sequence[int]) -> Columns | None:
+        """How the rows lie in the matrix that holds them, of this shape; None where they lie one after the other."""
+        if self.transposed:
+            return Columns(self.first_row, self.step, matrix[-1])
+        return Columns(self.first_row, self.step, matrix[0], prod(matrix[1:])) if self.step > 1 else None
+
+
+def place_of(tensor: str, part: ExpertTensor) -> Place:
+    """Where one expert's linear lies in a fused tensor."""
+    return Place(tensor, part.expert, part.first_row, part.step, part.transposed)
+
+
 def is_fused_experts(name: str, tensor: Tensor) -> bool:
     """Whether a tensor is called as transformers calls those that hold all experts of a layer, and has three axes."""
     return len(tensor.shape) == 3 and any(part in FUSED_EXPERTS for part in name.rsplit(".", 2)[-2:])
@@ -121,22 +153,27 @@ def fused_experts(structure: Structure, family: Family) -> dict[str, FusedExpert
         described = None
         if name.endswith(ends):
             described = next((layout for layout in family.experts if _is_called(name, layout)), None)
-        if described is not None and len(tensor.shape) in (2, 3):
+        if described is not None:
             fused = _described(name, described, structure)
-            if len(tensor.shape) == (2 if fused.parameter == "bias" else 3):
+            if len(tensor.shape) == _AXES.get(fused.parameter, 3):
                 found[name] = fused
         elif len(tensor.shape) == 3 and is_fused_experts(name, tensor):
             found[name] = _usual(name)
     return found
 
 
+_BESIDE = ("bias", "blocks", "scales")
+"""What a described tensor has beside its weights, or in their place: ``gate_up_proj_bias``."""
+_AXES = {"bias": 2, "blocks": 4}
+
+
 def _is_called(name: str, layout: Experts) -> bool:
     return any(name == end or name.endswith(f".{end}") for end in _ends(layout))
 
 
-def _ends(layout: Experts) -> tuple[str, str]:
+def _ends(layout: Experts) -> tuple[str, ...]:
     """What the names of a layout's tensors end with."""
-    return layout.tensor, f"{layout.tensor}_bias"
+    return (layout.tensor, *(f"{layout.tensor}_{parameter}" for parameter in _BESIDE))
 
 
 def _usual(name: str) -> FusedExperts:
@@ -148,8 +185,9 @@ def _usual(name: str) -> FusedExperts:
 
 
 def _described(name: str, layout: Experts, structure: Structure) -> FusedExperts:
-    parameter = "bias" if name.endswith("_bias") else "weight"
-    before = name.removesuffix("_bias").removesuffix(layout.tensor)
+    """How a described tensor lies; codes and their exponents lie row by row, whatever the axes of weights are."""
+    parameter = next((parameter for parameter in _BESIDE if name.endswith(f"_{parameter}")), "weight")
+    before = name.removesuffix(f"_{parameter}").removesuffix(layout.tensor)
     holder = layout.into or layout.tensor.rpartition(".")[0]
     turned = parameter == "weight" and _is_transposed(f"{before}{layout.tensor}", layout, structure)
     step = len(layout.members) if layout.order == "interleaved" else 1

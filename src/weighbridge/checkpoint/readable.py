@@ -5,7 +5,7 @@ from __future__ import annotations
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import FUSED_WEIGHT
 from weighbridge.errors import StructureError
-from weighbridge.formats import DECODED, FORMATS, fp8
+from weighbridge.formats import FORMATS
 from weighbridge.formats.layouts import LAYOUTS
 from weighbridge.formats.modelopt import ALGORITHMS, METHOD
 from weighbridge.formats.quantization import NOT_READ
@@ -37,36 +37,44 @@ def check_decoded(checkpoint: Checkpoint) -> None:
         StructureError: its method, a scheme, or the way its experts lie is not decoded here.
     """
     check_judged(checkpoint)
+    for module, found in checkpoint.coded.items():
+        why = next((item.undecoded for item in found.values() if item.coded is None), None)
+        if why is not None:
+            assert checkpoint.declaration is not None
+            what = f"{module} is quantized by {checkpoint.declaration.quant_method} and not decoded here: {why}"
+            raise StructureError(what, where=checkpoint.label, remedy=_BY_STRUCTURE)
+
+
+def check_measured(checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint whose codes are not held against a base here.
+
+    Raises:
+        StructureError: its method, a scheme, or the way its experts lie is not measured here.
+    """
+    check_judged(checkpoint)
     declaration = checkpoint.declaration
     if declaration is None:
         return
     method = declaration.quant_method
-    if method not in DECODED:
-        raise _not_decoded(checkpoint, f"quant_method is {method}; only {', '.join(DECODED)} are decoded here")
+    if method not in FORMATS:
+        raise _not_measured(checkpoint, f"quant_method is {method}; only {', '.join(FORMATS)} are measured here")
     if any(scheme.weights.reordered for scheme in checkpoint.schemes.values()):
-        raise _not_decoded(
-            checkpoint, "its columns are grouped by activation (weight_g_idx), which is not decoded here"
+        raise _not_measured(
+            checkpoint, "its columns are grouped by activation (weight_g_idx), which is not measured here"
         )
-    if method == fp8.METHOD:
-        _check_fp8(checkpoint)
     if method != METHOD:
         return
     for module, scheme in checkpoint.schemes.items():
         if scheme not in ALGORITHMS.values():
-            raise _not_decoded(checkpoint, f"{module} is {scheme}, which modelopt's format is not decoded for here")
+            raise _not_measured(checkpoint, f"{module} is {scheme}, which modelopt's format is not measured for here")
         if FUSED_WEIGHT in checkpoint.modules.get(module, {}):
-            raise _not_decoded(checkpoint, f"{module} holds all experts in one tensor of modelopt's, not decoded here")
+            raise _not_measured(
+                checkpoint, f"{module} holds all experts in one tensor of modelopt's, not measured here"
+            )
 
 
-def _not_decoded(checkpoint: Checkpoint, what: str) -> StructureError:
-    return StructureError(
-        what,
-        where=checkpoint.label,
-        remedy="validate.py without --source judges its names, dtypes and shapes; for more, name what it was made from",
-    )
+def _not_measured(checkpoint: Checkpoint, what: str) -> StructureError:
+    return StructureError(what, where=checkpoint.label, remedy=_BY_STRUCTURE)
 
 
-def _check_fp8(checkpoint: Checkpoint) -> None:
-    for module, scheme in checkpoint.schemes.items():
-        if DECODED[fp8.METHOD](scheme, checkpoint.modules.get(module, {})) is None:
-            raise _not_decoded(checkpoint, f"{module} is {scheme}, stored in a way of fp8 that is not decoded here")
+_BY_STRUCTURE = "validate.py without --source judges its names, dtypes and shapes; for more, name what it was made from"

@@ -53,7 +53,7 @@ def expected_of(
         base = Base(lock, f"the lock of {lock.origin.repository}", listed=False, why=why)
     references = find_references(loaded, lock, named)
     start = base.checkpoint
-    if loaded.recipe.method == "convert":
+    if loaded.recipe.method == "convert" and start.declaration is None:
         start = _conversion_start(loaded, lock)
     return Expected(make_plan(loaded, start), references, base)
 

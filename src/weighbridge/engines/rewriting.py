@@ -1,24 +1,20 @@
-"""Stored weights in another format, or dequantized: chains of compressed-tensors' converters over rows of a module.
+"""Stored weights in another format: compressed-tensors' converter over rows of a module, and its inverse.
 
-Reading modelopt's NVFP4 and dequantizing are upstream's own `ModelOptNvfp4Converter` and
-`CompressedTensorsDequantizer`; writing modelopt's format is the inverse of the first, which upstream does not have.
+Reading modelopt's NVFP4 is upstream's own `ModelOptNvfp4Converter`; writing modelopt's format is the inverse of it,
+which upstream does not have. Codes that become floats are decoded, see `weighbridge.numbers.decoding`.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from weighbridge.formats import fp8, modelopt
-from weighbridge.formats.schemes import Scheme, to_config
+from weighbridge.formats import modelopt
+from weighbridge.formats.schemes import Scheme
 from weighbridge.formats.tensors import Tensor
 
 if TYPE_CHECKING:
@@ -26,8 +22,6 @@ if TYPE_CHECKING:
 
 MODULE = "module"
 """What converters, which work on names, are told that the module is called."""
-
-COMPRESSED_TENSORS = "compressed-tensors"
 
 
 class Stored(NamedTuple):
@@ -67,16 +61,16 @@ class Rewrite:
     Attributes:
         scheme: what it is quantized with.
         source_format: how it is stored: ``compressed-tensors`` or ``modelopt``.
-        target_format: how it is to be stored; None to dequantize it.
+        target_format: how it is to be stored.
     """
 
     scheme: Scheme
     source_format: str
-    target_format: str | None
+    target_format: str
 
 
 def rewritten(change: Rewrite, stored: Mapping[str, Stored]) -> Rewritten:
-    """Rewrite rows of a module: the same codes and block scales in another format, or the BF16 weight that they mean.
+    """Rewrite rows of a module: the same codes and block scales in another format.
 
     Args:
         stored: local name -> rows of what the source stores, and scales of the whole module.
@@ -87,18 +81,12 @@ def rewritten(change: Rewrite, stored: Mapping[str, Stored]) -> Rewritten:
     if change.target_format == change.source_format:
         return Rewritten({local: item.content for local, item in stored.items()})
     tensors = {local: _tensor(item) for local, item in stored.items()}
-    is_fp8 = change.scheme.weights.num_bits == 8 and change.scheme.weights.type == "float"
-    if change.target_format is None and is_fp8 and change.source_format != COMPRESSED_TENSORS:
-        tensors = _from_fp8(change.scheme, tensors)
-    elif is_fp8:
-        tensors = _dequantized(change.scheme, tensors) if change.target_format is None else _reshaped(change, tensors)
+    if change.scheme.weights.num_bits == 8:
+        tensors = _reshaped(change, tensors)
+    elif change.target_format == modelopt.METHOD:
+        tensors = _to_modelopt(tensors)
     else:
-        if change.source_format == modelopt.METHOD:
-            tensors = _from_modelopt(tensors)
-        if change.target_format is None:
-            tensors = _dequantized(change.scheme, tensors)
-        elif change.target_format == modelopt.METHOD:
-            tensors = _to_modelopt(tensors)
+        tensors = _from_modelopt(tensors)
     contents = {local: _content(tensor) for local, tensor in tensors.items()}
     return Rewritten(contents, tuple(local for local in _RECIPROCALS if _is_inexact(local, tensors, stored)))
 
@@ -159,46 +147,6 @@ def _to_modelopt(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
         "weight_scale_2": torch.tensor(reciprocal(tensors["weight_global_scale"].item()), dtype=torch.float32),
         "input_scale": torch.tensor(reciprocal(tensors["input_global_scale"].item()), dtype=torch.float32),
     }
-
-
-def _from_fp8(scheme: Scheme, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The BF16 weight that codes of the ``fp8`` method mean; of blocks by upstream's dequantizer."""
-    import torch
-    from compressed_tensors.entrypoints.convert import FP8BlockDequantizer
-
-    local = next(local for local in fp8.SCALES if local in tensors)
-    scale = tensors[local].to(torch.float32)
-    unusable = ~torch.isfinite(scale) | (scale < 0)  # under a scale of zero lie zeros
-    if bool(unusable.any()):
-        raise UnusableScale(local, float(scale[unusable][0]))
-    if scheme.weights.block_structure is None:
-        return {"weight": (tensors["weight"].to(torch.float32) * scale).to(torch.bfloat16)}
-    converter = FP8BlockDequantizer(targets=[MODULE], weight_block_size=scheme.weights.block_structure)
-    return _processed(converter, {"weight": tensors["weight"], "weight_scale_inv": scale})
-
-
-def _dequantized(scheme: Scheme, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The BF16 weight that compressed-tensors' form means, by upstream's dequantizer."""
-    import torch
-
-    if "weight_shape" in tensors:  # of these rows, not of the whole module
-        rows, columns = tensors["weight_packed"].shape[0], int(tensors["weight_shape"][1])
-        tensors = {**tensors, "weight_shape": torch.tensor([rows, columns])}
-    return _processed(_dequantizer(scheme), tensors)
-
-
-@lru_cache(maxsize=64)
-def _dequantizer(scheme: Scheme) -> Any:
-    from compressed_tensors.entrypoints.convert import CompressedTensorsDequantizer
-
-    config = {
-        "config_groups": {"group_0": {"targets": ["Linear"], **to_config(scheme)}},
-        "format": scheme.format,
-        "quant_method": COMPRESSED_TENSORS,
-    }
-    with tempfile.TemporaryDirectory() as directory:  # upstream reads the config from a file
-        (Path(directory) / "config.json").write_text(json.dumps({"quantization_config": config}))
-        return CompressedTensorsDequantizer(directory)
 
 
 def _processed(converter: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

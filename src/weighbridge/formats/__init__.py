@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from weighbridge.formats import fp8, modelopt, schemes
+from weighbridge.formats import modelopt, schemes
 from weighbridge.formats.schemes import Scheme
 from weighbridge.formats.tensors import Tensor
 
@@ -28,11 +28,5 @@ FORMATS: Mapping[str, Format] = {
     "compressed-tensors": Format(schemes.stored_tensors, schemes.weight_of),
     modelopt.METHOD: Format(modelopt.stored_tensors, modelopt.weight_of),
 }
-"""What is written here, and decoded: by the name that ``quant_method`` has in config.json. `layouts.LAYOUTS` has those
-that are judged by names, dtypes and shapes alone."""
-
-DECODED: Mapping[str, Callable[[Scheme, Mapping[str, Tensor]], Tensor | None]] = {
-    **{method: form.weight_of for method, form in FORMATS.items()},
-    fp8.METHOD: fp8.weight_of,
-}
-"""What is turned into numbers here, and what weight each method's tensors were made of; some of it is only read."""
+"""What is written here, and measured against a base: by the name that ``quant_method`` has in config.json.
+`codecs.CODECS` has what is decoded, `layouts.LAYOUTS` what is judged by names, dtypes and shapes."""

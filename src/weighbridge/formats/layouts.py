@@ -22,6 +22,8 @@ FUSED = ""
 SCALES_ANYWHERE = ("F32", "BF16", "F16")
 DEEPSEEK_V4 = "deepseek-v4"
 """The format of an ``fp8`` declaration whose scales are called ``.scale``."""
+GPTQ_V2 = "gptq_v2"
+"""The format of a ``gptq`` declaration whose zero points are stored as they are, and not less one."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,9 @@ def fp8(form: str, scheme: Scheme, stored: Stored) -> Expected:
     else:
         found[scale] = Wanted(_whole(experts, SCALES_ANYWHERE))
     if scheme.input_activations is not None and scheme.input_activations.dynamic is False:
-        found["_input_scale" if fused else "input_scale"] = Wanted(_whole(experts, SCALES_ANYWHERE))
+        # transformers calls it otherwise, and Ministral 3 is published so.
+        plainly = "activation_scale" if "activation_scale" in stored and "input_scale" not in stored else "input_scale"
+        found["_input_scale" if fused else plainly] = Wanted(_whole(experts, SCALES_ANYWHERE))
     return found
 
 

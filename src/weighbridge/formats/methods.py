@@ -12,7 +12,7 @@ from typing import Any
 
 from weighbridge.errors import StructureError
 from weighbridge.formats.declaration import LINEAR, Declaration, Group, read_strings
-from weighbridge.formats.layouts import DEEPSEEK_V4
+from weighbridge.formats.layouts import DEEPSEEK_V4, GPTQ_V2
 from weighbridge.formats.schemes import KV_CACHES, PRESETS, QuantizationArgs, Scheme
 from weighbridge.formats.wildcards import is_wildcard, pattern_of
 from weighbridge.text.patterns import REGEX_PREFIX, PatternError, pattern_list
@@ -75,10 +75,10 @@ def _read_gptq(raw: Mapping[str, Any], _: Mapping[str, Any], *, where: str) -> D
     unread = _first(
         (bool(raw.get("dynamic")), "with dynamic rules, one for each module, which are not read here"),
         (bool(raw.get("is_marlin_format")), "packed for Marlin, which is not read here"),
-        (raw.get("format", "gptq") not in ("gptq", "gptq_v2"), f"format {_shown(raw.get('format'))}, not read here"),
+        (raw.get("format", "gptq") not in ("gptq", GPTQ_V2), f"format {_shown(raw.get('format'))}, not read here"),
         (raw.get("method", "gptq") != "gptq", f"method {_shown(raw.get('method'))}, which is not read here"),
         (raw.get("pack_dtype", "int32") != "int32", f"pack_dtype {_shown(raw.get('pack_dtype'))}, not read here"),
-        (form not in ("gptq", "gptq_v2"), f"checkpoint_format {_shown(form)}, which is not read here"),
+        (form not in ("gptq", GPTQ_V2), f"checkpoint_format {_shown(form)}, which is not read here"),
         (bits not in (2, 3, 4, 8), f"of {_shown(bits)} bits, of which no layout is known"),
         (size is None or symmetric is None, "and does not declare group_size and sym, which vLLM needs"),
     )
@@ -86,6 +86,7 @@ def _read_gptq(raw: Mapping[str, Any], _: Mapping[str, Any], *, where: str) -> D
         return Declaration("gptq", unread=unread)
     return Declaration(
         "gptq",
+        format=GPTQ_V2 if GPTQ_V2 in (form, raw.get("format")) else "",
         groups=(Group(_listed(raw, where=where), Scheme(_integers(bits, size, symmetric, where=where))),),
         ignore=_parts_of_names(raw, "modules_to_not_convert", where=where),
     )

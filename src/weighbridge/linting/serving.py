@@ -55,6 +55,7 @@ def _expectations(served: Served) -> Iterator[Raised]:
         yield from _tensor_parallel(served)
         yield from (Raised("serve/gpu", str(scheme), _gpus(scheme)) for scheme in schemes)
         yield from _gemma4(served)
+        yield from _gpt_oss(served)
     yield from _kv_cache(served)
 
 
@@ -305,3 +306,15 @@ def _gemma4(served: Served) -> Iterator[Raised]:
         "report",
         "judge quality on vLLM, or load with llm-compressor's load_quantizable_moe",
     )
+
+
+def _gpt_oss(served: Served) -> Iterator[Raised]:
+    """``GptOssModel._load_weights_other`` of vLLM 0.32 goes on where it has no parameter of a name."""
+    if served.config.get("model_type") == "gpt_oss" and any(map(expert_of, served.schemes)):
+        yield Raised(
+            "serve/experts-passed-over",
+            served.name,
+            "stores gpt-oss' experts one by one, as llm-compressor does; vLLM 0.32 loads them from whole tensors alone "
+            "and passes over these names without a word",
+            "serve the source as it is, or allow it for a server that you have seen load them",
+        )

@@ -29,6 +29,7 @@ def check(plan: Plan) -> Iterator[Raised]:
         )
     yield from _another_family(plan)
     yield from _quantized(plan)
+    yield from _dropped(plan)
     yield from _other_weights(plan.source)
     yield from _redirects(plan.source)
     yield from _experts_layout(plan)
@@ -72,6 +73,13 @@ def _quantized(plan: Plan) -> Iterator[Raised]:
         return
     remedy = "start from the model in BF16 where its publisher has it; where not, allow: source/quantized because ..."
     yield Raised("source/quantized", plan.source.label, what, remedy, len(anew))
+
+
+def _dropped(plan: Plan) -> Iterator[Raised]:
+    """What a quantized source has beside its weights, and the build will not."""
+    for why in dict.fromkeys(plan.dropped.values()):
+        for pattern in compact([name for name, own in plan.dropped.items() if own == why]):
+            yield Raised("source/dropped", str(pattern), why, count=len(pattern))
 
 
 def _type_of(model: str) -> object:

@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+BLOCK_BYTES = 1024 * 1024
+"""What is read before it is put in order, unless a single run is larger."""
+GAP_BYTES = 16 * 1024
+"""What may lie between two runs that are read in one call: that much is copied while another call is made."""
+
 
 class Columns(NamedTuple):
     """Columns of a stored matrix that are the rows of a weight.
@@ -12,12 +17,15 @@ class Columns(NamedTuple):
     Attributes:
         first: the first of them.
         step: from one to the next.
-        width: elements of a row of the stored matrix.
+        width: columns of the stored matrix.
+        each: elements of a column that lie side by side: more than 1 where a "column" is all of a row, and the stored
+            matrix is the one row of them.
     """
 
     first: int
     step: int
     width: int
+    each: int = 1
 
     def after(self, rows: int) -> Columns:
         """The columns that are left when so many rows of the weight are passed by."""
@@ -44,12 +52,21 @@ def gather(
     """
     import numpy as np  # most checkpoints need none of this
 
-    rows, inner = shape
-    run = ((rows - 1) * columns.step + 1) * element
-    stored = memoryview(bytearray(inner * run))
-    for row in range(inner):
-        begin = (row * columns.width + columns.first) * element
-        read(offset + begin, stored[row * run : (row + 1) * run])
-    kind = np.dtype(f"<u{element}")
-    wanted = np.frombuffer(stored, kind).reshape(inner, -1)[:, :: columns.step]
-    np.frombuffer(target, kind).reshape(rows, inner)[:] = wanted.T
+    size, rows, inner = element * columns.each, shape[0], shape[1] // columns.each
+    run, line = ((rows - 1) * columns.step + 1) * size, columns.width * size
+    together = line - run <= GAP_BYTES
+    apart = line if together else run
+    at_once = max(1, min(inner, BLOCK_BYTES // apart))
+    stored = memoryview(bytearray(at_once * apart))
+    kind = np.dtype(f"<u{size}" if size in (1, 2, 4, 8) else f"V{size}")
+    wanted = np.frombuffer(target, kind).reshape(rows, inner)
+    for begin in range(0, inner, at_once):
+        count = min(at_once, inner - begin)
+        first = offset + begin * line + columns.first * size
+        if together:
+            read(first, stored[: (count - 1) * line + run])
+        else:
+            for row in range(count):
+                read(first + row * line, stored[row * run : (row + 1) * run])
+        lying = np.ndarray((count, rows), kind, stored, strides=(apart, columns.step * size))
+        wanted[:, begin : begin + count] = lying.T

@@ -5,6 +5,7 @@ files out by, and what a killed build resumes from.
 """
 
 from weighbridge.checkpoint.model import Checkpoint
+from weighbridge.checkpoint.modules import Place
 from weighbridge.checkpoint.readable import check_decoded
 from weighbridge.planning.convert import plan_conversion, plan_rewrite
 from weighbridge.planning.model import (
@@ -12,7 +13,6 @@ from weighbridge.planning.model import (
     FusedGroup,
     Obstacle,
     Part,
-    Place,
     Plan,
     Stored,
     find_fused_groups,

@@ -6,8 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from weighbridge.checkpoint.coded import OF_THE_CACHE
 from weighbridge.checkpoint.model import Checkpoint
-from weighbridge.checkpoint.modules import FUSED_EXPERTS
+from weighbridge.checkpoint.modules import FUSED_EXPERTS, Place, split_parameter
 from weighbridge.errors import Argument, Clause, StructureError
 from weighbridge.formats import FORMATS, modelopt
 from weighbridge.formats.declaration import LINEAR, Declaration, Group
@@ -18,15 +19,13 @@ from weighbridge.planning.model import (
     Decision,
     Obstacle,
     Part,
-    Place,
     Plan,
-    Stored,
     by_entry,
     find_fused_groups,
     tied_heads,
 )
 from weighbridge.planning.quantize import KV_CACHE_SCALES, check_names
-from weighbridge.planning.units import DEQUANTIZED, Unit, check_source, units_of
+from weighbridge.planning.units import Unit, check_floats, check_source, units_of
 from weighbridge.recipe import Conversion, LoadedRecipe
 from weighbridge.text.patterns import PatternList, pattern_list
 
@@ -65,16 +64,22 @@ def plan_rewrite(loaded: LoadedRecipe, source: Checkpoint, changes: Conversion) 
     chooser = _Chooser(loaded, changes)
     units = list(units_of(source))
     layers = _Layers(units, source.label) if changes.experts == "fused" else None
+    chosen = [chooser.choose(unit) for unit in units]
+    for unit, (scheme, _) in zip(units, chosen, strict=True):
+        if scheme is None:
+            check_floats(unit, where=source.label)
+    dropped = _dropped(source, units, [scheme for scheme, _ in chosen], target)
     parts: list[Part] = []
     obstacles: list[Obstacle] = []
-    for unit in units:
+    for unit, (scheme, decision) in zip(units, chosen, strict=True):
+        if unit.stored is None and unit.place.tensor in dropped:
+            continue
         if unit.local in KV_CACHE_SCALES and source.declaration and source.declaration.quant_method != target:
             where = f"{source.label}: {unit.place.tensor}"
             raise StructureError("scales of the KV cache are not converted", where=where)
-        scheme, decision = chooser.choose(unit)
-        if scheme is not None and unit.format not in FORMATS:
+        if scheme is not None and unit.stored is not None and unit.stored.format not in FORMATS:
             raise StructureError(
-                f"is stored by the method {unit.format}, whose codes are made floats here and not rewritten",
+                f"is stored by the method {unit.stored.format}, whose codes are made floats here and not rewritten",
                 where=f"{source.label}: {unit.place.tensor}",
                 remedy="name it in convert.dequantize, or quantize the source by a recipe of another method",
             )
@@ -82,14 +87,37 @@ def plan_rewrite(loaded: LoadedRecipe, source: Checkpoint, changes: Conversion) 
             stored = _rewritten(unit, scheme, target, source) if scheme else {}
             parts.append(_part(unit, scheme, decision, stored, layers, changes))
         except SchemeMismatch as mismatch:
-            assert scheme is not None
+            if scheme is None:
+                raise StructureError(str(mismatch), where=f"{source.label}: {unit.place.tensor}") from None
             reason = str(mismatch)
             obstacles.append(Obstacle(unit.place.tensor, unit.module, unit.weight, scheme, None, mismatch.rule, reason))
             parts.append(_part(unit, None, decision, {}, layers, changes))
     check_names(parts, where=source.label)
     declaration = _declaration(parts, source, loaded.recipe.fused_groups)
+    if OF_THE_CACHE in dropped.values():
+        declaration = replace(declaration, kv_cache=None)
     quantization, documents = declare(declaration, parts, source, format=target)
-    return Plan(loaded, source, tuple(parts), tuple(obstacles), quantization, documents=documents)
+    return Plan(loaded, source, tuple(parts), tuple(obstacles), quantization, documents=documents, dropped=dropped)
+
+
+def _dropped(
+    source: Checkpoint, units: Sequence[Unit], schemes: Sequence[Scheme | None], format: str
+) -> Mapping[str, str]:
+    """What does not go along: the scales of activations of what becomes floats, and those of the KV cache where all of
+    it does and another format would declare them.
+
+    Args:
+        schemes: what each unit is stored as afterwards.
+    """
+    floats = {unit.module for unit, scheme in zip(units, schemes, strict=True) if unit.stored and scheme is None}
+    if not floats:
+        return {}
+    all_of_it = not any(schemes) and source.declaration is not None and source.declaration.quant_method != format
+    return {
+        name: why
+        for name, why in source.dropped.items()
+        if (all_of_it if why == OF_THE_CACHE else split_parameter(name)[0] in floats)
+    }
 
 
 class _Chooser:
@@ -103,17 +131,25 @@ class _Chooser:
         ]
 
     def choose(self, unit: Unit) -> tuple[Scheme | None, Decision]:
-        index = self.dequantized.first(unit.module) if unit.scheme is not None else None
-        return (unit.scheme, KEPT) if index is None else (None, self.decisions[index])
+        if unit.stored is None:
+            return None, KEPT
+        index = self.dequantized.first(unit.module)
+        return (unit.stored.scheme, KEPT) if index is None else (None, self.decisions[index])
 
 
 def _rewritten(unit: Unit, scheme: Scheme, target: str, source: Checkpoint) -> dict[str, Tensor]:
-    """What a format stores for a module that keeps its codes; its scales keep their dtype, where they may."""
+    """What a format stores for a module that keeps its codes; its scales keep their dtype, where they may.
+
+    Raises:
+        SchemeMismatch: the format, or that of the source, is not written for such a scheme.
+    """
+    assert unit.stored is not None
+    FORMATS[unit.stored.format].stored_tensors(scheme, unit.weight)
     stored = FORMATS[target].stored_tensors(scheme, unit.weight)
     if target == modelopt.METHOD:
         return stored
     for local in ("weight_scale", "input_scale"):
-        place = unit.places.get(local)
+        place = unit.stored.places.get(local)
         dtype = source.structure[place.tensor].dtype if place is not None else ""
         if local in stored and dtype in FLOATING_SOURCES:
             stored[local] = Tensor(dtype, stored[local].shape)
@@ -130,13 +166,12 @@ def _part(
 ) -> Part:
     """The part of a unit, with the tensors that it is written to."""
     was = None if unit.stored is None else replace(unit.stored, becomes="rewrite")
-    weight = Tensor(DEQUANTIZED, unit.weight.shape) if was is not None and scheme is None else unit.weight
-    locals_ = dict(stored) or {unit.local: weight}
+    locals_ = dict(stored) or {unit.local: unit.weight}
     expert = _EXPERT.fullmatch(unit.module)
     fused = layers is not None or (unit.fused is not None and changes.experts == "as-stored")
     if expert is None or not fused or (unit.fused is None and not _is_linear(unit)):
         outputs = {f"{unit.module}.{local}" if unit.module else local: tensor for local, tensor in locals_.items()}
-        return _made(unit, unit.module, weight, scheme, decision, outputs, was)
+        return Part(unit.place, unit.module, unit.weight, scheme, decision, outputs, was)
     count, members = (
         layers.of(expert["layer"], expert["member"]) if layers is not None else _layout_of(unit, expert["member"])
     )
@@ -149,20 +184,7 @@ def _part(
         rows, columns = tensor.shape
         outputs[name] = Tensor(tensor.dtype, (count, rows * len(members), columns))
         into[name] = Place(name, int(expert["expert"]), rows * members.index(expert["member"]))
-    return _made(unit, module, weight, scheme, decision, outputs, was, into)
-
-
-def _made(
-    unit: Unit,
-    module: str,
-    weight: Tensor,
-    scheme: Scheme | None,
-    decision: Decision,
-    outputs: Mapping[str, Tensor],
-    was: Stored | None,
-    into: Mapping[str, Place] | None = None,
-) -> Part:
-    return Part(unit.place, module, weight, scheme, decision, outputs, was, into or {})
+    return Part(unit.place, module, unit.weight, scheme, decision, outputs, was, into)
 
 
 def _is_linear(unit: Unit) -> bool:
@@ -190,7 +212,8 @@ class _Layers:
             members = FUSED_EXPERTS[fused]
             count = len(group) // len(members)
             complete = group.keys() == {(expert, member) for expert in range(count) for member in members}
-            if not complete or len({(unit.weight, unit.scheme) for unit in group.values()}) > 1:
+            kinds = {(unit.weight, unit.stored and unit.stored.scheme) for unit in group.values()}
+            if not complete or len(kinds) > 1:
                 raise StructureError(
                     f"the experts of {layer} are not all there, or not all alike, and cannot be one tensor", where=where
                 )

@@ -8,8 +8,9 @@ from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 from weighbridge.checkpoint.model import Checkpoint, Origin
-from weighbridge.checkpoint.modules import ExpertTensor
+from weighbridge.checkpoint.modules import Place
 from weighbridge.families import Family
+from weighbridge.formats.codecs import Coded
 from weighbridge.formats.declaration import Declaration
 from weighbridge.formats.quantization import read_declaration, without_quantization
 from weighbridge.formats.schemes import Scheme
@@ -19,36 +20,14 @@ from weighbridge.recipe import LoadedRecipe
 Action = Literal["quantize", "keep", "rewrite", "dequantize", "requantize"]
 
 
-class Place(NamedTuple):
-    """A tensor, or some rows of one expert of a fused [experts, rows, columns] tensor.
-
-    Attributes:
-        tensor: its name.
-        expert: index along the first axis; None for the whole tensor.
-        first_row: where the rows begin along the second axis.
-        step: from one row to the next.
-        transposed: whether the expert's matrix lies [columns, rows].
-    """
-
-    tensor: str
-    expert: int | None = None
-    first_row: int = 0
-    step: int = 1
-    transposed: bool = False
-
-
-def place_of(tensor: str, part: ExpertTensor) -> Place:
-    """Where one expert's linear lies in a fused tensor."""
-    return Place(tensor, part.expert, part.first_row, part.step, part.transposed)
-
-
 @dataclass(frozen=True, slots=True)
 class Stored:
     """How the source stores a module that is quantized already.
 
     Attributes:
         scheme: what it is quantized with.
-        format: whose way of storing it is: ``compressed-tensors`` or ``modelopt``.
+        format: whose way of storing it is, as config.json's ``quant_method`` calls it.
+        coded: how its codes mean a weight; None where they are not decoded here, and can only be rewritten.
         places: local name (``weight_packed``, ``weight_scale``, …) -> where it lies in the source.
         becomes: where it stays quantized, whether its codes are rewritten in another format, or made BF16 and quantized
             anew.
@@ -56,6 +35,7 @@ class Stored:
 
     scheme: Scheme
     format: str
+    coded: Coded | None
     places: Mapping[str, Place]
     becomes: Literal["rewrite", "requantize"] = "requantize"
 
@@ -117,6 +97,11 @@ class Part:
         if self.stored is not None:
             return "dequantize" if self.scheme is None else self.stored.becomes
         return "keep" if self.scheme is None else "quantize"
+
+    @property
+    def makes_codes(self) -> bool:
+        """Whether codes are made for it anew, of floats or of what other codes stand for."""
+        return self.action in ("quantize", "requantize")
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +173,7 @@ class Plan:
         quantization: the quantization config that config.json will hold; None where nothing stays quantized.
         additions: tensors that come from no tensor of the source (scales of the KV cache).
         documents: files that the format asks for beside config.json, by name.
+        dropped: tensors of a quantized source that do not go along with its weights -> why.
     """
 
     loaded: LoadedRecipe
@@ -197,6 +183,7 @@ class Plan:
     quantization: Mapping[str, Any] | None
     additions: Mapping[str, Tensor] = field(default_factory=dict)
     documents: Mapping[str, bytes] = field(default_factory=dict)
+    dropped: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def predicted(self) -> Checkpoint:

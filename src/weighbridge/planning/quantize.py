@@ -10,12 +10,13 @@ from weighbridge.checkpoint.modules import is_embedding, split_parameter
 from weighbridge.errors import BuildError, StructureError
 from weighbridge.families import Role
 from weighbridge.formats import FORMATS
+from weighbridge.formats.codecs import DECODED
 from weighbridge.formats.declaration import LINEAR, Group
 from weighbridge.formats.schemes import Scheme, SchemeMismatch
-from weighbridge.formats.tensors import Tensor
+from weighbridge.formats.tensors import FLOATING_SOURCES, Tensor
 from weighbridge.planning.declare import declaration_of, declare
 from weighbridge.planning.model import Decision, Obstacle, Part, Plan, by_entry
-from weighbridge.planning.units import DEQUANTIZED, Unit, check_source, units_of
+from weighbridge.planning.units import Unit, check_floats, check_source, units_of
 from weighbridge.recipe import LoadedRecipe
 from weighbridge.text.patterns import PatternList, pattern_list
 
@@ -35,7 +36,8 @@ def plan_quantization(loaded: LoadedRecipe, source: Checkpoint) -> Plan:
 
     Raises:
         StructureError: two tensors of the source would be written under one name; or a quantized source contradicts
-            itself, or holds scales of a KV cache.
+            itself, or would become floats that no server loads.
+        BuildError: it is quantized, and the recipe calibrates.
     """
     recipe = loaded.recipe
     chooser = _Chooser(loaded)
@@ -47,14 +49,9 @@ def plan_quantization(loaded: LoadedRecipe, source: Checkpoint) -> Plan:
             raise BuildError(what, where=source.label, remedy="name the base model it was made from")
         check_source(source)
     for unit in units_of(source):
-        module, weight, stored = unit.module, unit.weight, unit.stored
-        if stored is not None:
-            weight = Tensor(DEQUANTIZED, weight.shape)
-        elif source.declaration is not None and unit.local in KV_CACHE_SCALES:
-            what = "holds scales of a KV cache, which are of the source's own quantization"
-            raise StructureError(
-                what, where=f"{source.label}: {unit.place.tensor}", remedy="take a source without them"
-            )
+        if unit.place.tensor in source.dropped and unit.stored is None:
+            continue
+        module, weight = unit.module, unit.weight
         scheme, decision = chooser.choose(unit)
         outputs = {unit.name: weight}
         if scheme is not None:
@@ -65,7 +62,9 @@ def plan_quantization(loaded: LoadedRecipe, source: Checkpoint) -> Plan:
                 name = unit.place.tensor
                 obstacles.append(Obstacle(name, module, weight, scheme, decision, mismatch.rule, str(mismatch)))
                 scheme = None
-        parts.append(Part(unit.place, module, weight, scheme, decision, outputs, stored))
+        else:
+            check_floats(unit, where=source.label)
+        parts.append(Part(unit.place, module, weight, scheme, decision, outputs, unit.stored))
     check_names(parts, where=source.label)
     quantization, documents = declare(declaration_of(recipe), parts, source, format=recipe.format)
     return Plan(
@@ -76,6 +75,7 @@ def plan_quantization(loaded: LoadedRecipe, source: Checkpoint) -> Plan:
         quantization=quantization,
         additions=_kv_cache_scales(loaded, source),
         documents=documents,
+        dropped=source.dropped,
     )
 
 
@@ -107,7 +107,8 @@ def _kv_cache_scales(loaded: LoadedRecipe, source: Checkpoint) -> dict[str, Tens
     for name, tensor in source.structure.items():
         attention, _, member = split_parameter(name)[0].rpartition(".")
         if member == "k_proj" and name.endswith(".weight") and source.family.role_of(attention) is Role.ATTENTION:
-            added.update({f"{attention}.{scale}": Tensor(tensor.dtype, (1,)) for scale in KV_CACHE_SCALES})
+            dtype = tensor.dtype if tensor.dtype in FLOATING_SOURCES else DECODED
+            added.update({f"{attention}.{scale}": Tensor(dtype, (1,)) for scale in KV_CACHE_SCALES})
     return added
 
 

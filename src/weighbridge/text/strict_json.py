@@ -15,7 +15,8 @@ MAX_JSON_BYTES = 64 * 1024 * 1024
 MAX_MARKS = 1_000_000
 MAX_DEPTH = 64
 
-_NO_BRACKETS = bytes({*range(256)} - {*b"[]{}"})
+_ONE_KIND = bytes.maketrans(b"{}", b"[]")
+_NO_MARKS = bytes({*range(256)} - {*b'[]{}"'})
 _CONSTANTS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 """What Python's json reads and writes beside JSON; one NaN for all, so that two readings of it are equal."""
 
@@ -85,13 +86,19 @@ def _parsed(raw: bytes, constant: Callable[[str], float], *, where: str) -> dict
 
 
 def _is_shallow(raw: bytes) -> bool:
-    """Whether the brackets alone, text or not, are nested no deeper than is allowed; as is every honest header."""
-    brackets = raw.translate(None, _NO_BRACKETS)
+    """Whether JSON, as its brackets alone show, is nested no deeper than is allowed; as is every honest header.
+
+    Brackets in text show nothing: without escapes, quotes that stand side by side once all but quotes and brackets is
+    gone hold no bracket between them, and where other quotes are left, it is not known.
+    """
+    marks = raw.translate(_ONE_KIND, _NO_MARKS).replace(b'""', b"")
+    if b'"' in marks or b"\\" in raw:
+        return False
     for _ in range(MAX_DEPTH):
-        if not brackets:
+        if not marks:
             return True
-        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
-    return not brackets
+        marks = marks.replace(b"[]", b"")
+    return not marks
 
 
 def _check_depth(value: Any, *, where: str) -> None:

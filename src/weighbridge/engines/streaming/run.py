@@ -92,7 +92,7 @@ def check_covered(plan: Plan) -> None:
     Raises:
         BuildError: asymmetric weights, an observer other than min-max, or an uncommon size.
     """
-    for scheme in {part.scheme for part in plan.parts if part.action == "quantize" and part.scheme is not None}:
+    for scheme in {part.scheme for part in plan.parts if part.makes_codes and part.scheme is not None}:
         try:
             encoding_of(scheme)
         except SchemeNotCovered as reason:
@@ -141,7 +141,8 @@ def write(
         for device in resources.devices
     ]
     pieces = cut(plan, source, shards)
-    lean = all(device == "cpu" for device in resources.devices) and all(part.stored is None for part in plan.parts)
+    lean = all(device == "cpu" for device in resources.devices)
+    lean = lean and not any(part.action == "rewrite" for part in plan.parts)
     each = (WORKER_PIECES_CPU if lean else WORKER_PIECES) * PIECE_BYTES
     workers = affordable_workers(resources.workers, resources.memory, each=each)
     log.info("%d pieces, %d workers, on %s", len(pieces), workers, ", ".join(resources.devices))

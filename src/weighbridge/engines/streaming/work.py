@@ -15,16 +15,17 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from weighbridge.engines.rewriting import Rewritten, Stored, UnusableScale, rewritten
-from weighbridge.engines.streaming.pieces import COPY, Job, Piece, Read, Span, Strip
+from weighbridge.engines.rewriting import Rewrite, Rewritten, Stored, UnusableScale, rewritten
+from weighbridge.engines.streaming.pieces import COPY, Decode, Job, Piece, Read, Span, Strip
 from weighbridge.errors import BuildError
+from weighbridge.formats.codecs import CODES
 from weighbridge.formats.tensors import DTYPE_BITS
 from weighbridge.machine.columns import Columns, gather
 from weighbridge.machine.standing import Standing, check_same
 from weighbridge.numbers import NonFiniteWeight, load_kernels
 from weighbridge.numbers.encoding import SOURCES
 
-WEIGHT_SHAPE = "weight_shape"
+WEIGHT, WEIGHT_SHAPE = "weight", "weight_shape"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +78,10 @@ def do(job: Job, piece: Piece, group_largest: Mapping[int, float]) -> Done:
     tensors = {}
     inexact: list[str] = []
     for strip in piece.strips:
-        if not strip.is_rewritten:
+        if strip.rewrite is None:
             contents = _results(job, strip, None if strip.group is None else group_largest[strip.group])
         else:
-            rewritten = _rewritten(job, strip)
+            rewritten = _rewritten(job, strip, strip.rewrite)
             contents = rewritten.contents
             inexact += [strip.names[local] for local in rewritten.inexact if local in strip.writes]
         for local, span in strip.writes.items():
@@ -109,10 +110,12 @@ def read_back(job: Job, piece: Piece) -> str:
 
 
 def _results(job: Job, strip: Strip, amax: float | None) -> Mapping[str, memoryview | bytes]:
-    if strip.scheme is None:
+    if strip.scheme is None and strip.decode is None:
         return {COPY: _read_source(job, strip.reads[COPY])}
     with _refused_by_name(strip):
         weight = _weight(job, strip)
+        if strip.scheme is None:
+            return {WEIGHT: weight.reshape(-1).view(np.uint8).data}
         arrays = load_kernels(job.device).quantize(weight, strip.weight.dtype, strip.scheme, amax=amax)
     contents: dict[str, memoryview | bytes] = {
         local: array.reshape(-1).view(np.uint8).data for local, array in arrays.items()
@@ -123,20 +126,36 @@ def _results(job: Job, strip: Strip, amax: float | None) -> Mapping[str, memoryv
 
 def _weight(job: Job, strip: Strip) -> npt.NDArray[np.generic]:
     """The rows of a weight: as the source has them, or as its codes mean them."""
-    content: memoryview | bytes
-    if strip.rewrite is None:
-        content = _read_source(job, strip.reads[COPY])
-    else:
-        content = _rewritten(job, strip).contents["weight"]
+    if strip.decode is not None:
+        return _decoded(job, strip, strip.decode)
+    content = _read_source(job, strip.reads[COPY])
     return np.frombuffer(content, SOURCES[strip.weight.dtype].array).reshape(strip.weight.shape)
 
 
-def _rewritten(job: Job, strip: Strip) -> Rewritten:
-    assert strip.rewrite is not None
+def _decoded(job: Job, strip: Strip, how: Decode) -> npt.NDArray[np.generic]:
+    from weighbridge.numbers.decoding import Raw, UnusableCodes, decoded  # numba, which a copy does without
+
+    rows, columns = strip.weight.shape
+    stored: dict[str, Raw] = {}
+    # The largest last: all are read into the one buffer of this thread, so that the others must be copied.
+    for role, read in sorted(strip.reads.items(), key=lambda item: item[0] == CODES):
+        content = np.frombuffer(_read_source(job, read), np.uint8).reshape(read.tensor.shape[0], -1)
+        stored[role] = Raw(read.tensor.dtype, content if role == CODES else content.copy())
+    try:
+        return decoded(how.codec, stored, rows, columns)
+    except UnusableCodes as problem:
+        raise BuildError(
+            str(problem),
+            where=f"{strip.module}.{how.names[problem.role]}",
+            remedy="the source is damaged: compare its digests with the published ones",
+        ) from None
+
+
+def _rewritten(job: Job, strip: Strip, rewrite: Rewrite) -> Rewritten:
     # Each is read into the one buffer of this thread, so all but the last would be lost without a copy.
     stored = {local: Stored(read.tensor, bytes(_read_source(job, read))) for local, read in strip.reads.items()}
     try:
-        return rewritten(strip.rewrite, stored)
+        return rewritten(rewrite, stored)
     except UnusableScale as problem:
         raise BuildError(str(problem), where=f"{strip.module}.{problem.local}", remedy=problem.remedy) from None
 

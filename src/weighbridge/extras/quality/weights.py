@@ -16,7 +16,7 @@ from weighbridge.auditing.reading import ARRAYS, Reader, fill
 from weighbridge.auditing.work import read, stored_rows, stored_shape, whole_scale
 from weighbridge.checkpoint.consistency import inconsistencies
 from weighbridge.checkpoint.model import Checkpoint
-from weighbridge.checkpoint.readable import check_decoded
+from weighbridge.checkpoint.readable import check_measured
 from weighbridge.errors import StructureError
 from weighbridge.extras.quality.activations import Activations, check_known
 from weighbridge.formats import FORMATS, modelopt
@@ -119,7 +119,7 @@ def stored_bytes(weight: Weight) -> int:
 
 
 def _check(checkpoint: Checkpoint) -> None:
-    check_decoded(checkpoint)
+    check_measured(checkpoint)
     for finding in inconsistencies(checkpoint):
         if finding.severity is Severity.ERROR:
             raise StructureError(f"{finding.where} {finding.message}", where=checkpoint.label, remedy=finding.remedy)
