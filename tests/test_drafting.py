@@ -20,8 +20,10 @@ from weighbridge.linting.drafting import draft_recipe
 from weighbridge.planning import Plan, make_plan
 from weighbridge.recipe import load_recipe, read_recipe
 from weighbridge.report import Severity
+from weighbridge.text.patterns import pattern_list
 
 GEMMA = "google/gemma-4-26B-A4B-it"
+MIXTRAL = "mistralai/Mixtral-8x7B-Instruct-v0.1"
 WRITTEN = sorted(families.FAMILIES)
 PATH = Path("recipes/mine/draft.yaml")
 
@@ -48,6 +50,13 @@ def test_draft_decides_as_the_recipe_written_by_hand(repository: str) -> None:
 def test_draft_lints_clean_but_for_a_revision_that_nobody_knows(repository: str) -> None:
     findings = lint(drafted(families.checkpoint(repository), repository))
     assert {item.rule for item in findings if item.severity is not Severity.NOTE} <= {"base/unpinned"}
+
+
+@pytest.mark.parametrize("linear", ["w1", "w2", "w3", "gate_proj", "up_proj", "down_proj"])
+def test_no_entry_keeps_experts_by_a_name_that_vllm_asks_for(linear: str) -> None:
+    plan = drafted(families.checkpoint(MIXTRAL), MIXTRAL)
+    assert not pattern_list(plan.loaded.recipe.ignored).matches(f"model.layers.0.block_sparse_moe.experts.0.{linear}")
+    assert pattern_list(plan.loaded.recipe.ignored).matches("model.layers.0.block_sparse_moe.gate")
 
 
 @pytest.mark.parametrize("scheme", DATA_FREE)

@@ -662,7 +662,7 @@ def test_the_structure_of_what_is_not_measured_is_compared(tmp_path: Path, call_
     assert call_validate(tmp_path / "one", "--reference", tmp_path / "other").code == 0
     refused = call_validate(tmp_path / "one", "--compare", tmp_path / "other")
     assert refused.code == 2
-    assert "quant_method is quark" in refused.err
+    assert "quant_method is fp8" in refused.err
 
 
 # --- locks ---
