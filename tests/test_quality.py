@@ -385,6 +385,13 @@ def test_config_that_cannot_be_is_an_error(
         forward(damaged)
 
 
+def test_config_whose_model_cannot_be_run_is_an_error(mini_build: Path, tmp_path: Path) -> None:
+    damaged = copy_checkpoint(mini_build, tmp_path / "damaged")
+    edit_config(damaged, lambda config: config["text_config"].update(top_k_experts=99))
+    with pytest.raises(StructureError, match="cannot run the model of its config"):
+        forward(damaged).log_probabilities([5, 6])
+
+
 def test_token_that_there_is_not_is_refused(mini_build: Path) -> None:
     with pytest.raises(StructureError, match="asked for the token 512"):
         forward(mini_build).log_probabilities([5, 512])

@@ -69,7 +69,8 @@ class Forward:
             before they are normalized, whatever the arithmetic of the model.
 
         Raises:
-            StructureError: an id that the vocabulary does not have.
+            StructureError: an id that the vocabulary does not have, or a config whose model cannot be run: its numbers
+                contradict one another, say of heads.
         """
         ids = np.asarray(token_ids, np.int64)
         if ids.size and not (ids.min() >= 0 and ids.max() < self.vocabulary):
@@ -80,7 +81,11 @@ class Forward:
             )
         rows = torch.from_numpy(ids.reshape(-1, ids.shape[-1])).to(self.model.device)
         with torch.inference_mode():
-            logits = self.model(input_ids=rows, use_cache=False).logits.float()
+            try:
+                logits = self.model(input_ids=rows, use_cache=False).logits.float()
+            except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
+                what = f"transformers cannot run the model of its config ({first_line(error)})"
+                raise StructureError(what, where=self.label) from error
             found: npt.NDArray[np.float32] = torch.log_softmax(logits, dim=-1).cpu().numpy()
         return found.reshape(*ids.shape, -1)
 
