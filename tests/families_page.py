@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from tests.described import architectures
+from tests.served_families import SERVED
 from weighbridge.families import Role, descriptors, families
 from weighbridge.families.descriptor import Descriptor
 
@@ -27,8 +28,10 @@ How each row was tried, in the tests of this repository:
   exact, and equal to `model_free_ptq` tensor by tensor (where that takes it; fused experts that lie otherwise are held
   against the same experts one by one).
   *names* where transformers has no such class: the descriptor rests on published names alone.
-- **vLLM**: whether vLLM 0.32's registry has one of the architectures. What it merges and what it makes without a
-  quantization config is read off its source by `tests/vllm_source.py`; no server ran for this column.
+- **vLLM**: *served* where vLLM 0.32 (on a CPU, in a campaign that `make test-all` runs) loads an FP8_DYNAMIC build of
+  a small model with random weights and computes the log-probabilities that our own forward does; *registry* where its
+  registry has one of the architectures, and no server ran. What it merges and what it makes without a quantization
+  config is read off its source by `tests/vllm_source.py`.
 - **loads unquantized**: what lint refuses to quantize (`serve/unquantized`, `quantize/router`).
 
 """
@@ -41,14 +44,14 @@ USUAL = frozenset({"qkv_proj", "gate_up_proj", "w13", "fused_qkv_a_proj", "in_pr
 
 def page() -> str:
     """The whole page."""
-    served = _served()
+    registered = _registered()
     made = {name for name, _ in architectures()}
-    rows = (_row(descriptor, served, name in made) for name, descriptor in descriptors().items())
+    rows = (_row(descriptor, registered, name in made) for name, descriptor in descriptors().items())
     head = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}\n"
     return HEAD + head + "".join(f"{row}\n" for row in rows) + _roles()
 
 
-def _row(own: Descriptor, served: frozenset[str], made: bool) -> str:
+def _row(own: Descriptor, registered: frozenset[str], made: bool) -> str:
     family = next(family for family in families() if family.name == own.name)
     merges = [f"{merge.into} ({' + '.join(merge.members)})" for merge in family.merges if merge.into not in USUAL]
     merges += [f"{merge.into} ({' + '.join(merge.members)})" for merge in own.merges if merge.into in USUAL]
@@ -64,7 +67,7 @@ def _row(own: Descriptor, served: frozenset[str], made: bool) -> str:
         ", ".join(own.architectures),
         "; ".join(f"{each.model}: {each.precision}" for each in own.published),
         "layout" if made else "names",
-        "yes" if served.intersection(own.architectures) else "no",
+        _by_vllm(own, registered),
         "; ".join(merges) or "-",
         "; ".join(experts) or "-",
         "; ".join(f"`{pattern}`" for pattern in unquantized).replace("|", "\\|") or "-",
@@ -72,7 +75,13 @@ def _row(own: Descriptor, served: frozenset[str], made: bool) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _served() -> frozenset[str]:
+def _by_vllm(own: Descriptor, registered: frozenset[str]) -> str:
+    if not SERVED.keys().isdisjoint(own.architectures):
+        return "served"
+    return "registry" if registered.intersection(own.architectures) else "no"
+
+
+def _registered() -> frozenset[str]:
     models = yaml.safe_load((Path(__file__).parent / "golden/vllm-models.yaml").read_text())
     return frozenset(architecture for facts in models.values() for architecture in facts["architectures"])
 

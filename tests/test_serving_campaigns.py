@@ -14,6 +14,7 @@ import pytest
 from tests.checkpoints import copy_checkpoint
 from tests.conftest import Command, Once, call_main, run_script
 from tests.damage import DAMAGES, damaged
+from tests.served_families import SERVED, write_served
 from tests.serving_answers import HONEST, ask_about, recorded, serving_python
 from tests.serving_misread import misread
 from weighbridge.cli import serve_check
@@ -86,6 +87,21 @@ def test_trained_experts_serve_and_the_server_computes_what_they_mean(
     outcome = call_main(
         serve_check.main, [checkpoint, "--source", "trained-mini", "--serving-python", python, *WINDOWS]
     )
+    assert outcome.code == 0, outcome.out + outcome.err
+
+
+@pytest.mark.parametrize("architecture", SERVED)
+def test_drafted_builds_of_many_families_serve_and_the_server_computes_what_they_mean(
+    architecture: str, python: Path, tmp_path: Path
+) -> None:
+    source, recipe, build = write_served(architecture, tmp_path / "source"), tmp_path / "draft.yaml", tmp_path / "build"
+    for arguments in (
+        ("--new-recipe", "an/model", "--model", source, "--licence", "apache-2.0", "--output", recipe),
+        (recipe, "--model", source, "--output", build),
+    ):
+        outcome = run_script("build.py", *arguments)
+        assert outcome.code == 0, outcome.err + outcome.out
+    outcome = call_main(serve_check.main, [build, "--serving-python", python, "--windows", "8", "--length", "96"])
     assert outcome.code == 0, outcome.out + outcome.err
 
 
