@@ -35,8 +35,8 @@ _DENSE = (
 )
 _TIED = ("CohereForCausalLM", "Cohere2ForCausalLM")
 _MIXTURES = (
-    *("Dots1ForCausalLM", "Glm4MoeForCausalLM", "GraniteMoeForCausalLM", "MiniMaxM2ForCausalLM", "MixtralForCausalLM"),
-    *("OlmoeForCausalLM", "Qwen3MoeForCausalLM"),
+    *("Dots1ForCausalLM", "Glm4MoeForCausalLM", "GraniteMoeForCausalLM", "MixtralForCausalLM", "OlmoeForCausalLM"),
+    "Qwen3MoeForCausalLM",
 )
 
 SERVED: Mapping[str, Mapping[str, Any]] = {
@@ -47,15 +47,12 @@ SERVED: Mapping[str, Mapping[str, Any]] = {
 """Architecture -> what its config says otherwise.
 
 Left out, because vLLM 0.32 on a CPU computes something else than transformers does from the untouched source too:
-DeepSeek-V2 and V3 (its latent attention there), Ernie 4.5 MoE, LFM2, and by 6e-5 nats Gemma 2 and Apertus.
+DeepSeek-V2 and V3 (its latent attention there), Ernie 4.5 MoE, LFM2, and by 6e-5 nats Gemma 2. MiniMax-M2 loads, but
+vLLM's router on CPUs takes no sigmoid without groups.
 """
 
 PUBLISHED: Mapping[str, Mapping[str, Any]] = {
     "Glm4MoeForCausalLM": {"head_dim": 64},
-    "MiniMaxM2ForCausalLM": {
-        **{"rotary_dim": 32, "scoring_func": "sigmoid", "use_routing_bias": True, "use_qk_norm": True},
-        "qk_norm_type": "per_layer",
-    },
 }
 """What published configs say, vLLM asks for, and transformers' classes leave out."""
 
