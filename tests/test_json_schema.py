@@ -48,6 +48,7 @@ MISTAKES: dict[str, Callable[[dict[str, Any]], object]] = {
     "no base": lambda recipe: recipe.pop("base"),
     "an unknown method": lambda recipe: recipe.update(method="ptq"),
     "text for a list": lambda recipe: recipe.update(ignore="lm_head"),
+    "something beside a unit": lambda recipe: recipe.update(ignore=[{"use": "tied-head", "allow": "a/b because"}]),
     "a short revision": lambda recipe: recipe["base"].update(revision="4d7ae49"),
 }
 

@@ -7,13 +7,25 @@ from typing import Any
 
 from weighbridge.recipe.extending import EXTENDS
 from weighbridge.recipe.schema import Recipe
+from weighbridge.recipe.units import USE
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
+_USE = {
+    "additionalProperties": False,
+    "description": "A unit: entries of an ignore list that recipes share.\n\nAttributes:\n"
+    "    use: its name in recipes/units, or a file beside the recipe; its entries are put in this place.",
+    "properties": {USE: {"minLength": 1, "type": "string"}},
+    "required": [USE],
+    "title": "Use",
+    "type": "object",
+}
 
 
 def json_schema() -> dict[str, Any]:
-    """The schema of a recipe's file, which may extend another and then say less."""
+    """The schema of a recipe's file, which may extend another and then say less, and may use units."""
     schema = Recipe.model_json_schema(mode="validation")
+    schema["$defs"]["Use"] = _USE
+    schema["properties"]["ignore"]["items"]["anyOf"].append({"$ref": "#/$defs/Use"})
     said = {EXTENDS: {"type": "string", "minLength": 1, "description": "The recipe whose keys this one takes over."}}
     required = schema.pop("required")
     return {
