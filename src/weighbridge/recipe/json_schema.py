@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from weighbridge.recipe.extending import EXTENDS
+from weighbridge.recipe.extending import ADD, EXTENDS, REMOVE
 from weighbridge.recipe.schema import Recipe
 from weighbridge.recipe.units import USE
 
@@ -32,9 +32,24 @@ def json_schema() -> dict[str, Any]:
         "$schema": DRAFT,
         **schema,
         "title": "A Weighbridge recipe",
-        "properties": {**schema["properties"], **said},
+        "properties": {**{key: _or_changed(value) for key, value in schema["properties"].items()}, **said},
         "anyOf": [{"required": required}, {"required": [EXTENDS, "name"]}],
     }
+
+
+def _or_changed(value: dict[str, Any]) -> dict[str, Any]:
+    """What a key may hold: a list may say instead what it adds to that of the extended recipe, and takes from it."""
+    if value.get("type") != "array":
+        return value
+    outer = {key: value[key] for key in ("default", "title")}
+    whole = {key: content for key, content in value.items() if key not in outer}
+    change = {
+        "additionalProperties": False,
+        "minProperties": 1,
+        "properties": {ADD: whole, REMOVE: {"items": {"type": "string"}, "type": "array"}},
+        "type": "object",
+    }
+    return {**outer, "anyOf": [whole, change]}
 
 
 def write_json_schema() -> str:
