@@ -80,7 +80,7 @@ def test_units_and_what_is_extended_go_together(child: str, ignored: tuple[str, 
 # what the recipe says, what unit.yaml holds, what the sentence says: the place, what, and what to do
 REFUSED = {
     "no such unit": ("- use: tied-heads", UNIT, "recipe.yaml:8: there is no unit tied-heads; did you mean tied-head?"),
-    "nothing like it": ("- use: xyz", UNIT, "recipe.yaml:8: there is no unit xyz; there are gemma-4-moe, "),
+    "nothing like it": ("- use: xyz", UNIT, "recipe.yaml:8: there is no unit xyz; there are drafter-joint, "),
     "a way out of the units": ("- use: ../google/x", UNIT, "there is no unit ../google/x"),
     "no such file": ("- use: other.yaml", UNIT, "recipe.yaml:8: the unit other.yaml cannot be read (No such file"),
     "twice": ("- use: unit.yaml\n  - use: unit.yaml", UNIT, "recipe.yaml:9: the unit unit.yaml is used twice"),
