@@ -202,6 +202,20 @@ def _class_of(family: Family) -> Any:
     return getattr(transformers, family.model)
 
 
+def meta_structure(family: Family) -> dict[str, Tensor]:
+    """A model's tensors as transformers would save them, all BF16."""
+    import torch
+
+    with torch.device("meta"):
+        model = _class_of(family)(_class_of(family).config_class.from_dict(dict(family.config)))
+    return {name: Tensor("BF16", shape) for name, shape in _shapes_in_file(model)}
+
+
+def model_type(family: Family) -> str:
+    """What config.json calls the family."""
+    return str(_class_of(family).config_class.model_type)
+
+
 def _shapes_in_file(model: Any) -> list[tuple[str, tuple[int, ...]]]:
     import torch
     from transformers.core_model_loading import revert_weight_conversion

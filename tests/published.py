@@ -492,6 +492,11 @@ GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False,
 WAYS: Mapping[str, Way] = {
     "fp8 blocks": Way(BLOCKS, _blocks(torch.float32), _fp8_dequantized),
     "fp8 blocks, BF16 scales": Way(BLOCKS, _blocks(torch.bfloat16), _fp8_dequantized),
+    "fp8 blocks of MiniMax": Way(
+        BLOCKS | {"fmt": "float8_e4m3fn", "modules_to_not_convert": ["gate", "e_score_correction_bias", "lm_head"]},
+        _blocks(torch.float32),
+        _fp8_dequantized,
+    ),
     "fp8 tensors": Way(
         {"quant_method": "fp8", "activation_scheme": "static"},
         _one_scale("weight_scale", torch.float32, "input_scale"),

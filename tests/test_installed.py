@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import ROOT
 from weighbridge.__main__ import COMMANDS
 from weighbridge.planning.declare import WRITTEN_AS_BY
-from weighbridge.recipe.catalogue import recipe_names
+from weighbridge.recipe.catalogue import recipe_names, unit_names
 
 
 def weighbridge(*arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -65,6 +65,7 @@ def test_wheel_holds_recipes_and_locks_and_plans_with_them(tmp_path: Path) -> No
     unpacked = tmp_path / "installed"
     zipfile.ZipFile(wheel).extractall(unpacked)
     assert all((unpacked / "weighbridge/recipes" / f"{name}.yaml").is_file() for name in recipe_names())
+    assert all((unpacked / f"weighbridge/recipes/units/{name}.yaml").is_file() for name in unit_names())
     assert (unpacked / "weighbridge/report/page.html.j2").is_file()
     lock = unpacked / "weighbridge/references/google/gemma-4-26B-A4B-it.yaml"
     done = weighbridge("plan", "fp8-dynamic", "--model", str(lock), "--format", "json", path=unpacked)

@@ -48,6 +48,8 @@ MISTAKES: dict[str, Callable[[dict[str, Any]], object]] = {
     "no base": lambda recipe: recipe.pop("base"),
     "an unknown method": lambda recipe: recipe.update(method="ptq"),
     "text for a list": lambda recipe: recipe.update(ignore="lm_head"),
+    "a change that is none": lambda recipe: recipe.update(ignore={"ad": ["lm_head"]}),
+    "something beside a unit": lambda recipe: recipe.update(ignore=[{"use": "tied-head", "allow": "a/b because"}]),
     "a short revision": lambda recipe: recipe["base"].update(revision="4d7ae49"),
 }
 
@@ -63,3 +65,8 @@ def test_mistake_is_marked(mistake: str) -> None:
 def test_recipe_that_extends_another_may_say_less() -> None:
     assert accepts({"name": "mine", "extends": "fp8-dynamic"})
     assert not accepts({"name": "mine"})
+
+
+def test_recipe_that_extends_another_may_change_its_lists() -> None:
+    changes = {"ignore": {"add": ["a", {"use": "tied-head"}], "remove": ["lm_head"]}, "allow": {"remove": ["x"]}}
+    assert accepts({"name": "mine", "extends": "fp8-dynamic", **changes})

@@ -44,7 +44,7 @@ RELATED = 20
 
 
 def load_recipe(recipe: Name) -> LoadedRecipe:
-    """Read a recipe, and what it extends.
+    """Read a recipe, and what it extends and uses.
 
     Args:
         recipe: its path, or its name in the catalogue, as in ``fp8-dynamic``.

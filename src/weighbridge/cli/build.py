@@ -198,7 +198,9 @@ def _parser() -> Parser:
     complete(model, lambda: MADE, locks)
     add_follow_option(parser)
     parser.add_argument("--plan", action="store_true", help="say what would be built, from headers alone, and stop")
-    parser.add_argument("--resolved", action="store_true", help="print the recipe with what it extends, and stop")
+    parser.add_argument(
+        "--resolved", action="store_true", help="print the recipe with what it extends and uses, and stop"
+    )
     parser.add_argument("--output", type=Path, metavar="DIR", help="where to build (default: builds/<model>-<recipe>)")
     parser.add_argument(
         "--force", action="store_true", help="replace an output that is not empty, once the build is whole"

@@ -20,6 +20,8 @@ from weighbridge.text.patterns import REGEX_PREFIX, PatternError, pattern_list
 _FP8_TENSOR = QuantizationArgs(8, "float", "tensor")
 _FP8_TENSOR_DYNAMIC = QuantizationArgs(8, "float", "tensor", dynamic=True)
 _MXFP4 = PRESETS["MXFP4A16"]
+_E4M3 = (None, "e4m3", "float8_e4m3fn")
+"""What DeepSeek and MiniMax call the one format of codes; vLLM does not look at it."""
 
 
 def _read_fp8(raw: Mapping[str, Any], config: Mapping[str, Any], *, where: str) -> Declaration:
@@ -27,7 +29,7 @@ def _read_fp8(raw: Mapping[str, Any], config: Mapping[str, Any], *, where: str) 
     model = str(config.get("model_type", ""))
     activations = raw.get("activation_scheme")
     unread = _first(
-        (raw.get("fmt") not in (None, "e4m3"), f"fmt {_shown(raw.get('fmt'))}, where only e4m3 is read"),
+        (raw.get("fmt") not in _E4M3, f"fmt {_shown(raw.get('fmt'))}, where only e4m3 is read"),
         (activations is None, "and declares no activation_scheme, which vLLM needs"),
         (raw.get("store_dtype") is not None, "with a store_dtype, which is not read here"),
         (bool(raw.get("moe_quant_algo")), "with a moe_quant_algo, which is not read here"),

@@ -1,4 +1,4 @@
-"""The repository's own recipes, and how they are named."""
+"""The repository's own recipes and the units that they share, and how they are named."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from weighbridge.errors import RecipeError
 from weighbridge.machine.installation import HERE
 
 RECIPES = HERE / "recipes"
+UNITS = "units"
+"""The folder of recipes/ that holds no recipes, but lists that recipes use."""
 LONGEST_PATH = 1024
 MAIN_MODEL = "google/gemma-4-26B-A4B-it"
 """The model that a short name such as ``fp8-dynamic`` means."""
@@ -16,7 +18,18 @@ MAIN_MODEL = "google/gemma-4-26B-A4B-it"
 
 def recipe_names() -> list[str]:
     """Names of the catalogue's recipes: their paths below recipes/ without the suffix."""
-    return sorted(path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.yaml"))
+    names = (path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.yaml"))
+    return sorted(name for name in names if not name.startswith(f"{UNITS}/"))
+
+
+def unit_names() -> list[str]:
+    """Names of the units that any recipe may use."""
+    return sorted(path.stem for path in (RECIPES / UNITS).glob("*.yaml"))
+
+
+def unit_path(name: str) -> Path:
+    """The file of a unit of the catalogue, there or not."""
+    return RECIPES / UNITS / f"{name}.yaml"
 
 
 def find_recipe(name: str) -> Path:
@@ -58,3 +71,11 @@ def _suggest(name: str) -> str:
     wanted = name.rpartition("/")[2].removesuffix(".yaml")
     close = get_close_matches(name, names, n=1) or [short[key] for key in get_close_matches(wanted, short, n=1)]
     return f"did you mean {close[0]}?" if close else "the catalogue is recipes/README.md"
+
+
+def shown(path: Path) -> str:
+    """A path as a person would name it: relative where it lies below the working directory."""
+    try:
+        return path.resolve().relative_to(Path.cwd()).as_posix()
+    except ValueError:
+        return str(path)

@@ -6,8 +6,8 @@ import hashlib
 from dataclasses import dataclass
 
 from weighbridge.errors import RecipeError
-from weighbridge.recipe.catalogue import find_recipe
-from weighbridge.recipe.extending import resolve, shown
+from weighbridge.recipe.catalogue import find_recipe, shown
+from weighbridge.recipe.extending import resolve
 from weighbridge.recipe.schema import Recipe
 from weighbridge.text.strict_yaml import Document, parse_yaml, validate
 
@@ -19,7 +19,7 @@ class LoadedRecipe:
     Attributes:
         recipe: what it says.
         document: the YAML with its line numbers, so that a decision can name the line that made it.
-        raw: the recipe's bytes: the file's, or of one that extends another, what it comes to.
+        raw: the recipe's bytes: the file's, or of one that extends another or uses units, what it comes to.
     """
 
     recipe: Recipe
@@ -37,7 +37,7 @@ class LoadedRecipe:
 
 
 def load_recipe(name: str) -> LoadedRecipe:
-    """Read a recipe by path or catalogue name, and what it extends.
+    """Read a recipe by path or catalogue name, and what it extends and uses.
 
     Raises:
         RecipeError: not found, not YAML, or not a recipe; with file and line.
