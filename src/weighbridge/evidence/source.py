@@ -43,7 +43,10 @@ def check_source(case: Case) -> Checked:
         words.append(f"that it was fetched from {case.fetched.repository}@{case.fetched.revision[:12]}")
     elif case.model != base.repository:
         words.append(f"that the source was called {case.model}")
-    words.append("that these bytes became those: rebuild it, or audit the numbers")
+    words.append(
+        "that the build was made from these bytes: build it again (weighbridge reproduce), or audit it (--source "
+        "without --evidence)"
+    )
     if case.source is None:
         return Checked(summary, tuple(findings), tuple(words))
     findings += _check_given(case, case.source)
