@@ -197,8 +197,8 @@ def _opening(source: Checkpoint, model: str, licence: str, scheme: str, path: Pa
         "# read it before you trust it.",
         f"name: {scheme.lower().replace('_', '-')}",
         "description: >-",
-        f"  {scheme} of the linears of attention, mlp and experts; what routes, normalizes, embeds, sees or hears is",
-        "  kept.",
+        f"  {scheme} of the linears of attention, mlp and experts; routers, norms, embeddings, vision and",
+        "  audio are kept.",
         "base:",
         f"  model: {_quoted(model)}",
         f"  revision: {_commit(revision)}"
