@@ -939,7 +939,7 @@ CARRIED = [
         before=_another_file,
         build=all_of(
             lambda build: _with_file(build, "more.json", b"{}"),
-            section("account", summary="8 files, 185 keys, 481 tensors held"),
+            section("account", summary="8 files, 185 keys, 481 tensors, all of them judged"),
         ),
     ),
     Lie("a picture of nothing", word="facts and figures", build=section(PLAN, figures=areas(0, count=30))),

@@ -106,7 +106,7 @@ def test_honest_build_of_a_base_without_a_lock_holds(honest: Honest) -> None:
     outcome = honest.judge(honest.build)
     assert outcome.code == 0
     account = account_of(outcome)
-    assert account["summary"].endswith("held")
+    assert account["summary"].endswith("all of them judged")
     assert "README.md" in harmless_in(outcome)
     assert all(label == "base" or label.startswith("harmless") for label in account["facts"])
 
@@ -124,6 +124,20 @@ def test_alone_a_checkpoint_passes_and_what_was_not_judged_is_said(honest: Hones
     labels = " ".join(account["facts"])
     assert all(re.search(rf"not judged: [0-9]+ {kind}", labels) for kind in ("file", "key", "tensor")), labels
     assert "not judged" in account["summary"]
+
+
+def test_verdict_says_what_it_was_compared_with_and_not_all_that_stands_above_it(
+    honest: Honest, call_validate: Command
+) -> None:
+    alone = " ".join(call_validate(honest.build, "--quiet").out.split())
+    assert "the account: " in alone
+    assert "of which not judged: " in alone
+    assert alone.endswith("the weights: not read, only the scales of whole tensors")
+    beside = ("--recipe", honest.recipe, "--source", honest.source)
+    said = " ".join(call_validate(honest.build, *beside, "--quiet").out.split())
+    assert "the audit: " in said
+    assert "against the recipe's plan: all " in said
+    assert not [title for title in ("the account", "rule of serving", "the checkpoint itself") if title in said]
 
 
 def test_alone_each_tensor_follows_from_the_scheme_or_is_not_judged(honest: Honest) -> None:

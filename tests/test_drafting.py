@@ -227,7 +227,7 @@ def test_resolved_recipe_is_printed(call_build: Command) -> None:
 def test_what_is_no_matrix_is_kept_and_said_to_be_none(name: str, shape: tuple[int, ...]) -> None:
     source = source_with(name, shape=shape)
     draft = draft_recipe(source, model="org/model", licence="apache-2.0", path=PATH)
-    assert "No matrix" in draft.text
+    assert "Not a matrix" in draft.text
     plan = drafted(source, "org/model")
     assert name.removesuffix(".weight") not in plan.schemes
     assert [finding for finding in lint(plan) if finding.severity is Severity.ERROR] == []

@@ -247,14 +247,14 @@ def test_guide_names_every_file_beside_it(build: Path, mini_build: Path) -> None
 def test_unsigned_build_says_so(mini_build: Path, call_validate: Command) -> None:
     outcome = call_validate(mini_build, "--evidence")
     assert outcome.code == 0
-    assert "nobody signed this" in outcome.out
+    assert "evidence/unsigned" in outcome.out
 
 
 def test_verification_says_what_rests_on_the_word_of_the_signer(mini_build: Path, call_validate: Command) -> None:
     report = call_validate(mini_build, "--evidence", "--format", "json").report
     words = report["sections"][-1]["facts"]
     assert "no --source was given" in words["the source"]
-    assert "that these bytes became those" in words["the source"]
+    assert "that the build was made from these bytes" in words["the source"]
     assert "which packages" in words["the provenance"]
 
 
@@ -283,7 +283,7 @@ def test_signed_build_without_a_key_is_accepted_with_a_warning(build: Path, call
 def test_key_for_an_unsigned_build_is_a_failure(mini_build: Path, signed_builds: Path, call_validate: Command) -> None:
     outcome = call_validate(mini_build, "--evidence", "--key", signed_builds / "key.pub.pem")
     assert outcome.code == 1
-    assert "nobody signed this" in outcome.out
+    assert "evidence/unsigned" in outcome.out
 
 
 def test_what_is_no_directory_cannot_be_judged(call_validate: Command, tmp_path: Path) -> None:

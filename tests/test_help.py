@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, Command, environment, run_script
+from tests.conftest import ROOT, Command, call_main, environment, run_script
 from weighbridge.__main__ import COMMANDS
 from weighbridge.cli.run import Parser, parsed
 
@@ -192,3 +192,28 @@ def test_page_that_is_kept_is_not_printed(call_build: Command, tmp_path: Path) -
     outcome = call_build("fp8-dynamic", "--plan", "--model", "mini", "--format", "html", "--report", page)
     assert page.read_text().startswith("<!DOCTYPE html>")
     assert outcome.out.startswith("PASS  ")
+
+
+@pytest.mark.parametrize(("wrong", "option"), [("audit", "--source BASE"), ("evidence", "--evidence")])
+def test_what_is_an_option_of_validate_is_no_command_and_says_so(
+    wrong: str, option: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from weighbridge import __main__ as entry
+
+    monkeypatch.setattr(sys, "argv", ["weighbridge", wrong])
+    assert entry.command() == 2
+    assert f"'weighbridge validate CHECKPOINT {option}'" in capsys.readouterr().err
+
+
+def test_diff_with_a_recipe_asks_for_the_option_that_takes_one() -> None:
+    from weighbridge.cli import diff
+
+    outcome = call_main(diff.main, ["mini", "fp8-dynamic"])
+    assert outcome.code == 2
+    assert "fp8-dynamic: is a recipe, not a checkpoint; add --recipe" in outcome.err
+
+
+def test_misspelt_model_that_is_made_here_is_asked_after(call_build: Command) -> None:
+    outcome = call_build("fp8-dynamic", "--plan", "--model", "smollm")
+    assert outcome.code == 2
+    assert outcome.err == "error: smollm: no such directory or file; did you mean smollm2?\n"

@@ -492,11 +492,11 @@ def test_members_as_targets_beside_linear_are_a_warning() -> None:
     [
         (recipe(), REAL, "sizes 1, 2, 4, 8 fit"),
         (recipe(), MINI, "sizes 1, 2, 4 fit; 8 does not: 4 attention heads"),
-        (recipe(scheme="NVFP4A16"), REAL, "sizes 1 fit; 2 does not: width 704 of"),
+        (recipe(scheme="NVFP4A16"), REAL, "size 1 fits; 2 does not: width 704 of"),
         (
             recipe(scheme=None, config_groups=groups(all=(["Linear"], integers(64)))),
             REAL,
-            "sizes 1 fit; 2 does not: width 704 of",
+            "size 1 fits; 2 does not: width 704 of",
         ),
         (recipe(scheme="FP8_BLOCK"), REAL, "no size fits; 1 does not: rows 704 of"),
         (recipe([*KEPT, "re:.*experts.*"], scheme="FP8_BLOCK"), REAL, "no size fits; 1 does not: rows 2112 of"),
@@ -532,7 +532,7 @@ def test_a_note_says_which_gpus_run_the_scheme_natively(scheme: str, words: Sequ
 
 def test_notes_say_from_which_vllm_release_on_and_that_plain_transformers_is_no_judge() -> None:
     found = findings(recipe(scheme="NVFP4A16"))
-    assert "0.19/0.20" in only(found, "serve/vllm").message
+    assert "vLLM 0.20" in only(found, "serve/vllm").message
     assert "triton" in only(found, "serve/vllm").message
     assert "random" in only(found, "serve/transformers").message
 

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.checkpoints import CONFIG, RawTensor, write_tensors
-from tests.conftest import Command
+from tests.conftest import Command, call_main
 from weighbridge.checkpoint.listing import list_files
 from weighbridge.checkpoint.model import open_directory
+from weighbridge.cli import evaluate
 from weighbridge.errors import StructureError
 from weighbridge.evidence.subject import list_all
 
@@ -354,6 +356,20 @@ def test_link_to_another_disk_is_refused_with_the_option_that_follows_it(
         assert outcome.err.count("\n") == 1
         assert f"--follow-links {linked.parent / 'disk' / 'tiny'}" in outcome.err
         assert "cp -rL" in outcome.err
+
+
+@pytest.mark.parametrize("command", ["evaluate", "sensitivity", "serve_check"])
+def test_command_that_refuses_a_link_has_the_option_that_it_names(command: str) -> None:
+    parser = import_module(f"weighbridge.cli.{command}")._parser()
+    options = parser.parse_args(["builds/x", "--source", "mini", "--follow-links", "disk"])
+    assert options.follow_links == [Path("disk")]
+
+
+def test_measuring_follows_links_where_it_is_told(linked: Path) -> None:
+    refused = call_main(evaluate.main, [linked, "--source", linked])
+    assert f"--follow-links {linked.parent / 'disk' / 'tiny'}" in refused.err
+    followed = call_main(evaluate.main, [linked, "--source", linked, "--follow-links", linked.parent / "disk"])
+    assert "is a link" not in followed.err
 
 
 @pytest.mark.parametrize("named", ["disk/tiny", "disk", "link to the disk"])

@@ -313,7 +313,7 @@ def test_log_file_that_cannot_be_written_is_refused_before_anything_is_done(
 ) -> None:
     answer = run_build(RECIPE, "--model", "mini", "--output", tmp_path / "build", "--log-file", place, cwd=tmp_path)
     assert (answer.code, answer.out, answer.err.count("\n")) == (2, "", 1)
-    assert "name a file in a directory that is there" in answer.err
+    assert "name a file in a directory that exists" in answer.err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -34,6 +34,12 @@ COMMANDS: Mapping[str, tuple[str, tuple[str, ...], str]] = {
 }
 """Command -> the module below `weighbridge.cli` whose ``main`` it is, what it begins with, and what it does."""
 
+_OPTIONS = {
+    "audit": "'weighbridge validate CHECKPOINT --source BASE' audits",
+    "evidence": "'weighbridge validate CHECKPOINT --evidence' checks it",
+}
+"""What is an option of another command -> how it is asked for."""
+
 _WIDTH = 16
 
 
@@ -60,6 +66,7 @@ def command() -> int:
     if name not in COMMANDS:
         close = get_close_matches(name, COMMANDS, n=1)
         remedy = f"did you mean {close[0]}?" if close else "'weighbridge --help' lists them"
+        remedy = _OPTIONS.get(name, remedy)
         sys.stderr.write(f"error: there is no command {name!r}; {remedy}\n")
         return 2
     try:
@@ -75,7 +82,7 @@ def _help() -> int:
     sys.stdout.write("\nexamples:\n  weighbridge plan fp8-dynamic --model mini\n")
     sys.stdout.write("  weighbridge build fp8-dynamic --model mini --output builds/x\n")
     sys.stdout.write("  weighbridge validate builds/x --evidence\n")
-    sys.stdout.write("\n'weighbridge help COMMAND' says more; 'weighbridge --version' which this is\n")
+    sys.stdout.write("\n'weighbridge help COMMAND' says more; 'weighbridge --version' its version\n")
     return 0
 
 

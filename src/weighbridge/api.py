@@ -595,7 +595,7 @@ def _to_run_again(loaded: LoadedRecipe | None, calibration: Name | None, sample:
             "compares whole weights", where=Argument("recompute"), remedy=Clause("leave ", Argument("sample"), " out")
         )
     if loaded is None or loaded.recipe.calibration is None:
-        what = "runs a recipe that calibrates again; what others make is recomputed by every audit"
+        what = "is for recipes that calibrate alone: every audit computes again what a recipe without data makes"
         remedy = (
             Clause("name that recipe with ", Argument("recipe"))
             if loaded is None

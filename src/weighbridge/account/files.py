@@ -23,8 +23,8 @@ from weighbridge.report import Finding, Severity
 from weighbridge.text.strict_json import MAX_JSON_BYTES, parse_config
 
 HARMLESS_FILES: tuple[tuple[str, str], ...] = (
-    (rf"{EVIDENCE}/.*", "what is said of the checkpoint; servers do not read it, and its own check judges it"),
-    (r"(.*/)?[^/]*\.(md|rst)", "text for people, which servers do not read"),
+    (rf"{EVIDENCE}/.*", "servers do not read it; validate.py --evidence judges it"),
+    (r"(.*/)?[^/]*\.(md|rst)", "text for people; servers do not read it"),
     (r"(LICEN[CS]E|NOTICE|COPYING|USE_POLICY)([-_][\w-]+)?(\.txt)?", "terms, which servers do not read"),
     (r"(.*/)?[^/]*\.(png|jpe?g|gif|svg|webp|ico|pdf|bib)", "pictures and papers, which servers do not read"),
     (r"(.*/)?\.git(attributes|ignore|keep)", "git's own"),

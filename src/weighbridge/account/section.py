@@ -10,6 +10,7 @@ from weighbridge.report import Finding, Section, Severity
 from weighbridge.text.names import compact
 
 TITLE = "the account"
+_UNCOUNTED = f"{State.HARMLESS}, not counted above"
 MOST_NAMED = 3
 """Names that are shown of what is alike; of more than so many the rest is counted."""
 MOST_KEYS_NAMED = 10
@@ -36,7 +37,9 @@ def _facts(items: Iterable[Judged]) -> dict[str, str | int]:
     for item in items:
         said.setdefault((item.state, item.kind), []).append(item)
     return {
-        f"{state}: {_counted(alike)}": "; ".join(f"{_names(item)} ({item.by})" for item in alike)
+        f"{_UNCOUNTED if state is State.HARMLESS else state}: {_counted(alike)}": "; ".join(
+            f"{_names(item)} ({item.by})" for item in alike
+        )
         for (state, _), alike in sorted(said.items(), key=lambda row: list(State).index(row[0][0]))
     }
 
@@ -50,7 +53,7 @@ def _summary(account: Account, wrong: int) -> str:
     """What is harmless does not count: a build is judged before its card and its evidence are written."""
     everything = _counted(item for item in account.judged if item.state is not State.HARMLESS)
     left = list(account.of(State.NOT_JUDGED))
-    said = [f"{everything} held"] if not left else [f"{everything}, of which not judged: {_counted(left)}"]
+    said = [f"{everything}, {f'of which {State.NOT_JUDGED}: {_counted(left)}' if left else 'all of them judged'}"]
     if wrong:
         said.append(f"{wrong} {'is' if wrong == 1 else 'are'} not as {'it' if wrong == 1 else 'they'} must be")
     return "; ".join(said)

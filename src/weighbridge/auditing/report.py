@@ -96,7 +96,9 @@ def _whole(audit: Audit) -> Section:
         facts["surely seen where compensated"] = _limits(audit)
     if audit.smoothed_limit:
         facts["surely seen where smoothed"] = f"a code moved by {audit.smoothed_limit:.3g} steps"
-    return Section("audit", "the audit", f"{conclusion(audit)}: {decides}", facts=facts, judges=_derives(audit))
+    where = "" if _derives(audit) else "; the parts that failed say where"
+    summary = f"{conclusion(audit)}: {decides}{where}"
+    return Section("audit", "the audit", summary, facts=facts, judges=_derives(audit))
 
 
 def _limits(audit: Audit) -> str:

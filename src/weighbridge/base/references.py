@@ -107,7 +107,7 @@ def _base_of_build(build: Checkpoint, *, preferred: str) -> tuple[Checkpoint, st
     sizes = _sizes(build.config)
     alike = next((lock for lock in locks if sizes and _sizes(lock.config) == sizes), None)
     if alike is not None:
-        return alike, "guessed from the sizes in config.json; name the base itself to be sure"
+        return alike, "guessed from the sizes in config.json; give the base itself (--source) to be sure"
     if locks and locks[0].origin.repository == preferred:
         return locks[0], "the recipe's own; no lock here has the sizes of this config.json"
     return None

@@ -7,6 +7,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 
 from weighbridge.checkpoint.hub import download
@@ -49,6 +50,8 @@ def open_model(model: str, *, follow: Sequence[Path] = ()) -> Checkpoint:
         )
     if model in MADE:
         return open_directory(MADE[model](), label=model)
+    if "/" not in model and not Path(model).exists() and (close := get_close_matches(model, MADE, n=1)):
+        raise BuildError("no such directory or file", where=model, remedy=f"did you mean {close[0]}?")
     return open_checkpoint(model, follow=follow)
 
 

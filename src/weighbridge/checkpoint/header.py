@@ -74,7 +74,9 @@ def header_length(first_bytes: bytes, *, file_size: int, where: str) -> int:
         StructureError: the file is too short for the header it announces, or announces an absurd one.
     """
     if len(first_bytes) < LENGTH_BYTES:
-        raise StructureError(f"is {file_size} bytes long, too short for a safetensors file", where=where)
+        raise StructureError(
+            f"is {file_size} bytes long, too short for a safetensors file", where=where, remedy="fetch the file again"
+        )
     length: int = struct.unpack("<Q", first_bytes[:LENGTH_BYTES])[0]
     if first_bytes == GIT_LFS_POINTER:
         raise StructureError(

@@ -35,7 +35,7 @@ STALL_SECONDS = 400.0
 
 _CONTENT_RANGE = re.compile(r"bytes (?P<begin>[0-9]{1,18})-[0-9]{1,18}/(?P<size>[0-9]{1,18})")
 _PLAIN_ETAG = re.compile(r'(?:W/)?"?[0-9A-Za-z][\w.:+=-]{0,200}"?', re.ASCII)
-_ELSEWHERE = "name a directory that holds the checkpoint (a build: MODEL=path; 'make demo' needs no network)"
+_ELSEWHERE = "name a directory that holds the checkpoint (with make: MODEL=path; 'make demo' needs no network)"
 _WITHOUT_XET = "where the hub's Xet storage is blocked, set HF_HUB_DISABLE_XET=1"
 _REFUSALS = {
     "GatedRepo": ("access to it must be asked for on the hub", "accept its terms there and set HF_TOKEN"),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from weighbridge.account import Account, Base, account_section, unjudged
+from weighbridge.account import Account, Base, State, account_section, unjudged
 from weighbridge.account import judge as judge_account
 from weighbridge.base.references import AgainstReference
 from weighbridge.checkpoint.consistency import inconsistencies
@@ -273,10 +273,9 @@ def _as_planned(count: int) -> list[Finding]:
     """One finding for the differences that stand in the section of the plan, where each is told."""
     if not count:
         return []
-    message = (
-        f"{'is a difference' if count == 1 else 'are differences'} from the reference, too, and told there in full"
-    )
-    return [Finding("diff/same-as-plan", Severity.ERROR, PLANNED, message, count=count, remedy="do what is said there")]
+    what = "the difference found there is one" if count == 1 else "the differences found there are differences"
+    message = f"{what} from the reference, too, and not listed twice"
+    return [Finding("diff/same-as-plan", Severity.ERROR, PLANNED, message, count=count, remedy="see that section")]
 
 
 def _difference_summary(
@@ -290,7 +289,7 @@ def _difference_summary(
         return f"all {len(checkpoint.structure):,} names, dtypes, shapes and schemes are the same"
     parts = []
     if unexplained:
-        listed = f" ({same:,} told against the recipe's plan)" if same else ""
+        listed = f" ({same:,} of them listed against the recipe's plan)" if same else ""
         noun = "difference" if len(unexplained) == 1 else "differences"
         parts.append(f"{len(unexplained):,} unexplained {noun}{listed}")
     if count:
@@ -317,10 +316,29 @@ def difference_finding(
     return Finding(f"diff/{item.kind}", severity, where, message, count=item.count, explained=explained, remedy=remedy)
 
 
+_COMPARED: Collection[SectionId] = ("source", "audit", "against-build", "against-plan", "against-reference")
+"""Sections whose results a verdict gives; the others of a checkpoint that holds stand above it."""
+
+
+def _decisive(sections: Sequence[Section]) -> Iterator[str]:
+    """What a checkpoint was compared with, and how far: each section's result; of nothing, what it is by itself."""
+    compared = [section for section in sections if section.id in (*_COMPARED, "capacity")]
+    alone = not any(section.id in _COMPARED for section in compared)
+    told = [
+        section
+        for section in sections
+        if section in compared
+        or (alone and section.id == "structure")
+        or (section.id == "account" and State.NOT_JUDGED in section.summary)
+    ]
+    told += [section for section in sections if section.id == "weights-unread"]
+    yield from (f"{section.title}: {section.summary}" for section in told)
+
+
 def _verdict(checkpoint: Checkpoint, sections: Sequence[Section], other: Sequence[str]) -> str:
     failed = [section for section in sections if not section.holds]
     if not failed:
-        return f"{checkpoint.label}: " + "; ".join(f"{section.title}: {section.summary}" for section in sections)
+        return f"{checkpoint.label} holds: {'; '.join(_decisive(sections))}"
     errors = [finding for section in failed for finding in section.findings if finding.severity is Severity.ERROR]
     if other:
         return f"{checkpoint.label} does not hold: {'; '.join(other)}"

@@ -19,23 +19,30 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of an audit."""
     options = parser.add_argument_group("the audit (with --source, which reads both checkpoints)")
     options.add_argument(
-        "--sample", metavar="PERCENT", type=_share, help="check only so many percent of the rows of each tensor"
+        "--sample",
+        metavar="PERCENT",
+        type=_share,
+        help="check this percentage of the rows of each tensor (default: all)",
     )
-    options.add_argument(
-        "--seed", type=not_negative, help="of the choice of rows (default: one that nobody knows beforehand)"
-    )
+    options.add_argument("--seed", type=not_negative, help="seed for choosing the rows (default: random, and printed)")
     options.add_argument(
         "--recompute",
         action="store_true",
-        help="run a recipe that calibrates again on the base, and compare byte by byte (needs its data)",
+        help="for a recipe that calibrates: run it again on the base and compare byte by byte (needs its data)",
     )
     options.add_argument(
         "--calibration", metavar="FILE", help="the file that it was calibrated with, if build.py was given one"
     )
-    options.add_argument("--compare", metavar="OTHER", help="hold codes and scales against those of another build")
-    options.add_argument("--workers", type=positive, help="pieces looked at at a time (default: one a core)")
+    options.add_argument("--compare", metavar="OTHER", help="compare codes and scales with those of another build")
     options.add_argument(
-        "--memory", type=size, default=DEFAULT_MEMORY, metavar="SIZE", help="memory to stay below (default: 2GiB)"
+        "--workers", type=positive, help="pieces (groups of tensors) checked at a time (default: one a core)"
+    )
+    options.add_argument(
+        "--memory",
+        type=size,
+        default=DEFAULT_MEMORY,
+        metavar="SIZE",
+        help="memory that the audit may take (default: 2GiB)",
     )
 
 

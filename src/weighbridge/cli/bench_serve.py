@@ -84,19 +84,27 @@ def _parser() -> Parser:
         help="requests at once; one at a time always comes first (default: 1,4,16,32,128)",
     )
     parser.add_argument(
-        "--requests", type=positive, default=4, metavar="N", help="for each place of the concurrency (default: 4)"
+        "--requests",
+        type=positive,
+        default=4,
+        metavar="N",
+        help="requests for each of the concurrent clients (default: 4)",
     )
-    parser.add_argument("--input-tokens", type=positive, default=512, metavar="N", help="of a prompt (default: 512)")
-    parser.add_argument("--output-tokens", type=_several, default=256, metavar="N", help="of an answer (default: 256)")
+    parser.add_argument(
+        "--input-tokens", type=positive, default=512, metavar="N", help="tokens of a prompt (default: 512)"
+    )
+    parser.add_argument(
+        "--output-tokens", type=_several, default=256, metavar="N", help="tokens of an answer (default: 256)"
+    )
     parser.add_argument(
         "--rounds", type=positive, default=3, metavar="N", help="repetitions of each measurement (default: 3)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the prompts (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the prompts (default: 0)")
     parser.add_argument(
         "--vllm",
         type=Path,
         metavar="PYTHON",
-        help="put the load on with vLLM's own client, of this Python's environment",
+        help="measure with vLLM's own benchmark client, from the environment of this Python",
     )
     parser.add_argument("--tokenizer", metavar="DIR|ID", help="with --vllm: the model's tokenizer")
     add_report_options(parser)

@@ -49,6 +49,13 @@ OF_A_BUILD = (
 )
 """Options of what a plan does not make."""
 NOT_OF_A_DRAFT = ("plan", "carry", "resolved", "reference", "calibration", "format", "report", "gpu", *OF_A_BUILD[1:])
+DESCRIPTIONS = {
+    "plan": "Say what a recipe would make of a model, tensor by tensor, from headers alone: no weight is read, and "
+    "nothing is built.",
+    "new-recipe": "Draft a recipe from a model's headers. Give the model, ORG/MODEL, where RECIPE stands in the usage.",
+    "build": "Build a quantized checkpoint from a recipe and validate it tensor by tensor; "
+    "or say what would be built (--plan), or draft a recipe (--new-recipe).",
+}
 EXAMPLES = {
     "plan": """\
   %(prog)s fp8-dynamic --model mini
@@ -85,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     check_writable(options.report)
     if (options.recipe is None) == (options.new_recipe is None):
-        what = "names no recipe" if options.recipe is None else "names a recipe, and asks for a new one"
+        what = "names no recipe to build" if options.recipe is None else "names a recipe, and asks for a new one"
         remedy = f"name one of the catalogue, recipes/README.md, as in '{program('build')} fp8-dynamic --model mini'"
         raise RecipeError(what, where="the command", remedy=remedy)
     if options.new_recipe is not None:
@@ -179,11 +186,12 @@ def _named(options: argparse.Namespace) -> tuple[str, ...]:
 def _parser() -> Parser:
     parser = Parser(
         "build",
-        description="Build a quantized checkpoint from a recipe and validate it tensor by tensor; "
-        "or say what would be built (--plan), or draft a recipe (--new-recipe).",
+        description="",
         epilog="",
     )
-    parser.epilog = f"examples:\n{EXAMPLES.get(parser.prog.split()[-1], EXAMPLES['build'])}{EXIT_CODES}"
+    called = name if (name := parser.prog.split()[-1]) in EXAMPLES else "build"
+    parser.description = DESCRIPTIONS[called]
+    parser.epilog = f"examples:\n{EXAMPLES[called]}{EXIT_CODES}"
     recipe = parser.add_argument(
         "recipe", nargs="?", metavar="RECIPE", help="its path, or its name in the catalogue (recipes/README.md)"
     )
@@ -192,14 +200,14 @@ def _parser() -> Parser:
         "--model",
         metavar=f"PATH|ORG/NAME[@REV]|{'|'.join(MADE)}",
         help="the model to quantize (default: the recipe's base at its pinned revision); "
-        f"{MINIATURE}: a small Gemma 4 made on the spot; {TRAINED_MINIATURE}: one that has learnt something, trained "
-        f"in a quarter of an hour the first time; {SMOLLM2}: SmolLM2-135M-Instruct from PyPI",
+        f"{MINIATURE}: a small Gemma 4 made on the spot; {TRAINED_MINIATURE}: the same, trained, "
+        f"which takes a quarter of an hour the first time; {SMOLLM2}: SmolLM2-135M-Instruct from PyPI",
     )
     complete(model, lambda: MADE, locks)
     add_follow_option(parser)
     parser.add_argument("--plan", action="store_true", help="say what would be built, from headers alone, and stop")
     parser.add_argument(
-        "--resolved", action="store_true", help="print the recipe with what it extends and uses, and stop"
+        "--resolved", action="store_true", help="print the recipe, merged with what it extends and uses, and stop"
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="where to build (default: builds/<model>-<recipe>)")
     parser.add_argument(
@@ -207,14 +215,18 @@ def _parser() -> Parser:
     )
     parser.add_argument("--device", help="torch device, e.g. cuda:0 or cpu (default: an accelerator if there is one)")
     parser.add_argument(
-        "--workers", type=positive, metavar="N", help="pieces worked on at a time (default: every core)"
+        "--workers",
+        type=positive,
+        metavar="N",
+        help="pieces (groups of tensors) worked on at a time (default: one a core)",
     )
     parser.add_argument(
         "--memory",
         type=size,
         default=DEFAULT_MEMORY,
         metavar="SIZE",
-        help="resident memory, whatever the size of shards and tensors; what upstream loads is on top (default: 2GiB)",
+        help="memory that the streaming engine may take, however large shards and tensors are; llm-compressor's "
+        "own needs come on top (default: 2GiB)",
     )
     parser.add_argument(
         "--shard-size",
@@ -234,20 +246,31 @@ def _parser() -> Parser:
         metavar="FILE",
         help="calibrate with this .jsonl, .parquet or .txt file in the place of the recipe's data set",
     )
-    parser.add_argument("--executor", choices=("local", "ray"), default="local", help="where pieces are done")
-    parser.add_argument("--ray", default="auto", metavar="ADDRESS", help="the Ray cluster (default: the one around)")
+    parser.add_argument(
+        "--executor",
+        choices=("local", "ray"),
+        default="local",
+        help="where pieces are worked on: in this process, or by a Ray cluster (default: local)",
+    )
+    parser.add_argument(
+        "--ray",
+        default="auto",
+        metavar="ADDRESS",
+        help="address of the Ray cluster (default: auto, the one that Ray finds)",
+    )
     parser.add_argument(
         "--carry",
         action="append",
         default=[],
         metavar="NAME",
-        help="take this file of the model's directory over too (a pattern as in 'original/*.json'; can be given "
-        "again); without, what a model needs goes along and the report names the rest",
+        help="copy this file of the model's directory, too (a pattern as in 'original/*.json'; can be given again); "
+        "the files that a model needs are copied in any case, and the report names the rest",
     )
     reference = parser.add_argument(
         "--reference",
         metavar=f"REF|{NO_REFERENCE}",
-        help="hold the build against this directory, hub id or lock instead of the recipe's own references",
+        help="compare the build with this directory, hub id or structure lock instead of the recipe's own references; "
+        f"{NO_REFERENCE}: with no reference",
     )
     complete(reference, lambda: (NO_REFERENCE,), locks)
     parser.add_argument(
@@ -258,7 +281,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--audit",
         action="store_true",
-        help="hold every weight against the source by the numbers before the build is kept; the result is evidence too",
+        help="compute every weight again from the source before the build is kept; the result becomes evidence, too",
     )
     add_report_options(parser, LOCK)
     capacity.add_options(parser)

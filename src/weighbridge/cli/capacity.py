@@ -22,12 +22,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--gpu",
         type=_card,
         metavar="SIZE",
-        help="say what the weights leave of a card for the KV cache; 24GB is a card's label, which means GiB",
+        help="say how much of a GPU's memory the weights leave for the KV cache; as on the label: 24GB means 24 GiB",
     )
     options.add_argument(
         "--kv-dtype",
         choices=tuple(KV_BYTES),
-        help="of the KV cache (default: fp8 where the build declares it, or bf16)",
+        help="dtype of the KV cache (default: fp8 where the build declares it, else bf16)",
     )
     options.add_argument(
         "--context", type=positive, metavar="TOKENS", help="context length of a request (default: the model's maximum)"
@@ -37,13 +37,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=_share,
         default=asked.utilization,
         metavar="SHARE",
-        help="of the card that weights and cache may have; SGLang's --mem-fraction-static (default: 0.9)",
+        help="share of the memory for weights and cache; SGLang calls it --mem-fraction-static (default: 0.9)",
     )
     options.add_argument(
         "--reserve",
         type=size,
         metavar="SIZE",
-        help="of that share, what neither gets (default: 2GiB for vLLM, 480MiB for SGLang)",
+        help="how much of that share is left to activations and the rest (default: 2GiB for vLLM, 480MiB for SGLang)",
     )
     options.add_argument(
         "--max-num-batched-tokens",
@@ -57,7 +57,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=_share,
         default=asked.sliding_share,
         metavar="SHARE",
-        help="SGLang's option of this name (default: 0.8, as SGLang's)",
+        help="SGLang's option of this name (default: 0.8, as in SGLang)",
     )
 
 

@@ -11,7 +11,16 @@ from weighbridge.base.source import MADE, fetch, open_model
 from weighbridge.checkpoint.opening import open_checkpoint
 from weighbridge.cli.complete import complete
 from weighbridge.cli.record import add_record_options, check_record, record
-from weighbridge.cli.run import Parser, add_report_options, check_writable, hand_over, parsed, positive, run
+from weighbridge.cli.run import (
+    Parser,
+    add_follow_option,
+    add_report_options,
+    check_writable,
+    hand_over,
+    parsed,
+    positive,
+    run,
+)
 from weighbridge.errors import EvidenceError
 from weighbridge.evidence.finished import called
 from weighbridge.progress import Progress
@@ -52,16 +61,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of everything that measures answers."""
     source = parser.add_argument("--source", required=True, metavar="BASE", help="what they were built from")
     complete(source, lambda: MADE)
-    parser.add_argument("--text", metavar="FILE", help="a UTF-8 file, code or english (default: code)")
+    add_follow_option(parser)
+    parser.add_argument(
+        "--text", metavar="FILE", help="the text to answer on: a UTF-8 file, code or english (default: code)"
+    )
     parser.add_argument(
         "--windows",
         type=positive,
         default=DEFAULT_WINDOWS,
         metavar="N",
-        help=f"stretches of it (default: {DEFAULT_WINDOWS})",
+        help=f"how many stretches of the text are used (default: {DEFAULT_WINDOWS})",
     )
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="float32", help="arithmetic (default: float32)"
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="dtype of the computation (default: float32)",
     )
     parser.add_argument("--device", default="cpu", help="cpu (default), or an accelerator such as cuda:0")
     add_report_options(parser)
@@ -77,9 +92,9 @@ def _evaluate(options: argparse.Namespace) -> int:
         what = "records the result of one build in its evidence"
         raise EvidenceError(what, where="--record", remedy="evaluate the others by themselves")
     check_record(options, Path(options.checkpoints[0]))
-    builds = [open_checkpoint(name) for name in options.checkpoints]
+    builds = [open_checkpoint(name, follow=options.follow_links) for name in options.checkpoints]
     progress = Progress()
-    source = fetch(open_model(options.source), progress)
+    source = fetch(open_model(options.source, follow=options.follow_links), progress)
     assess.check_source(source, builds)
     windows = assess.windows_of(source, options.text, count=options.windows)
     found = assess.evaluate(builds, source, windows, dtype=options.dtype, device=options.device, progress=progress)

@@ -12,6 +12,7 @@ from weighbridge.errors import RecipeError
 from weighbridge.linting import RULES
 from weighbridge.report import Severity
 
+EXAMPLES = "docs/reference/rules.md"
 EPILOG = """\
 examples:
   %(prog)s scheme/observer
@@ -53,12 +54,12 @@ def _explain(options: argparse.Namespace) -> int:
             remedy = "a check found it, and its finding says what to do; 'weighbridge explain' lists the rules of lint"
         raise RecipeError("is no rule of lint", where=options.rule, remedy=remedy)
     if rule.severity is Severity.NOTE:
-        allowed = "A note: it stops nothing."
+        allowed = "It is a note: it stops nothing."
     elif rule.allowable:
-        allowed = f"A recipe may break it knowingly: 'allow: {rule.id} because ...'"
+        allowed = f"A recipe may break it with a reason: 'allow: {rule.id} because ...'"
     else:
         allowed = "No recipe may break it."
-    sys.stdout.write(f"{rule.id} ({rule.severity}): {rule.sentence}\n{allowed}\n")
+    sys.stdout.write(f"{rule.id} ({rule.severity}): {rule.sentence}\n{allowed}\nAn example: {EXAMPLES}\n")
     return HOLDS
 
 

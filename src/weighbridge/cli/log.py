@@ -41,7 +41,8 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
     amount.add_argument(
         "--quiet",
         action="store_true",
-        help="of a report in text its verdict alone, and no progress unless --progress asks for it; errors still come",
+        help="print only the verdict of a report in text, and no progress unless --progress asks for it; errors are "
+        "still printed",
     )
     amount.add_argument(
         "--verbose", action="store_true", help="say on standard error what is being done, and how long each stage took"
@@ -49,14 +50,15 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
     options.add_argument(
         "--progress",
         choices=get_args(Way),
-        help="on standard error: auto (default), a bar on a terminal and elsewhere a line a minute; plain, these lines "
-        "everywhere; json, one JSON object a line, errors and messages too, for programs; none",
+        help="how progress is shown on standard error: auto (default), a bar on a terminal, a line a minute elsewhere; "
+        "plain, a line a minute everywhere; json, one JSON object a line, with errors and messages, for programs; none",
     )
     options.add_argument(
         "--log-file",
         type=Path,
         metavar="FILE",
-        help="add to this file, with times (UTC), all of that, what upstream's libraries log, and where an error arose",
+        help="append to this file, with times (UTC): what --verbose says, what libraries log, and the traceback of an "
+        "error",
     )
 
 
@@ -97,7 +99,7 @@ def _opened(options: argparse.Namespace) -> logging.Handler:
     try:
         if path.is_file() and holds_a_key(path):
             raise WeighbridgeError(
-                "holds a key or the like, which no log belongs into",
+                "holds a key, and a log would spoil it",
                 where=f"--log-file {path}",
                 remedy="name another file",
             )
@@ -106,7 +108,7 @@ def _opened(options: argparse.Namespace) -> logging.Handler:
         raise WeighbridgeError(
             f"cannot be written ({error.strerror})",
             where=f"--log-file {path}",
-            remedy="name a file in a directory that is there",
+            remedy="name a file in a directory that exists",
         ) from error
     handler.setFormatter(_Lines())
     return handler

@@ -59,14 +59,26 @@ def _parser() -> Parser:
         "--reference",
         metavar="REF",
         action="append",
-        help="what to hold it against in place of what its evidence names (can be given again)",
-    )
-    parser.add_argument("--output", type=Path, metavar="DIR", help="keep what is built here (default: it goes again)")
-    parser.add_argument(
-        "--workers", type=positive, metavar="N", help="pieces worked on at a time (default: every core)"
+        help="what to compare the build with, in place of the references that its evidence names (can be given again)",
     )
     parser.add_argument(
-        "--memory", type=size, default=DEFAULT_MEMORY, metavar="SIZE", help="as for a build (default: 2GiB)"
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="keep the new build in this directory (default: it is deleted after the comparison)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=positive,
+        metavar="N",
+        help="pieces (groups of tensors) worked on at a time (default: one a core)",
+    )
+    parser.add_argument(
+        "--memory",
+        type=size,
+        default=DEFAULT_MEMORY,
+        metavar="SIZE",
+        help="memory that the build may take (default: 2GiB)",
     )
     parser.add_argument(
         "--elsewhere", action="store_true", help="build even if the environment differs, to see whether the bytes do"

@@ -259,18 +259,17 @@ def check_writable(path: Path | None) -> None:
     """
     if path is None:
         return
+    remedy = "name a file in a directory that exists"
     try:
         _behind_links(path)
         reason = "it is a directory" if path.is_dir() else "there is no such directory"
         if path.is_file() and holds_a_key(path):
-            reason = "it holds a key or the like, which would be gone"
+            reason, remedy = "it holds a key, which would be lost", "name another file, or move this one away"
         elif not path.is_dir() and path.absolute().parent.is_dir():
             return
     except OSError as error:
         reason = error.strerror or str(error)
-    raise WeighbridgeError(
-        f"cannot be written: {reason}", where=str(path), remedy="name a file in a directory that is there"
-    )
+    raise WeighbridgeError(f"cannot be written: {reason}", where=str(path), remedy=remedy)
 
 
 def keep(path: Path, content: bytes) -> None:

@@ -39,8 +39,14 @@ def _parser() -> Parser:
         "Write the JSON Schema of recipes or families, by which editors help, or of reports or progress, for programs."
     )
     parser = Parser("schema", description=description, epilog=EPILOG)
-    parser.add_argument("of", choices=tuple(PLACES), help="of what")
-    parser.add_argument("file", type=Path, nargs="?", metavar="FILE", help="where (default: where this one is kept)")
+    parser.add_argument("of", choices=tuple(PLACES), help="what the schema describes")
+    parser.add_argument(
+        "file",
+        type=Path,
+        nargs="?",
+        metavar="FILE",
+        help="file to write (default: the schema's place in the repository)",
+    )
     return parser
 
 

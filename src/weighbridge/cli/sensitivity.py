@@ -45,13 +45,15 @@ def _parser() -> Parser:
         "--beside", action="append", default=[], metavar="CHECKPOINT", help="another build (can be given again)"
     )
     add_options(parser)
-    parser.add_argument("--workers", type=positive, metavar="N", help="of the audit (default: one a core)")
+    parser.add_argument(
+        "--workers", type=positive, metavar="N", help="pieces of the audit worked on at a time (default: one a core)"
+    )
     parser.add_argument(
         "--memory",
         type=size,
         default=DEFAULT_MEMORY,
         metavar="SIZE",
-        help="for the audit to stay below (default: 2GiB)",
+        help="memory that the audit may take (default: 2GiB)",
     )
     return parser
 
@@ -62,9 +64,11 @@ def _sensitivity(options: argparse.Namespace) -> int:
 
     check_writable(options.report)
     resolve_devices((options.device,))
-    build, *others = (open_checkpoint(name) for name in (options.checkpoint, *options.beside))
+    build, *others = (
+        open_checkpoint(name, follow=options.follow_links) for name in (options.checkpoint, *options.beside)
+    )
     progress = Progress()
-    source = fetch(open_model(options.source), progress)
+    source = fetch(open_model(options.source, follow=options.follow_links), progress)
     assess.check_source(source, [build, *others])
     sensitivity.quantized_roles(build)
     windows = assess.windows_of(source, options.text, count=options.windows)

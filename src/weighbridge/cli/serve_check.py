@@ -10,7 +10,16 @@ from pathlib import Path
 from weighbridge.base.source import MADE, fetch, open_model
 from weighbridge.cli.complete import complete
 from weighbridge.cli.record import add_record_options, check_record, record
-from weighbridge.cli.run import Parser, add_report_options, check_writable, hand_over, parsed, positive, run
+from weighbridge.cli.run import (
+    Parser,
+    add_follow_option,
+    add_report_options,
+    check_writable,
+    hand_over,
+    parsed,
+    positive,
+    run,
+)
 from weighbridge.errors import WeighbridgeError
 from weighbridge.evidence.finished import called
 from weighbridge.extras.serving.check import ServingCheck, check, token_windows
@@ -48,9 +57,14 @@ def _parser() -> Parser:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a directory, or a hub id")
     source = parser.add_argument("--source", metavar="BASE", help="its base, to be scored in the same server")
     complete(source, lambda: MADE)
-    parser.add_argument("--text", type=Path, metavar="FILE", help="what to score (default: Python's own library)")
-    parser.add_argument("--windows", type=positive, default=16, metavar="N", help="stretches of it (default: 16)")
-    parser.add_argument("--length", type=_several, default=128, metavar="TOKENS", help="of each (default: 128)")
+    add_follow_option(parser)
+    parser.add_argument("--text", type=Path, metavar="FILE", help="the text to score (default: Python's own library)")
+    parser.add_argument(
+        "--windows", type=positive, default=16, metavar="N", help="how many stretches of the text (default: 16)"
+    )
+    parser.add_argument(
+        "--length", type=_several, default=128, metavar="TOKENS", help="length of a stretch (default: 128)"
+    )
     parser.add_argument("--serving-python", type=Path, metavar="PATH", help="the Python of an environment with vLLM")
     parser.add_argument("--log", type=Path, metavar="FILE", help="where the server's own log goes")
     add_report_options(parser)
@@ -71,10 +85,12 @@ def _check(options: argparse.Namespace) -> int:
     check_record(options, Path(options.checkpoint))
     python = find_python(options.serving_python)
     progress = Progress()
-    checkpoint = fetch(open_model(options.checkpoint), progress)
+    checkpoint = fetch(open_model(options.checkpoint, follow=options.follow_links), progress)
     request = ServingCheck(
         checkpoint=checkpoint,
-        source=fetch(open_model(options.source), progress) if options.source is not None else None,
+        source=(
+            None if options.source is None else fetch(open_model(options.source, follow=options.follow_links), progress)
+        ),
         python=python,
         token_ids=token_windows(checkpoint, _text(options.text), windows=options.windows, length=options.length),
         log=options.log if options.log is not None else cache_directory("serving") / "vllm.log",

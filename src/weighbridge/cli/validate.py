@@ -80,7 +80,9 @@ def _validate(options: argparse.Namespace) -> int:
         audited = audited_by(sides, options)
         context += audited.sections
     elif checkpoint.shards:
-        context.append(Section("weights-unread", "the weights", "not read, except per-tensor scales", judges=False))
+        context.append(
+            Section("weights-unread", "the weights", "not read, only the scales of whole tensors", judges=False)
+        )
     demand = capacity.demand_of(options)
     if demand is not None:
         context.append(capacity_section(checkpoint, demand))
@@ -131,7 +133,8 @@ def _parser() -> Parser:
     parser = Parser(
         "validate",
         description="Check a checkpoint's names, dtypes, shapes and quantization, without reading a weight; "
-        "or with --evidence, every byte of it and what is said of it.",
+        "with --source, the numbers "
+        "too; or with --evidence, every byte of it and what its evidence says.",
         epilog=EPILOG,
     )
     checkpoint = parser.add_argument(
@@ -143,18 +146,19 @@ def _parser() -> Parser:
         metavar="REF",
         action="append",
         default=[],
-        help=f"hold it against this checkpoint (can be given again; {NO_REFERENCE}: not even the recipe's own)",
+        help=f"compare its structure with this checkpoint (can be given again; {NO_REFERENCE}: with none, not even the "
+        "recipe's own)",
     )
     complete(reference, lambda: (NO_REFERENCE,), locks)
     recipe = parser.add_argument(
-        "--recipe", help="hold it against what this recipe asks for, and against its references"
+        "--recipe", help="compare its structure with what this recipe plans, and with the recipe's references"
     )
     complete(recipe, recipes)
     parser.add_argument(
         "--evidence",
         action="store_true",
-        help="check the checkpoint's evidence: read every byte, hold digests, statements, signatures, card and tensors "
-        "against each other, and say what rests on the signer's word",
+        help="check the checkpoint's evidence: read every byte, compare digests, statements, signatures, card and "
+        "tensors with each other, and say what only the builder can know",
     )
     parser.add_argument("--key", type=Path, metavar="PUB.pem", help="with --evidence: the key that must have signed it")
     parser.add_argument("--identity", metavar="WHO", help="with --evidence: who must have signed it through Sigstore")
@@ -162,8 +166,8 @@ def _parser() -> Parser:
     source = parser.add_argument(
         "--source",
         metavar="BASE",
-        help="the base model, which every weight must derive from by the numbers (the audit); with --evidence: to be "
-        "compared with what was read by digest",
+        help="the base model: audit the checkpoint, that is, compute every weight again from this base and compare; "
+        "with --evidence: compare the base's files, by digest, with those that the evidence names",
     )
     complete(source, lambda: MADE)
     add_follow_option(parser)

@@ -83,7 +83,7 @@ def _check_files(case: Case) -> Checked:
         for name in sorted(removed - case.listing.odd.keys())
     ]
     words = tuple(f"what {name} holds: no digest covers it" for name in case.listing.uncovered)
-    return Checked(f"{len(case.files):,} files hashed and held against {EVIDENCE}/{FILES}", tuple(findings), words)
+    return Checked(f"{len(case.files):,} files hashed and compared with {EVIDENCE}/{FILES}", tuple(findings), words)
 
 
 def _check_tensors(case: Case) -> Checked:
@@ -103,13 +103,13 @@ def _check_tensors(case: Case) -> Checked:
         )
     if not differ and listed != actual:
         findings.append(wrong("evidence/malformed", f"{EVIDENCE}/{TENSORS}", "is not in order"))
-    return Checked(f"{len(case.tensors):,} tensors hashed and held against {EVIDENCE}/{TENSORS}", tuple(findings))
+    return Checked(f"{len(case.tensors):,} tensors hashed and compared with {EVIDENCE}/{TENSORS}", tuple(findings))
 
 
 def _check_signatures(case: Case) -> Checked:
     """With a key: every statement, the checkpoint's own digests and those of the evidence are signed with it."""
     if not case.signed:
-        what = "nobody signed this"
+        what = "is not signed"
         severity = Severity.NOTE if case.verifier is None else Severity.ERROR
         finding = Finding(
             "evidence/unsigned",
@@ -118,7 +118,7 @@ def _check_signatures(case: Case) -> Checked:
             what,
             remedy="ask whoever built it to sign it",
         )
-        words = ("all of it: whoever can change the files can change what is said of them",)
+        words = ("all of it: nothing is signed, so whoever can change the files can change the evidence, too",)
         return Checked("unsigned", (finding,), words, judges=case.verifier is not None)
     findings: list[Finding] = []
     envelopes: list[tuple[str, Envelope | None]] = [
@@ -130,17 +130,17 @@ def _check_signatures(case: Case) -> Checked:
         envelopes.append((where, bundle))
         signed = read_model_statement(bundle, ignored=ignored, where=where)
         if signed.root != root_digest(files) or signed.name != called:
-            findings.append(wrong("evidence/subject", where, f"is a signature over something else than {called}"))
+            findings.append(wrong("evidence/subject", where, f"signs something else than {called}"))
         for file in sorted(signed.files.keys() | files.keys()):
             if signed.files.get(file) != files.get(file):
-                findings.append(wrong("evidence/subject", where, f"is not a signature over this {file}"))
+                findings.append(wrong("evidence/subject", where, f"signs another {file} than the one here"))
     if case.verifier is None:
         finding = Finding(
             "evidence/signature-unchecked",
             Severity.WARNING,
             f"{EVIDENCE}/",
             "is signed, but no key was given to check it with",
-            remedy="name the signer's public key, from somewhere else than here",
+            remedy="add --key with the signer's public key, taken from the signer and not from this checkpoint",
         )
         words = ("all of it, as long as no key is given",)
         return Checked("signed; by whom was not checked", (*findings, finding), words)
@@ -151,8 +151,8 @@ def _check_signatures(case: Case) -> Checked:
             case.verifier.check(envelope)
         except StructureError as error:
             findings.append(wrong("evidence/signature", place, error.what))
-    over = "what is listed" if case.files != case.listed else "what lies there"
-    return Checked(f"{len(envelopes)} signatures checked, over {over}", tuple(findings))
+    over = "as they are listed" if case.files != case.listed else "as they are here"
+    return Checked(f"{len(envelopes)} signatures checked; they sign the files {over}", tuple(findings))
 
 
 def _signed(case: Case) -> Iterator[tuple[str, Mapping[str, str], str, Collection[str]]]:
@@ -186,14 +186,17 @@ def _check_statements(case: Case) -> Checked:
         if name in own:
             continue
         if name not in bound:
-            findings.append(wrong("evidence/unbound", name, "lies there, but no statement speaks of it"))
+            findings.append(wrong("evidence/unbound", name, "lies there, but no statement names it"))
         elif bound[name] != digest:
-            findings.append(wrong("evidence/altered", name, "is not the file that the statement about it speaks of"))
+            findings.append(
+                wrong("evidence/altered", name, "is altered: its digest is another than the statement about it gives")
+            )
     missing = [name for name in bound if name.startswith(f"{EVIDENCE}/") and name not in case.beside]
     findings += [wrong("evidence/missing", name, "is not there") for name in sorted(missing)]
     findings += [*_check_results_bound(case), *_check_added_bound(case)]
     return Checked(
-        f"{len(case.claims) + len(case.added)} statements held against one another and {len(bound)} by-products",
+        f"{len(case.claims) + len(case.added)} statements compared with one another and with the {len(bound)} files "
+        "and results that they name",
         tuple(findings),
     )
 
@@ -207,7 +210,7 @@ def _check_results_bound(case: Case) -> Iterator[Finding]:
             if stated.pop(digest, None) is None:
                 yield wrong("evidence/replayed", claim.where, "names another provenance than the one that is here")
     for name in stated.values():
-        yield wrong("evidence/missing", name, "the statement that the provenance speaks of is not there")
+        yield wrong("evidence/missing", name, "is missing: the provenance names this statement")
 
 
 def _check_added_bound(case: Case) -> Iterator[Finding]:
@@ -232,7 +235,11 @@ def _check_results(case: Case) -> Checked:
         written = sha256_of(write_statement(result_statement(results, subject, [recipe])))["sha256"]
         if written != case.byproducts[TEST_RESULT + name]:
             findings.append(
-                wrong("evidence/results", f"{EVIDENCE}/{name}.json", "is not the report that the test result is about")
+                wrong(
+                    "evidence/results",
+                    f"{EVIDENCE}/{name}.json",
+                    "is not the report whose digest the test result gives",
+                )
             )
         findings += [
             wrong("evidence/results", f"{name}: {result.name}", "failed")
@@ -246,10 +253,11 @@ def _check_results(case: Case) -> Checked:
     findings += [*others, *_under_another_id(stated, again.values()), *_not_stated(case, stated, again)]
     unseen = [said.title for said in stated if _key(said) not in again and said.id != "source"]  # that: see the pages
     same = len(stated) - len(unseen) - len(others)
+    again_not = f"; {len(unseen)} cannot be done again here" if unseen else ""
     unseen += [name for name in case.results if name != MAIN_REPORT]
     unseen += [name for name in map(added_name, case.added) if name is not None]
     return Checked(
-        f"{same} of {len(stated)} sections of validation come out the same again",
+        f"validated again: {same} of {len(stated)} sections of the report are the same{again_not}",
         tuple(findings),
         (f"what was not done again: {', '.join(unseen)}",) if unseen else (),
     )
@@ -266,7 +274,10 @@ def _stated_otherwise(
     for said in stated:
         section = again.get(_key(said))
         if section is not None and not _same(said, section, case):
-            yield wrong("evidence/results", said.title, f"was stated: {said.summary}; it is: {section.summary}")
+            differ = f"was stated: {said.summary}; it is: {section.summary}"
+            if said.summary == section.summary:
+                differ = "has other findings, facts or figures when it is done again"
+            yield wrong("evidence/results", said.title, differ)
 
 
 def _under_another_id(stated: Iterable[Section], again: Iterable[Section]) -> Iterator[Finding]:
@@ -315,7 +326,7 @@ def _check_added(case: Case) -> Iterator[Finding]:
             yield wrong(
                 "evidence/results",
                 f"{EVIDENCE}/{ADDED_FOLDER}/{name}.json",
-                "is not the report that the test result is about",
+                "is not the report whose digest the test result gives",
             )
         for result in results:
             if result.outcome == "FAILED":

@@ -124,7 +124,12 @@ def check_bom(case: Case) -> Checked:
     theirs, ours = metadata.get("component"), expected["metadata"]["component"]
     theirs = theirs if isinstance(theirs, dict) else {}
     findings = [
-        Finding("evidence/bom", _worded(case, part), where, f"the model's {part} is not what it should be")
+        Finding(
+            "evidence/bom",
+            _worded(case, part),
+            where,
+            f"the model's {part} is not what recipe, provenance and tensors give",
+        )
         for part in sorted(ours.keys() | theirs.keys())
         if ours.get(part) != theirs.get(part)
     ]
@@ -142,14 +147,19 @@ def check_bom(case: Case) -> Checked:
     for key in sorted(own.keys() | (expected.keys() - {"metadata", "components"})):
         if own.get(key) != expected.get(key):
             findings.append(
-                Finding("evidence/bom", _strictness(case), where, f"its {key[:40]} is not what it should be")
+                Finding(
+                    "evidence/bom",
+                    _strictness(case),
+                    where,
+                    f"its {key[:40]} is not what recipe, provenance and tensors give",
+                )
             )
     findings += _check_stamp(case, where, stamped)
     if not findings and case.same_version and raw != _written(expected):
         findings.append(wrong("evidence/bom", where, "says more than was built, or otherwise"))
     findings += _check_proven(case, where, raw.decode(errors="replace"))
     words = () if case.same_version else (_by_another(case, where),)
-    return Checked(f"{len(listed)} packages and the model held against provenance and tensors", tuple(findings), words)
+    return Checked(f"{len(listed)} packages and the model compared with provenance and tensors", tuple(findings), words)
 
 
 def _worded(case: Case, part: str) -> Severity:
@@ -199,9 +209,9 @@ def check_pages(case: Case) -> Checked:
     words = ["the places, facts and figures that the reports give beside each result", f"what {EVIDENCE}/{LOG} tells"]
     if not case.same_version:
         words.append(_by_another(case, "each report and the guide"))
-    return Checked(
-        f"{len(case.results)} reports written again in each form, and compared", tuple(findings), tuple(words)
-    )
+    reports = "report" if len(case.results) == 1 else "reports"
+    summary = f"{len(case.results)} {reports} written again as text and as page, and compared"
+    return Checked(summary, tuple(findings), tuple(words))
 
 
 def _check_forms(case: Case, name: str, report: Report, chain: Section) -> Iterator[Finding]:
@@ -218,7 +228,7 @@ def _check_forms(case: Case, name: str, report: Report, chain: Section) -> Itera
     for file, text in forms.items():
         raw = case.read(file)
         if raw != text.encode(errors="surrogatepass"):
-            what = f"does not say what {name}.json says"
+            what = f"is not the text that Weighbridge writes from {name}.json"
             yield Finding("evidence/page", _strictness(case), f"{EVIDENCE}/{file}", what)
         yield from _check_proven(case, f"{EVIDENCE}/{file}", raw.decode(errors="replace"))
 

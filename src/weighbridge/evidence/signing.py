@@ -293,7 +293,9 @@ class KeyVerifier:
         from cryptography.hazmat.primitives.asymmetric import ec
 
         if envelope.keyid not in ("", key_id(self.key)):
-            raise StructureError(f"is signed with another key, which calls itself {envelope.keyid[:16]}…", where="")
+            raise StructureError(
+                f"is signed with another key than the one given, with key id {envelope.keyid[:16]}…", where=""
+            )
         try:
             self.key.verify(envelope.signature, pae(envelope.payload), ec.ECDSA(_hash_of(self.key)))
         except InvalidSignature:

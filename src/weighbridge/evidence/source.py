@@ -29,11 +29,11 @@ def check_source(case: Case) -> Checked:
     findings = [*_check_identity(case), *_check_start(case), *_check_carried(case), *_unproven(case)]
     base = case.base
     named = f"{base.repository}@{base.revision[:12]}" if base.revision else base.repository
-    summary, words = f"{len(sources)} files of the source stated", []
+    summary, words = f"{len(sources)} files of the source are stated", []
     if base.proven:
-        summary += f", by the digests that references/ has of {named}"
+        summary += f", with the digests that references/ lists for {named}"
     if case.source is None:
-        words.append(f"that {named} is what was read: digests are stated, and no --source was given to hash")
+        words.append(f"that {named} is what was read: only its digests are stated, as no --source was given to hash")
         words += _of_no_known_digest(case)
     elif not base.proven:
         words.append(f"that {named} is what was read: the source that was given {base.sentence}")
@@ -43,11 +43,14 @@ def check_source(case: Case) -> Checked:
         words.append(f"that it was fetched from {case.fetched.repository}@{case.fetched.revision[:12]}")
     elif case.model != base.repository:
         words.append(f"that the source was called {case.model}")
-    words.append("that these bytes became those: rebuild it, or audit the numbers")
+    words.append(
+        "that the build was made from these bytes: build it again (weighbridge reproduce), or audit it (--source "
+        "without --evidence)"
+    )
     if case.source is None:
         return Checked(summary, tuple(findings), tuple(words))
     findings += _check_given(case, case.source)
-    return Checked(f"{summary}; all of them hashed in {case.source.label}", tuple(findings), tuple(words))
+    return Checked(f"{summary}; all were hashed in {case.source.label}", tuple(findings), tuple(words))
 
 
 def _of_no_known_digest(case: Case) -> Iterator[str]:
@@ -56,7 +59,7 @@ def _of_no_known_digest(case: Case) -> Iterator[str]:
     if case.base.proven and lock is not None:
         names = [name for name in sorted(case.sources) if name not in lock.files or not lock.files[name].sha256]
         if names:
-            yield f"that these files are the base's own, which no lock has digests of: {', '.join(names)}"
+            yield f"that these files are the base's own: {', '.join(names)} (no lock has their digests)"
 
 
 def _check_identity(case: Case) -> Iterator[Finding]:

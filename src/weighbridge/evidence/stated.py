@@ -86,7 +86,7 @@ def check_provenance(case: Case) -> Checked:
     ]
     parameters = case.parameters
     words = [
-        "what the recipe says that shows in no tensor: its name and description, its base, how it is calibrated",
+        "what the recipe says and what shows in no tensor: its name and description, its base, how it is calibrated",
         "when it was built, on what machine, with which packages and which commit of Weighbridge",
         f"that the {parameters.get('engine')} engine made it on {parameters.get('device')}, "
         f"with shards of {parameters.get('shardSize')} bytes",
@@ -97,7 +97,7 @@ def check_provenance(case: Case) -> Checked:
     if named:
         words.append(f"that it was held against {', '.join(map(str, named)) if isinstance(named, list) else named}")
     return Checked(
-        f"{len(case.dependencies)} things that it was made from, each by what is known of it",
+        f"{len(case.dependencies)} inputs (source files, recipe, packages), each compared with what is known here",
         tuple(findings),
         tuple(words),
     )

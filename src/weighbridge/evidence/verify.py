@@ -53,8 +53,9 @@ def judge(case: Case, findings: Sequence[Finding]) -> Report:
         if checked.words:
             words[check.title] = "; ".join(checked.words)
     sections += validated(case)
-    title = "not verified: the builder's word"
-    sections.append(Section("builders-word", title, f"{len(words)} things", facts=words, judges=False))
+    rest = "check rests" if len(words) == 1 else "checks rest"
+    summary = f"{len(words)} {rest} in part on the builder's word"
+    sections.append(Section("builders-word", "not verified", summary, facts=words, judges=False))
     return Report("evidence", str(case.directory), _verdict(case, sections), tuple(sections))
 
 

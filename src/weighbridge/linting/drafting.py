@@ -28,20 +28,22 @@ _REASONS: Mapping[Role, str] = {
     Role.NORMS: "llm-compressor keeps names that end in norm; these end otherwise and would stop model_free_ptq.",
     Role.EMBEDDINGS: "Looked up, not multiplied; model_free_ptq would quantize it silently.",
     Role.HEAD: "The output head decides between tokens that are close.",
-    Role.VISION: "What sees is small, sensitive, and served as it is.",
+    Role.VISION: "The vision tower is small and sensitive, and servers load it unquantized.",
     Role.AUDIO: "The audio tower is small and sensitive, and vLLM serves it unquantized.",
-    Role.INDEXER: "Which keys sparse attention looks at, decided by small differences.",
+    Role.INDEXER: "Chooses by small differences which keys sparse attention looks at.",
     Role.LATENT: "Projections to and from the space in which the experts work: all of them pass here.",
     Role.SMALL: "Small projections beside the bulk, which save little.",
     Role.CONVOLUTION: "A convolution: servers hold it as it is.",
     Role.MTP: "Joins embedding and hidden state for speculative decoding; vLLM's drafters have it unquantized.",
-    Role.TALKER: "What speaks is sensitive, and served as it is.",
+    Role.TALKER: "The part that speaks is sensitive, and servers load it unquantized.",
     Role.OTHER: "Its role is not known here. Kept, which is safe: take the entry out once you know better.",
 }
 _UNKNOWN_FAMILY = """\
 # Unknown family: no descriptor of {architecture} is known here, so that roles are read off names that many families
 # share. Compare every entry below with the model's own code before you trust it."""
-_NO_MATRIX = "No matrix: no scheme can be applied to it, and it stays as it is (with experts in it, most of the model)."
+_NO_MATRIX = (
+    "Not a matrix, so no scheme applies and it stays unquantized. If it holds experts, that is most of the model."
+)
 _TIED = "Tied to the embedding and not stored in the source; listed so that a server does not expect it quantized."
 
 
@@ -208,8 +210,8 @@ def _opening(source: Checkpoint, model: str, licence: str, scheme: str, path: Pa
         "# read it before you trust it.",
         f"name: {scheme.lower().replace('_', '-')}",
         "description: >-",
-        f"  {scheme} of the linears of attention, mlp and experts; what routes, normalizes, embeds, sees or hears is",
-        "  kept.",
+        f"  {scheme} of the linears of attention, mlp and experts; routers, norms, embeddings, vision and",
+        "  audio are kept.",
         "base:",
         f"  model: {_quoted(model)}",
         f"  revision: {_commit(revision)}"

@@ -220,7 +220,8 @@ def _tensor_parallel(served: Served) -> Iterator[Raised]:
             obstacle = obstacle or f"; {size} does not: {reason}"
         else:
             fitting.append(str(size))
-    found = f"sizes {', '.join(fitting)} fit" if fitting else "no size fits"
+    sizes = f"sizes {', '.join(fitting)} fit" if len(fitting) > 1 else f"size {fitting[0]} fits" if fitting else ""
+    found = sizes or "no size fits"
     yield Raised("serve/tensor-parallel", "tensor parallel", f"{found}{obstacle}")
 
 
@@ -262,17 +263,20 @@ def _undivided(linear: Linear, size: int, heads: list[int], before_another: Coll
     return f"{side} of {linear.module} cannot be {action}{f' in whole {unit_name} of {unit}' if unit > 1 else ''}"
 
 
+_UNPACKED = "Marlin kernels unpack the weights, and activations stay in 16 bits"
+
+
 def _gpus(scheme: Scheme) -> str:
     weights = scheme.weights
     if scheme.input_activations is None:
         kind = {("float", 4): "FP4", ("float", 8): "FP8"}.get((weights.type, weights.num_bits), "integer")
         return f"{kind} weights and 16-bit activations: unpacked by Marlin kernels on every GPU from SM 8.0 (Ampere)"
     if weights.type == "float" and weights.num_bits == 4:
-        return "FP4 runs natively from SM 10.0 (Blackwell); elsewhere Marlin kernels unpack the weights alone"
+        return f"FP4 runs natively from SM 10.0 (Blackwell); on older GPUs {_UNPACKED}"
     if scheme.format == "mxfp8-quantized":
         return "MXFP8 runs natively from SM 10.0 (Blackwell)"
     if weights.type == "float":
-        return "FP8 runs natively from SM 8.9 (Ada, Hopper); on Ampere Marlin kernels unpack the weights alone"
+        return f"FP8 runs natively from SM 8.9 (Ada, Hopper); on Ampere {_UNPACKED}"
     return "INT8 runs natively from SM 7.5 (Turing) to 9.0 (Hopper); vLLM has no kernels for it on Blackwell"
 
 
@@ -295,15 +299,18 @@ def _gemma4(served: Served) -> Iterator[Raised]:
         return
     if not any(map(expert_of, served.schemes)):
         return
-    text = "experts stored one by one load from vLLM 0.19/0.20 on, and beside transformers 5.15 or newer from 0.28.0"
+    text = (
+        "experts stored one by one need vLLM 0.20 or newer (some builds of 0.19), and vLLM 0.28.0 or newer where "
+        "transformers is 5.15 or newer"
+    )
     if any(scheme.weights.strategy == "tensor_group" for scheme in served.schemes.values()):
         text += "; NVFP4 experts refuse the triton backend"
     yield Raised("serve/vllm", served.name, text)
     yield Raised(
         "serve/transformers",
         served.name,
-        "plain transformers (5.17) finds none of these experts, goes on with random ones and says so only in a printed "
-        "report",
+        "plain transformers (5.17) loads none of these experts: it computes with random ones, and only its load report "
+        "says so",
         "judge quality on vLLM, or load with llm-compressor's load_quantizable_moe",
     )
 

@@ -45,7 +45,7 @@ def _another_family(plan: Plan) -> Iterator[Raised]:
     types = {model: _type_of(model) for model in {*models.values()}}
     alike = [name for name, model in models.items() if types[model] == ours]
     same = [name for name in alike if name.endswith(f"/{plan.loaded.recipe.name}")] or alike
-    remedy = f"{' and '.join(same)} {'are' if len(same) > 1 else 'is'} for such models" if same else ""
+    remedy = f"{' and '.join(same)} {'are' if len(same) > 1 else 'is'} for models like this one" if same else ""
     yield Raised(
         "base/another-family",
         plan.loaded.location("base"),

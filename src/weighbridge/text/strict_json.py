@@ -15,6 +15,7 @@ MAX_JSON_BYTES = 64 * 1024 * 1024
 MAX_MARKS = 1_000_000
 MAX_DEPTH = 64
 
+_CORRECT = "correct the file, or fetch it again"
 _ONE_KIND = bytes.maketrans(b"{}", b"[]")
 _NO_MARKS = bytes({*range(256)} - {*b'[]{}"'})
 _CONSTANTS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -77,7 +78,7 @@ def _parsed(raw: bytes, constant: Callable[[str], float], *, where: str) -> dict
     except UnicodeEncodeError:
         raise StructureError("holds half of a character (a lone surrogate)", where=where) from None
     except ValueError as error:
-        raise StructureError(f"is not JSON ({error})", where=where) from None
+        raise StructureError(f"is not JSON ({error})", where=where, remedy=_CORRECT) from None
     if not isinstance(value, dict):
         raise StructureError("is not a JSON object", where=where)
     if not _is_shallow(raw):

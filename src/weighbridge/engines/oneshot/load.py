@@ -19,7 +19,9 @@ def load_tokenizer(directory: Path, *, where: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except (ValueError, KeyError, OSError, TypeError, ImportError) as error:
-        raise BuildError(f"its tokenizer cannot be loaded ({first_line(error)})", where=where) from error
+        remedy = "put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside the weights"
+        what = f"its tokenizer cannot be loaded ({first_line(error)})"
+        raise BuildError(what, where=where, remedy=remedy) from error
 
 
 def load_model(directory: Path, *, device: str | None, where: str) -> Any:
