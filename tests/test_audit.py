@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import struct
 from collections.abc import Callable
@@ -446,6 +447,49 @@ def test_altered_build_fails_the_command(call_validate: Command, mini_build: Pat
     outcome = call_validate(copy, "--source", "mini")
     assert outcome.code == 1
     assert "audit/not-nearest" in outcome.out
+
+
+WEIGHT = re.compile(
+    r"the first is at row (\d+), column (\d+); the base has (\S+) there: under the stored scale (\S+) that is (\S+), "
+    r"not (\S+)$"
+)
+
+
+@pytest.mark.parametrize("recipe", DATA_FREE)
+def test_altered_code_is_told_with_the_bases_value_the_expected_code_and_the_stored_one(
+    recipe: str, built: Callable[[str], Path], mini: Path, tmp_path: Path
+) -> None:
+    module = "model.language_model.layers.0.self_attn.q_proj"
+
+    def change(tensors: Tensors) -> None:
+        name = next(name for name in (f"{module}.weight_packed", f"{module}.weight") if name in tensors)
+        data = bytearray(tensors[name].data)
+        data[len(data) // 2] ^= 2  # of the first code in it
+        tensors[name] = replace(tensors[name], data=bytes(data))
+
+    (judged,) = look(altered(built(recipe), tmp_path / "copy", change), mini).diverging
+    told = WEIGHT.search(judged.detail)
+    assert judged.name == module and told is not None, judged.detail
+    row, column = map(int, told.group(1, 2))
+    value, scale, expected, found = map(float, told.group(3, 4, 5, 6))
+    weight = read_tensors(mini)[f"{module}.weight"]
+    bits = np.frombuffer(weight.data, "<u2").reshape(weight.shape)[row, column]
+    assert value == pytest.approx(float((np.uint32(bits) << 16).view(np.float32)), rel=1e-5)
+    assert abs(value / scale - expected) < abs(value / scale - found)
+
+
+def test_altered_kept_element_is_told_with_both_values(mini_build: Path, mini: Path, tmp_path: Path) -> None:
+    name = "model.language_model.norm.weight"
+
+    def change(tensors: Tensors) -> None:
+        values = np.frombuffer(tensors[name].data, "<u2").copy()
+        values[7] = 0x4040  # 3 in BF16
+        tensors[name] = replace(tensors[name], data=values.tobytes())
+
+    (judged,) = look(altered(mini_build, tmp_path / "copy", change), mini).diverging
+    bits = np.frombuffer(read_tensors(mini)[name].data, "<u2")[7]
+    value = float((np.uint32(bits) << 16).view(np.float32))
+    assert judged.detail.endswith(f"the first is element 7; the base has {value:.6g} there, and 3 is stored")
 
 
 def test_structure_lock_has_nothing_to_audit(call_validate: Command) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import astuple, dataclass, replace
 from functools import partial
+from itertools import chain, islice
 from math import comb
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from weighbridge.auditing import compensation
 from weighbridge.auditing.dequantized import find_dequantized
+from weighbridge.auditing.example import MOST, example
 from weighbridge.auditing.journal import Journal
 from weighbridge.auditing.judge import (
     Judged,
@@ -280,7 +282,24 @@ def _judged(
             why = "has a scale of more than twice, or less than 0.7 of, what its largest value asks for"
             judged = Judged(item.name, Verdict.DIVERGES, "audit/scale-too-coarse", why, f"the scale is {whole}")
         quantized.append((item, seen, judged))
-    return quantized, kept
+    return _with_examples(job, figures, quantized, kept)
+
+
+def _with_examples(job: Job, figures: Figures, quantized: Quantized, kept: Kept) -> tuple[Quantized, Kept]:
+    """The verdicts, with what the base has and what is stored where tensors begin to diverge."""
+    first = {item.name: figures.seen[index].first for index, item in enumerate(job.pairs)}
+    places: Iterator[tuple[Pair, int]] = chain(
+        ((item, seen.first) for item, seen, judged in quantized if judged.rule == "audit/not-nearest"),
+        ((item, first[item.name]) for item, judged in kept if judged.rule == "audit/kept-differs"),
+    )
+    found = {item.name: example(job, item, index) for item, index in islice(places, MOST) if index >= 0}
+
+    def told(judged: Judged) -> Judged:
+        return replace(judged, detail=f"{judged.detail}; {found[judged.name]}") if found.get(judged.name) else judged
+
+    return [(item, seen, told(judged)) for item, seen, judged in quantized], [
+        (item, told(judged)) for item, judged in kept
+    ]
 
 
 def _different(pairing: Pairing, figures: Figures) -> Iterator[KeptPair]:

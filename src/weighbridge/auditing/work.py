@@ -108,7 +108,7 @@ def _look_at(job: Job, strip: Strip) -> Result:
     return examine(job, item, strip)
 
 
-def _in_rows(region: Region, item: KeptPair) -> Region:
+def in_rows(region: Region, item: KeptPair) -> Region:
     """One side of a pair of kept tensors as strips of it are cut: by elements, or by rows where one is transposed."""
     columns = 1 if cut_by_elements(item) else math.prod(region.tensor.shape[1:])
     return region._replace(tensor=Tensor(region.tensor.dtype, (region.tensor.parameters // max(columns, 1), columns)))
@@ -117,7 +117,7 @@ def _in_rows(region: Region, item: KeptPair) -> Region:
 def _compare(job: Job, item: KeptPair, strip: Strip) -> Difference:
     dtype = item.source.tensor.dtype
     one, other = (
-        read(reader, _in_rows(region, item), strip.spans, purpose).view(np.uint8).reshape(-1)
+        read(reader, in_rows(region, item), strip.spans, purpose).view(np.uint8).reshape(-1)
         for reader, region, purpose in ((job.base, item.source, "source"), (job.checkpoint, item.stored, "weight"))
     )
     if not len(one) or bool((one == other).all()):
@@ -164,12 +164,12 @@ def examine(job: Job, item: QuantizedPair, strip: Strip) -> Measure:
     if grid is None or not seen.elements:
         return replace(seen, unpredicted=strip.rows)
     allowance = job.allowances.get(item.name, STRICT)
-    weights = _taken(raw, item.weight.dtype, grid, strip.spans, allowance)
+    weights = base_weights(raw, item.weight.dtype, grid, strip.spans, allowance)
     if weights is None:
         return replace(seen, unpredicted=strip.rows, amax=nan)
     stored = stored_rows(job.checkpoint, item, strip.spans)
     whole = whole_scale(job.checkpoint, item)
-    scale_dtype = _scale_dtype(item)
+    scale_dtype = scale_dtype_of(item)
     rows = rows_of(grid, item.form, stored, scale_dtype, columns, whole)
     arithmetics = arithmetics_of(grid, item.scheme, item.form, weights.dtype, whole)
     noise = np.empty(seen.rows, np.float64)
@@ -228,14 +228,14 @@ def volume_of(job: Job, item: QuantizedPair) -> float | None:
             values = float_values(read(job.base, item.source, strip.spans, "source"), item.weight.dtype)
             if allowance.smoothed:
                 values = _smoothed(values, strip.spans, allowance)
-            stored, scale_dtype = stored_rows(job.checkpoint, item, strip.spans), _scale_dtype(item)
+            stored, scale_dtype = stored_rows(job.checkpoint, item, strip.spans), scale_dtype_of(item)
             volume.add(
                 values, rows_of(grid, item.form, stored, scale_dtype, columns, whole_scale(job.checkpoint, item))
             )
     return volume.size
 
 
-def _scale_dtype(item: QuantizedPair) -> str:
+def scale_dtype_of(item: QuantizedPair) -> str:
     return item.stored["weight_scale"].tensor.dtype
 
 
@@ -263,7 +263,7 @@ def _slacks(item: QuantizedPair, grid: Grid, allowance: Allowance) -> tuple[np.f
     return np.float32(QUOTIENT_SLACK + allowance.slack), np.float32(again)
 
 
-def _taken(raw: Array, dtype: str, grid: Grid, spans: Spans, allowance: Allowance) -> Weights | None:
+def base_weights(raw: Array, dtype: str, grid: Grid, spans: Spans, allowance: Allowance) -> Weights | None:
     """Rows of the base, or what smoothing left of them; None where one of their values is NaN or infinite."""
     if allowance.smoothed:
         return weights_of(_smoothed(float_values(raw, dtype), spans, allowance), "F32", grid)
