@@ -16,7 +16,7 @@ from tests.planning import recipe
 from weighbridge.errors import RecipeError
 from weighbridge.formats.schemes import args_to_config
 from weighbridge.recipe import load_recipe
-from weighbridge.recipe.arguments import OBSERVERS, check_arguments
+from weighbridge.recipe.quantization_arguments import OBSERVERS, check_arguments
 
 INT4 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32}
 FP8 = {"num_bits": 8, "type": "float", "strategy": "channel"}

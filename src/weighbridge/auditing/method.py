@@ -12,7 +12,7 @@ from typing import Any
 
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.errors import RecipeError
-from weighbridge.formats.schemes import QuantizationArgs
+from weighbridge.formats.schemes import MIN_MAX, QuantizationArgs
 from weighbridge.machine.installation import need
 from weighbridge.recipe import LoadedRecipe, load_recipe
 
@@ -20,7 +20,6 @@ DAMPENING = 0.01
 """``dampening_frac`` of llm-compressor's GPTQModifier where nothing else is said."""
 
 SMOOTHING = ("AWQModifier", "SmoothQuantModifier")
-_MIN_MAX = frozenset({None, "minmax", "static_minmax", "memoryless_minmax"})
 
 
 @dataclass(frozen=True)
@@ -122,4 +121,4 @@ def _default_mappings(name: str, checkpoint: Checkpoint) -> list[Any]:
 
 
 def _is_min_max(args: QuantizationArgs) -> bool:
-    return args.observer in _MIN_MAX
+    return args.observer in MIN_MAX

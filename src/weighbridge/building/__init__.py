@@ -14,7 +14,7 @@ from weighbridge.base.references import base_of, find_references, lock_of
 from weighbridge.base.source import MINIATURE, made_once, make_miniature, open_source
 from weighbridge.building.judging import joined, judge
 from weighbridge.building.making import Engine, make, prepare
-from weighbridge.building.signed import check_signed
+from weighbridge.building.unaltered import check_unaltered
 from weighbridge.checkpoint.model import Checkpoint, check_unchanged, open_directory
 from weighbridge.checkpoint.needed import left_behind, with_what_goes_along
 from weighbridge.checks.plan_report import report_plan
@@ -117,7 +117,7 @@ def _build(request: BuildRequest, claim: Claim, started: datetime, progress: Pro
             check_unchanged(work.source, (*work.source.shards, *work.source.files))
             check_exact(staging.checkpoint, made.files)
             evidence.write(staging.checkpoint, finished, signer=request.signer, progress=progress)
-            check_signed(staging.checkpoint, built, made)
+            check_unaltered(staging.checkpoint, built, made)
             staging.commit()
     return _with_what_was_left(report, left_behind(request.source, request.carry))
 

@@ -9,6 +9,7 @@ from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import split_parameter, tensor_name
 from weighbridge.checkpoint.problems import Problem
 from weighbridge.checkpoint.quantized import Modules, declared_schemes
+from weighbridge.families import Role
 from weighbridge.formats import FORMATS
 from weighbridge.formats.declaration import Declaration
 from weighbridge.formats.layouts import LAYOUTS, Expected
@@ -89,7 +90,9 @@ def layout_notes(checkpoint: Checkpoint) -> Iterator[Finding]:
     kept = [
         module
         for module in declared_schemes(declaration, checkpoint.modules, where=checkpoint.label)
-        if module not in checkpoint.schemes and ".layers." in f".{module}." and not module.endswith(("gate", "router"))
+        if module not in checkpoint.schemes
+        and ".layers." in f".{module}."
+        and checkpoint.family.role_of(module) is not Role.ROUTER
     ]
     for pattern in compact(kept):
         weight = next(iter(checkpoint.modules[next(iter(pattern))].values()))

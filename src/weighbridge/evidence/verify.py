@@ -81,7 +81,7 @@ def _verdict(case: Case, sections: Sequence[Section]) -> str:
         return f"{directory}: its evidence does not hold: {errors[0].where} {errors[0].message}{more}"
     signed = "signed" if case.signed else "unsigned"
     who = (
-        ", by the key that was given"
+        ", by the signer that was asked for"
         if case.verifier is not None
         else ", by whom was not checked"
         if case.signed

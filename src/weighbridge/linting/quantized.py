@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from weighbridge.families import Family, Role
+from weighbridge.formats.schemes import MIN_MAX
 from weighbridge.linting.rules import Raised
 from weighbridge.planning import Decision, Obstacle, Part, Plan
 from weighbridge.text.names import compact
@@ -161,10 +162,6 @@ def _needing_calibration(plan: Plan) -> Iterator[Raised]:
                 f"activations are static here: their scales come from data, {unseen}",
                 f"{remedy} a scheme with dynamic or unquantized activations",
             )
-
-
-MIN_MAX = frozenset({None, "minmax", "static_minmax", "memoryless_minmax"})
-"""Observers that come to the same for weights: the largest values of each piece."""
 
 
 def _observed(plan: Plan) -> Iterator[Raised]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from weighbridge.formats.schemes import QuantizationArgs, Scheme
+from weighbridge.formats.schemes import MIN_MAX, QuantizationArgs, Scheme
 
 Array = np.ndarray[Any, Any]
 Element = Literal["E4M3", "E2M1", "INT4", "INT8"]
@@ -28,8 +28,6 @@ LARGEST_EXPONENT: Mapping[Element, int] = {"E2M1": 2, "E4M3": 8}
 
 INTEGER_BITS: Mapping[Element, int] = {"INT4": 4, "INT8": 8}
 """Bits of an integer element."""
-
-_WEIGHT_OBSERVERS = frozenset({None, "minmax", "static_minmax", "memoryless_minmax"})
 
 
 class SchemeNotCovered(ValueError):
@@ -107,7 +105,7 @@ def encoding_of(scheme: Scheme) -> Encoding:
     args = scheme.weights
     if not args.symmetric:
         raise SchemeNotCovered("weights with zero points are not covered")
-    if args.observer not in _WEIGHT_OBSERVERS:
+    if args.observer not in MIN_MAX:
         raise SchemeNotCovered(f"scales by observer {args.observer} are not covered")
     if args.observer_kwargs:
         raise SchemeNotCovered("arguments of observers are not covered")

@@ -14,7 +14,7 @@ from weighbridge.output.staging import check_exact
 from weighbridge.progress import Progress
 
 
-def check_signed(directory: Path, built: Checkpoint, made: Made) -> None:
+def check_unaltered(directory: Path, built: Checkpoint, made: Made) -> None:
     """Refuse evidence that is about anything but what this build wrote: no file more, none less, none with other bytes.
 
     Args:
