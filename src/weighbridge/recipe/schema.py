@@ -12,10 +12,10 @@ from weighbridge.errors import WeighbridgeError
 from weighbridge.formats.compressed_tensors import read_scheme
 from weighbridge.formats.declaration import LINEAR, Group
 from weighbridge.formats.schemes import KV_CACHES, PRESETS, QuantizationArgs, Scheme
-from weighbridge.recipe.quantization_arguments import check_arguments, check_order
 from weighbridge.recipe.calibration import Calibration
 from weighbridge.recipe.names import HUB_ID, REVISION
 from weighbridge.recipe.quality import Quality
+from weighbridge.recipe.quantization_arguments import check_arguments, check_order
 from weighbridge.text.names import parse_pattern
 from weighbridge.text.patterns import MAX_EXPRESSIONS, REGEX_PREFIX, check_pattern
 from weighbridge.text.strict_yaml import Strict
