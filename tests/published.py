@@ -295,7 +295,7 @@ def _static_fp8(rows: int, columns: int, random: torch.Generator) -> Tensors:
 # --- INT4 of Kimi K2, other integers ----------------------------------------------------------------------------------
 
 
-def _integers(size: int | None = None, *, symmetric: bool = True, bits: int = 4) -> dict[str, Any]:
+def integers(size: int | None = None, *, symmetric: bool = True, bits: int = 4) -> dict[str, Any]:
     """A declaration of packed integers; in groups of this size, or of rows."""
     weights = {"num_bits": bits, "type": "int", "symmetric": symmetric, "dynamic": False}
     weights |= {"strategy": "channel"} if size is None else {"strategy": "group", "group_size": size}
@@ -438,7 +438,7 @@ def _awq_dequantized(zeros: bool) -> Callable[[Tensors, Path], Tensors]:
         converted = AutoAWQConverter(zero_point=zeros, targets=[r"re:.*_proj$"]).process(dict(tensors))
         there = directory.parent / "converted"
         there.mkdir()
-        declared = {"quantization_config": _integers(128, symmetric=not zeros)}
+        declared = {"quantization_config": integers(128, symmetric=not zeros)}
         (there / "config.json").write_text(json.dumps(declared))
         ignore = ("re:.*embed.*", "re:.*norm.*")
         return dict(CompressedTensorsDequantizer(there, ignore=ignore).process(converted))
@@ -446,14 +446,17 @@ def _awq_dequantized(zeros: bool) -> Callable[[Tensors, Path], Tensors]:
     return floats
 
 
-def _gptq(*, bits: int = 4, reordered: bool = False) -> Callable[[int, int, torch.Generator], Tensors]:
+def _gptq(
+    *, bits: int = 4, reordered: bool = False, middle: bool = False
+) -> Callable[[int, int, torch.Generator], Tensors]:
     def stored(rows: int, columns: int, random: torch.Generator) -> Tensors:
         groups = torch.arange(columns, dtype=torch.int32) // 128
         if reordered:
             groups = groups[torch.randperm(columns, generator=random)]
+        zeros = _words(columns // 128, rows * bits // 32, random=random)
         return {
             "qweight": _words(columns * bits // 32, rows, random=random),
-            "qzeros": _words(columns // 128, rows * bits // 32, random=random),
+            "qzeros": zeros.fill_(0x77777777 if bits == 4 else 0x7F7F7F7F) if middle else zeros,
             "scales": _scales(columns // 128, rows, random=random, dtype=torch.float16),
             "g_idx": groups,
         }
@@ -487,7 +490,7 @@ def _gptq_dequantized(bits: int = 4, bias: int = 1) -> Callable[[Tensors, Path],
 
 
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}
-GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True}
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": False}
 
 WAYS: Mapping[str, Way] = {
     "fp8 blocks": Way(BLOCKS, _blocks(torch.float32), _fp8_dequantized),
@@ -514,14 +517,14 @@ WAYS: Mapping[str, Way] = {
         _compressed("FP8"), _static_fp8, _compressed_dequantized, dropped=_of_linears("input_scale")
     ),
     "compressed-tensors fp8 blocks": Way(_compressed("FP8_BLOCK"), _blocks_of_fp8, _compressed_dequantized),
-    "int4 of Kimi": Way(_integers(32), _packed(32), _compressed_dequantized, dropped=_of_linears("weight_shape")),
+    "int4 of Kimi": Way(integers(32), _packed(32), _compressed_dequantized, dropped=_of_linears("weight_shape")),
     "int4 with F16 scales and zero points": Way(
-        _integers(128, symmetric=False),
+        integers(128, symmetric=False),
         _packed(128, shape=torch.int64, dtype=torch.float16, zeros=True),
         _compressed_dequantized,
         dropped=_of_linears("weight_shape"),
     ),
-    "int8 packed": Way(_integers(64, bits=8), _packed(64, bits=8), _compressed_dequantized),
+    "int8 packed": Way(integers(64, bits=8), _packed(64, bits=8), _compressed_dequantized),
     "compressed-tensors nvfp4": Way(
         _compressed("NVFP4"), _nvfp4, _compressed_dequantized, dropped=_of_linears("input_global_scale")
     ),
@@ -548,7 +551,8 @@ WAYS: Mapping[str, Way] = {
         AWQ | {"zero_point": False}, _awq(False), _awq_dequantized(False), dropped=_of_linears("weight_shape")
     ),
     "gptq": Way(GPTQ, _gptq(), _gptq_dequantized()),
-    "gptq of 8 bits": Way(GPTQ | {"bits": 8}, _gptq(bits=8), _gptq_dequantized(bits=8)),
+    "gptq of 8 bits": Way(GPTQ | {"bits": 8, "sym": True}, _gptq(bits=8, middle=True), _gptq_dequantized(bits=8)),
+    "gptq, symmetric": Way(GPTQ | {"sym": True}, _gptq(middle=True), _gptq_dequantized()),
     "gptq in activation order": Way(
         GPTQ | {"desc_act": True, "sym": False, "checkpoint_format": "gptq_v2"},
         _gptq(reordered=True),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,13 +22,17 @@ from tests.published import (
     LAYER,
     WAYS,
     Tensors,
+    integers,
     write,
     write_floats,
     write_gpt_oss,
     write_gpt_oss_floats,
     write_large,
 )
+from weighbridge.auditing import decoding as audit_decoding
 from weighbridge.errors import WeighbridgeError
+from weighbridge.formats.codecs import Codec
+from weighbridge.numbers import decoding
 
 RECIPE = """\
 name: again
@@ -156,6 +161,41 @@ def test_bytes_do_not_depend_on_where_pieces_are_cut(
     report = wb.build(recipe, source, tmp_path / "cut", audit=True, references=["none"])
     assert report.holds, report.verdict
     assert read_tensors(tmp_path / "cut") == read_tensors(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("height", [256, 1 << 20, 100])
+def test_a_block_may_be_higher_than_a_piece(height: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a build nor an audit holds more at once because a publisher's config says so."""
+    source = write(WAYS[BLOCKS], tmp_path / "source")
+    _declare(source, weight_block_size=[height, 128])
+
+    def taller(tensors: Tensors) -> None:
+        for name in [name for name in tensors if name.endswith("_scale_inv")]:
+            rows, columns = tensors[name.removesuffix("_scale_inv")].shape
+            tensors[name] = torch.rand(-(-rows // height), columns // 128) + 0.5
+
+    damage(source, taller)
+    recipe = write_recipe(tmp_path / "recipe.yaml", "FP8_DYNAMIC")
+    assert wb.build(recipe, source, tmp_path / "whole", references=["none"]).holds
+    monkeypatch.setattr("weighbridge.engines.streaming.pieces.PIECE_BYTES", 8192)
+    monkeypatch.setattr("weighbridge.auditing.pieces.PIECE_BYTES", 8192)
+    at_once: list[int] = []
+    built, audited = decoding.decoded, audit_decoding._values
+
+    def build(codec: Codec, stored: Any, first: int, count: int, shape: tuple[int, int]) -> Any:
+        at_once.append(2 * count * shape[1])
+        return built(codec, stored, first, count, shape)
+
+    def audit(codec: Codec, codes: Any, rows: int, columns: int) -> Any:
+        at_once.append(2 * rows * columns)
+        return audited(codec, codes, rows, columns)
+
+    monkeypatch.setattr(decoding, "decoded", build)
+    monkeypatch.setattr(audit_decoding, "_values", audit)
+    report = wb.build(recipe, source, tmp_path / "cut", audit=True, references=["none"])
+    assert report.holds, report.verdict
+    assert read_tensors(tmp_path / "cut") == read_tensors(tmp_path / "whole")
+    assert max(at_once) <= 8192
 
 
 def test_a_build_that_is_killed_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
@@ -307,6 +347,16 @@ DAMAGES: dict[str, tuple[str, Callable[[Tensors], object], str]] = {
         _set("g_idx", 9, 7),
         "names groups beyond the 2",
     ),
+    "codes that are said to be of another shape": (
+        "int4 of Kimi",
+        _set("weight_shape", 250, 1),
+        "weight_shape: says [256, 250], and the codes are those of [256, 256]",
+    ),
+    "a zero point of symmetric codes": (
+        "gptq, symmetric",
+        _set("qzeros", 0x77777767, 1, 3),
+        "qzeros: holds zero points beside the middle of the codes",
+    ),
     "scales of another shape": (
         BLOCKS,
         lambda tensors: tensors.update({f"{Q_PROJ}.weight_scale_inv": torch.ones(3, 2)}),
@@ -369,6 +419,54 @@ REFUSED: dict[str, tuple[str, Callable[[Path], object], tuple[str, ...], str]] =
     ),
     "llm-compressor's own engine": (BLOCKS, lambda source: None, ("--engine", "upstream"), "starts from floats"),
     "GPTQ of 2 bits": ("gptq", lambda source: _declare(source, bits=2), (), "codes of 2 bits"),
+    "four bits that are declared eight": (
+        "int4 of Kimi",
+        lambda source: _declare(source, config_groups=integers(16, bits=8)["config_groups"]),
+        (),
+        "weight_shape: says [256, 384], and the codes are those of [256, 192]",
+    ),
+    "GPTQ whose sym is not so": (
+        "gptq",
+        lambda source: _declare(source, sym=True),
+        (),
+        "beside the middle of the codes",
+    ),
+    "AWQ whose zero_point is not so": (
+        "awq",
+        lambda source: _declare(source, zero_point=False),
+        (),
+        "qzeros: holds zero points beside the middle of the codes",
+    ),
+    "columns in groups that nothing declares": (
+        "gptq in activation order",
+        lambda source: _declare(source, desc_act=False),
+        (),
+        "g_idx: groups columns that do not lie side by side",
+    ),
+    "GPTQ without desc_act": (
+        "gptq",
+        lambda source: _declare(source, desc_act=None),
+        (),
+        "group_size, sym and desc_act",
+    ),
+    "a desc_act that is no truth value": (
+        "gptq",
+        lambda source: _declare(source, desc_act="false"),
+        (),
+        "desc_act cannot be false",
+    ),
+    "GPTQ in two formats": (
+        "gptq",
+        lambda source: _declare(source, format="gptq_v2", checkpoint_format="gptq"),
+        (),
+        "whose format is not its checkpoint_format",
+    ),
+    "GPTQ whose format servers do not look for": (
+        "gptq",
+        lambda source: _declare(source, format="gptq_v2"),
+        (),
+        "whose format is not its checkpoint_format",
+    ),
 }
 
 
@@ -384,6 +482,38 @@ def test_what_is_not_decoded_is_refused_in_one_sentence(
     assert refused.code == 2
     assert sentence in refused.err
     assert len(refused.err.splitlines()) == 1
+    assert not (tmp_path / "build").exists()
+
+
+CONTRADICTIONS: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "zero points": ("gptq", lambda source: _declare(source, sym=True), "qzeros: holds zero points beside the middle"),
+    "zero points of AWQ": ("awq", lambda source: _declare(source, zero_point=False), "qzeros: holds zero points"),
+    "order": (
+        "gptq in activation order",
+        lambda source: _declare(source, desc_act=False),
+        "g_idx: groups columns that do not lie side by side",
+    ),
+    "shape": (
+        "int4 of Kimi",
+        lambda source: damage(source, _set("weight_shape", 250, 1)),
+        "weight_shape: says another shape",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONTRADICTIONS)
+def test_an_audit_does_not_take_one_side_of_a_source_that_contradicts_itself(
+    name: str, published: Callable[[str], tuple[Path, Path]], tmp_path: Path, call_validate: Command
+) -> None:
+    way, change, sentence = CONTRADICTIONS[name]
+    source = copy_checkpoint(published(way)[0], tmp_path / "changed")
+    recipe = write_recipe(tmp_path / "recipe.yaml", "FP8_DYNAMIC")
+    assert wb.build(recipe, source, tmp_path / "build", references=["none"]).holds
+    change(source)
+    judged = call_validate(tmp_path / "build", "--source", source)
+    assert judged.code == 2
+    assert sentence in judged.err
+    assert len(judged.err.splitlines()) == 1
 
 
 def test_a_calibration_starts_from_floats(published: Callable[[str], tuple[Path, Path]]) -> None:

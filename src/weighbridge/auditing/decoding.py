@@ -13,14 +13,19 @@ import numpy as np
 from weighbridge.auditing.arithmetic import narrowed
 from weighbridge.auditing.grid import E2M1_VALUES, Array, Floats, e4m3_values, e8m0_values, float_values
 from weighbridge.auditing.pairing import Coded, Region
-from weighbridge.formats.codecs import AWQ_ORDER, CODES, DECODED, ORDER, SCALES, SHARED, ZEROS, Codec
+from weighbridge.errors import StructureError
+from weighbridge.formats.codecs import AWQ_ORDER, CODES, DECODED, ORDER, SCALES, SHAPE, SHARED, ZEROS, Codec
 
 Read = Callable[[Region, int, int], Array]
 """Reads rows of a stored tensor: the tensor, the first row, and how many."""
 
 
 def decoded(coded: Coded, count: int, read: Read) -> Array:
-    """Rows of a weight that is stored as codes: BF16 as bit patterns, uint16 [count, columns]."""
+    """Rows of a weight that is stored as codes: BF16 as bit patterns, uint16 [count, columns].
+
+    Raises:
+        StructureError: what lies beside the codes contradicts what is declared of them.
+    """
     codec, columns = coded.how.codec, coded.how.weight.shape[1]
     unit = coded.how.unit
     begin = coded.first // unit * unit
@@ -32,22 +37,37 @@ def decoded(coded: Coded, count: int, read: Read) -> Array:
         stored[role] = read(region, first, last - first)
     values = _values(codec, stored[CODES], end - begin, columns)
     scales = _scales(stored[SCALES], coded.stored[SCALES].tensor.dtype)
-    height = codec.height or end - begin
-    tile = np.arange(columns) // (codec.width or columns)
+    height, width = codec.height or coded.rows, codec.width or columns
+    down = np.arange(begin, end) // height - begin // height
+    tile = np.arange(columns) // width
+    if SHAPE in stored and stored[SHAPE].reshape(-1).tolist() != [*coded.how.weight.shape]:
+        raise _contradiction(coded, SHAPE, f"says another shape than that of the codes, {[*coded.how.weight.shape]}")
     if ORDER in stored:
-        tile = stored[ORDER].reshape(-1)
+        order = stored[ORDER].reshape(-1)
+        if codec.in_order and not np.array_equal(order, tile):
+            raise _contradiction(coded, ORDER, "groups columns that do not lie side by side, without desc_act")
+        if order.min() < 0 or order.max() >= scales.shape[1]:
+            raise _contradiction(coded, ORDER, "names groups that have no scales")
+        tile = order
     if ZEROS in stored:
         zeros = _zero_points(codec, stored[ZEROS])[: len(scales)]
-        values = values - zeros.repeat(height, 0)[: len(values)][:, tile]
+        if codec.symmetric and (zeros + np.float32(codec.offset or 0) != 1 << (codec.bits - 1)).any():
+            raise _contradiction(coded, ZEROS, "holds zero points beside the middle of codes declared symmetric")
+        values = values - zeros[down][:, tile]
     with np.errstate(all="ignore"):
         if codec.shared:
             shared = float_values(stored[SHARED], "F32")
             scales = scales / (np.float32(1) / shared if codec.shared == "reciprocal" else shared)
-        product = values * scales.repeat(height, 0)[: len(values)][:, tile]
+        product = values * scales[down][:, tile]
         if codec.in_half:
             product = narrowed(product, "F16")
     bits = (np.ascontiguousarray(narrowed(product, DECODED)).view(np.uint32) >> np.uint32(16)).astype(np.uint16)
     return bits[coded.first - begin : coded.first - begin + count]
+
+
+def _contradiction(coded: Coded, role: str, why: str) -> StructureError:
+    where = f"the base, {coded.stored[role].file}: {coded.module}.{coded.how.readings[role].local}"
+    return StructureError(why, where=where, remedy="it contradicts itself: compare its digests with the published ones")
 
 
 def _values(codec: Codec, codes: Array, rows: int, columns: int) -> Floats:

@@ -39,12 +39,14 @@ class Coded(NamedTuple):
     """Codes that rows of a weight are read off.
 
     Attributes:
+        module: whose they are, for messages.
         how: how they become a weight.
         stored: by what each is for, where the whole tensor lies, as a matrix.
         rows: of the whole weight.
         first: the first row that is meant.
     """
 
+    module: str
     how: How
     stored: Mapping[str, Region]
     rows: int
@@ -205,7 +207,7 @@ def _as_floats(base: Checkpoint, found: dict[str, Region]) -> dict[str, Region]:
             for local in item.places:
                 floats.pop(f"{module}.{local}", None)
             weight, codes = item.coded.weight, stored[CODES]
-            coded = Coded(item.coded, stored, weight.shape[0])
+            coded = Coded(module, item.coded, stored, weight.shape[0])
             floats[f"{module}.weight"] = Region(codes.file, codes.offset, weight, coded=coded)
     return floats
 

@@ -120,7 +120,8 @@ def _notes(checkpoint: Checkpoint, declaration: Declaration, modules: Modules) -
         message = f"quantization_status is {status}: transformers takes codes for plain weights; vLLM does not read it"
         yield Finding("config/status", Severity.WARNING, CONFIG_FILE, message, remedy="say compressed")
     yield from _cache(checkpoint, declaration)
-    if any(scheme.weights.reordered for scheme in checkpoint.schemes.values()):
+    reordered = any(scheme.weights.reordered for scheme in checkpoint.schemes.values())
+    if reordered and declaration.quant_method == COMPRESSED_TENSORS:
         message = (
             "actorder is group: compressed-tensors 0.19 and vLLM 0.32 refuse such a config (activation ordering by "
             "group is no longer supported); older releases read it, with weight_g_idx"

@@ -27,7 +27,7 @@ Element = Literal["E4M3", "E2M1", "INTEGER"]
 Packing = Literal["bytes", "nibbles", "awq"]
 Shared = Literal["", "divides", "reciprocal"]
 
-CODES, SCALES, ZEROS, SHARED, ORDER = "codes", "scales", "zeros", "shared", "order"
+CODES, SCALES, ZEROS, SHARED, ORDER, SHAPE = "codes", "scales", "zeros", "shared", "order", "shape"
 """What a tensor of a module is for."""
 
 
@@ -52,6 +52,9 @@ class Codec:
         in_half: whether code times scale is rounded to F16 before it becomes BF16: upstream multiplies in the dtype of
             the scales.
         shared: what a scale of the whole does to those of tiles: it divides them, or its reciprocal does.
+        symmetric: whether zero points, where they are stored, must be the middle of the codes: servers that are told so
+            do not read them.
+        in_order: whether a stored order must be that of groups side by side: servers that are told so do not read it.
     """
 
     said: str
@@ -64,6 +67,8 @@ class Codec:
     zero_bias: int = 0
     in_half: bool = False
     shared: Shared = ""
+    symmetric: bool = False
+    in_order: bool = False
 
 
 class Reading(NamedTuple):
@@ -89,18 +94,20 @@ class Coded:
     Attributes:
         weight: what its codes stand for.
         readings: by what each is for (`CODES`, `SCALES`, …).
-        beside: local names of what says nothing that the weight depends on (``weight_shape``).
     """
 
     codec: Codec
     weight: Tensor
     readings: Mapping[str, Reading]
-    beside: tuple[str, ...] = ()
 
     @property
     def unit(self) -> int:
-        """Rows of the weight that must be decoded together."""
-        return lcm(*(reading.each for reading in self.readings.values() if reading.each))
+        """Rows of the weight that must be decoded together: those that share words. Those of a block need not be, and a
+        publisher may call a block as high as they like.
+        """
+        return lcm(
+            *(reading.each for role, reading in self.readings.items() if role in (CODES, ZEROS) and reading.each)
+        )
 
 
 Stored = Mapping[str, Tensor]
@@ -145,7 +152,12 @@ def _compressed_tensors(_: str, scheme: Scheme, stored: Stored) -> Coded:
         readings[SHARED] = _whole(stored, "weight_global_scale", {"F32"})
     shared: Shared = "divides" if args.strategy == "tensor_group" else ""
     codec = _codec(args, readings, offset=1 << (args.num_bits - 1) if packed else None, shared=shared)
-    return Coded(codec, weight, readings, ("weight_shape",))
+    if "weight_shape" in stored and codes.dtype == "I32":
+        shape = _need(stored, "weight_shape", {"I32", "I64"})
+        if shape.shape != (2,):
+            raise Undecodable(f"weight_shape is {shape}, where two numbers are meant")
+        readings[SHAPE] = Reading("weight_shape", Tensor(shape.dtype, (1, 2)), 0)
+    return Coded(codec, weight, readings)
 
 
 def _modelopt(_: str, scheme: Scheme, stored: Stored) -> Coded:
@@ -175,7 +187,8 @@ def _fp8(form: str, scheme: Scheme, stored: Stored) -> Coded:
 def _gptq(form: str, scheme: Scheme, stored: Stored) -> Coded:
     """``qweight`` [in x bits / 32, out], ``qzeros`` [groups, out x bits / 32], ``scales`` [groups, out], ``g_idx``.
 
-    Zero points are stored less one, but for the format ``gptq_v2``; ``g_idx`` says which group each column is in.
+    Zero points are stored less one, but for the format ``gptq_v2``; ``g_idx`` says which group each column is in. vLLM
+    reads zero points only without ``sym``, and ``g_idx`` only with ``desc_act``; AutoGPTQ reads both always.
     """
     args = scheme.weights
     if args.num_bits not in (4, 8):
@@ -191,7 +204,12 @@ def _gptq(form: str, scheme: Scheme, stored: Stored) -> Coded:
         if order.shape != (columns,):
             raise Undecodable(f"g_idx is {order}, and the weight has {columns} columns")
         readings[ORDER] = Reading("g_idx", Tensor("I32", (1, columns)), 0)
-    codec = replace(_codec(args, readings, offset=0), zero_bias=0 if form == GPTQ_V2 else 1)
+    codec = replace(
+        _codec(args, readings, offset=0),
+        zero_bias=0 if form == GPTQ_V2 else 1,
+        symmetric=args.symmetric,
+        in_order=not args.reordered,
+    )
     return Coded(codec, Tensor(DECODED, (rows, columns)), readings)
 
 
@@ -203,7 +221,9 @@ def _awq(_: str, scheme: Scheme, stored: Stored) -> Coded:
     codes = _turned(stored, "qweight", each=8)
     words, columns = codes.tensor.shape
     readings = {CODES: codes, **_turned_groups(args, stored, 8 * words, columns)}
-    codec = replace(_codec(args, readings, offset=0 if ZEROS in readings else 8), packing="awq")
+    codec = replace(
+        _codec(args, readings, offset=0 if ZEROS in readings else 8), packing="awq", symmetric=args.symmetric
+    )
     return Coded(codec, Tensor(DECODED, (8 * words, columns)), readings)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from weighbridge.errors import StructureError
@@ -72,7 +73,7 @@ def _read_mxfp4(raw: Mapping[str, Any], config: Mapping[str, Any], *, where: str
 
 
 def _read_gptq(raw: Mapping[str, Any], _: Mapping[str, Any], *, where: str) -> Declaration:
-    bits, size, symmetric = raw.get("bits"), raw.get("group_size"), raw.get("sym")
+    bits, size, symmetric, reordered = (raw.get(key) for key in ("bits", "group_size", "sym", "desc_act"))
     form = raw.get("checkpoint_format", "gptq")
     unread = _first(
         (bool(raw.get("dynamic")), "with dynamic rules, one for each module, which are not read here"),
@@ -82,14 +83,18 @@ def _read_gptq(raw: Mapping[str, Any], _: Mapping[str, Any], *, where: str) -> D
         (raw.get("pack_dtype", "int32") != "int32", f"pack_dtype {_shown(raw.get('pack_dtype'))}, not read here"),
         (form not in ("gptq", GPTQ_V2), f"checkpoint_format {_shown(form)}, which is not read here"),
         (bits not in (2, 3, 4, 8), f"of {_shown(bits)} bits, of which no layout is known"),
-        (size is None or symmetric is None, "and does not declare group_size and sym, which vLLM needs"),
+        (raw.get("format", form) != form, "whose format is not its checkpoint_format, of which readers take one each"),
+        (None in (size, symmetric, reordered), "and does not declare group_size, sym and desc_act, which vLLM needs"),
     )
     if unread:
         return Declaration("gptq", unread=unread)
+    if not isinstance(reordered, bool):
+        raise StructureError(f"desc_act cannot be {_shown(reordered)}", where=where)
+    args = replace(_integers(bits, size, symmetric, where=where), actorder="group" if reordered else None)
     return Declaration(
         "gptq",
-        format=GPTQ_V2 if GPTQ_V2 in (form, raw.get("format")) else "",
-        groups=(Group(_listed(raw, where=where), Scheme(_integers(bits, size, symmetric, where=where))),),
+        format=GPTQ_V2 if form == GPTQ_V2 else "",
+        groups=(Group(_listed(raw, where=where), Scheme(args)),),
         ignore=_parts_of_names(raw, "modules_to_not_convert", where=where),
     )
 

@@ -17,7 +17,7 @@ from llvmlite import ir
 from numba import float32, uint8, uint16, uint32
 from numba.extending import intrinsic
 
-from weighbridge.formats.codecs import AWQ_ORDER, CODES, ORDER, SCALES, SHARED, ZEROS, Codec
+from weighbridge.formats.codecs import AWQ_ORDER, CODES, ORDER, SCALES, SHAPE, SHARED, ZEROS, Codec
 from weighbridge.numbers.encoding import SOURCES
 
 Floats = npt.NDArray[np.float32]
@@ -45,40 +45,53 @@ class UnusableCodes(ValueError):
         super().__init__(why)
 
 
-def decoded(codec: Codec, stored: Mapping[str, Raw], rows: int, columns: int) -> npt.NDArray[np.uint16]:
+def decoded(
+    codec: Codec, stored: Mapping[str, Raw], first: int, count: int, shape: tuple[int, int]
+) -> npt.NDArray[np.uint16]:
     """Rows of a weight as bit patterns of BF16.
 
     Args:
-        stored: what goes along with these rows, by what each is for; they begin at a whole tile.
+        stored: what goes along with these rows, by what each is for; they begin at a whole word, in any row of a tile.
+        first: the first of them.
+        shape: of the whole weight.
 
     Raises:
-        UnusableCodes: a scale that is zero, infinite or NaN above codes that are not zero, or a code or product that is
-            no number.
+        UnusableCodes: a scale that is zero, infinite or NaN above codes that are not zero, a code or product that is no
+            number, or what contradicts the declaration.
     """
+    if SHAPE in stored:
+        _check_shape(stored[SHAPE], shape)
+    columns = shape[1]
     scales = _floats(stored[SCALES])
-    tiles = -(-rows // (codec.height or rows)), -(-columns // (codec.width or columns))
+    before = first % codec.height if codec.height else 0
+    rows = range(before, before + count)
+    tiles = -(-rows.stop // (codec.height or rows.stop)), -(-columns // (codec.width or columns))
     assert scales.shape == tiles, (codec, scales.shape, tiles)
     divided = _under_shared(codec, scales, stored)
     zeros = _zero_points(codec, stored[ZEROS], tiles) if ZEROS in stored else None
-    codes = _awq_rows(stored[CODES].array)[:rows] if codec.packing == "awq" else stored[CODES].array
-    order = _order(stored[ORDER], tiles[1]) if ORDER in stored else None
+    codes = _awq_rows(stored[CODES].array)[:count] if codec.packing == "awq" else stored[CODES].array
+    order = _order(codec, stored[ORDER], tiles[1]) if ORDER in stored else None
     weight, is_number = _multiplied(codec, codes, divided, zeros, order, rows, columns)
     if not is_number:
         raise UnusableCodes(CODES, "holds codes that stand for NaN")
     unusable = ~(np.isfinite(scales) & (scales != 0 if codec.element == "INTEGER" else scales > 0))
     if unusable.any():
         plain, _ = _multiplied(codec, codes, np.ones_like(divided), zeros, order, rows, columns)
-        _check_scales(codec, scales, unusable, order, plain)
+        _check_scales(codec, scales, unusable, order, plain, before)
     if _largest_of(weight.reshape(-1)) >= _INFINITY:
         raise UnusableCodes(SCALES, "makes weights of its codes that no BF16 holds")
     return weight
 
 
 def _multiplied(
-    codec: Codec, codes: Bytes, scales: Floats, zeros: Floats | None, order: Order | None, rows: int, columns: int
+    codec: Codec, codes: Bytes, scales: Floats, zeros: Floats | None, order: Order | None, rows: range, columns: int
 ) -> tuple[npt.NDArray[np.uint16], bool]:
-    """The weight, and whether no code stands for NaN."""
-    weight = np.empty((rows, columns), np.uint16)
+    """The weight, and whether no code stands for NaN.
+
+    Args:
+        rows: counted from the first row of their first tile.
+    """
+    weight = np.empty((len(rows), columns), np.uint16)
     largest_code = _decode(
         np.ascontiguousarray(codes),
         _ELEMENTS[codec.element],
@@ -91,9 +104,10 @@ def _multiplied(
         zeros is not None,
         np.zeros(1, np.int32) if order is None else order,
         order is not None,
-        codec.height or rows,
+        codec.height or rows.stop,
         codec.width or columns,
         codec.in_half,
+        rows.start,
         weight,
     )
     return weight, largest_code != _E4M3_NAN
@@ -107,15 +121,29 @@ def _awq_rows(words: Bytes) -> Bytes:
     return codes
 
 
-def _order(raw: Raw, groups: int) -> Order:
+def _check_shape(raw: Raw, shape: tuple[int, int]) -> None:
+    """Refuse codes that are said to be another weight's: of other bits, or with columns that only fill a word.
+
+    Raises:
+        UnusableCodes: they are.
+    """
+    said = np.ascontiguousarray(raw.array).view(np.dtype("<i8" if raw.dtype == "I64" else "<i4")).reshape(-1).tolist()
+    if said != [*shape]:
+        raise UnusableCodes(SHAPE, f"says {said}, and the codes are those of {[*shape]} as they are declared")
+
+
+def _order(codec: Codec, raw: Raw, groups: int) -> Order:
     """The group of each column, where groups of columns do not lie side by side.
 
     Raises:
-        UnusableCodes: a column is said to be in a group that is not there.
+        UnusableCodes: a column is said to be in a group that is not there, or in another than is declared.
     """
     order = np.ascontiguousarray(raw.array).view(np.int32).reshape(-1)
     if order.min() < 0 or order.max() >= groups:
         raise UnusableCodes(ORDER, f"names groups beyond the {groups} that have scales")
+    if codec.in_order and (order != np.arange(len(order)) // (codec.width or len(order))).any():
+        why = "groups columns that do not lie side by side, and without desc_act servers do not read it"
+        raise UnusableCodes(ORDER, why)
     return order
 
 
@@ -137,26 +165,32 @@ def _check_scales(
     unusable: npt.NDArray[np.bool_],
     order: Order | None,
     plain: npt.NDArray[np.uint16],
+    before: int,
 ) -> None:
     """Refuse scales that mean nothing. One that is zero means zero: it may stand over codes of zero.
 
     Args:
         plain: the codes as numbers, under scales of one.
+        before: rows of the first tile that lie before them.
 
     Raises:
         UnusableCodes: with the first of them.
     """
-    height, width = codec.height or len(plain), codec.width or plain.shape[1]
+    height, width = codec.height or before + len(plain), codec.width or plain.shape[1]
     tile_of = np.arange(plain.shape[1]) // width if order is None else order
     for down, across in np.argwhere(unusable):
-        tile = plain[down * height : (down + 1) * height, tile_of == across]
+        tile = plain[max(down * height - before, 0) : (down + 1) * height - before, tile_of == across]
         if scales[down, across] != 0 or (tile & 0x7FFF).any():
             why = f"the scale is {scales[down, across]}, where only finite and positive values have a meaning"
             raise UnusableCodes(SCALES, why)
 
 
 def _zero_points(codec: Codec, raw: Raw, tiles: tuple[int, int]) -> Floats:
-    """Zero points as numbers to be taken from codes less their offset."""
+    """Zero points as numbers to be taken from codes less their offset.
+
+    Raises:
+        UnusableCodes: they are declared to be the middle of the codes, and are not.
+    """
     if raw.dtype != "I32":
         return np.ascontiguousarray(raw.array.view(np.int8).astype(np.float32))
     assert codec.offset is not None
@@ -165,6 +199,9 @@ def _zero_points(codec: Codec, raw: Raw, tiles: tuple[int, int]) -> Floats:
     mask = np.uint32((1 << codec.bits) - 1)
     words = np.ascontiguousarray(raw.array).view(np.uint32)
     down = (((words[:, None, :] >> shifts) + np.uint32(codec.zero_bias)) & mask).reshape(-1, words.shape[1])
+    if codec.symmetric and (down[: tiles[0]] != 1 << (codec.bits - 1)).any():
+        why = "holds zero points beside the middle of the codes, and of symmetric ones servers do not read them"
+        raise UnusableCodes(ZEROS, why)
     return np.ascontiguousarray(down[: tiles[0]].astype(np.float32) - np.float32(codec.offset))
 
 
@@ -336,19 +373,24 @@ def _decode(
     height: Any,
     width: Any,
     in_half: Any,
+    before: Any,
     weight: Any,
 ) -> Any:
-    """Fill `weight` (uint16 [rows, columns]); of E4M3 it gives the largest magnitude of a code."""
+    """Fill `weight` (uint16 [rows, columns]); of E4M3 it gives the largest magnitude of a code.
+
+    Before its first row lie `before` others of the same tile.
+    """
     rows, columns = weight.shape
     scale_of_column = np.empty(columns, np.float32)
     zero_of_column = np.zeros(columns, np.float32)
     pairs = np.empty(codes.shape[1], np.uint16)
     largest_code = uint8(0)
     for row in range(rows):
-        if row % height == 0:
-            _spread(scales[row // height], width, order, has_order, scale_of_column)
+        tile = (before + row) // height
+        if row == 0 or (before + row) % height == 0:
+            _spread(scales[tile], width, order, has_order, scale_of_column)
             if has_zeros:
-                _spread(zeros[row // height], width, order, has_order, zero_of_column)
+                _spread(zeros[tile], width, order, has_order, zero_of_column)
         if nibbles:
             _unpack(codes[row], pairs)
             own = pairs.view(np.uint8)[:columns]

@@ -82,6 +82,7 @@ class Strip:
         writes: local name -> this strip's share of that tensor. What stands once for a module is written by its first
             strip alone.
         shape: shape of the whole part.
+        first: the strip's first row in it.
         whole: whether the strip is all of its output tensors, so that digests of what it writes are theirs.
     """
 
@@ -95,6 +96,7 @@ class Strip:
     names: Mapping[str, str]
     writes: Mapping[str, Span]
     shape: tuple[int, int]
+    first: int
     whole: bool
 
 
@@ -339,6 +341,7 @@ def _strips(part: Part, regions: _Regions, group: int | None, format: str) -> It
                 if first == 0 or region.each
             },
             shape=(rows, columns),
+            first=first,
             whole=count == rows and not part.into,
         )
 

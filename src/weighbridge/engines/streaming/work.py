@@ -135,14 +135,13 @@ def _weight(job: Job, strip: Strip) -> npt.NDArray[np.generic]:
 def _decoded(job: Job, strip: Strip, how: Decode) -> npt.NDArray[np.generic]:
     from weighbridge.numbers.decoding import Raw, UnusableCodes, decoded  # numba, which a copy does without
 
-    rows, columns = strip.weight.shape
     stored: dict[str, Raw] = {}
     # The largest last: all are read into the one buffer of this thread, so that the others must be copied.
     for role, read in sorted(strip.reads.items(), key=lambda item: item[0] == CODES):
         content = np.frombuffer(_read_source(job, read), np.uint8).reshape(read.tensor.shape[0], -1)
         stored[role] = Raw(read.tensor.dtype, content if role == CODES else content.copy())
     try:
-        return decoded(how.codec, stored, rows, columns)
+        return decoded(how.codec, stored, strip.first, strip.weight.shape[0], strip.shape)
     except UnusableCodes as problem:
         raise BuildError(
             str(problem),
