@@ -63,6 +63,25 @@ def raised(found: Sequence[Finding]) -> set[str]:
     return {finding.rule for finding in found if finding.severity != "note"}
 
 
+# --- sources ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [
+        ("openai/gpt-oss-20b", "published quantized (MXFP4 experts)"),
+        ("deepseek-ai/DeepSeek-V3.1", "published quantized (FP8 in blocks)"),
+        ("moonshotai/Kimi-K2-Thinking", "published quantized (INT4 of groups of 32)"),
+        ("meta-llama/Llama-3.3-70B-Instruct", ""),
+        ("somebody/a-model-of-their-own", ""),
+    ],
+)
+def test_floats_made_of_what_is_published_quantized_are_said_to_be(base: str, said: str) -> None:
+    named = {"model": base, "revision": "0" * 40, "licence": "apache-2.0"}
+    found = [item for item in findings(recipe(base=named)) if item.rule == "source/made-floats"]
+    assert [said in item.message for item in found] == ([True] if said else [])
+
+
 # --- entries that match nothing, or not what they seem to -------------------------------------------------------------
 
 

@@ -111,6 +111,7 @@ _ALL = (
     _note("serve/transformers", "Plain transformers does not load the experts."),
     _error("source/rounded-before", "The source is quantized already, and the recipe's base is published in floats."),
     _warning("source/quantized", "The source is quantized already, so that weights are rounded twice."),
+    _warning("source/made-floats", "The source is of floats, and the recipe's base is published quantized."),
     _note("source/dropped", "Scales of activations or of the KV cache do not go along with the weights."),
     _error("source/experts-layout", "Fused experts are not stored as they will be split.", allowable=False),
     _warning("source/other-weights", "Weights lie beside the shards, and are left behind.", allowable=False),

@@ -10,11 +10,15 @@ from weighbridge.checkpoint.forgotten import forgotten
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import FUSED_EXPERTS
 from weighbridge.checkpoint.weights import INDEX_FILE, other_weights, taken_by
+from weighbridge.families import descriptors
 from weighbridge.formats.tensors import Tensor
 from weighbridge.linting.rules import Raised
 from weighbridge.planning import Plan
 from weighbridge.recipe.catalogue import recipe_names
 from weighbridge.text.names import compact
+
+FLOATS = ("BF16", "F16", "F32")
+"""What a descriptor calls the precision of a model that is published in floats."""
 
 
 def check(plan: Plan) -> Iterator[Raised]:
@@ -29,6 +33,7 @@ def check(plan: Plan) -> Iterator[Raised]:
         )
     yield from _another_family(plan)
     yield from _quantized(plan)
+    yield from _made_floats(plan)
     yield from _dropped(plan)
     yield from _other_weights(plan.source)
     yield from _redirects(plan.source)
@@ -73,6 +78,24 @@ def _quantized(plan: Plan) -> Iterator[Raised]:
         return
     remedy = "start from the model in BF16 where its publisher has it; where not, allow: source/quantized because ..."
     yield Raised("source/quantized", plan.source.label, what, remedy, len(anew))
+
+
+def _made_floats(plan: Plan) -> Iterator[Raised]:
+    """Floats in the place of a base whose publisher has codes alone: somebody made them of those, rounding included."""
+    named = plan.loaded.recipe.base.model
+    lock = known_lock(named)
+    published = [each.precision for own in descriptors().values() for each in own.published if each.model == named]
+    coded = [precision for precision in published if not precision.startswith(FLOATS)]
+    if plan.source.declaration is not None or not (coded or (lock is not None and lock.declaration is not None)):
+        return
+    how = f" ({coded[0]})" if coded else ""
+    yield Raised(
+        "source/made-floats",
+        plan.source.label,
+        f"is of floats, and {named} is published quantized{how}: somebody made them of its codes. What its publisher's "
+        "rounding lost is lost here, too, and neither build nor audit can see it",
+        f"start from {named} itself, whose codes are read as they are",
+    )
 
 
 def _dropped(plan: Plan) -> Iterator[Raised]:
