@@ -51,10 +51,20 @@ DeepSeek-V2 and V3 (its latent attention there), Ernie 4.5 MoE, LFM2, and by 6e-
 vLLM's router on CPUs takes no sigmoid without groups.
 """
 
+COMPUTED_OTHERWISE: Mapping[str, Mapping[str, Any]] = {"Lfm2ForCausalLM": {"tie_word_embeddings": True}}
+"""One of those that are left out."""
+
 PUBLISHED: Mapping[str, Mapping[str, Any]] = {
     "Glm4MoeForCausalLM": {"head_dim": 64},
+    "Lfm2ForCausalLM": {
+        **{"block_dim": 256, "conv_dim": 256, "conv_dim_out": 256, "block_ff_dim": 512, "block_multiple_of": 256},
+        **{"block_auto_adjust_ff_dim": False, "block_ffn_dim_multiplier": 1.0},
+    },
 }
 """What published configs say, vLLM asks for, and transformers' classes leave out."""
+
+
+_TOLD = {**SERVED, **COMPUTED_OTHERWISE}
 
 
 def write_served(architecture: str, directory: Path) -> Path:
@@ -64,7 +74,7 @@ def write_served(architecture: str, directory: Path) -> Path:
 
     model_class = getattr(transformers, architecture)
     usual = model_class.config_class()
-    said = {key: value for key, value in {**_COMMON, **SERVED[architecture]}.items() if hasattr(usual, key)}
+    said = {key: value for key, value in {**_COMMON, **_TOLD[architecture]}.items() if hasattr(usual, key)}
     torch.manual_seed(0)
     model = model_class(model_class.config_class(**said)).to(torch.bfloat16)
     for parameter in model.parameters():

@@ -14,7 +14,7 @@ import pytest
 from tests.checkpoints import copy_checkpoint
 from tests.conftest import Command, Once, call_main, run_script
 from tests.damage import DAMAGES, damaged
-from tests.served_families import SERVED, write_served
+from tests.served_families import COMPUTED_OTHERWISE, SERVED, write_served
 from tests.serving_answers import HONEST, ask_about, recorded, serving_python
 from tests.serving_misread import misread
 from weighbridge.cli import serve_check
@@ -26,6 +26,7 @@ from weighbridge.samples.trained.text import write_calibration
 pytestmark = pytest.mark.campaign
 
 WINDOWS = ("--windows", "16", "--length", "128")
+FEW = ("--windows", "8", "--length", "96")
 DENSE = ("fp8-dynamic", "w4a16", "nvfp4a16", "nvfp4")
 EXPERTS = ("fp8-dynamic", "w4a16", "nvfp4a16", "nvfp4")
 
@@ -90,19 +91,40 @@ def test_trained_experts_serve_and_the_server_computes_what_they_mean(
     assert outcome.code == 0, outcome.out + outcome.err
 
 
-@pytest.mark.parametrize("architecture", SERVED)
-def test_drafted_builds_of_many_families_serve_and_the_server_computes_what_they_mean(
-    architecture: str, python: Path, tmp_path: Path
-) -> None:
-    source, recipe, build = write_served(architecture, tmp_path / "source"), tmp_path / "draft.yaml", tmp_path / "build"
+def drafted_build(architecture: str, directory: Path) -> tuple[Path, Path]:
+    """A small model of an architecture, and its build by a drafted recipe."""
+    source, recipe, build = (
+        write_served(architecture, directory / "source"),
+        directory / "draft.yaml",
+        directory / "build",
+    )
     for arguments in (
         ("--new-recipe", "an/model", "--model", source, "--licence", "apache-2.0", "--output", recipe),
         (recipe, "--model", source, "--output", build),
     ):
         outcome = run_script("build.py", *arguments)
         assert outcome.code == 0, outcome.err + outcome.out
-    outcome = call_main(serve_check.main, [build, "--serving-python", python, "--windows", "8", "--length", "96"])
+    return source, build
+
+
+@pytest.mark.parametrize("architecture", SERVED)
+def test_drafted_builds_of_many_families_serve_and_the_server_computes_what_they_mean(
+    architecture: str, python: Path, tmp_path: Path
+) -> None:
+    _, build = drafted_build(architecture, tmp_path)
+    outcome = call_main(serve_check.main, [build, "--serving-python", python, *FEW])
     assert outcome.code == 0, outcome.out + outcome.err
+
+
+@pytest.mark.parametrize("architecture", COMPUTED_OTHERWISE)
+def test_a_server_that_computes_the_source_otherwise_too_is_said_to(
+    architecture: str, python: Path, tmp_path: Path
+) -> None:
+    source, build = drafted_build(architecture, tmp_path)
+    outcome = call_main(serve_check.main, [build, "--source", source, "--serving-python", python, *FEW])
+    assert outcome.code == 1, outcome.err
+    assert "serve/disagrees" in outcome.out
+    assert "serve/source-disagrees" in outcome.out
 
 
 def test_result_is_recorded_in_the_evidence(

@@ -50,7 +50,8 @@ def open_model(model: str, *, follow: Sequence[Path] = ()) -> Checkpoint:
         )
     if model in MADE:
         return open_directory(MADE[model](), label=model)
-    if "/" not in model and not Path(model).exists() and (close := get_close_matches(model, MADE, n=1)):
+    close = [] if "/" in model else get_close_matches(model, MADE, n=1)
+    if close and not Path(model).exists():
         raise BuildError("no such directory or file", where=model, remedy=f"did you mean {close[0]}?")
     return open_checkpoint(model, follow=follow)
 

@@ -140,7 +140,7 @@ def _check_signatures(case: Case) -> Checked:
             Severity.WARNING,
             f"{EVIDENCE}/",
             "is signed, but no key was given to check it with",
-            remedy="add --key with the signer's public key, taken from the signer and not from this checkpoint",
+            remedy="check it with the signer's public key, taken from the signer and not from this checkpoint",
         )
         words = ("all of it, as long as no key is given",)
         return Checked("signed; by whom was not checked", (*findings, finding), words)

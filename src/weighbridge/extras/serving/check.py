@@ -93,7 +93,7 @@ def check(request: ServingCheck, *, progress: Progress) -> Report:
         client = f"{server} as it serves, in BFloat16"
         sections.append(agreement_section(client, served, exact, rounded, id="agreement-served"))
         if request.source is not None:
-            sections.append(_source_section(request, served))
+            sections.append(_source_section(request, served, progress))
         if request.transformers:
             sections.append(_transformers_section(request, exact, rounded))
     holds = all(section.holds for section in sections)
@@ -283,6 +283,18 @@ def _disagreement(client: str, found: Agreement) -> Finding:
     )
 
 
+def _source_disagreement(source: str, found: Agreement) -> Finding:
+    return Finding(
+        "serve/source-disagrees",
+        Severity.WARNING,
+        source,
+        f"is computed otherwise by the server, too: its log-probabilities differ by {found.difference:.3g} nats (root "
+        f"mean square) where {found.allowed:.3g} are allowed",
+        remedy="suspect how the server or transformers computes this architecture, or what config.json leaves out, "
+        "before you suspect the build",
+    )
+
+
 def _agreement_table(found: Agreement) -> Table:
     rows: list[tuple[str | int | float, ...]] = [
         ("differences, root mean square", f"{found.difference:.4g} nats", f"{found.allowed:.4g} nats"),
@@ -294,8 +306,13 @@ def _agreement_table(found: Agreement) -> Table:
     return Table(("figure", "found", "allowed"), tuple(rows))
 
 
-def _source_section(request: ServingCheck, served: Scores) -> Section:
-    """The source in the same server: for information, since quantization is meant to change something."""
+def _source_section(request: ServingCheck, served: Scores, progress: Progress) -> Section:
+    """The source in the same server: what quantization changed, and whether the server computes the source itself.
+
+    Quantization is meant to change something, so that the former is for information.
+    """
+    from weighbridge.extras.serving.agreement import agreement
+
     assert request.source is not None
     log = request.log.with_name(f"{request.log.stem}-source{request.log.suffix}")
     answer = ask_server(request.source, request, exact=False, log=log)
@@ -316,6 +333,8 @@ def _source_section(request: ServingCheck, served: Scores) -> Section:
         )
     source = served_scores(answer)
     difference = served - source
+    exact, rounded = own_scores(request.source, request.token_ids, SERVED, progress)
+    found = agreement(source, exact, rounded)
     rows = (
         ("mean log-probability, source", f"{source.mean():.4f} nats"),
         ("mean log-probability, checkpoint", f"{served.mean():.4f} nats"),
@@ -325,6 +344,7 @@ def _source_section(request: ServingCheck, served: Scores) -> Section:
         "source-served",
         "the source in the same server",
         f"quantization changes log-probabilities by {difference.mean():+.4f} nats a token on average (for information)",
+        () if found.holds else (_source_disagreement(request.source.label, found),),
         tables=(Table(("figure", "value"), rows),),
     )
 
