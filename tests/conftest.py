@@ -24,11 +24,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from weighbridge.base.source import make_miniature
 from weighbridge.cli import build, validate
 from weighbridge.evidence.signing import make_key_pair
+from weighbridge.machine.resources import DEFAULT_MEMORY, Resources
 
 ROOT = Path(__file__).resolve().parents[1]
 MINI_LOCK = ROOT / "references" / "weighbridge" / "gemma-4-mini.yaml"
 MINI_BUILD_LOCK = ROOT / "references" / "weighbridge" / "gemma-4-mini-FP8-dynamic.yaml"
 FP8_DYNAMIC = ROOT / "recipes" / "google" / "gemma-4-26B-A4B-it" / "fp8-dynamic.yaml"
+
+ROOM = 64 * 1024**3
+"""Bytes of memory that builds and audits in this process are allowed."""
 
 # Machines are shared: no test may fail because one was slow.
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -172,6 +176,16 @@ def run_validate() -> Command:
     return lambda *arguments, **options: run_script("validate.py", *arguments, **options)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def room() -> Iterator[None]:
+    """Builds and audits in this process start beside all that other tests have loaded by then, which is gigabytes."""
+    usual = Resources.__init__.__defaults__
+    assert usual is not None
+    Resources.__init__.__defaults__ = tuple(ROOM if each == DEFAULT_MEMORY else each for each in usual)
+    yield
+    Resources.__init__.__defaults__ = usual
+
+
 @pytest.fixture
 def call_build() -> Command:
     """build.py in this process, which holds more than a build may by default."""
@@ -186,7 +200,7 @@ def call_validate() -> Command:
 
 def _room(arguments: Sequence[str | Path]) -> tuple[str, ...]:
     """What holds no tensor takes no option for it."""
-    return () if {"--memory", "--plan", "--new-recipe"} & {*arguments} else ("--memory", "64GiB")
+    return () if {"--memory", "--plan", "--new-recipe"} & {*arguments} else ("--memory", str(ROOM))
 
 
 @pytest.fixture
