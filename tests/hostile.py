@@ -1304,7 +1304,7 @@ def _legal(chance: Random) -> Iterator[tuple[str, Files]]:
             config=edited(
                 CONFIG_JSON,
                 "quantization_config",
-                to={"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True},
+                to={"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False},
             )
         ),
     )

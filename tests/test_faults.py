@@ -576,7 +576,7 @@ def test_difference_from_plan_and_reference_is_told_once(copy: Path, call_valida
     assert (same["rule"], same["count"], same["where"]) == ("diff/same-as-plan", 48 + 6 + 1, plan["title"])
     assert sum(finding["count"] for finding in plan["findings"]) == same["count"]
     assert plan["summary"] == "55 unexplained differences"
-    assert reference["summary"] == "55 unexplained differences (55 told against the recipe's plan)"
+    assert reference["summary"] == "55 unexplained differences (55 of them listed against the recipe's plan)"
     assert (plan["holds"], reference["holds"]) == (False, False)
 
 

@@ -295,7 +295,7 @@ def _with_examples(job: Job, figures: Figures, quantized: Quantized, kept: Kept)
     found = {item.name: example(job, item, index) for item, index in islice(places, MOST) if index >= 0}
 
     def told(judged: Judged) -> Judged:
-        return replace(judged, detail=f"{judged.detail}; {found[judged.name]}") if found.get(judged.name) else judged
+        return replace(judged, detail=f"{judged.detail} ({found[judged.name]})") if found.get(judged.name) else judged
 
     return [(item, seen, told(judged)) for item, seen, judged in quantized], [
         (item, told(judged)) for item, judged in kept

@@ -47,7 +47,7 @@ def _quantized(job: Job, item: QuantizedPair, index: int) -> str:
     zero = 0.0 if grid.symmetric else float(spread(rows, rows.zeros)[at])
     expected, found = (float(side[at]) + zero for side in (nearest, values_of(rows)))
     scale = float(spread(rows, rows.divisors)[at])
-    return f"the base has {value:.6g} there: under the stored scale {scale:.6g} that is {expected:g}, not {found:g}"
+    return f"base {value:.6g}, scale {scale:.6g}: code {expected:g}, stored {found:g}"
 
 
 def _kept(job: Job, item: KeptPair, index: int) -> str:
@@ -60,4 +60,4 @@ def _kept(job: Job, item: KeptPair, index: int) -> str:
         )
         for reader, region, purpose in ((job.base, item.source, "source"), (job.checkpoint, item.stored, "weight"))
     )
-    return f"the base has {base:.6g} there, and {found:.6g} is stored"
+    return f"base {base:.6g}, stored {found:.6g}"
