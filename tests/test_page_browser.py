@@ -61,7 +61,7 @@ def pages(once: Once, mini: Path, mini_build: Path) -> Mapping[str, Path]:
     """Pages by name: made by commands, but for the calibration's, whose grids are as large as the real model's."""
 
     def command(page: Path, code: int, *arguments: str | Path) -> None:
-        done = run_script(*map(str, arguments), "--format", "html")
+        done = run_script(*map(str, arguments), "--format", "html", cwd=page.parent)  # short names on every machine
         assert done.code == code, done.err
         page.write_text(done.out)
 
@@ -70,12 +70,12 @@ def pages(once: Once, mini: Path, mini_build: Path) -> Mapping[str, Path]:
         command(place / "plan.html", 1, "build.py", "fp8-dynamic", *plan)
         command(place / "differences.html", 1, "validate.py", NVIDIA, "--reference", REDHATAI)
         built = place / "built"
-        command(place / "build.html", 0, "build.py", "fp8-dynamic", "--model", "mini", "--audit", "--output", built)
+        command(place / "build.html", 0, "build.py", "fp8-dynamic", "--model", "mini", "--audit", "--output", built.name)
         (built / "evidence" / "report.html").rename(place / "evidence.html")
         copy_checkpoint(mini_build, place / "copy")
         edit_tensors(place / "copy", lambda tensors: alterations.two_experts(np.random.default_rng(3), tensors))
         audit = ("--source", "mini", "--recipe", "fp8-dynamic")
-        command(place / "damaged.html", 1, "validate.py", place / "copy", *audit)
+        command(place / "damaged.html", 1, "validate.py", "copy", *audit)
         command(place / "other-recipe.html", 1, "validate.py", mini_build, "--recipe", "w4a16")
         (place / "calibration.html").write_text(as_html(calibration_of_the_real_model()))
 
