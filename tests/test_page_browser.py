@@ -70,7 +70,9 @@ def pages(once: Once, mini: Path, mini_build: Path) -> Mapping[str, Path]:
         command(place / "plan.html", 1, "build.py", "fp8-dynamic", *plan)
         command(place / "differences.html", 1, "validate.py", NVIDIA, "--reference", REDHATAI)
         built = place / "built"
-        command(place / "build.html", 0, "build.py", "fp8-dynamic", "--model", "mini", "--audit", "--output", built.name)
+        command(
+            place / "build.html", 0, "build.py", "fp8-dynamic", "--model", "mini", "--audit", "--output", built.name
+        )
         (built / "evidence" / "report.html").rename(place / "evidence.html")
         copy_checkpoint(mini_build, place / "copy")
         edit_tensors(place / "copy", lambda tensors: alterations.two_experts(np.random.default_rng(3), tensors))
