@@ -9,17 +9,15 @@ numba's cache notices changes of this file alone, so that what is compiled takes
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple
 
-import numba
 import numpy as np
-from llvmlite import ir
 from numba import float32, int16, int32, uint8, uint16, uint32
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 
 from weighbridge.formats.schemes import Scheme, stored_tensors
 from weighbridge.formats.tensors import Tensor
+from weighbridge.numbers.compiling import bits_of, float_of, jit
 from weighbridge.numbers.encoding import (
     HALF_RANGE,
     INTEGER_BITS,
@@ -34,34 +32,8 @@ from weighbridge.numbers.encoding import (
 )
 from weighbridge.numbers.interface import NonFiniteWeight, checked
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-
 _E4M3, _E2M1, _INTEGER = 0, 1, 2  # elements
 _FLOAT, _E4M3_UNDER_GLOBAL, _E8M0 = 0, 1, 2  # scales
-
-
-def _jit(function: Function) -> Function:
-    """Compiled at the first call of a process, or taken from numba's cache where it has a directory for one.
-
-    A division that could raise for zero would keep LLVM from vectorizing its loop.
-    """
-    try:
-        compiled = numba.njit(nogil=True, error_model="numpy", cache=True)(function)
-    except RuntimeError:
-        compiled = numba.njit(nogil=True, error_model="numpy")(function)
-    return cast(Function, compiled)
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _float_of(_context: Any, _bits: Any) -> Any:
-    """The float32 of a bit pattern."""
-    return float32(uint32), lambda _target, builder, _signature, values: builder.bitcast(values[0], ir.FloatType())
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _bits_of(_context: Any, _value: Any) -> Any:
-    """The bit pattern of a float32."""
-    return uint32(float32), lambda _target, builder, _signature, values: builder.bitcast(values[0], ir.IntType(32))
 
 
 # Elements arrive as integers, whose type says what they are: uint16 is BF16, int16 is F16, uint32 is F32. What differs
@@ -91,17 +63,17 @@ def _widened(element: Any) -> Any:
 
 
 def _widened_from_bf16(element: Any) -> Any:
-    return _float_of(uint32(uint32(element) << 16))
+    return float_of(uint32(uint32(element) << 16))
 
 
 def _widened_from_f16(element: Any) -> Any:
     # Exponent and fraction in float32's places are the value over 2^112, subnormal or not.
-    magnitude = float32(_float_of(uint32((element & 0x7FFF) << 13)) * float32(2.0**112))
-    return _float_of(uint32(_bits_of(magnitude) | ((element & 0x8000) << 16)))
+    magnitude = float32(float_of(uint32((element & 0x7FFF) << 13)) * float32(2.0**112))
+    return float_of(uint32(bits_of(magnitude) | ((element & 0x8000) << 16)))
 
 
 def _widened_from_f32(element: Any) -> Any:
-    return _float_of(element)
+    return float_of(element)
 
 
 def _narrowed(element: Any, value: Any) -> Any:
@@ -110,17 +82,17 @@ def _narrowed(element: Any, value: Any) -> Any:
 
 
 def _narrowed_to_bf16(element: Any, value: Any) -> Any:  # noqa: ARG001
-    bits = _bits_of(value)
-    return _float_of(uint32((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000))
+    bits = bits_of(value)
+    return float_of(uint32((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000))
 
 
 def _narrowed_to_f16(element: Any, value: Any) -> Any:  # noqa: ARG001
-    bits = _bits_of(value)
+    bits = bits_of(value)
     magnitude = uint32(bits & 0x7FFFFFFF)
     normal = uint32((magnitude + 0xFFF + ((magnitude >> 13) & 1)) & 0xFFFFE000)
     # Next to one half float32 is as coarse as the subnormals of F16 are.
-    subnormal = _bits_of(float32(float32(_float_of(magnitude) + float32(0.5)) - float32(0.5)))
-    return _float_of(uint32((subnormal if magnitude < 0x38800000 else normal) | (bits & 0x80000000)))
+    subnormal = bits_of(float32(float32(float_of(magnitude) + float32(0.5)) - float32(0.5)))
+    return float_of(uint32((subnormal if magnitude < 0x38800000 else normal) | (bits & 0x80000000)))
 
 
 def _narrowed_to_f32(element: Any, value: Any) -> Any:  # noqa: ARG001
@@ -147,21 +119,21 @@ def _choose_narrowed(element: Any, value: Any) -> Any:  # noqa: ARG001 (numba ma
     return _NARROWED[element]
 
 
-@_jit
+@jit
 def _e4m3(magnitude: Any) -> Any:
     """Code of the E4M3 nearest to a non-negative float32 (a bit pattern); 448 at most."""
     magnitude = uint32(min(magnitude, uint32(0x43E00000)))
     normal = uint32((uint32(magnitude + 0x7FFFF + ((magnitude >> 20) & 1)) >> 20) - (120 << 3))
-    subnormal = uint32(_bits_of(float32(_float_of(magnitude) + float32(2.0**14))) - 0x46800000)
+    subnormal = uint32(bits_of(float32(float_of(magnitude) + float32(2.0**14))) - 0x46800000)
     return subnormal if magnitude < 0x3C800000 else normal
 
 
-@_jit
+@jit
 def _e2m1(magnitude: Any) -> Any:
     """Code of the E2M1 nearest to a non-negative float32 (a bit pattern); 6 at most."""
     magnitude = uint32(min(magnitude, uint32(0x40C00000)))
     normal = uint32((uint32(magnitude + 0x1FFFFF + ((magnitude >> 22) & 1)) >> 22) - (126 << 1))
-    subnormal = uint32(_bits_of(float32(_float_of(magnitude) + float32(2.0**22))) - 0x4A800000)
+    subnormal = uint32(bits_of(float32(float_of(magnitude) + float32(2.0**22))) - 0x4A800000)
     return subnormal if magnitude < 0x3F800000 else normal
 
 
@@ -181,7 +153,7 @@ class _Numbers(NamedTuple):
     rounder: np.float32  # adding it leaves an integer, offset as it is stored, in the low bits
 
 
-@_jit
+@jit
 def _raise_to_amax(row: Any, width: Any, amax: Any) -> None:
     """Raise the largest magnitude of each tile to what one row of it holds; `amax` are elements without signs."""
     for tile in range(amax.shape[0]):
@@ -192,51 +164,51 @@ def _raise_to_amax(row: Any, width: Any, amax: Any) -> None:
         amax[tile] = largest
 
 
-@_jit
+@jit
 def _scale_float(largest: Any, element: Any, numbers: Any, stored: Any, divisors: Any) -> None:
     """Scales in the weight's dtype, stored as the bit patterns of float32."""
     for tile in range(largest.shape[0]):
         scale = _narrowed(element, float32(largest[tile] / numbers.half_range))
         scale = numbers.epsilon if scale == float32(0) else scale
         divisors[tile] = scale
-        stored[tile] = _bits_of(scale)
+        stored[tile] = bits_of(scale)
 
 
-@_jit
+@jit
 def _scale_e4m3(largest: Any, element: Any, numbers: Any, stored: Any, divisors: Any) -> None:
     """Scales as E4M3 under a global scale; zero becomes 1/8. The quotient by the global scale is a float32."""
     for tile in range(largest.shape[0]):
         scale = _narrowed(element, float32(largest[tile] / numbers.half_range))
-        code = _e4m3(_bits_of(float32(numbers.global_scale * scale)))
+        code = _e4m3(bits_of(float32(numbers.global_scale * scale)))
         code = uint32(0x20) if code == 0 else code
-        normal = _float_of(uint32((code << 20) + (120 << 23)))
+        normal = float_of(uint32((code << 20) + (120 << 23)))
         subnormal = float32(float32(code) * float32(2.0**-9))
         divisors[tile] = float32((subnormal if code < 8 else normal) / numbers.global_scale)
         stored[tile] = code
 
 
-@_jit
+@jit
 def _scale_e8m0(largest: Any, numbers: Any, stored: Any, divisors: Any) -> None:
     """Scales as biased exponents: that of the largest value, or the next from 7/4 on, less that of the largest code."""
     for tile in range(largest.shape[0]):
         value = largest[tile]
         # Subnormal values have no exponent of their own; the upper quarter of them is rounded to the smallest normal.
         value = numbers.tiny if float32(0.75) * numbers.tiny <= value < numbers.tiny else value
-        exponent = int32(uint32(_bits_of(value) + (1 << 21)) >> 23) - numbers.largest_exponent
+        exponent = int32(uint32(bits_of(value) + (1 << 21)) >> 23) - numbers.largest_exponent
         exponent = numbers.zero_exponent if value < numbers.tiny else max(exponent, 0)
-        divisors[tile] = _float_of(uint32(0x00400000 if exponent == 0 else exponent << 23))
+        divisors[tile] = float_of(uint32(0x00400000 if exponent == 0 else exponent << 23))
         stored[tile] = exponent
 
 
-@_jit
+@jit
 def _encode_e4m3(row: Any, divisors: Any, codes: Any) -> None:
     for column in range(row.shape[0]):
         element = row[column]
-        bits = _bits_of(_narrowed(element, float32(_widened(element) / divisors[column])))
+        bits = bits_of(_narrowed(element, float32(_widened(element) / divisors[column])))
         codes[column] = uint8(_e4m3(uint32(bits & 0x7FFFFFFF)) | ((bits >> 24) & 0x80))
 
 
-@_jit
+@jit
 def _encode_e2m1(row: Any, divisors: Any, codes: Any) -> None:
     """Quotients are rounded to the weight's dtype: the scales are of that dtype too."""
     for column in range(row.shape[0]):
@@ -244,39 +216,39 @@ def _encode_e2m1(row: Any, divisors: Any, codes: Any) -> None:
         codes[column] = _signed_e2m1(_narrowed(element, float32(_widened(element) / divisors[column])))
 
 
-@_jit
+@jit
 def _encode_e2m1_exactly(row: Any, divisors: Any, codes: Any) -> None:
     """Quotients stay float32: the scales come of a float32 global scale."""
     for column in range(row.shape[0]):
         codes[column] = _signed_e2m1(float32(_widened(row[column]) / divisors[column]))
 
 
-@_jit
+@jit
 def _signed_e2m1(value: Any) -> Any:
     # Only what is below zero has the sign: a zero, or a quotient that underflowed to one, has code 0.
-    bits = _bits_of(value)
+    bits = bits_of(value)
     magnitude = uint32(bits & 0x7FFFFFFF)
     sign = uint32(0) if magnitude == 0 else uint32((bits >> 28) & 8)
     return uint8(_e2m1(magnitude) | sign)
 
 
-@_jit
+@jit
 def _encode_integer(row: Any, divisors: Any, numbers: Any, codes: Any) -> None:
     for column in range(row.shape[0]):
         element = row[column]
         value = _narrowed(element, float32(_widened(element) / divisors[column]))
         value = min(max(value, numbers.low), numbers.high)
-        codes[column] = uint8(_bits_of(float32(value + numbers.rounder)))
+        codes[column] = uint8(bits_of(float32(value + numbers.rounder)))
 
 
-@_jit
+@jit
 def _pack_nibbles(pairs: Any, packed: Any) -> None:
     """Two codes, each in a byte of its own, become one byte; the first is the lower half."""
     for position in range(packed.shape[0]):
         packed[position] = uint8(pairs[position] | (pairs[position] >> 4))
 
 
-@_jit
+@jit
 def _scale(kind: Any, largest: Any, element: Any, numbers: Any, stored: Any, divisors: Any) -> None:
     """What is stored for each tile, and the float32 that its elements are divided by."""
     if kind == _FLOAT:
@@ -287,7 +259,7 @@ def _scale(kind: Any, largest: Any, element: Any, numbers: Any, stored: Any, div
         _scale_e8m0(largest, numbers, stored, divisors)
 
 
-@_jit
+@jit
 def _encode(kind: Any, scale: Any, row: Any, divisors: Any, numbers: Any, codes: Any) -> None:
     """One code a byte."""
     if kind == _E4M3:
@@ -300,7 +272,7 @@ def _encode(kind: Any, scale: Any, row: Any, divisors: Any, numbers: Any, codes:
         _encode_e2m1(row, divisors, codes)
 
 
-@_jit
+@jit
 def _quantize(
     bits: Any, element: Any, scale: Any, height: Any, width: Any, nibbles: Any, numbers: Any, stored: Any, codes: Any
 ) -> Any:
@@ -334,7 +306,7 @@ def _quantize(
     return True
 
 
-@_jit
+@jit
 def _largest(bits: Any) -> Any:
     """The largest magnitude of all elements, as an element."""
     amax = np.zeros(1, bits.dtype)

@@ -7,23 +7,20 @@ alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar, cast
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
-from llvmlite import ir
 from numba import float32, uint8, uint16, uint32
-from numba.extending import intrinsic
 
 from weighbridge.formats.codecs import AWQ_ORDER, CODES, ORDER, SCALES, SHAPE, SHARED, ZEROS, Codec
+from weighbridge.numbers.compiling import bits_of, float_of, jit
 from weighbridge.numbers.encoding import SOURCES
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 Order = npt.NDArray[np.int32]
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Raw(NamedTuple):
@@ -233,46 +230,25 @@ _ELEMENTS = {"E4M3": _E4M3, "E2M1": _E2M1, "INTEGER": _INTEGER}
 _INFINITY, _E4M3_NAN = 0x7F80, 0x7F
 
 
-def _jit(function: Function) -> Function:
-    """Compiled at the first call of a process, or taken from numba's cache where it has a directory for one."""
-    try:
-        compiled = numba.njit(nogil=True, error_model="numpy", cache=True)(function)
-    except RuntimeError:
-        compiled = numba.njit(nogil=True, error_model="numpy")(function)
-    return cast(Function, compiled)
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _float_of(_context: Any, _bits: Any) -> Any:
-    """The float32 of a bit pattern."""
-    return float32(uint32), lambda _target, builder, _signature, values: builder.bitcast(values[0], ir.FloatType())
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _bits_of(_context: Any, _value: Any) -> Any:
-    """The bit pattern of a float32."""
-    return uint32(float32), lambda _target, builder, _signature, values: builder.bitcast(values[0], ir.IntType(32))
-
-
-@_jit
+@jit
 def _rounded_to_half(value: Any) -> Any:
     """A float32 rounded to F16, ties to even; what is beyond its largest value becomes infinite."""
-    bits = _bits_of(value)
+    bits = bits_of(value)
     magnitude = uint32(bits & 0x7FFFFFFF)
     normal = uint32((magnitude + 0xFFF + ((magnitude >> 13) & 1)) & 0xFFFFE000)
     normal = uint32(0x7F800000) if normal >= 0x47800000 else normal
     # Next to one half float32 is as coarse as the subnormals of F16 are.
-    subnormal = _bits_of(float32(float32(_float_of(magnitude) + float32(0.5)) - float32(0.5)))
-    return _float_of(uint32((subnormal if magnitude < 0x38800000 else normal) | (bits & 0x80000000)))
+    subnormal = bits_of(float32(float32(float_of(magnitude) + float32(0.5)) - float32(0.5)))
+    return float_of(uint32((subnormal if magnitude < 0x38800000 else normal) | (bits & 0x80000000)))
 
 
-@_jit
+@jit
 def _to_bf16(value: Any) -> Any:
-    bits = _bits_of(value)
+    bits = bits_of(value)
     return uint16((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)
 
 
-@_jit
+@jit
 def _unpack(packed: Any, pairs: Any) -> None:
     """Two codes a byte become one a byte, the lower half first; `pairs` are two bytes each."""
     for position in range(packed.shape[0]):
@@ -280,7 +256,7 @@ def _unpack(packed: Any, pairs: Any) -> None:
         pairs[position] = uint16((byte & 0xF) | ((byte >> 4) << 8))
 
 
-@_jit
+@jit
 def _unpack_words(words: Any, shifts: Any, codes: Any) -> None:
     """A row of four-bit codes out of each place of each row of words."""
     for line in range(words.shape[0]):
@@ -291,55 +267,64 @@ def _unpack_words(words: Any, shifts: Any, codes: Any) -> None:
                 row[column] = uint8((own[column] >> shift) & 0xF)
 
 
-@_jit
+@jit
+def _e4m3(code: Any) -> Any:
+    """What a code of E4M3 stands for; of one that stands for NaN 480, the number after the largest."""
+    value = float32(float_of(uint32((code & 0x7F) << 20)) * float32(2.0**120))
+    return float_of(uint32(bits_of(value) | ((code & 0x80) << 24)))
+
+
+@jit
+def _place(code: Any, flipped: Any, offset: Any, zero: Any) -> Any:
+    """The number that an integer's code stands for, less its zero point."""
+    return float32(float32(float32(uint32(code) ^ flipped) - offset) - zero)
+
+
+@jit
 def _e4m3_row(codes: Any, scales: Any, weight: Any) -> Any:
     """Multiplied as float32; gives the largest magnitude of a code, which of a NaN is 0x7F."""
     largest = uint8(0)
     for column in range(codes.shape[0]):
         code = uint32(codes[column])
         largest = max(largest, uint8(code & 0x7F))
-        value = float32(_float_of(uint32((code & 0x7F) << 20)) * float32(2.0**120))
-        signed = _float_of(uint32(_bits_of(value) | ((code & 0x80) << 24)))
-        weight[column] = _to_bf16(float32(signed * scales[column]))
+        weight[column] = _to_bf16(float32(_e4m3(code) * scales[column]))
     return largest
 
 
-@_jit
+@jit
 def _e2m1_row(codes: Any, scales: Any, weight: Any) -> None:
     for column in range(codes.shape[0]):
         code = uint32(codes[column])
-        value = float32(_float_of(uint32((code & 7) << 22)) * float32(2.0**126))
-        signed = _float_of(uint32(_bits_of(value) | ((code & 8) << 28)))
+        value = float32(float_of(uint32((code & 7) << 22)) * float32(2.0**126))
+        signed = float_of(uint32(bits_of(value) | ((code & 8) << 28)))
         weight[column] = _to_bf16(float32(signed * scales[column]))
 
 
-@_jit
+@jit
 def _integer_row(codes: Any, flipped: Any, offset: Any, zeros: Any, scales: Any, weight: Any) -> None:
     for column in range(codes.shape[0]):
-        place = float32(float32(float32(uint32(codes[column]) ^ flipped) - offset) - zeros[column])
-        weight[column] = _to_bf16(float32(place * scales[column]))
+        weight[column] = _to_bf16(float32(_place(codes[column], flipped, offset, zeros[column]) * scales[column]))
 
 
-@_jit
+@jit
 def _integer_row_in_half(codes: Any, flipped: Any, offset: Any, zeros: Any, scales: Any, weight: Any) -> None:
     for column in range(codes.shape[0]):
-        place = float32(float32(float32(uint32(codes[column]) ^ flipped) - offset) - zeros[column])
-        weight[column] = _to_bf16(_rounded_to_half(float32(place * scales[column])))
+        weight[column] = _to_bf16(
+            _rounded_to_half(float32(_place(codes[column], flipped, offset, zeros[column]) * scales[column]))
+        )
 
 
-@_jit
+@jit
 def _e4m3_row_in_half(codes: Any, scales: Any, weight: Any) -> Any:
     largest = uint8(0)
     for column in range(codes.shape[0]):
         code = uint32(codes[column])
         largest = max(largest, uint8(code & 0x7F))
-        value = float32(_float_of(uint32((code & 0x7F) << 20)) * float32(2.0**120))
-        signed = _float_of(uint32(_bits_of(value) | ((code & 0x80) << 24)))
-        weight[column] = _to_bf16(_rounded_to_half(float32(signed * scales[column])))
+        weight[column] = _to_bf16(_rounded_to_half(float32(_e4m3(code) * scales[column])))
     return largest
 
 
-@_jit
+@jit
 def _spread(values: Any, width: Any, order: Any, has_order: Any, spread: Any) -> None:
     """The value of each column's tile: tiles lie side by side, or columns say which is theirs."""
     if has_order:
@@ -350,7 +335,7 @@ def _spread(values: Any, width: Any, order: Any, has_order: Any, spread: Any) ->
             spread[tile * width : (tile + 1) * width] = values[tile]
 
 
-@_jit
+@jit
 def _largest_of(weight: Any) -> Any:
     largest = uint16(0)
     for column in range(weight.shape[0]):
@@ -358,7 +343,7 @@ def _largest_of(weight: Any) -> Any:
     return largest
 
 
-@_jit
+@jit
 def _decode(
     codes: Any,
     element: Any,
