@@ -137,6 +137,26 @@ def fp8_blocks(**more: Any) -> dict[str, Any]:
 _EXPERTS = ("gate_proj", "up_proj", "down_proj")
 _LATENT = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
 
+_DEEPSEEK_V3 = {
+    "vocab_size": 129280,
+    "hidden_size": 7168,
+    "intermediate_size": 18432,
+    "moe_intermediate_size": 2048,
+    "num_hidden_layers": 61,
+    "num_attention_heads": 128,
+    "num_key_value_heads": 128,
+    "n_routed_experts": 256,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 3,
+    "num_nextn_predict_layers": 1,
+    "q_lora_rank": 1536,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+}
+"""Dimensions that R1 and V3.2 share."""
+
 FLAGSHIPS: Mapping[str, Flagship] = {
     "meta-llama/Llama-3.3-70B-Instruct": Flagship(
         Family(
@@ -226,25 +246,7 @@ FLAGSHIPS: Mapping[str, Flagship] = {
     "deepseek-ai/DeepSeek-R1": Flagship(
         Family(
             model="DeepseekV3ForCausalLM",
-            config={
-                "vocab_size": 129280,
-                "hidden_size": 7168,
-                "intermediate_size": 18432,
-                "moe_intermediate_size": 2048,
-                "num_hidden_layers": 61,
-                "num_attention_heads": 128,
-                "num_key_value_heads": 128,
-                "n_routed_experts": 256,
-                "n_shared_experts": 1,
-                "first_k_dense_replace": 3,
-                "num_nextn_predict_layers": 1,
-                "q_lora_rank": 1536,
-                "kv_lora_rank": 512,
-                "qk_nope_head_dim": 128,
-                "qk_rope_head_dim": 64,
-                "v_head_dim": 128,
-                "tie_word_embeddings": False,
-            },
+            config={**_DEEPSEEK_V3, "tie_word_embeddings": False},
         ),
         known="its 91,991 tensors, their 688,574,839,360 bytes and the elements of each dtype are those published",
         layout=(
@@ -258,22 +260,7 @@ FLAGSHIPS: Mapping[str, Flagship] = {
         Family(
             model="DeepseekV32ForCausalLM",
             config={
-                "vocab_size": 129280,
-                "hidden_size": 7168,
-                "intermediate_size": 18432,
-                "moe_intermediate_size": 2048,
-                "num_hidden_layers": 61,
-                "num_attention_heads": 128,
-                "num_key_value_heads": 128,
-                "n_routed_experts": 256,
-                "n_shared_experts": 1,
-                "first_k_dense_replace": 3,
-                "num_nextn_predict_layers": 1,
-                "q_lora_rank": 1536,
-                "kv_lora_rank": 512,
-                "qk_nope_head_dim": 128,
-                "qk_rope_head_dim": 64,
-                "v_head_dim": 128,
+                **_DEEPSEEK_V3,
                 "index_head_dim": 128,
                 "index_n_heads": 64,
                 "index_topk": 2048,

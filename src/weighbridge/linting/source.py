@@ -24,6 +24,7 @@ FLOATS = ("BF16", "F16", "F32")
 def check(plan: Plan) -> Iterator[Raised]:
     """A base without a revision, and fused experts whose axes are not in the order in which they will be split."""
     base = plan.loaded.recipe.base
+    lock = known_lock(base.model)
     if base.revision is None:
         yield Raised(
             "base/unpinned",
@@ -31,18 +32,17 @@ def check(plan: Plan) -> Iterator[Raised]:
             f"names no revision of {base.model}: two builds of this recipe may start from different weights",
             "add revision: and the commit, 40 hex digits",
         )
-    yield from _another_family(plan)
-    yield from _quantized(plan)
-    yield from _made_floats(plan)
+    yield from _another_family(plan, lock)
+    yield from _quantized(plan, lock)
+    yield from _made_floats(plan, lock)
     yield from _dropped(plan)
     yield from _other_weights(plan.source)
     yield from _redirects(plan.source)
     yield from _experts_layout(plan)
 
 
-def _another_family(plan: Plan) -> Iterator[Raised]:
+def _another_family(plan: Plan, base: Checkpoint | None) -> Iterator[Raised]:
     """A model of another type than the recipe's base: its parts have other names, which entries are written for."""
-    base = known_lock(plan.loaded.recipe.base.model)
     ours, theirs = plan.source.config.get("model_type"), None if base is None else base.config.get("model_type")
     if base is None or None in (ours, theirs) or ours == theirs:
         return
@@ -59,7 +59,7 @@ def _another_family(plan: Plan) -> Iterator[Raised]:
     )
 
 
-def _quantized(plan: Plan) -> Iterator[Raised]:
+def _quantized(plan: Plan, base: Checkpoint | None) -> Iterator[Raised]:
     """A source that its publisher rounded already: what is quantized anew is rounded twice."""
     declaration = plan.source.declaration
     anew = [part.module for part in plan.parts if part.action == "requantize"]
@@ -71,7 +71,6 @@ def _quantized(plan: Plan) -> Iterator[Raised]:
         "second time, and what the first rounding lost is not in the build"
     )
     named = plan.loaded.recipe.base.model
-    base = known_lock(named)
     if base is not None and base.declaration is None:
         remedy = f"start from {named}, which is published in floats"
         yield Raised("source/rounded-before", plan.source.label, what, remedy, len(anew))
@@ -80,13 +79,12 @@ def _quantized(plan: Plan) -> Iterator[Raised]:
     yield Raised("source/quantized", plan.source.label, what, remedy, len(anew))
 
 
-def _made_floats(plan: Plan) -> Iterator[Raised]:
+def _made_floats(plan: Plan, base: Checkpoint | None) -> Iterator[Raised]:
     """Floats in the place of a base whose publisher has codes alone: somebody made them of those, rounding included."""
     named = plan.loaded.recipe.base.model
-    lock = known_lock(named)
     published = [each.precision for own in descriptors().values() for each in own.published if each.model == named]
     coded = [precision for precision in published if not precision.startswith(FLOATS)]
-    if plan.source.declaration is not None or not (coded or (lock is not None and lock.declaration is not None)):
+    if plan.source.declaration is not None or not (coded or (base is not None and base.declaration is not None)):
         return
     how = f" ({coded[0]})" if coded else ""
     yield Raised(
