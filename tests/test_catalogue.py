@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.planning import REAL, ROOT, source
+from weighbridge.base import references
 from weighbridge.base.locks import REFERENCES, lock_path, reference_lock, source_locks
+from weighbridge.checkpoint.lock import ReadLock, expand_lock
+from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.errors import RecipeError, StructureError
 from weighbridge.formats.tensors import payload_bytes
 from weighbridge.linting import lint
@@ -143,6 +146,20 @@ def test_locks_of_sources_are_those_that_are_their_own_base() -> None:
     assert {lock.origin.repository for lock in source_locks()} == {
         name for name in LOCKS if reference_lock(name).origin.base == name
     }
+
+
+def test_the_base_of_a_source_is_found_by_expanding_its_own_lock_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A lock of a large model stands for a hundred thousand tensors: every audit would pay for all of them.
+    expanded: list[str] = []
+
+    def expand(read: ReadLock) -> Checkpoint:
+        expanded.append(read.origin.repository)
+        return expand_lock(read)
+
+    monkeypatch.setattr(references, "expand_lock", expand)
+    found = references.base_of_source(reference_lock("openai/gpt-oss-120b"), preferred="org/unknown")
+    assert found is not None
+    assert expanded == ["openai/gpt-oss-120b"]
 
 
 def shown_in_the_readme() -> dict[str, list[str]]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from weighbridge.checkpoint.lock import is_source_lock, open_lock
+from weighbridge.checkpoint.lock import ReadLock, open_lock, read_lock
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.errors import StructureError
 from weighbridge.machine.installation import HERE
@@ -56,8 +56,9 @@ def known_lock(name: object) -> Checkpoint | None:
     return None if path is None else open_lock(path)
 
 
-def source_locks() -> Iterator[Checkpoint]:
-    """The locks of base models: those that are their own base."""
+def source_locks() -> Iterator[ReadLock]:
+    """The locks of base models, unexpanded: those that are their own base."""
     for path in sorted(REFERENCES.rglob("*.yaml")):
-        if is_source_lock(path):
-            yield open_lock(path)
+        read = read_lock(path)
+        if read.is_source:
+            yield read

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weighbridge.base.locks import known_lock, reference_lock, source_locks
+from weighbridge.base.locks import lock_file, reference_lock, source_locks
+from weighbridge.checkpoint.lock import ReadLock, expand_lock, read_lock
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.opening import open_checkpoint
 from weighbridge.errors import StructureError
@@ -78,7 +79,8 @@ def lock_of(base: Checkpoint | None, source: Checkpoint) -> Checkpoint | None:
 
 def base_of_source(source: Checkpoint, *, preferred: str) -> Checkpoint | None:
     """The lock of the base model with exactly this structure: `preferred` (a hub id) before any other that has it."""
-    return next((lock for lock in _locks(preferred) if lock.structure == source.structure), None)
+    alike = (read for read in _locks(preferred) if read.tensor_count() == len(source.structure))
+    return next((lock for lock in map(expand_lock, alike) if lock.structure == source.structure), None)
 
 
 def base_of_build(build: Checkpoint, *, preferred: str) -> tuple[Checkpoint, str]:
@@ -101,15 +103,15 @@ def base_of_build(build: Checkpoint, *, preferred: str) -> tuple[Checkpoint, str
 
 
 def _base_of_build(build: Checkpoint, *, preferred: str) -> tuple[Checkpoint, str] | None:
-    locks = [lock for lock in _locks(build.origin.base or preferred) if lock.declaration is None]
+    locks = [read for read in _locks(build.origin.base or preferred) if read.lock.quantization is None]
     if build.origin.base and locks and locks[0].origin.repository == build.origin.base:
-        return locks[0], "its own lock names it"
+        return expand_lock(locks[0]), "its own lock names it"
     sizes = _sizes(build.config)
-    alike = next((lock for lock in locks if sizes and _sizes(lock.config) == sizes), None)
+    alike = next((read for read in locks if sizes and _sizes(read.lock.config) == sizes), None)
     if alike is not None:
-        return alike, "guessed from the sizes in config.json; give the base itself (--source) to be sure"
+        return expand_lock(alike), "guessed from the sizes in config.json; give the base itself to be sure"
     if locks and locks[0].origin.repository == preferred:
-        return locks[0], "the recipe's own; no lock here has the sizes of this config.json"
+        return expand_lock(locks[0]), "the recipe's own; no lock here has the sizes of this config.json"
     return None
 
 
@@ -129,8 +131,9 @@ def _sizes(config: Mapping[str, Any]) -> tuple[Any, ...]:
     return sizes if any(value is not None for value in sizes[1:]) else ()
 
 
-def _locks(preferred: str) -> Iterator[Checkpoint]:
-    lock = known_lock(preferred)
-    if lock is not None:
-        yield lock
-    yield from (lock for lock in source_locks() if lock.origin.repository != preferred)
+def _locks(preferred: str) -> Iterator[ReadLock]:
+    """The lock of `preferred` first, of whatever kind, then those of all other base models."""
+    path = lock_file(preferred)
+    if path is not None:
+        yield read_lock(path)
+    yield from (read for read in source_locks() if read.origin.repository != preferred)

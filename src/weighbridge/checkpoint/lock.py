@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -68,14 +69,54 @@ class StructureLock(Strict):
     config: dict[str, Any] = {}
 
 
-def is_source_lock(path: Path) -> bool:
-    """Whether a lock is that of a base model, which is its own base.
+@dataclass(frozen=True)
+class ReadLock:
+    """A lock as it stands in its file; `expand_lock` makes a checkpoint of it, which for a large model takes long."""
+
+    document: Document
+    lock: StructureLock
+
+    @property
+    def origin(self) -> Origin:
+        """Of which repository and base it is, and how it is known."""
+        lock = self.lock
+        return Origin(lock.repository, lock.revision, lock.base, lock.basis, lock.note)
+
+    @property
+    def is_source(self) -> bool:
+        """Whether it is of a base model, which is its own base."""
+        return self.lock.repository == self.lock.base
+
+    def tensor_count(self) -> int:
+        """For how many tensors it stands.
+
+        Raises:
+            StructureError: a line is malformed.
+        """
+        where = self.document.where
+        return sum(len(parse_tensor_line(line, where=where)[0]) for line in self.lock.tensors)
+
+
+def read_lock(path: Path) -> ReadLock:
+    """Read a structure lock, and expand none of its patterns.
 
     Raises:
         StructureError: not a lock, or malformed.
     """
-    _, lock = _read(path)
-    return lock.repository == lock.base
+    where = str(path)
+    no_lock = StructureError(
+        "is a file, but no structure lock", where=where, remedy="name a checkpoint's directory, a hub id or a lock"
+    )
+    try:
+        with path.open("rb") as file:
+            if LOCK_KEY not in file.read(SEARCHED_BYTES):
+                raise no_lock
+    except OSError as error:
+        raise StructureError(f"cannot be read ({error.strerror})", where=where) from error
+    document = parse_yaml(read_small(path, label=where), where=where, error=StructureError)
+    if "structure_lock" not in document.value:
+        raise no_lock
+    return ReadLock(document, validate(document, StructureLock, error=StructureError))
 
 
 def open_lock(path: Path) -> Checkpoint:
@@ -84,7 +125,16 @@ def open_lock(path: Path) -> Checkpoint:
     Raises:
         StructureError: not a lock, or malformed.
     """
-    document, lock = _read(path)
+    return expand_lock(read_lock(path))
+
+
+def expand_lock(read: ReadLock) -> Checkpoint:
+    """A lock that was read as a checkpoint that has no weights.
+
+    Raises:
+        StructureError: what its patterns or its schemes say is malformed.
+    """
+    document, lock = read.document, read.lock
     where = document.where
     if not lock.tensors:
         raise StructureError("describes no tensor", where=where)
@@ -104,7 +154,7 @@ def open_lock(path: Path) -> Checkpoint:
         declaration=declaration,
         schemes=schemes,
         files={name: FileFact(size=file.size, sha256=file.sha256) for name, file in lock.files.items()},
-        origin=Origin(lock.repository, lock.revision, lock.base, lock.basis, lock.note),
+        origin=read.origin,
     )
 
 
@@ -165,23 +215,6 @@ def parse_tensor_line(line: str, *, where: str) -> tuple[NamePattern, Tensor]:
     if len(sizes) > MAX_AXES or tensor.parameters * DTYPE_BITS[dtype] % 8:
         raise StructureError(f"{line[:120]!r} has too many axes, or takes no whole number of bytes", where=where)
     return parse_pattern(pattern, where=where), tensor
-
-
-def _read(path: Path) -> tuple[Document, StructureLock]:
-    where = str(path)
-    no_lock = StructureError(
-        "is a file, but no structure lock", where=where, remedy="name a checkpoint's directory, a hub id or a lock"
-    )
-    try:
-        with path.open("rb") as file:
-            if LOCK_KEY not in file.read(SEARCHED_BYTES):
-                raise no_lock
-    except OSError as error:
-        raise StructureError(f"cannot be read ({error.strerror})", where=where) from error
-    document = parse_yaml(read_small(path, label=where), where=where, error=StructureError)
-    if "structure_lock" not in document.value:
-        raise no_lock
-    return document, validate(document, StructureLock, error=StructureError)
 
 
 def _expand(lines: Iterable[tuple[str, str]]) -> Structure:
