@@ -321,6 +321,7 @@ UNREAD: Mapping[str, Mapping[str, Any]] = {
     "gptq for marlin": GPTQ | {"checkpoint_format": "marlin"},
     "awq gemv": AWQ | {"version": "gemv"},
     "awq of eight bits": AWQ | {"bits": 8},
+    "awq of llm-awq": AWQ | {"backend": "llm-awq"},
     "fp8 e5m2": BLOCK_FP8 | {"fmt": "e5m2"},
     "fp8 without a scheme of activations": {"quant_method": "fp8"},
     "mxfp4 of another model": {"quant_method": "mxfp4"},
@@ -329,6 +330,17 @@ UNREAD: Mapping[str, Mapping[str, Any]] = {
     "modelopt without an algorithm": {"quant_method": "modelopt"},
     "modelopt mixed with one that is not read": modelopt(
         "MIXED_PRECISION", quantized_layers={next(iter(LLAMA)): {"quant_algo": "W4A8_AWQ", "group_size": 128}}
+    ),
+    **{
+        f"modelopt {algorithm} with {key}": modelopt(algorithm, **{key: True})
+        for algorithm in ("FP8", "NVFP4", "W4A16_NVFP4")
+        for key in ("pre_quant_scale", "has_zero_point")
+    },
+    "modelopt with a pre_quant_scale in its group": modelopt(
+        "NVFP4", config_groups={"group_0": {"weights": {"num_bits": 4}, "pre_quant_scale": True}}
+    ),
+    "modelopt mixed with a pre_quant_scale": modelopt(
+        "MIXED_PRECISION", quantized_layers={next(iter(LLAMA)): {"quant_algo": "NVFP4", "pre_quant_scale": True}}
     ),
     "quark int4": quark({"dtype": "int4", "qscheme": "per_group", "group_size": 128}, None),
     "quark by type": quark(MXFP4_OF_QUARK, None, layer_type_quant_config={"Linear": {}}),

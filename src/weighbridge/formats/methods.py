@@ -111,6 +111,7 @@ def _read_awq(raw: Mapping[str, Any], _: Mapping[str, Any], *, where: str) -> De
         ),
         (str(version).lower() != "gemm", f"version {_shown(version)}, where only gemm is read"),
         (bits != 4, f"of {_shown(bits)} bits, where only 4 are read"),
+        (raw.get("backend") == "llm-awq", "packed by llm-awq, in an order that is not read here"),
         (size is None or zeros is None, "and does not declare group_size and zero_point, which vLLM needs"),
     )
     if unread:

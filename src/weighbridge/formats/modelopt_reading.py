@@ -8,7 +8,7 @@ that is not excluded, or is MIXED_PRECISION, and ``quantized_layers`` has an alg
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -79,8 +79,7 @@ def read_declaration(raw: Mapping[str, Any], _: Mapping[str, Any], *, where: str
     size = raw.get("group_size")
     if size is None:
         size = next((group["weights"]["group_size"] for group in groups if _has_size(group)), None)
-    weights_alone = bool(groups) and all(group.get("input_activations") is None for group in groups)
-    declaration = _declaration(raw, exclude, size, where=where, weights_alone=weights_alone)
+    declaration = _declaration(raw, exclude, size, where=where, config_groups=groups)
     if declaration.format != MIXED and not declaration.unread:
         _check_groups(declaration, groups, where=f"{where}.config_groups")
     return declaration
@@ -105,7 +104,12 @@ def read_document(raw: Mapping[str, Any], *, where: str) -> Declaration:
 
 
 def _declaration(
-    raw: Mapping[str, Any], exclude: tuple[str, ...], size: Any, *, where: str, weights_alone: bool = False
+    raw: Mapping[str, Any],
+    exclude: tuple[str, ...],
+    size: Any,
+    *,
+    where: str,
+    config_groups: Sequence[Mapping[str, Any]] = (),
 ) -> Declaration:
     algorithm = _read_algorithm(raw, where=where)
     layers = raw.get("quantized_layers")
@@ -126,10 +130,11 @@ def _declaration(
     if not algorithm:
         return declaration if kv_cache is not None else replace(declaration, unread="and declares no quant_algo")
     declaration = replace(declaration, ignore=(*declaration.ignore, *_TOWERS))
-    unread = _why_unread(algorithm)
+    unread = _why_unread(algorithm, [raw, *config_groups])
     if unread:
         return replace(declaration, unread=unread)
     scheme = _scheme(algorithm, size, where=where)
+    weights_alone = bool(config_groups) and all(group.get("input_activations") is None for group in config_groups)
     if weights_alone and algorithm == "NVFP4":  # as vLLM reads it, and what is stored says the same
         scheme = Scheme(scheme.weights)
     return replace(declaration, groups=(Group((LINEAR,), scheme),))
@@ -148,7 +153,7 @@ def _read_layers(raw: Any, *, where: str) -> tuple[tuple[Group, ...], str]:
             raise StructureError("is no mapping", where=here)
         check_keys(layer, _LAYER, where=here)
         algorithm = _read_algorithm(layer, where=here)
-        unread = _why_unread(algorithm)
+        unread = _why_unread(algorithm, [layer])
         if unread:
             return (), f"{unread} (it stands at {name[:120]})"
         plain = not is_wildcard(name) and name != LINEAR  # a module of that name, not every linear
@@ -167,9 +172,11 @@ def _read_algorithm(raw: Mapping[str, Any], *, where: str) -> str:
     return algorithm.upper()
 
 
-def _why_unread(algorithm: str) -> str:
+def _why_unread(algorithm: str, stated: Sequence[Mapping[str, Any]]) -> str:
     if algorithm in _PLAIN:
-        return ""
+        # No algorithm that is read here has either; vLLM looks at neither and would leave them out.
+        beside = next((key for key in ("pre_quant_scale", "has_zero_point") for each in stated if each.get(key)), None)
+        return f"quant_algo {algorithm} with {beside}, which it does not have" if beside else ""
     return (
         f"quant_algo {algorithm or 'none'}, {_OBSCURE.get(algorithm, 'whose way of storing weights is not read here')}"
     )

@@ -66,7 +66,7 @@ def decoded(
     assert scales.shape == tiles, (codec, scales.shape, tiles)
     divided = _under_shared(codec, scales, stored)
     zeros = _zero_points(codec, stored[ZEROS], tiles) if ZEROS in stored else None
-    codes = _awq_rows(stored[CODES].array)[:count] if codec.packing == "awq" else stored[CODES].array
+    codes = stored[CODES].array
     order = _order(codec, stored[ORDER], tiles[1]) if ORDER in stored else None
     weight, is_number = _multiplied(codec, codes, divided, zeros, order, rows, columns)
     if not is_number:
@@ -89,10 +89,12 @@ def _multiplied(
         rows: counted from the first row of their first tile.
     """
     weight = np.empty((len(rows), columns), np.uint16)
+    codes = np.ascontiguousarray(codes)
     largest_code = _decode(
-        np.ascontiguousarray(codes),
+        _NO_CODES if codec.packing == "awq" else codes,
+        codes.view(np.uint32) if codec.packing == "awq" else _NO_WORDS,
         _ELEMENTS[codec.element],
-        codec.packing == "nibbles",
+        _PACKINGS[codec.packing],
         # What is stored with a sign of its own becomes an offset by flipping it.
         np.uint32(0x80 if codec.element == "INTEGER" and codec.offset is None else 0),
         np.float32(codec.offset if codec.offset is not None else 128),
@@ -108,14 +110,6 @@ def _multiplied(
         weight,
     )
     return weight, largest_code != _E4M3_NAN
-
-
-def _awq_rows(words: Bytes) -> Bytes:
-    """Eight rows of four-bit codes out of each row of words, one code a byte."""
-    packed = np.ascontiguousarray(words).view(np.uint32)
-    codes = np.empty((len(packed) * len(AWQ_ORDER), packed.shape[1]), np.uint8)
-    _unpack_words(packed, np.array([4 * place for place in AWQ_ORDER], np.uint32), codes)
-    return codes
 
 
 def _check_shape(raw: Raw, shape: tuple[int, int]) -> None:
@@ -227,6 +221,11 @@ _E4M3_VALUES = _e4m3_values()
 _E8M0_VALUES = np.append(np.ldexp(np.float32(1), np.arange(-127, 128)), np.nan).astype(np.float32)
 _E4M3, _E2M1, _INTEGER = 0, 1, 2
 _ELEMENTS = {"E4M3": _E4M3, "E2M1": _E2M1, "INTEGER": _INTEGER}
+_BYTES, _NIBBLES, _WORDS = 0, 1, 2
+_PACKINGS = {"bytes": _BYTES, "nibbles": _NIBBLES, "awq": _WORDS}
+_SHIFTS = np.array([4 * place for place in AWQ_ORDER], np.uint32)
+"""Where in a word of AWQ the code of each of its eight rows begins."""
+_NO_CODES, _NO_WORDS = np.zeros((1, 1), np.uint8), np.zeros((1, 1), np.uint32)
 _INFINITY, _E4M3_NAN = 0x7F80, 0x7F
 
 
@@ -257,14 +256,10 @@ def _unpack(packed: Any, pairs: Any) -> None:
 
 
 @jit
-def _unpack_words(words: Any, shifts: Any, codes: Any) -> None:
-    """A row of four-bit codes out of each place of each row of words."""
-    for line in range(words.shape[0]):
-        own = words[line]
-        for place in range(shifts.shape[0]):
-            row, shift = codes[line * shifts.shape[0] + place], shifts[place]
-            for column in range(own.shape[0]):
-                row[column] = uint8((own[column] >> shift) & 0xF)
+def _unpack_place(words: Any, shift: Any, codes: Any) -> None:
+    """The four-bit code at one place of each word."""
+    for column in range(words.shape[0]):
+        codes[column] = uint8((words[column] >> shift) & 0xF)
 
 
 @jit
@@ -346,8 +341,9 @@ def _largest_of(weight: Any) -> Any:
 @jit
 def _decode(
     codes: Any,
+    words: Any,
     element: Any,
-    nibbles: Any,
+    packing: Any,
     flipped: Any,
     offset: Any,
     scales: Any,
@@ -369,6 +365,7 @@ def _decode(
     scale_of_column = np.empty(columns, np.float32)
     zero_of_column = np.zeros(columns, np.float32)
     pairs = np.empty(codes.shape[1], np.uint16)
+    own = np.empty(columns, np.uint8)
     largest_code = uint8(0)
     for row in range(rows):
         tile = (before + row) // height
@@ -376,9 +373,11 @@ def _decode(
             _spread(scales[tile], width, order, has_order, scale_of_column)
             if has_zeros:
                 _spread(zeros[tile], width, order, has_order, zero_of_column)
-        if nibbles:
+        if packing == _NIBBLES:
             _unpack(codes[row], pairs)
             own = pairs.view(np.uint8)[:columns]
+        elif packing == _WORDS:
+            _unpack_place(words[row // 8], _SHIFTS[row % 8], own)
         else:
             own = codes[row, :columns]
         if element == _E4M3:
