@@ -33,12 +33,14 @@ class Flagship:
         known: how much of what comes of it is published, for the lock's note.
         layout: from transformers' tensors, all BF16, to those of the files; in this order.
         quantization: config.json's quantization_config.
+        model_type: config.json's, where it is not transformers' own.
     """
 
     family: Family
     known: str
     layout: tuple[Layout, ...] = ()
     quantization: Mapping[str, Any] = field(default_factory=dict)
+    model_type: str = ""
 
 
 def drafter(layer: int, hidden: int, vocabulary: int | None = None) -> Layout:
@@ -83,6 +85,16 @@ def blocks(*ends: str) -> Layout:
         return found
 
     return stored
+
+
+def frequencies(layers: int, count: int) -> Layout:
+    """Add what no server reads: the frequencies of the rotary embedding, which older code saved in each layer."""
+
+    def added(structure: dict[str, Tensor]) -> dict[str, Tensor]:
+        names = (f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in range(layers))
+        return {**structure, **dict.fromkeys(names, Tensor("BF16", (count,)))}
+
+    return added
 
 
 def mxfp4_experts(structure: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -156,6 +168,10 @@ _DEEPSEEK_V3 = {
     "v_head_dim": 128,
 }
 """Dimensions that R1 and V3.2 share."""
+
+_NEMOTRON_3_NANO = "MEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEMEM*EMEMEMEME"
+"""Its layers, as its config.json writes them (hybrid_override_pattern)."""
+_NEMOTRON_BLOCKS = {"M": "mamba", "E": "moe", "*": "attention"}
 
 FLAGSHIPS: Mapping[str, Flagship] = {
     "meta-llama/Llama-3.3-70B-Instruct": Flagship(
@@ -277,6 +293,25 @@ FLAGSHIPS: Mapping[str, Flagship] = {
         ),
         quantization=fp8_blocks(fmt="e4m3", scale_fmt="ue8m0"),
     ),
+    "moonshotai/Kimi-K2-Instruct": Flagship(
+        Family(
+            model="DeepseekV3ForCausalLM",
+            config={
+                **_DEEPSEEK_V3,
+                "vocab_size": 163840,
+                "num_attention_heads": 64,
+                "num_key_value_heads": 64,
+                "n_routed_experts": 384,
+                "first_k_dense_replace": 1,
+                "num_nextn_predict_layers": 0,
+                "tie_word_embeddings": False,
+            },
+        ),
+        known="its 139,644 tensors, their shapes and dtypes and 1,026,470,731,056 elements are those somebody listed",
+        layout=(frequencies(61, 56), floats("e_score_correction_bias"), blocks(*_EXPERTS, *_LATENT)),
+        quantization=fp8_blocks(fmt="e4m3"),
+        model_type="kimi_k2",
+    ),
     "MiniMaxAI/MiniMax-M2": Flagship(
         Family(
             model="MiniMaxM2ForCausalLM",
@@ -355,6 +390,34 @@ FLAGSHIPS: Mapping[str, Flagship] = {
             },
         ),
         known="its 32,207,337,984 parameters are those published",
+    ),
+    "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": Flagship(
+        Family(
+            model="NemotronHForCausalLM",
+            config={
+                "vocab_size": 131072,
+                "hidden_size": 2688,
+                "layers_block_type": [_NEMOTRON_BLOCKS[letter] for letter in _NEMOTRON_3_NANO],
+                "num_attention_heads": 32,
+                "num_key_value_heads": 2,
+                "head_dim": 128,
+                "moe_intermediate_size": 1856,
+                "moe_shared_expert_intermediate_size": 3712,
+                "n_routed_experts": 128,
+                "n_shared_experts": 1,
+                "mamba_num_heads": 64,
+                "mamba_head_dim": 64,
+                "ssm_state_size": 128,
+                "n_groups": 8,
+                "conv_kernel": 4,
+                "tie_word_embeddings": False,
+            },
+        ),
+        known=(
+            "its 6,243 tensors and 31,577,940,288 elements are those published; 69 tensors in F32 were counted, and "
+            "that these are A_log, D and the biases of routers is inferred"
+        ),
+        layout=(floats("mixer.A_log", "mixer.D", "e_score_correction_bias"),),
     ),
     "meta-llama/Llama-4-Scout-17B-16E-Instruct": Flagship(
         Family(
@@ -450,7 +513,8 @@ def checkpoint(repository: str) -> Checkpoint:
     structure = meta_structure(family)
     for laid_out in flagship.layout:
         structure = laid_out(structure)
-    config = {"architectures": [family.model], "model_type": model_type(family), **family.config}
+    named = flagship.model_type or model_type(family)
+    config = {"architectures": [family.model], "model_type": named, **family.config}
     if flagship.quantization:
         config["quantization_config"] = dict(flagship.quantization)
     found = Checkpoint(

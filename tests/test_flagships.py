@@ -26,15 +26,19 @@ ELEMENTS: Mapping[str, Mapping[str, int] | int] = {
     "openai/gpt-oss-120b": {"BF16": 2_167_371_072, "U8": 57_330_892_800 + 3_583_180_800},
     "deepseek-ai/DeepSeek-R1": {"BF16": 3_918_786_560, "F8_E4M3": 680_571_043_840, "F32": 41_555_600},
     "deepseek-ai/DeepSeek-V3.2": 685_396_921_376,
+    "moonshotai/Kimi-K2-Instruct": 1_026_470_731_056,
     "MiniMaxAI/MiniMax-M2": 228_703_644_928,
+    "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": 31_577_940_288,
     "mistralai/Mistral-Small-3.2-24B-Instruct-2506": 24_011_361_280,
     "ibm-granite/granite-4.0-h-small": 32_207_337_984,
     "meta-llama/Llama-4-Scout-17B-16E-Instruct": 108_641_793_536,
     "Qwen/Qwen3.6-35B-A3B": {"BF16": 35_951_822_704},
 }
 
-# Tensors and bytes of payload, of those whose index or headers somebody has published.
-INDEXED = {
+# Tensors, and bytes of payload where they are published too, of those whose index or headers somebody has published.
+INDEXED: Mapping[str, tuple[int, int | None]] = {
+    "moonshotai/Kimi-K2-Instruct": (139_644, None),
+    "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": (6_243, None),
     "Qwen/Qwen3-235B-A22B": (36_945, 470_187_269_120),
     "deepseek-ai/DeepSeek-R1": (91_991, 688_574_839_360),
     "MiniMaxAI/MiniMax-M2": (96_103, 230_121_630_720),
@@ -50,6 +54,13 @@ QUANTIZED: Mapping[str, Mapping[Role, int]] = {
     # Queries and keys go through latents: two projections each, and o_proj.
     "deepseek-ai/DeepSeek-R1": {Role.ATTENTION: 62 * 5, Role.MLP: 3 * 3, Role.EXPERTS: 59 * (256 + 1) * 3},
     "deepseek-ai/DeepSeek-V3.2": {Role.ATTENTION: 62 * 5, Role.MLP: 3 * 3, Role.EXPERTS: 59 * (256 + 1) * 3},
+    "moonshotai/Kimi-K2-Instruct": {Role.ATTENTION: 61 * 5, Role.MLP: 3, Role.EXPERTS: 60 * (384 + 1) * 3},
+    # Experts have no gate: up and down alone.
+    "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": {
+        Role.ATTENTION: 6 * 4,
+        Role.MIXER: 23 * 2,
+        Role.EXPERTS: 23 * (128 + 1) * 2,
+    },
     "MiniMaxAI/MiniMax-M2": {Role.ATTENTION: 62 * 4, Role.EXPERTS: 62 * 256 * 3},
     "mistralai/Mistral-Small-3.2-24B-Instruct-2506": {Role.ATTENTION: 40 * 4, Role.MLP: 40 * 3},
     # The shared mlp's gate and up are one linear.
@@ -78,6 +89,13 @@ KEPT: Mapping[str, Mapping[Role, int]] = {
         Role.ROUTER: 59,
         Role.MTP: 1,
         Role.INDEXER: 62 * 3,
+    },
+    "moonshotai/Kimi-K2-Instruct": {Role.EMBEDDINGS: 1, Role.HEAD: 1, Role.ROUTER: 60},
+    "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": {
+        Role.EMBEDDINGS: 1,
+        Role.HEAD: 1,
+        Role.ROUTER: 23,
+        Role.CONVOLUTION: 23,
     },
     "MiniMaxAI/MiniMax-M2": {Role.EMBEDDINGS: 1, Role.HEAD: 1, Role.ROUTER: 62},
     # 24 layers of 7, the projector's three, the convolution over patches.
@@ -112,6 +130,8 @@ MERGED: Mapping[str, Mapping[tuple[str, ...], int]] = {
     "openai/gpt-oss-120b": {QKV: 36, GATE_AND_UP: 36 * 128},
     "deepseek-ai/DeepSeek-R1": {LATENTS: 62, GATE_AND_UP: 3 + 59 * (256 + 1)},
     "deepseek-ai/DeepSeek-V3.2": {LATENTS: 62, GATE_AND_UP: 3 + 59 * (256 + 1)},
+    "moonshotai/Kimi-K2-Instruct": {LATENTS: 61, GATE_AND_UP: 1 + 60 * (384 + 1)},
+    "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": {QKV: 6},
     "MiniMaxAI/MiniMax-M2": {QKV: 62, ("w1", "w3"): 62 * 256},
     "mistralai/Mistral-Small-3.2-24B-Instruct-2506": {QKV: 40, GATE_AND_UP: 40},
     "ibm-granite/granite-4.0-h-small": {QKV: 4, GATE_AND_UP: 40 * 72},
@@ -159,7 +179,9 @@ def test_structure_has_the_published_number_of_elements(repository: str) -> None
 @pytest.mark.parametrize("repository", INDEXED)
 def test_structure_has_the_published_number_of_tensors_and_bytes(repository: str) -> None:
     structure = checkpoint(repository).structure
-    assert (len(structure), payload_bytes(structure)) == INDEXED[repository]
+    count, size = INDEXED[repository]
+    assert len(structure) == count
+    assert size in (None, payload_bytes(structure))
 
 
 @each_flagship
