@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from weighbridge.base.references import AgainstReference
 from weighbridge.checks.areas import bytes_by_role
@@ -68,17 +69,33 @@ def _roles(plan: Plan) -> Table:
     order = list(Role)
     ordered = sorted(rows, key=lambda row: (order.index(row[0]), row[1]))
     source = plan.source.structure
-    table = [_row(str(role), scheme, rows[role, scheme], source) for role, scheme in ordered]
-    return Table(COLUMNS, (*table, _row("total", "", plan.parts, source)))
+    counted = [_sizes(rows[row], source) for row in ordered]
+    table = [
+        _row(str(role), scheme, rows[role, scheme], own) for (role, scheme), own in zip(ordered, counted, strict=True)
+    ]
+    total = _Sizes(*map(sum, zip(*counted, strict=True))) if counted else _Sizes(0, 0, 0)
+    return Table(COLUMNS, (*table, _row("total", "", plan.parts, total)))
 
 
-def _row(role: str, scheme: str, parts: Sequence[Part], source: Structure) -> tuple[str | int | float, ...]:
-    parameters = sum(part.weight.parameters for part in parts)
-    before = sum(_bytes_before(part, source) for part in parts)
-    after = sum(tensor.nbytes for tensor in {n: t for part in parts for n, t in part.outputs.items()}.values())
-    modules = len({part.module for part in parts})
-    bits = after * 8 / parameters if parameters else 0.0
-    return role, scheme, modules, parameters, before, after, bits
+class _Sizes(NamedTuple):
+    """Elements of some parts, and their bytes before and after."""
+
+    parameters: int
+    before: int
+    after: int
+
+
+def _sizes(parts: Sequence[Part], source: Structure) -> _Sizes:
+    return _Sizes(
+        sum(part.weight.parameters for part in parts),
+        sum(_bytes_before(part, source) for part in parts),
+        sum(tensor.nbytes for tensor in {n: t for part in parts for n, t in part.outputs.items()}.values()),
+    )
+
+
+def _row(role: str, scheme: str, parts: Sequence[Part], sizes: _Sizes) -> tuple[str | int | float, ...]:
+    bits = sizes.after * 8 / sizes.parameters if sizes.parameters else 0.0
+    return role, scheme, len({part.module for part in parts}), *sizes, bits
 
 
 def _bytes_before(part: Part, source: Structure) -> int:

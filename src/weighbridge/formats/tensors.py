@@ -61,7 +61,7 @@ class Tensor:
     @property
     def nbytes(self) -> int:
         """Bytes of payload. Sub-byte dtypes are packed; a whole number of bytes is checked by the header reader."""
-        return self.parameters * DTYPE_BITS[self.dtype] // 8
+        return prod(self.shape) * DTYPE_BITS[self.dtype] // 8
 
     def __str__(self) -> str:
         return f"{self.dtype} {list(self.shape)}"
