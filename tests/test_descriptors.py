@@ -80,6 +80,21 @@ def test_architectures_that_are_not_made_are_some_that_transformers_has() -> Non
     assert all(architecture in named and hasattr(transformers, architecture) for architecture in UNMADE)
 
 
+# What publishers call models whose code lies beside them, or that were called so before transformers had them.
+OF_PUBLISHERS = {
+    *("Ernie4_5_ForCausalLM", "Ernie4_5_VLForConditionalGeneration"),  # Baidu
+    *("KimiK2ForCausalLM", "Mellum2ForCausalLM", "Phi4ForCausalLM"),  # Moonshot, JetBrains, Microsoft
+}
+
+
+def test_an_architecture_is_one_that_transformers_or_vllm_has_or_a_publishers_own() -> None:
+    import transformers
+
+    served = {name for file in vllm_models().values() for name in file["architectures"]}
+    named = {architecture for own in descriptors().values() for architecture in own.architectures}
+    assert {name for name in named - served if not hasattr(transformers, name)} == OF_PUBLISHERS
+
+
 @pytest.mark.parametrize(
     ("config", "name"),
     [

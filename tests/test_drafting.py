@@ -79,6 +79,30 @@ def test_integers_are_drafted_with_the_largest_groups_that_divide_every_width(sc
     assert set(plan.schemes.values()) == {replace(preset, weights=replace(preset.weights, group_size=GROUPS[width]))}
 
 
+# A width that no group of a scheme divides.
+MISFITS = {"NVFP4A16": 2730, "MXFP4": 2736, "W4A16": 2736}
+
+
+@pytest.mark.parametrize("scheme", MISFITS)
+def test_a_linear_whose_width_takes_no_groups_is_kept_and_the_draft_says_why(scheme: str) -> None:
+    width = MISFITS[scheme]
+    source = source_with("model.layers.0.mlp.narrow_proj.weight", shape=(64, width))
+    draft = draft_recipe(source, model="org/model", licence="mit", path=PATH, scheme=scheme)
+    assert f"# {width} columns are no multiple of" in draft.text
+    plan = make_plan(read_recipe(draft.text.encode(), where=str(PATH)), source)
+    assert len(plan.schemes) == 32 * 7
+    assert "model.layers.0.mlp.narrow_proj" not in plan.schemes
+
+
+@pytest.mark.parametrize(
+    "names", [["mlp.experts.0.down_proj"], [f"mlp.wide_{number}" for number in range(40)]], ids=["experts", "the bulk"]
+)
+def test_a_scheme_that_fits_no_experts_or_not_the_bulk_is_refused(names: list[str]) -> None:
+    source = source_with(*(f"model.layers.0.{name}.weight" for name in names), shape=(65536, 2730))
+    with pytest.raises(RecipeError, match="group size 16 does not divide width 2730"):
+        draft_recipe(source, model="org/model", licence="mit", path=PATH, scheme="NVFP4A16")
+
+
 def test_groups_that_differ_from_the_preset_are_explained() -> None:
     draft = draft_recipe(reference_lock(GEMMA), model=GEMMA, licence="apache-2.0", path=PATH, scheme="W4A16")
     assert "# W4A16 but for its groups: 128 does not divide 704, 2112.\n" in draft.text
@@ -150,11 +174,6 @@ def test_module_of_unknown_role_is_kept_and_said_to_be_unknown() -> None:
 def test_names_of_a_stranger_stay_names(name: str) -> None:
     source = source_with(f"{name}.weight")
     assert name not in drafted(source, "a/b").schemes
-
-
-def test_scheme_that_does_not_fit_is_refused_with_the_reason() -> None:
-    with pytest.raises(RecipeError, match="group size 16 does not divide width 24"):
-        drafted(source_with("model.layers.32.mlp.down_proj.weight", shape=(64, 24)), "a/b", "NVFP4A16")
 
 
 def test_model_in_which_nothing_is_known_is_refused() -> None:

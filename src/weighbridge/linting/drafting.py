@@ -82,6 +82,7 @@ def draft_recipe(source: Checkpoint, *, model: str, licence: str, path: Path, sc
     weights = {part.module: part.weight for part in everything.parts if _is_weight(part)}
     weights |= {obstacle.module: obstacle.weight for obstacle in everything.obstacles}
     reasons = {module: _reason_to_keep(module, weight, source.family) for module, weight in weights.items()}
+    reasons |= _misfits({module: weights[module] for module, why in reasons.items() if not why}, scheme, source.family)
     wanted = sorted(module for module, reason in reasons.items() if not reason)
     if not wanted:
         what = "none of its modules is known as attention, mlp, experts or recurrent mixer, so no recipe can be drafted"
@@ -115,6 +116,24 @@ def _reason_to_keep(module: str, weight: Tensor, family: Family) -> str:
     if unquantized is not None:
         return f"{unquantized.server} loads it unquantized, whatever config.json says ({unquantized.read})."
     return family.kept(module)
+
+
+def _misfits(wanted: Mapping[str, Tensor], scheme: str, family: Family) -> dict[str, str]:
+    """Modules whose width no group of a scheme divides -> why they are kept.
+
+    None where they are the bulk, or experts, of which servers want all in one scheme: then the scheme does not fit.
+    """
+    args = PRESETS[scheme].weights
+    if args.group_size is None:
+        return {}
+    smallest = min(INTEGER_GROUP_SIZES) if args.type == "int" else args.group_size
+    found = {module: weight for module, weight in wanted.items() if weight.shape[-1] % smallest}
+    if any(family.role_of(module) is Role.EXPERTS for module in found):
+        return {}
+    if 2 * sum(weight.parameters for weight in found.values()) > sum(weight.parameters for weight in wanted.values()):
+        return {}
+    why = "{} columns are no multiple of {}, the smallest group of this scheme that servers have kernels for."
+    return {module: why.format(weight.shape[-1], smallest) for module, weight in found.items()}
 
 
 def _planned(lines: Sequence[str], source: Checkpoint, path: Path) -> Plan:
