@@ -27,6 +27,8 @@ from weighbridge.machine.standing import Standing, check_same, check_stands, sta
 from weighbridge.text.strict_json import MAX_JSON_BYTES, parse_config, parse_object
 
 CONFIG_FILE = "config.json"
+MISTRALS_CONFIG = "params.json"
+"""What stands in its place where weights are called as Mistral calls them (consolidated.safetensors)."""
 READ_BESIDE = frozenset({CONFIG_FILE, INDEX_FILE, modelopt.HF_QUANT_CONFIG})
 """The files beside the shards that say what the shards hold."""
 
@@ -325,7 +327,12 @@ def check_config_is_there(names: Iterable[str], *, label: str) -> None:
     Raises:
         StructureError: no config.json among a checkpoint's files.
     """
-    if CONFIG_FILE not in names:
+    present = set(names)
+    if MISTRALS_CONFIG in present and CONFIG_FILE not in present:
+        what = f"is in Mistral's own form ({MISTRALS_CONFIG} instead of {CONFIG_FILE}), which is not read here"
+        remedy = "name a repository in Hugging Face's form, or convert it with transformers' script for this model"
+        raise StructureError(what, where=label, remedy=remedy)
+    if CONFIG_FILE not in present:
         what = f"holds no {CONFIG_FILE}, which says what model it is and how its weights are stored"
         raise StructureError(what, where=label, remedy="take it from where the weights come from")
 
