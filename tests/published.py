@@ -56,6 +56,7 @@ class Way:
         stored: [out, in], random numbers -> local name -> tensor.
         floats: all tensors, directory of the checkpoint -> all tensors with their weights as floats, by upstream.
         beside: tensors beside the linears that quantization left there.
+        linears: module -> [out, in] of what is stored so.
         dropped: names that do not go along with the weights.
     """
 
@@ -65,6 +66,7 @@ class Way:
     beside: Mapping[str, torch.Tensor] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
+    linears: Mapping[str, tuple[int, int]] = field(default_factory=lambda: LINEARS)
 
 
 def write(way: Way, directory: Path, *, seed: int = 0) -> Path:
@@ -83,7 +85,7 @@ def tensors_of(way: Way, *, seed: int = 0) -> Tensors:
         **_kept(random),
         **{
             f"{module}.{local}": tensor
-            for module, shape in LINEARS.items()
+            for module, shape in way.linears.items()
             for local, tensor in way.stored(*shape, random).items()
         },
         **way.beside,
@@ -234,6 +236,45 @@ def _fp8_dequantized(tensors: Tensors, _: Path) -> Tensors:
         name.replace("weight_scale", "weight_scale_inv").replace("inv_inv", "inv"): t for name, t in tensors.items()
     }
     return dict(FP8BlockDequantizer(targets=[r"re:.*_proj$"]).process(renamed))
+
+
+# --- DeepSeek V4: exponents as scales, experts in four bits --------------------------------------------------------
+
+OF_V4: Mapping[str, tuple[int, int]] = {f"{LAYER}.attn.wq_a": (HIDDEN, HIDDEN), f"{LAYER}.attn.wo_b": (HIDDEN, INNER)}
+EXPERTS_OF_V4: Mapping[str, tuple[int, int]] = {
+    f"{LAYER}.ffn.experts.{expert}.{name}": (HIDDEN, INNER) if name == "w2" else (INNER, HIDDEN)
+    for expert in range(EXPERTS)
+    for name in ("w1", "w2", "w3")
+}
+
+
+def _exponents(*shape: int, random: torch.Generator) -> torch.Tensor:
+    return torch.randint(110, 125, shape, dtype=torch.uint8, generator=random).view(torch.float8_e8m0fnu)
+
+
+def _blocks_under_exponents(rows: int, columns: int, random: torch.Generator) -> Tensors:
+    return {
+        "weight": _fp8(rows, columns, random=random),
+        "scale": _exponents(-(-rows // 128), -(-columns // 128), random=random),
+    }
+
+
+def _experts_under_exponents(rows: int, columns: int, random: torch.Generator) -> Tensors:
+    return {
+        "weight": _bytes(rows, columns // 2, random=random).view(torch.int8),
+        "scale": _exponents(rows, columns // 32, random=random),
+    }
+
+
+def _dequantized_by_transformers(tensors: Tensors, _: Path) -> Tensors:
+    from transformers.integrations.finegrained_fp8 import Fp8Dequantize
+
+    dequantize = Fp8Dequantize(None)._dequantize_one
+    return {
+        name: dequantize(tensor, tensors[f"{module}.scale"]) if f"{module}.scale" in tensors else tensor
+        for name, tensor in tensors.items()
+        if not (module := name.rpartition(".")[0]) or not name.endswith(".scale")
+    }
 
 
 # --- FP8 of whole tensors and of rows ---------------------------------------------------------------------------------
@@ -499,6 +540,20 @@ WAYS: Mapping[str, Way] = {
         BLOCKS | {"fmt": "float8_e4m3fn", "modules_to_not_convert": ["gate", "e_score_correction_bias", "lm_head"]},
         _blocks(torch.float32),
         _fp8_dequantized,
+    ),
+    "fp8 blocks of DeepSeek V4": Way(
+        BLOCKS,
+        _blocks_under_exponents,
+        _dequantized_by_transformers,
+        config={"architectures": ["DeepseekV4ForCausalLM"], "model_type": "deepseek_v4"},
+        linears=OF_V4,
+    ),
+    "fp4 experts of DeepSeek V4": Way(
+        BLOCKS,
+        _experts_under_exponents,
+        _dequantized_by_transformers,
+        config={"architectures": ["DeepseekV4ForCausalLM"], "model_type": "deepseek_v4"},
+        linears=EXPERTS_OF_V4,
     ),
     "fp8 tensors": Way(
         {"quant_method": "fp8", "activation_scheme": "static"},

@@ -48,7 +48,7 @@ DERIVES = "derives exactly from the base, which its publisher had quantized"
 
 def write_recipe(path: Path, scheme: str, *, ignore: tuple[str, ...] = ("re:.*mlp.gate$",)) -> Path:
     kept = ["lm_head", "re:.*embed.*", "re:.*norm.*", *ignore]
-    groups = "fused_groups: [[q_proj, k_proj, v_proj], [gate_proj, up_proj]]\n" if "NVFP4" in scheme else ""
+    groups = "fused_groups: [[q_proj, k_proj, v_proj], [gate_proj, up_proj], [w1, w3]]\n" if "NVFP4" in scheme else ""
     body = f"scheme: {scheme}\nignore: {kept}\n{groups}"
     path.write_text(RECIPE.format(zeros="0" * 40, method="model_free_ptq", body=body))
     return path

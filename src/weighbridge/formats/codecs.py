@@ -173,15 +173,19 @@ def _modelopt(_: str, scheme: Scheme, stored: Stored) -> Coded:
 
 
 def _fp8(form: str, scheme: Scheme, stored: Stored) -> Coded:
-    """DeepSeek's blocks under ``weight_scale_inv``, and whole tensors under one scale of either name."""
-    if form == DEEPSEEK_V4:
-        raise Undecodable("DeepSeek V4's way of storing experts")
-    codes = _need(stored, "weight", {"F8_E4M3"})
-    weight = _weight(codes, codes.shape[-1])
-    name = "weight_scale_inv" if "weight_scale_inv" in stored else "weight_scale"
-    readings = {CODES: Reading("weight", codes), **_scales(scheme.weights, stored, name, weight)}
+    """DeepSeek's blocks under ``weight_scale_inv``, and whole tensors under one scale of either name.
+
+    DeepSeek V4 calls either ``scale``; its experts are two codes of four bits a byte, and 32 share an exponent.
+    """
+    args = scheme.weights
+    four_bits = args.num_bits == 4
+    codes = _need(stored, "weight", {"I8", "U8"} if four_bits else {"F8_E4M3"})
+    weight = _weight(codes, codes.shape[-1] * (2 if four_bits else 1))
+    names = ["scale"] if form == DEEPSEEK_V4 else []
+    name = next((name for name in (*names, "weight_scale_inv") if name in stored), "weight_scale")
+    readings = {CODES: Reading("weight", codes), **_scales(args, stored, name, weight)}
     # Whatever the dtype of the scales, this is multiplied in F32.
-    return Coded(_codec(scheme.weights, readings, in_half=False), weight, readings)
+    return Coded(_codec(args, readings, in_half=False), weight, readings)
 
 
 def _gptq(form: str, scheme: Scheme, stored: Stored) -> Coded:
