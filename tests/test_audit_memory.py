@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from tests.audit_rows import SCHEMES, Memory, Module, quantized
-from weighbridge.auditing.pairing import Region
-from weighbridge.auditing.pieces import PIECE_BYTES
 from weighbridge.auditing.run import WORKER_PIECES
 from weighbridge.auditing.work import STRICT, Allowance
 from weighbridge.formats.tensors import DTYPE_BITS, Tensor
+from weighbridge.work.pieces import PIECE_BYTES
+from weighbridge.work.regions import Region
 
 COLUMNS = 2048
 GREEDIEST = "F16", "NVFP4A16"

@@ -21,11 +21,11 @@ from tests.toy_models import TOYS, TOYS_TO_SMOOTH
 from weighbridge.auditing import conclusion
 from weighbridge.auditing.judge import Verdict
 from weighbridge.auditing.method import DAMPENING, method_of
-from weighbridge.auditing.pairing import Region
 from weighbridge.auditing.recomputed import compare
 from weighbridge.checkpoint.model import open_directory
 from weighbridge.formats.tensors import Tensor
 from weighbridge.recipe import load_recipe
+from weighbridge.work.regions import Region
 
 KEPT_OF_TOYS = {
     "llama": ["lm_head", "re:.*embed.*", "re:.*norm.*"],

@@ -9,8 +9,9 @@ import numpy as np
 
 from weighbridge.auditing.judge import Judged, Verdict
 from weighbridge.auditing.measure import Measure
-from weighbridge.auditing.pairing import KeptPair, QuantizedPair, Region
-from weighbridge.auditing.reading import Reader
+from weighbridge.auditing.pairing import KeptPair, QuantizedPair
+from weighbridge.work.reading import Reader
+from weighbridge.work.regions import Region
 
 PROVEN = frozenset({Verdict.IDENTICAL, Verdict.EXACT})
 """Verdicts that running the recipe again could not improve."""
