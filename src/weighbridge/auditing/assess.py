@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from math import comb
@@ -43,7 +43,7 @@ from weighbridge.auditing.recomputed import Kept, Quantized, Recomputed, compare
 from weighbridge.auditing.run import WORKER_PIECES, Figures, run
 from weighbridge.auditing.smoothing import Smoothed, has_offset_norms, recover
 from weighbridge.auditing.work import STRICT, Allowance, Job, examine, stored_shape, volume_of, whole_scale
-from weighbridge.checkpoint.model import READ_BESIDE, Checkpoint, check_unchanged
+from weighbridge.checkpoint.model import READ_BESIDE, Checkpoint, check_unchanged, identities
 from weighbridge.checkpoint.modules import split_parameter
 from weighbridge.families import Family
 from weighbridge.formats.tensors import payload_bytes
@@ -408,14 +408,6 @@ def _hashing(base: Checkpoint, progress: Progress) -> dict[str, tuple[int, Calla
     }
 
 
-def _identities(side: Checkpoint) -> dict[str, list[int | str]]:
-    """What tells that a shard was touched since its header was read: its inode, size, times of change; on the hub, the
-    commit."""
-    if side.directory is None:
-        return {name: [side.origin.repository, side.origin.revision] for name in side.shards}
-    return {name: [] if it.standing is None else [*astuple(it.standing)] for name, it in side.shards.items()}
-
-
 def _key(checkpoint: Checkpoint, base: Checkpoint, method: Method, sample: Sample | None) -> str:
     """A name for everything that decides the figures of an audit: one of a file that was touched since is another."""
     return key_of(
@@ -425,7 +417,7 @@ def _key(checkpoint: Checkpoint, base: Checkpoint, method: Method, sample: Sampl
                 for side in (checkpoint, base)
             ],
             "schemes": {module: repr(scheme) for module, scheme in checkpoint.schemes.items()},
-            "shards": [_identities(side) for side in (checkpoint, base)],
+            "shards": [identities(side) for side in (checkpoint, base)],
             "method": repr(method),
             "sample": repr(sample),
             "piece_bytes": PIECE_BYTES,

@@ -85,8 +85,13 @@ class DirectoryReader:
     def _descriptor(self, file: str, where: str) -> int:
         with self._lock:
             if file not in self._open:
-                self._open[file] = os.open(self._directory / file, os.O_RDONLY | os.O_CLOEXEC)
-                check_same(self._open[file], self._standings[file], where=where)
+                descriptor = os.open(self._directory / file, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    check_same(descriptor, self._standings[file], where=where)
+                except BaseException:  # so that it is refused to whoever asks next, too
+                    os.close(descriptor)
+                    raise
+                self._open[file] = descriptor
             return self._open[file]
 
 

@@ -70,8 +70,7 @@ class Region(NamedTuple):
             return self._replace(tensor=tensor, coded=self.coded._replace(first=self.coded.first + first))
         if self.columns is not None:
             return Region(self.file, self.offset, tensor, self.columns.after(first))
-        each = self.tensor.nbytes // total if total else 0
-        return Region(self.file, self.offset + first * each, tensor)
+        return Region(self.file, self.offset + first * self.tensor.nbytes // max(total, 1), tensor)
 
     def beside(self, first: int, count: int, each: int) -> Region:
         """What goes along with rows of a weight: `each` of them with one row here, or with all where that is 0."""

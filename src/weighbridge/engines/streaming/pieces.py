@@ -144,12 +144,13 @@ def _strips(
     names = {COPY if part.action == "keep" else _local(part, name): name for name in part.outputs}
     writes = {local: _share(part.into.get(name, Place(name)), places, rows, own_unit) for local, name in names.items()}
     if part.action == "keep":
-        if reads[COPY][0].columns is None:  # rows do not matter to a copy
+        turned = reads[COPY][0].columns is not None
+        if not turned:  # rows do not matter to a copy
             rows, columns = part.weight.parameters, 1
-            reads = {local: (region.flat(), 1) for local, (region, _) in reads.items()}
-            writes = {local: (region.flat(), 1) for local, (region, _) in writes.items()}
-        else:  # of one axis too: biases in turns
-            writes = {local: (region, 1) for local, (region, _) in writes.items()}
+        reads, writes = (
+            {local: (region if turned else region.flat(), 1) for local, (region, _) in side.items()}
+            for side in (reads, writes)
+        )
     for strip in in_strips(rows, columns * DTYPE_BITS[part.weight.dtype] // 8, unit):
         first, count = strip.start, len(strip)
         yield Strip(

@@ -6,12 +6,12 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from weighbridge.checkpoint.model import Checkpoint, check_unchanged
+from weighbridge.checkpoint.model import Checkpoint, check_unchanged, identities
 from weighbridge.engines.streaming.cluster import RayExecutor
 from weighbridge.engines.streaming.following import FollowingHash
 from weighbridge.engines.streaming.pieces import Job, Strip, cut
@@ -74,12 +74,11 @@ def build_key(plan: Plan, source: Checkpoint, resources: Resources) -> str:
     A source file counts by what it was on disk when its header was read (name, size, inode, times of change), so that
     one that was touched between two runs begins a new build; its digest is taken while it is read.
     """
-    standings = {name: header.standing for name, header in source.shards.items()}
     decides = {"method", "format", "scheme", "config_groups", "ignore", "fused_groups", "kv_cache", "convert"}
     return key_of(
         {
             "recipe": plan.loaded.recipe.model_dump(mode="json", include=decides),
-            "source": {name: None if it is None else [*astuple(it)] for name, it in standings.items()},
+            "source": identities(source),
             "shard_size": resources.shard_size,
             "piece_bytes": PIECE_BYTES,
             "device": sorted({device.partition(":")[0] for device in resources.devices}),
