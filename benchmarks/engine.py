@@ -129,6 +129,7 @@ def ours_without_digests(directory: Path, output: Path, scheme: str) -> None:
     from weighbridge.planning import make_plan
     from weighbridge.progress import Progress
     from weighbridge.recipe import load_recipe
+    from weighbridge.work.journal import Journal
 
     loaded = load_recipe(str(directory.parent / f"{scheme}.yaml"))
     load_kernels("cpu")
@@ -141,7 +142,7 @@ def ours_without_digests(directory: Path, output: Path, scheme: str) -> None:
         plan,
         checkpoint,
         output,
-        journal=streaming.Journal(output / "journal.jsonl", b""),
+        journal=Journal(output / "journal.jsonl", b""),
         hashed=checkpoint,
         resources=resources,
         progress=Progress(shown=False),

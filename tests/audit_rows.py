@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from weighbridge.auditing.measure import Measure
-from weighbridge.auditing.pairing import QuantizedPair, Region
+from weighbridge.auditing.pairing import QuantizedPair
 from weighbridge.auditing.pieces import Strip
 from weighbridge.auditing.work import STRICT, Allowance, Job, examine, volume_of
 from weighbridge.formats import FORMATS
 from weighbridge.formats.schemes import PRESETS, QuantizationArgs, Scheme
 from weighbridge.formats.tensors import Tensor
 from weighbridge.numbers import load_kernels
+from weighbridge.work.regions import Region
 
 Array = np.ndarray[Any, Any]
 
@@ -45,15 +46,6 @@ class Memory:
         """See `Reader`."""
         target[:] = self.contents[file][offset : offset + len(target)]
 
-    def digest(self, file: str) -> str:
-        """See `Reader`."""
-        raise NotImplementedError(file)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
 
 @dataclass(frozen=True)
 class Module:
@@ -82,7 +74,7 @@ class Module:
     def measured(self, allowance: Allowance = STRICT) -> Measure:
         """What the audit measures of all rows."""
         job = Job((self.pair,), Memory(self.arrays), Memory({"base": self.weight}), {"module": allowance})
-        return examine(job, self.pair, Strip(0, ((0, len(self.weight)),)))
+        return examine(job, self.pair, Strip(0, ((0, len(self.weight)),), self.weight.nbytes))
 
     def volume(self, allowance: Allowance = STRICT) -> float:
         """The volume that the audit measures of its errors."""

@@ -21,11 +21,12 @@ from tests.toy_models import TOYS, TOYS_TO_SMOOTH
 from weighbridge.auditing import conclusion
 from weighbridge.auditing.judge import Verdict
 from weighbridge.auditing.method import DAMPENING, method_of
-from weighbridge.auditing.pairing import Region
 from weighbridge.auditing.recomputed import compare
 from weighbridge.checkpoint.model import open_directory
 from weighbridge.formats.tensors import Tensor
+from weighbridge.machine.columns import Columns
 from weighbridge.recipe import load_recipe
+from weighbridge.work.regions import Region
 
 KEPT_OF_TOYS = {
     "llama": ["lm_head", "re:.*embed.*", "re:.*norm.*"],
@@ -400,6 +401,21 @@ def test_all_tensors_of_both_sides_are_compared(change: Callable[[dict[str, Any]
         found = compare(places[first], readers[first], places[second], readers[second])
         assert set(found.others) == others
         assert found.compared == (3 if "c" in others else 2)
+
+
+def test_rows_that_lie_as_columns_are_compared_where_they_lie() -> None:
+    """Gate and up of a matrix [in, gate and up]: neither is its first bytes alone."""
+    matrix = np.arange(24, dtype=np.float16).reshape(4, 6)
+    places = {
+        name: Region("shard", 0, Tensor("F16", (3, 4)), Columns(first, 1, 6))
+        for name, first in {"gate": 0, "up": 3}.items()
+    }
+    for row, column in np.ndindex(matrix.shape):
+        other = matrix.copy()
+        other[row, column] = np.nan
+        readers = Memory({"shard": matrix}), Memory({"shard": other})
+        assert compare(places, readers[0], places, readers[1]).others == {"gate" if column < 3 else "up"}
+        assert not compare(places, readers[1], places, readers[1]).others
 
 
 @pytest.fixture(scope="session")

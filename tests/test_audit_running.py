@@ -18,16 +18,18 @@ from tests.checkpoints import copy_checkpoint, shards_of
 from tests.conftest import Command
 from tests.hub_server import serve, truncated
 from tests.test_audit import altered, diverging, look
-from weighbridge.auditing import Sample, assess, reading
-from weighbridge.auditing.journal import Journal
-from weighbridge.auditing.measure import Difference, Measure
-from weighbridge.auditing.pairing import KeptPair, Pairing, Region, pair
-from weighbridge.auditing.pieces import PIECE_BYTES, cut
+from weighbridge.auditing import Sample, assess
+from weighbridge.auditing.measure import Measure
+from weighbridge.auditing.pairing import KeptPair, Pairing, pair
+from weighbridge.auditing.pieces import cut
 from weighbridge.auditing.run import WORKER_PIECES
 from weighbridge.auditing.work import look as look_at_piece
 from weighbridge.checkpoint.model import open_directory
 from weighbridge.errors import WeighbridgeError
 from weighbridge.formats.tensors import Tensor
+from weighbridge.work import reading
+from weighbridge.work.pieces import PIECE_BYTES
+from weighbridge.work.regions import Region
 
 JOURNALS = "audits"
 
@@ -94,43 +96,20 @@ def test_journal_of_a_file_that_was_touched_is_not_believed(
     assert look(copy, mini).found == 0
 
 
-def test_torn_journal_line_counts_for_nothing(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "journal")
-    seen: list[tuple[int, Measure | Difference]] = [(0, Measure(elements=3, settled=5)), (1, Difference(4))]
-    journal.add(7, seen)
-    whole = journal.path.read_bytes()
-    journal.path.write_bytes(whole + whole[:-9])
-    assert journal.finished() == {7: seen}
-    journal.add(8, seen)
-    assert journal.finished() == {7: seen, 8: seen}
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        b"",
-        bytes(64),
-        b"text",
-        b"\xff\xfe",
-        b"[]",
-        b"7",
-        b'[7,[[0,"Measure",{"elements":"3"}]]]',
-        b'[7,[[0,"Measure",{"unknown":3}]]]',
-        b'[7,[[0,"Other",{}]]]',
-        b'[7,[[0,"Measure",{"settled":5}]]]',
-        b"[" * 100_000,
-    ],
-    ids=lambda line: repr(line[:40]),
-)
-def test_journal_line_that_cannot_be_read_counts_for_nothing(line: bytes, tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "journal")
-    seen: list[tuple[int, Measure | Difference]] = [(0, Measure(elements=3, settled=5)), (1, Difference(4))]
-    journal.add(7, seen)
-    with journal.path.open("ab") as file:
-        file.write(line + b"\n")
-    assert journal.finished() == {7: seen}
-    journal.add(8, seen)
-    assert journal.finished() == {7: seen, 8: seen}
+def test_journal_under_the_name_of_another_audit_is_not_believed(
+    mini_build: Path, mini: Path, journals: Path, stopping: Callable[[int], list[int]]
+) -> None:
+    stopping(2)
+    for sample in (None, Sample(0.5, 1)):
+        with pytest.raises(WeighbridgeError, match="stopped"):
+            look(mini_build, mini, sample=sample)
+        stopping(2)
+    one, other = journals.iterdir()
+    content = one.read_bytes(), other.read_bytes()
+    one.write_bytes(content[1])
+    other.write_bytes(content[0])
+    stopping(10_000)
+    assert look(mini_build, mini).found == 0
 
 
 def test_memory_is_counted_with_the_largest_piece(

@@ -165,8 +165,7 @@ def test_experts_of_a_family_that_lie_upright_are_taken_as_they_lie(architecture
 def test_strips_of_transposed_experts_are_cut_as_others_are(
     tmp_path: Path, call_build: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("weighbridge.engines.streaming.pieces.PIECE_BYTES", 4096)
-    monkeypatch.setattr("weighbridge.auditing.pieces.PIECE_BYTES", 4096)
+    monkeypatch.setattr("weighbridge.work.pieces.PIECE_BYTES", 4096)
     fused, single = pair(tmp_path, "GptOssForCausalLM")
     path = recipe(tmp_path / "recipe.yaml", "NVFP4A16")
     for source in (fused, single):

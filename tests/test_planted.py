@@ -28,20 +28,21 @@ from weighbridge.machine.hashing import hash_shard
 from weighbridge.output.shards import lay_out_shards
 from weighbridge.planning import make_plan
 from weighbridge.recipe import load_recipe
+from weighbridge.work.reading import reader_of
 
 SHARDS = ("--shard-size", "3MB")
 
 STOPPED = """
 import os, signal, sys
 from weighbridge.cli import build
-from weighbridge.engines.streaming import journal
+from weighbridge.work import journal
 
 add = journal.Journal.add
 left = int(sys.argv.pop(1))
 
-def add_and_stop(self, done):
+def add_and_stop(self, *finished):
     global left
-    add(self, done)
+    add(self, *finished)
     left -= 1
     if not left:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -94,8 +95,10 @@ def first_shard(staging: Path) -> Path:
     return min((staging / "checkpoint").glob("*.part"))
 
 
-def journalled(staging: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (staging / "journal.jsonl").read_text().splitlines()]
+def journalled(staging: Path) -> list[tuple[str, int, dict[str, Any]]]:
+    """Each line's code, the piece, and what is said of it."""
+    lines = [line.split(" ", 1) for line in (staging / "journal.jsonl").read_text().splitlines()]
+    return [(code, *json.loads(entry)) for code, entry in lines]
 
 
 def write_below(path: Path, content: bytes = b"planted") -> None:
@@ -150,17 +153,18 @@ def altered_with_its_journal(staging: Path) -> None:
     plan = make_plan(load_recipe("fp8-dynamic"), source)
     laid_out = [replace(shard, name=f"{shard.name}.part") for shard in lay_out_shards(plan, 3_000_000)]
     pieces = cut(plan, source, laid_out)
-    job = Job(staging.parent, {}, staging / "checkpoint", "cpu", True)
+    job = Job(reader_of(source), staging / "checkpoint", "cpu", True)
     lines = journalled(staging)
-    for line in lines:
-        piece = pieces[line["piece"]]
-        line["written"] = read_back(job, piece)
+    for _, number, said in lines:
+        piece = pieces[number]
+        said["written"] = read_back(job, piece)
         for strip in (strip for strip in piece.strips if strip.whole):
-            for local, span in strip.writes.items():
-                content = (staging / "checkpoint" / span.file).read_bytes()[span.offset : span.offset + span.size]
-                line["tensors"][strip.names[local]] = hashlib.sha256(content).hexdigest()
+            for local, region in strip.writes.items():
+                content = (staging / "checkpoint" / region.file).read_bytes()[region.offset :][: region.tensor.nbytes]
+                said["tensors"][strip.names[local]] = hashlib.sha256(content).hexdigest()
     assert lines != journalled(staging)
-    (staging / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    entries = [(code, json.dumps([number, said], separators=(",", ":"))) for code, number, said in lines]
+    (staging / "journal.jsonl").write_text("".join(f"{code} {entry}\n" for code, entry in entries))
 
 
 def link_journal(staging: Path) -> None:
@@ -191,7 +195,7 @@ PLANTS: dict[str, Callable[[Path], object]] = {
     "a shard with other bytes, and a journal": altered_with_its_journal,
     "a journal that is a link": link_journal,
     "a journal of nonsense": lambda staging: (staging / "journal.jsonl").write_text(
-        '{"piece":0}\n[]\nnull\n"x"\n\xff\n'
+        f'[0,{{}}]\n{"0" * 64} [0,{{}}]\n[]\nnull\n"x"\n\xff\n'
     ),
     "a link where the journal is begun": lambda staging: (staging / "journal.new").symlink_to(victim(staging)),
 }

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from tests.checkpoints import RawTensor, Tensors, copy_checkpoint, edit_config, 
 from tests.conftest import ROOT, Once, run_script
 from tests.test_oneshot import made
 from tests.toy_models import write_llama, write_mixtral, write_qwen3_moe
-from weighbridge.auditing.reading import reader_of
 from weighbridge.checkpoint.model import open_directory
 from weighbridge.engines.oneshot.load import load_model
 from weighbridge.engines.quiet import quieted
@@ -29,7 +27,7 @@ from weighbridge.extras.quality.activations import Activations, check_known, fak
 from weighbridge.extras.quality.forward import Forward, open_forward, open_partly_restored
 from weighbridge.extras.quality.weights import activations_of, read_weight, weights_of
 from weighbridge.formats.schemes import PRESETS, QuantizationArgs, args_to_config
-from weighbridge.progress import Progress
+from weighbridge.work.reading import reader_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -182,18 +180,15 @@ def test_modelopts_format_means_what_compressed_tensors_does(once: Once, tmp_pat
     """Up to reciprocals: a global scale and its reciprocal's reciprocal differ by one unit in the last place."""
     build = made(once, "nvfp4") / "build"
     other_format = converted(build, tmp_path, form="modelopt", experts="as-stored")
-    with ExitStack() as stack:
-        one, other = (
-            weights_of(checkpoint, stack.enter_context(reader_of(checkpoint, Progress())))
-            for checkpoint in (open_directory(build), open_directory(other_format))
-        )
-        assert one.keys() == other.keys()
-        for name, weight in one.items():
-            assert np.allclose(read_weight(weight), read_weight(other[name]), rtol=2.0**-21, atol=0)
-            inputs = activations_of(weight), activations_of(other[name])
-            if inputs[0] is not None or inputs[1] is not None:
-                scales = [how.scale if how is not None else None for how in inputs]
-                assert scales[1] == pytest.approx(scales[0], rel=2.0**-22)
+    sides = open_directory(build), open_directory(other_format)
+    one, other = (weights_of(checkpoint, reader_of(checkpoint)) for checkpoint in sides)
+    assert one.keys() == other.keys()
+    for name, weight in one.items():
+        assert np.allclose(read_weight(weight), read_weight(other[name]), rtol=2.0**-21, atol=0)
+        inputs = activations_of(weight), activations_of(other[name])
+        if inputs[0] is not None or inputs[1] is not None:
+            scales = [how.scale if how is not None else None for how in inputs]
+            assert scales[1] == pytest.approx(scales[0], rel=2.0**-22)
 
 
 INPUTS = {

@@ -154,8 +154,7 @@ def test_bytes_do_not_depend_on_where_pieces_are_cut(
     source, _ = published(way)
     recipe = write_recipe(tmp_path / "recipe.yaml", "NVFP4A16")
     assert wb.build(recipe, source, tmp_path / "whole", references=["none"]).holds
-    monkeypatch.setattr("weighbridge.engines.streaming.pieces.PIECE_BYTES", 8192)
-    monkeypatch.setattr("weighbridge.auditing.pieces.PIECE_BYTES", 8192)
+    monkeypatch.setattr("weighbridge.work.pieces.PIECE_BYTES", 8192)
     monkeypatch.setattr("weighbridge.machine.columns.BLOCK_BYTES", 512)
     monkeypatch.setattr("weighbridge.machine.columns.GAP_BYTES", 100)
     report = wb.build(recipe, source, tmp_path / "cut", audit=True, references=["none"])
@@ -177,8 +176,7 @@ def test_a_block_may_be_higher_than_a_piece(height: int, tmp_path: Path, monkeyp
     damage(source, taller)
     recipe = write_recipe(tmp_path / "recipe.yaml", "FP8_DYNAMIC")
     assert wb.build(recipe, source, tmp_path / "whole", references=["none"]).holds
-    monkeypatch.setattr("weighbridge.engines.streaming.pieces.PIECE_BYTES", 8192)
-    monkeypatch.setattr("weighbridge.auditing.pieces.PIECE_BYTES", 8192)
+    monkeypatch.setattr("weighbridge.work.pieces.PIECE_BYTES", 8192)
     at_once: list[int] = []
     built, audited = decoding.decoded, audit_decoding._values
 

@@ -196,7 +196,7 @@ def assert_went_on(report: bytes, known: set[int]) -> None:
 
 def journalled(output: Path) -> set[int]:
     lines = [line for path in output.parent.glob(f".{output.name}.staging-*/journal.jsonl") for line in _lines(path)]
-    return {json.loads(line)["piece"] for line in lines}
+    return {json.loads(line.partition(" ")[2])[0] for line in lines}
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from math import comb
@@ -17,7 +16,6 @@ import numpy as np
 from weighbridge.auditing import compensation
 from weighbridge.auditing.dequantized import find_dequantized
 from weighbridge.auditing.example import MOST, example
-from weighbridge.auditing.journal import Journal
 from weighbridge.auditing.judge import (
     Judged,
     Verdict,
@@ -40,21 +38,24 @@ from weighbridge.auditing.pairing import (
     pair,
     regions,
 )
-from weighbridge.auditing.pieces import PIECE_BYTES, Piece, Sample, Strip, cut, units_of
-from weighbridge.auditing.reading import HUB_BYTES, Reader, reader_of
+from weighbridge.auditing.pieces import Sample, cut, units_of
 from weighbridge.auditing.recomputed import Kept, Quantized, Recomputed, compare, improved
 from weighbridge.auditing.run import WORKER_PIECES, Figures, run
 from weighbridge.auditing.smoothing import Smoothed, has_offset_norms, recover
-from weighbridge.auditing.work import STRICT, Allowance, Job, look, stored_shape, volume_of, whole_scale
-from weighbridge.checkpoint.model import READ_BESIDE, Checkpoint, check_unchanged
+from weighbridge.auditing.work import STRICT, Allowance, Job, examine, stored_shape, volume_of, whole_scale
+from weighbridge.checkpoint.model import READ_BESIDE, Checkpoint, check_unchanged, identities
 from weighbridge.checkpoint.modules import split_parameter
 from weighbridge.families import Family
 from weighbridge.formats.tensors import payload_bytes
 from weighbridge.machine.cache import cache_directory, key_of
+from weighbridge.machine.hashing import hash_file
 from weighbridge.machine.resources import Resources, affordable_workers
 from weighbridge.planning import FusedGroup
 from weighbridge.progress import Progress
 from weighbridge.version import __version__
+from weighbridge.work.journal import Journal
+from weighbridge.work.pieces import PIECE_BYTES
+from weighbridge.work.reading import HUB_BYTES, HubReader, reader_of
 
 log = logging.getLogger(__name__)
 
@@ -164,30 +165,28 @@ def audit(
     """
     pairing = pair(checkpoint, base, groups)
     pieces = cut(pairing, sample)
-    before = _identities(checkpoint), _identities(base)
-    journal = Journal(_journal_path(checkpoint, base, method, sample, before))
+    key = _key(checkpoint, base, method, sample)
+    journal = Journal(cache_directory("audits") / f"{key}.jsonl", key.encode())
     blocks = sum(HUB_BYTES for side in (checkpoint, base) if side.directory is None)
     largest = max((piece.nbytes for piece in pieces), default=0)  # a row of blocks may be larger than a piece should be
     each = WORKER_PIECES * max(PIECE_BYTES, largest)
     workers = affordable_workers(resources.workers, resources.memory - blocks, each=each)
-    with ExitStack() as stack:
-        stored, source = (stack.enter_context(reader_of(side, progress)) for side in (checkpoint, base))
-        offset = has_offset_norms(base.config)
-        smoothed = recover(pairing.pairs, method.smoothing, stored, source, offset=offset)
-        job = Job(pairing.pairs, stored, source, _allowances(pairing, method, smoothed))
-        hashing = _hashing(base, source) if resources.digests and base.directory is not None else {}
-        log.info("%d pieces to look at, %d workers", len(pieces), workers)
-        figures = run(job, pieces, journal=journal, workers=workers, hashing=hashing, progress=progress)
-        if base.directory is None and resources.digests and sample is None:
-            figures.digests.update({name: source.digest(name) for name in base.shards})
-        differing = list(_different(pairing, figures)) if sample is None else []
-        dequantized = find_dequantized(differing, method, base, stored, source)
-        quantized, kept = _judged(job, pairing, figures, smoothed, dequantized, method, sample)
-        recomputed = None
-        if again is not None:
-            theirs = stack.enter_context(reader_of(again, progress))
-            recomputed = compare(regions(checkpoint), stored, regions(again), theirs)
-            quantized, kept = improved(quantized, kept, recomputed)
+    stored, source = reader_of(checkpoint), reader_of(base)
+    offset = has_offset_norms(base.config)
+    smoothed = recover(pairing.pairs, method.smoothing, stored, source, offset=offset)
+    job = Job(pairing.pairs, stored, source, _allowances(pairing, method, smoothed))
+    hashing = _hashing(base, progress) if resources.digests else {}
+    log.info("%d pieces to look at, %d workers", len(pieces), workers)
+    figures = run(job, pieces, journal=journal, workers=workers, hashing=hashing, progress=progress)
+    if isinstance(source, HubReader) and resources.digests and sample is None:
+        figures.digests.update({name: source.digest(name) for name in base.shards})
+    differing = list(_different(pairing, figures)) if sample is None else []
+    dequantized = find_dequantized(differing, method, base, stored, source)
+    quantized, kept = _judged(job, pairing, figures, smoothed, dequantized, method, sample)
+    recomputed = None
+    if again is not None:
+        recomputed = compare(regions(checkpoint), stored, regions(again), reader_of(again))
+        quantized, kept = improved(quantized, kept, recomputed)
     for side in (checkpoint, base):
         check_unchanged(side, (*side.shards, *READ_BESIDE & side.files.keys()))
     journal.forget()
@@ -261,7 +260,7 @@ def _judged(
         plain = not allowance.smoothed and allowance.dampening is None
         holds = scale_holds(item, whole, seen.amax, amaxes[item.name], sampled=sample is not None)
         if plain and seen.exact and not holds:
-            seen = _look_again(job, index, item, right_scale(item, amaxes[item.name]))
+            seen = _look_again(job, item, right_scale(item, amaxes[item.name]))
         judged = judge_quantized(
             item,
             seen,
@@ -310,12 +309,11 @@ def _different(pairing: Pairing, figures: Figures) -> Iterator[KeptPair]:
             yield item
 
 
-def _look_again(job: Job, index: int, item: QuantizedPair, right: np.float32 | None) -> Measure:
+def _look_again(job: Job, item: QuantizedPair, right: np.float32 | None) -> Measure:
     """Measure a module whose codes agree with a scale of the whole that is not the `right` one."""
     alone = replace(job, allowances={item.name: Allowance(instead=right)})
-    pieces = cut(Pairing((item,)))
-    strips = [Piece(piece.number, tuple(Strip(index, strip.spans) for strip in piece.strips), 0) for piece in pieces]
-    return sum((_measure(result) for piece in strips for _, result in look(alone, piece)), Measure())
+    strips = (strip for piece in cut(Pairing((item,))) for strip in piece.strips)
+    return sum((examine(alone, item, strip) for strip in strips), Measure())
 
 
 def _judge_volume(job: Job, item: QuantizedPair, judged: Judged) -> Judged:
@@ -399,39 +397,30 @@ def _reason(name: str, checkpoint: Checkpoint) -> str:
     return ""
 
 
-def _hashing(base: Checkpoint, source: Reader) -> dict[str, tuple[int, Callable[[], str]]]:
+def _hashing(base: Checkpoint, progress: Progress) -> dict[str, tuple[int, Callable[[], str]]]:
     """What hashes each shard of a base on disk, beside the work; one on the hub is hashed as it passes."""
-    assert base.directory is not None
-    return {name: ((base.directory / name).stat().st_size, partial(source.digest, name)) for name in base.shards}
+    if base.directory is None:
+        return {}
+    paths = {name: base.directory / name for name in base.shards}
+    return {
+        name: (path.stat().st_size, partial(hash_file, path, progress, known=base.shards[name].standing))
+        for name, path in paths.items()
+    }
 
 
-def _identities(side: Checkpoint) -> dict[str, list[int | str]]:
-    """What tells that a shard was touched since its header was read: its inode, size, times of change; on the hub, the
-    commit."""
-    if side.directory is None:
-        return {name: [side.origin.repository, side.origin.revision] for name in side.shards}
-    return {name: [] if it.standing is None else [*astuple(it.standing)] for name, it in side.shards.items()}
-
-
-def _journal_path(
-    checkpoint: Checkpoint,
-    base: Checkpoint,
-    method: Method,
-    sample: Sample | None,
-    identities: Any,
-) -> Any:
-    key = key_of(
+def _key(checkpoint: Checkpoint, base: Checkpoint, method: Method, sample: Sample | None) -> str:
+    """A name for everything that decides the figures of an audit: one of a file that was touched since is another."""
+    return key_of(
         {
             "structures": [
                 {name: [tensor.dtype, *tensor.shape] for name, tensor in side.structure.items()}
                 for side in (checkpoint, base)
             ],
             "schemes": {module: repr(scheme) for module, scheme in checkpoint.schemes.items()},
-            "shards": identities,
+            "shards": [identities(side) for side in (checkpoint, base)],
             "method": repr(method),
             "sample": repr(sample),
             "piece_bytes": PIECE_BYTES,
             "weighbridge": __version__,
         }
     )
-    return cache_directory("audits") / f"{key}.jsonl"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from functools import partial
 from itertools import pairwise
@@ -15,10 +14,10 @@ import numpy as np
 
 from weighbridge.auditing.grid import Array, Floats, Rows, float_values, grid_of, rows_of, spread, values_of
 from weighbridge.auditing.measure import decibels
-from weighbridge.auditing.pairing import QuantizedPair, Region, is_quantized, modules_of, regions, schemes_of
-from weighbridge.auditing.pieces import PIECE_BYTES, Spans
-from weighbridge.auditing.reading import ARRAYS, Reader, reader_of
-from weighbridge.auditing.work import read, stored_rows, whole_scale
+from weighbridge.auditing.pairing import QuantizedPair, is_quantized, modules_of, regions, schemes_of
+from weighbridge.auditing.pieces import Spans
+from weighbridge.auditing.reading import ARRAYS, read
+from weighbridge.auditing.work import stored_rows, whole_scale
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import split_parameter
 from weighbridge.families import Family
@@ -28,6 +27,9 @@ from weighbridge.machine.resources import Resources, affordable_workers
 from weighbridge.progress import Progress
 from weighbridge.report import Finding, Section, Severity, Table
 from weighbridge.text.names import compact
+from weighbridge.work.pieces import PIECE_BYTES, in_strips
+from weighbridge.work.reading import Reader, reader_of
+from weighbridge.work.regions import Region
 
 SAME_SCALE = 2.0**-22
 """Relative difference of a scale and the same one after its global scale became a reciprocal: three roundings."""
@@ -101,10 +103,11 @@ def compare(one: Checkpoint, other: Checkpoint, *, resources: Resources, progres
     shared = [_Shared(name, (sides[0][name], sides[1][name])) for name in sides[0] if name in sides[1]]
     partings: dict[str, Parting] = {}
     workers = affordable_workers(resources.workers, resources.memory, each=WORKER_PIECES * PIECE_BYTES)
-    with ExitStack() as stack:
-        readers = stack.enter_context(reader_of(one, progress)), stack.enter_context(reader_of(other, progress))
-        stack.enter_context(progress.stage("comparing", sum(item.sides[0].weight.nbytes for item in shared)))
-        pool = stack.enter_context(ThreadPoolExecutor(workers, thread_name_prefix="compare"))
+    readers = reader_of(one), reader_of(other)
+    with (
+        progress.stage("comparing", sum(item.sides[0].weight.nbytes for item in shared)),
+        ThreadPoolExecutor(workers, thread_name_prefix="compare") as pool,
+    ):
         for item, parting in zip(shared, pool.map(partial(_parting, readers), shared), strict=True):
             partings[item.name] = parting
             progress.advance(item.sides[0].weight.nbytes)
@@ -146,9 +149,8 @@ def _spans(side: _Side) -> Iterator[Spans]:
     """A weight in pieces of whole rows, or rows of blocks of any height up to 128."""
     rows = side.weight.shape[0] if len(side.weight.shape) == 2 else 1
     each = max(1, side.weight.nbytes // max(rows, 1))
-    height = max(1, PIECE_BYTES // each // 128) * 128
-    for begin in range(0, rows, height):
-        yield ((begin, min(height, rows - begin)),)
+    for strip in in_strips(rows, each, 128):
+        yield ((strip.start, len(strip)),)
 
 
 def _kept(readers: tuple[Reader, Reader], item: _Shared, spans: Spans) -> Parting:

@@ -12,32 +12,28 @@ import numpy as np
 
 from weighbridge.auditing.arithmetic import narrowed
 from weighbridge.auditing.grid import E2M1_VALUES, Array, Floats, e4m3_values, e8m0_values, float_values
-from weighbridge.auditing.pairing import Coded, Region
 from weighbridge.errors import StructureError
 from weighbridge.formats.codecs import AWQ_ORDER, CODES, DECODED, ORDER, SCALES, SHAPE, SHARED, ZEROS, Codec
-
-Read = Callable[[Region, int, int], Array]
-"""Reads rows of a stored tensor: the tensor, the first row, and how many."""
+from weighbridge.work.regions import Coded, Region
 
 
-def decoded(coded: Coded, count: int, read: Read) -> Array:
+def decoded(coded: Coded, count: int, read: Callable[[Region], Array]) -> Array:
     """Rows of a weight that is stored as codes: BF16 as bit patterns, uint16 [count, columns].
+
+    Args:
+        read: reads a stored matrix.
 
     Raises:
         StructureError: what lies beside the codes contradicts what is declared of them.
     """
-    codec, columns = coded.how.codec, coded.how.weight.shape[1]
+    codec, (total, columns) = coded.how.codec, coded.how.weight.shape
     unit = coded.how.unit
     begin = coded.first // unit * unit
-    end = min(coded.rows, -(-(coded.first + count) // unit) * unit)
-    stored: dict[str, Array] = {}
-    for role, region in coded.stored.items():
-        each = coded.how.readings[role].each
-        first, last = (begin // each, -(-end // each)) if each else (0, region.tensor.shape[0])
-        stored[role] = read(region, first, last - first)
+    end = min(total, -(-(coded.first + count) // unit) * unit)
+    stored = {role: read(region) for role, region in coded._replace(first=begin).beside(end - begin).items()}
     values = _values(codec, stored[CODES], end - begin, columns)
     scales = _scales(stored[SCALES], coded.stored[SCALES].tensor.dtype)
-    height, width = codec.height or coded.rows, codec.width or columns
+    height, width = codec.height or total, codec.width or columns
     down = np.arange(begin, end) // height - begin // height
     tile = np.arange(columns) // width
     if SHAPE in stored and stored[SHAPE].reshape(-1).tolist() != [*coded.how.weight.shape]:

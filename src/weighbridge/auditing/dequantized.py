@@ -8,17 +8,18 @@ import numpy as np
 
 from weighbridge.auditing import rounding
 from weighbridge.auditing.arithmetic import PRECISIONS, arithmetics_of, narrowed, whole_scales
-from weighbridge.auditing.grid import Array, Grid, float_values, grid_of
+from weighbridge.auditing.grid import Grid, float_values, grid_of
 from weighbridge.auditing.judge import group_amaxes
 from weighbridge.auditing.method import Method
-from weighbridge.auditing.pairing import KeptPair, Region
-from weighbridge.auditing.reading import ARRAYS, Reader, fill
+from weighbridge.auditing.pairing import KeptPair
+from weighbridge.auditing.reading import read_whole
 from weighbridge.auditing.work import Weights, weights_of
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import split_parameter
 from weighbridge.formats.schemes import Scheme
 from weighbridge.planning import make_plan
 from weighbridge.text.patterns import pattern_list
+from weighbridge.work.reading import Reader
 
 COMPRESSED_TENSORS = "compressed-tensors"
 DEQUANTIZED = "BF16"
@@ -54,7 +55,7 @@ def find_dequantized(
 
 def _weights(item: KeptPair, grid: Grid, source: Reader) -> Weights | None:
     tensor = item.source.tensor
-    return weights_of(_whole(item.source, source), tensor.dtype, grid)
+    return weights_of(read_whole(source, item.source), tensor.dtype, grid)
 
 
 def _amax(item: KeptPair, scheme: Scheme, source: Reader) -> float:
@@ -89,10 +90,4 @@ def _is_rounded(item: KeptPair, scheme: Scheme, amax: float, checkpoint: Reader,
     if scheme.weights.strategy != "tensor_group":
         product = narrowed(product, dtype)
     expected = narrowed(product, DEQUANTIZED)
-    return bool((float_values(_whole(item.stored, checkpoint), DEQUANTIZED) == expected).all())
-
-
-def _whole(region: Region, reader: Reader) -> Array:
-    target = np.empty(region.tensor.nbytes, np.uint8)
-    fill(reader, region, memoryview(target.data))
-    return target.view(ARRAYS[region.tensor.dtype]).reshape(region.tensor.shape)
+    return bool((float_values(read_whole(checkpoint, item.stored), DEQUANTIZED) == expected).all())

@@ -9,8 +9,8 @@ from weighbridge.auditing.arithmetic import PRECISIONS
 from weighbridge.auditing.grid import float_values, grid_of, rows_of, spread, values_of
 from weighbridge.auditing.pairing import KeptPair, Pair, QuantizedPair
 from weighbridge.auditing.pieces import cut_by_elements, units_of
-from weighbridge.auditing.reading import ARRAYS
-from weighbridge.auditing.work import STRICT, Job, base_weights, in_rows, read, scale_dtype_of, stored_rows, whole_scale
+from weighbridge.auditing.reading import ARRAYS, read
+from weighbridge.auditing.work import STRICT, Job, base_weights, in_rows, scale_dtype_of, stored_rows, whole_scale
 from weighbridge.formats.tensors import FLOATING_SOURCES
 
 MOST = 64

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import (
@@ -22,62 +21,15 @@ from weighbridge.checkpoint.modules import (
 from weighbridge.checkpoint.readable import check_decoded, check_measured
 from weighbridge.errors import StructureError
 from weighbridge.formats import FORMATS
-from weighbridge.formats.codecs import CODES, Reading
-from weighbridge.formats.codecs import Coded as How
 from weighbridge.formats.schemes import Scheme, SchemeMismatch
 from weighbridge.formats.tensors import FLOATING_SOURCES, Tensor
-from weighbridge.machine.columns import Columns
 from weighbridge.planning import FusedGroup
+from weighbridge.work.regions import Region, coded_rows, rows_at, tensor_regions
 
 ATTENTION_SCALES = frozenset({"k_scale", "v_scale", "q_scale"})
 HEAD = "lm_head"
 
 _SCALE_DTYPES = frozenset({"BF16", "F16", "F32"})
-
-
-class Coded(NamedTuple):
-    """Codes that rows of a weight are read off.
-
-    Attributes:
-        module: whose they are, for messages.
-        how: how they become a weight.
-        stored: by what each is for, where the whole tensor lies, as a matrix.
-        rows: of the whole weight.
-        first: the first row that is meant.
-    """
-
-    module: str
-    how: How
-    stored: Mapping[str, Region]
-    rows: int
-    first: int = 0
-
-
-class Region(NamedTuple):
-    """Bytes of a shard, and the dtype and shape of what they hold.
-
-    Attributes:
-        offset: where they begin; of rows that lie as columns, where the whole matrix does.
-        columns: where they lie in that matrix; None for rows that lie as such, one after the other.
-        coded: where they are stored as codes: which; None for what is stored as it is.
-    """
-
-    file: str
-    offset: int
-    tensor: Tensor
-    columns: Columns | None = None
-    coded: Coded | None = None
-
-    def rows(self, first: int, count: int) -> Region:
-        """Rows of a matrix."""
-        total, *rest = self.tensor.shape
-        tensor = Tensor(self.tensor.dtype, (count, *rest))
-        if self.coded is not None:
-            return self._replace(tensor=tensor, coded=self.coded._replace(first=self.coded.first + first))
-        if self.columns is not None:
-            return Region(self.file, self.offset, tensor, self.columns.after(first))
-        each = self.tensor.nbytes // total if total else 0
-        return Region(self.file, self.offset + first * each, tensor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,27 +149,14 @@ def pair(checkpoint: Checkpoint, base: Checkpoint, groups: Sequence[FusedGroup] 
 def _as_floats(base: Checkpoint, found: dict[str, Region]) -> dict[str, Region]:
     """What a base holds, each module that its publisher quantized as the one weight that its codes mean."""
     floats = {name: region for name, region in found.items() if name not in base.dropped}
+    tensors = tensor_regions(base)
     for modules in base.coded.values():
         for module, item in modules.items():
             assert item.coded is not None  # or the base would be refused
-            stored = {
-                role: _as_matrix(found[f"{module}.{reading.local}"], reading)
-                for role, reading in item.coded.readings.items()
-            }
             for local in item.places:
                 floats.pop(f"{module}.{local}", None)
-            weight, codes = item.coded.weight, stored[CODES]
-            coded = Coded(module, item.coded, stored, weight.shape[0])
-            floats[f"{module}.weight"] = Region(codes.file, codes.offset, weight, coded=coded)
+            floats[f"{module}.weight"] = coded_rows(module, item.coded, item.places, tensors)
     return floats
-
-
-def _as_matrix(region: Region, reading: Reading) -> Region:
-    """A tensor of a module as it is read beside the rows of the weight."""
-    columns = region.columns
-    if reading.transposed:
-        columns = Columns(0, 1, region.tensor.shape[-1])
-    return region._replace(tensor=reading.tensor, columns=columns)
 
 
 def regions(checkpoint: Checkpoint) -> dict[str, Region]:
@@ -227,31 +166,23 @@ def regions(checkpoint: Checkpoint) -> dict[str, Region]:
         StructureError: fused experts that cannot be split, or two tensors of one name.
     """
     found: dict[str, Region] = {}
-    for shard, header in checkpoint.shards.items():
-        for name, stored in header.tensors.items():
-            whole = Region(shard, header.data_offset + stored.begin, stored.tensor)
-            for part, region in _parts(name, whole, checkpoint.fused_experts.get(name)):
-                if part in found:
-                    raise StructureError(
-                        f"two of its tensors are {part!r} once experts are split", where=checkpoint.label
-                    )
-                found[part] = region
+    tensors = tensor_regions(checkpoint)
+    for name, whole in tensors.items():
+        for part, region in _experts(name, whole, checkpoint.fused_experts.get(name), tensors):
+            if part in found:
+                raise StructureError(f"two of its tensors are {part!r} once experts are split", where=checkpoint.label)
+            found[part] = region
     return found
 
 
-def _parts(name: str, whole: Region, fused: FusedExperts | None) -> Iterator[tuple[str, Region]]:
+def _experts(
+    name: str, whole: Region, fused: FusedExperts | None, tensors: Mapping[str, Region]
+) -> Iterator[tuple[str, Region]]:
     if fused is None:
         yield name, whole
         return
-    experts, *matrix = whole.tensor.shape
-    each = whole.tensor.nbytes // max(experts, 1)
     for part in split_experts(name, whole.tensor, fused):
-        one = Region(whole.file, whole.offset + part.expert * each, Tensor(whole.tensor.dtype, tuple(matrix)))
-        columns = place_of(name, part).columns(matrix)
-        if columns is not None:
-            yield part.name, Region(whole.file, one.offset, part.tensor, columns)
-        else:
-            yield part.name, one.rows(part.first_row, part.tensor.shape[0])
+        yield part.name, rows_at(place_of(name, part), tensors, part.tensor.shape[0])
 
 
 def modules_of(stored: Mapping[str, Region], schemes: Mapping[str, Scheme]) -> dict[str, dict[str, Region]]:

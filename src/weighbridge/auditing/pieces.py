@@ -1,8 +1,4 @@
-"""The work of an audit in pieces: rows of pairs, cut by a fixed size, all of them or a seeded random share.
-
-A piece is cut by size alone, never by the number of workers or the memory at hand, so that a journal written with one
-setting is understood under another, and sums are the same under all.
-"""
+"""The work of an audit in pieces: rows of pairs, all of them or a seeded random share."""
 
 from __future__ import annotations
 
@@ -14,9 +10,7 @@ import numpy as np
 
 from weighbridge.auditing.pairing import KeptPair, Pair, Pairing
 from weighbridge.formats.tensors import DTYPE_BITS
-
-PIECE_BYTES = 4 * 1024 * 1024
-"""Bytes of the base in a piece, unless a single row (or row of blocks) is larger."""
+from weighbridge.work.pieces import Piece, in_pieces, in_strips
 
 KEPT_ROW = 4096
 """Elements that count as a row of a kept tensor."""
@@ -31,23 +25,16 @@ class Strip:
     Attributes:
         pair: index of the pair.
         spans: first row and number of rows of each run of rows; of a kept tensor, elements.
+        nbytes: bytes of the base that they are.
     """
 
     pair: int
     spans: Spans
+    nbytes: int
 
     @property
     def rows(self) -> int:
         return sum(count for _, count in self.spans)
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Strips that are worked on together; the unit of the journal."""
-
-    number: int
-    strips: tuple[Strip, ...]
-    nbytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,21 +50,10 @@ class Sample:
     seed: int = 0
 
 
-def cut(pairing: Pairing, sample: Sample | None = None) -> tuple[Piece, ...]:
+def cut(pairing: Pairing, sample: Sample | None = None) -> tuple[Piece[Strip], ...]:
     """Cut a pairing into pieces, in the order of the base's bytes."""
-    pieces: list[Piece] = []
-    pending: list[Strip] = []
-    pending_bytes = 0
-    for index, item in enumerate(pairing.pairs):
-        for spans, size in _strips(item, index, sample):
-            if pending and pending_bytes + size > PIECE_BYTES:
-                pieces.append(Piece(len(pieces), tuple(pending), pending_bytes))
-                pending, pending_bytes = [], 0
-            pending.append(Strip(index, spans))
-            pending_bytes += size
-    if pending:
-        pieces.append(Piece(len(pieces), tuple(pending), pending_bytes))
-    return tuple(pieces)
+    strips = (strip for index, item in enumerate(pairing.pairs) for strip in _strips(item, index, sample))
+    return in_pieces((strip, strip.nbytes) for strip in strips)
 
 
 def cut_by_elements(item: KeptPair) -> bool:
@@ -89,23 +65,18 @@ def units_of(item: Pair) -> tuple[int, int]:
     """How a pair's rows are chosen: rows in all, and how many stay together."""
     if isinstance(item, KeptPair):
         return (item.source.tensor.parameters, KEPT_ROW) if cut_by_elements(item) else (item.source.tensor.shape[0], 1)
-    args = item.scheme.weights
-    if args.block_structure is not None:
-        return item.weight.shape[0], args.block_structure[0]
-    # Zero points share words down the rows.
-    return item.weight.shape[0], 32 // args.num_bits if args.type == "int" and not args.symmetric else 1
+    return item.weight.shape[0], item.scheme.weights.unit
 
 
-def _strips(item: Pair, index: int, sample: Sample | None) -> Iterator[tuple[Spans, int]]:
+def _strips(item: Pair, index: int, sample: Sample | None) -> Iterator[Strip]:
     rows, unit = units_of(item)
     columns = 1 if isinstance(item, KeptPair) and cut_by_elements(item) else math.prod(item.source.tensor.shape[1:])
     row_bytes = columns * DTYPE_BITS[item.source.tensor.dtype] // 8
-    at_once = max(1, PIECE_BYTES // max(1, row_bytes * unit))
     total = -(-rows // unit)
     chosen = range(total) if sample is None else _chosen(total, index, sample)
-    for begin in range(0, max(len(chosen), 1), at_once):
-        spans = _runs(chosen[begin : begin + at_once], unit, rows)
-        yield spans, sum(count for _, count in spans) * row_bytes
+    for strip in in_strips(len(chosen), row_bytes * unit):
+        spans = _runs(chosen[strip.start : strip.stop], unit, rows)
+        yield Strip(index, spans, sum(count for _, count in spans) * row_bytes)
 
 
 def _chosen(total: int, index: int, sample: Sample) -> Sequence[int]:

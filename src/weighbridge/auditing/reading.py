@@ -1,34 +1,16 @@
-"""Reading the bytes of regions from a checkpoint on disk or on the hub, into buffers that are used again and again."""
+"""Rows of a region as arrays: what is stored of them, or what their codes mean."""
 
 from __future__ import annotations
 
-import hashlib
-import math
-import os
-import threading
-from collections import OrderedDict
-from collections.abc import Sequence
-from concurrent.futures import Future
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from weighbridge.auditing.decoding import decoded
-from weighbridge.auditing.pairing import Region
-from weighbridge.checkpoint.header import Header
-from weighbridge.checkpoint.hub import HubId, find_snapshot, read_bytes
-from weighbridge.checkpoint.model import Checkpoint
-from weighbridge.errors import StructureError
-from weighbridge.formats.tensors import DTYPE_BITS
-from weighbridge.machine.columns import gather
-from weighbridge.machine.hashing import hash_file
-from weighbridge.machine.standing import check_same
-from weighbridge.progress import Progress
-
-Bytes = npt.NDArray[np.uint8]
+from weighbridge.auditing.grid import Array
+from weighbridge.auditing.pieces import Spans
+from weighbridge.work.reading import Buffers, Bytes, Reader, read_stored
+from weighbridge.work.regions import Region
 
 ARRAYS: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype(np.uint16),
@@ -40,190 +22,7 @@ ARRAYS: dict[str, np.dtype[Any]] = {
 }
 """safetensors' dtype -> numpy's; what is not here comes as bytes."""
 
-
-class Reader(Protocol):
-    """Reads one checkpoint, from several threads at once; a context manager."""
-
-    def read(self, file: str, offset: int, target: memoryview) -> None:
-        """Fill `target` with the bytes of a shard from `offset` on.
-
-        Raises:
-            StructureError, HubError: they cannot be read.
-        """
-
-    def digest(self, file: str) -> str:
-        """SHA-256 (hex) of a whole shard.
-
-        Raises:
-            StructureError, HubError: it cannot be read.
-        """
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-
-def reader_of(checkpoint: Checkpoint, progress: Progress) -> Reader:
-    """What reads a checkpoint where it lies.
-
-    Raises:
-        HubError: it lies on the hub, which cannot be reached.
-    """
-    return HubReader(checkpoint) if checkpoint.directory is None else DirectoryReader(checkpoint, progress)
-
-
-class DirectoryReader:
-    """A checkpoint on disk; each shard is opened once."""
-
-    def __init__(self, checkpoint: Checkpoint, progress: Progress) -> None:
-        assert checkpoint.directory is not None
-        self._directory: Path = checkpoint.directory
-        self._progress = progress
-        self._label = checkpoint.label
-        self._standings = {name: header.standing for name, header in checkpoint.shards.items()}
-        self._lock = threading.Lock()
-        self._open: dict[str, int] = {}
-
-    def read(self, file: str, offset: int, target: memoryview) -> None:
-        """See `Reader`."""
-        count = 0
-        try:
-            descriptor = self._descriptor(file)
-            while count < len(target) and (more := os.preadv(descriptor, [target[count:]], offset + count)):
-                count += more
-        except OSError as error:
-            raise StructureError(f"cannot be read ({error.strerror})", where=f"{self._label}/{file}") from error
-        if count < len(target):
-            raise StructureError("has become shorter while it was read", where=f"{self._label}/{file}")
-
-    def digest(self, file: str) -> str:
-        """See `Reader`."""
-        return hash_file(self._directory / file, self._progress, known=self._standings[file])
-
-    def _descriptor(self, file: str) -> int:
-        with self._lock:
-            if file not in self._open:
-                self._open[file] = os.open(self._directory / file, os.O_RDONLY | os.O_CLOEXEC)
-                check_same(self._open[file], self._standings[file], where=f"{self._label}/{file}")
-            return self._open[file]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for descriptor in self._open.values():
-            os.close(descriptor)
-
-
-BLOCK_BYTES = 8 * 1024 * 1024
-CACHED_BLOCKS = 16
-HUB_BYTES = 2 * CACHED_BLOCKS * BLOCK_BYTES
-"""What reading one checkpoint from the hub holds at most: blocks that are read, and blocks that wait to be hashed."""
-
-
-class HubReader:
-    """A checkpoint on the hub, read by ranges and not kept: a few blocks in memory, and the digests of whole shards.
-
-    Digests are taken of the blocks in their order as they pass; what nobody asked for is fetched for them alone.
-    """
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._snapshot = find_snapshot(HubId(checkpoint.origin.repository, checkpoint.origin.revision))
-        self._sizes = {name: header.data_offset + _payload(header) for name, header in checkpoint.shards.items()}
-        self._lock = threading.Lock()
-        self._blocks: OrderedDict[tuple[str, int], Future[bytes]] = OrderedDict()
-        self._hashes = {name: _BlockHash() for name in checkpoint.shards}
-
-    def read(self, file: str, offset: int, target: memoryview) -> None:
-        """See `Reader`."""
-        position = 0
-        while position < len(target):
-            index, within = divmod(offset + position, BLOCK_BYTES)
-            part = self._block(file, index)[within : within + len(target) - position]
-            if not part:
-                raise StructureError("is shorter than its header says", where=f"{self._snapshot.label}/{file}")
-            target[position : position + len(part)] = part
-            position += len(part)
-
-    def digest(self, file: str) -> str:
-        """SHA-256 (hex) of a whole shard."""
-        hashed = self._hashes[file]
-        while hashed.next * BLOCK_BYTES < self._sizes[file]:
-            hashed.offer(hashed.next, self._block(file, hashed.next))
-        return hashed.sha256.hexdigest()
-
-    def _block(self, file: str, index: int) -> bytes:
-        key = file, index
-        with self._lock:
-            future = self._blocks.get(key)
-            mine = future is None
-            if future is None:
-                future = self._blocks[key] = Future()
-                while len(self._blocks) > CACHED_BLOCKS:
-                    self._blocks.popitem(last=False)
-            else:
-                self._blocks.move_to_end(key)
-        if mine:
-            try:
-                end = min((index + 1) * BLOCK_BYTES, self._sizes[file])
-                content = read_bytes(self._snapshot, file, index * BLOCK_BYTES, end)
-            except BaseException as error:
-                with self._lock:
-                    self._blocks.pop(key, None)
-                future.set_exception(error)
-                raise
-            self._hashes[file].offer(index, content)
-            future.set_result(content)
-        return future.result()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._blocks.clear()
-
-
-class _BlockHash:
-    """A digest of blocks that come nearly in order; those that come far too early are forgotten, and fetched again."""
-
-    def __init__(self) -> None:
-        self.sha256 = hashlib.sha256()
-        self.next = 0
-        self._early: dict[int, bytes] = {}
-        self._lock = threading.Lock()
-
-    def offer(self, index: int, content: bytes) -> None:
-        """Take a block; what was seen before is passed over."""
-        with self._lock:
-            if index >= self.next and (len(self._early) < CACHED_BLOCKS or index == self.next):
-                self._early[index] = content
-            while self.next in self._early:
-                self.sha256.update(self._early.pop(self.next))
-                self.next += 1
-
-
-def _payload(header: Header) -> int:
-    return max((stored.end for stored in header.tensors.values()), default=0)
-
-
-class Buffers(threading.local):
-    """Buffers of a thread, by purpose: asking for megabytes anew for every strip costs more than looking at them."""
-
-    def __init__(self) -> None:
-        self.buffers: dict[str, Bytes] = {}
-
-    def of(self, purpose: str, size: int) -> Bytes:
-        """A buffer of `size` bytes, valid until the thread asks for the same purpose again."""
-        buffer = self.buffers.get(purpose)
-        if buffer is None or len(buffer) < size:
-            buffer = self.buffers[purpose] = np.empty(size, np.uint8)
-        return buffer[:size]
+_buffers = Buffers()
 
 
 def fill(reader: Reader, region: Region, target: memoryview) -> None:
@@ -232,48 +31,36 @@ def fill(reader: Reader, region: Region, target: memoryview) -> None:
     Raises:
         StructureError, HubError: it cannot be read.
     """
-    if region.coded is not None:
-        rows = region.tensor.shape[0]
-        bits = decoded(region.coded, rows, lambda other, first, count: _fresh(reader, other, first, count))
-        target[:] = memoryview(np.ascontiguousarray(bits).reshape(-1).view(np.uint8).data)
+    if region.coded is None:
+        read_stored(reader, region, target)
         return
-    if region.columns is None:
-        reader.read(region.file, region.offset, target)
-        return
-    rows, *inner = region.tensor.shape
-    gather(
-        lambda offset, part: reader.read(region.file, offset, part),
-        region.columns,
-        offset=region.offset,
-        shape=(rows, math.prod(inner)),
-        element=DTYPE_BITS[region.tensor.dtype] // 8,
-        target=target,
-    )
+    bits = decoded(region.coded, region.tensor.shape[0], lambda other: read_whole(reader, other))
+    target[:] = memoryview(np.ascontiguousarray(bits).reshape(-1).view(np.uint8).data)
 
 
-def _fresh(reader: Reader, region: Region, first: int, count: int) -> npt.NDArray[np.generic]:
-    """Rows of a stored tensor, in memory of their own."""
-    return read_rows(reader, region, ((first, count),), np.empty(region.rows(0, count).tensor.nbytes, np.uint8))
-
-
-def read_rows(
-    reader: Reader, region: Region, spans: Sequence[tuple[int, int]], buffer: Bytes
-) -> npt.NDArray[np.generic]:
-    """Rows of a matrix, or all of a tensor of another shape.
+def read(reader: Reader, region: Region, spans: Spans, purpose: str) -> Array:
+    """Rows of a matrix in this thread's buffer for `purpose`, valid until the thread reads for it again.
 
     Args:
         spans: first row and number of rows of each run; what is read stands one after the other.
-        buffer: where the bytes go; of exactly their size.
 
     Returns:
-        A view of `buffer`, [rows, columns] of the dtype's own array (FP8 as uint8).
+        [rows, columns] of the dtype's own array (FP8 as uint8).
     """
+    rows = sum(count for _, count in spans)
+    return _read_rows(reader, region, spans, _buffers.of(purpose, region.rows(0, rows).tensor.nbytes))
+
+
+def read_whole(reader: Reader, region: Region) -> Array:
+    """All rows of a region, as `read` gives them, in memory of their own."""
+    return _read_rows(reader, region, ((0, region.tensor.shape[0]),), np.empty(region.tensor.nbytes, np.uint8))
+
+
+def _read_rows(reader: Reader, region: Region, spans: Spans, buffer: Bytes) -> Array:
     position = 0
-    columns = region.tensor.shape[-1] if region.tensor.shape else 1
     for first, count in spans:
         rows = region.rows(first, count)
         size = rows.tensor.nbytes
         fill(reader, rows, memoryview(buffer.data)[position : position + size])
         position += size
-    array = buffer.view(ARRAYS.get(region.tensor.dtype, np.dtype(np.uint8)))
-    return array.reshape(-1, columns)
+    return buffer.view(ARRAYS.get(region.tensor.dtype, np.dtype(np.uint8))).reshape(-1, region.tensor.shape[-1])

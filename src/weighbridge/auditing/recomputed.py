@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from weighbridge.auditing.judge import Judged, Verdict
 from weighbridge.auditing.measure import Measure
-from weighbridge.auditing.pairing import KeptPair, QuantizedPair, Region
-from weighbridge.auditing.reading import Reader
+from weighbridge.auditing.pairing import KeptPair, QuantizedPair
+from weighbridge.auditing.reading import read
+from weighbridge.work.pieces import in_strips
+from weighbridge.work.reading import Reader
+from weighbridge.work.regions import Region
 
 PROVEN = frozenset({Verdict.IDENTICAL, Verdict.EXACT})
 """Verdicts that running the recipe again could not improve."""
 
 OF_ACTIVATIONS = ("input_", "output_")
-
-PART_BYTES = 16 * 1024 * 1024
 
 Quantized = Sequence[tuple[QuantizedPair, Measure, Judged]]
 Kept = Sequence[tuple[KeptPair, Judged]]
@@ -71,20 +72,12 @@ def names_of(item: QuantizedPair) -> list[str]:
 def _same(one: Reader, region: Region, other: Reader, theirs: Region) -> bool:
     if region.tensor != theirs.tensor:
         return False
-    return all(
-        bool((_read(one, part) == _read(other, opposite)).all())
-        for part, opposite in zip(_parts(region), _parts(theirs), strict=True)
-    )
-
-
-def _parts(region: Region) -> Iterator[tuple[str, int, int]]:
-    """File, offset and size of what is compared at a time."""
-    for begin in range(0, region.tensor.nbytes, PART_BYTES):
-        yield region.file, region.offset + begin, min(PART_BYTES, region.tensor.nbytes - begin)
-
-
-def _read(reader: Reader, part: tuple[str, int, int]) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
-    file, offset, size = part
-    target = np.empty(size, np.uint8)
-    reader.read(file, offset, memoryview(target.data))
-    return target
+    if region.columns is None and theirs.columns is None:
+        region, theirs = region.flat(), theirs.flat()
+    rows = region.tensor.shape[0]
+    for strip in in_strips(rows, region.tensor.nbytes // max(rows, 1)):
+        spans = ((strip.start, len(strip)),)
+        rows_of_one = read(one, region, spans, "one").view(np.uint8)
+        if (rows_of_one != read(other, theirs, spans, "other").view(np.uint8)).any():
+            return False
+    return True

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
-from weighbridge.auditing.journal import Journal, Seen
-from weighbridge.auditing.pieces import Piece
+from weighbridge.auditing.measure import Difference, Measure
+from weighbridge.auditing.pieces import Strip
 from weighbridge.auditing.work import Job, Result, look
 from weighbridge.progress import Progress
+from weighbridge.work.journal import Journal
+from weighbridge.work.pieces import Piece
+from weighbridge.work.running import Task, Threads, in_turn
+
+Seen = list[tuple[int, Result]]
 
 WORKER_PIECES = 14
 """What a worker holds at most, in pieces: both sides, and of smoothed modules three copies as float32."""
@@ -35,7 +38,7 @@ class Figures:
 
 def run(
     job: Job,
-    pieces: Sequence[Piece],
+    pieces: Sequence[Piece[Strip]],
     *,
     journal: Journal,
     workers: int,
@@ -50,54 +53,51 @@ def run(
     Raises:
         StructureError, HubError: a side cannot be read.
     """
-    done = {number: seen for number, seen in journal.finished().items() if number < len(pieces)}
+    known = {number: seen for number, seen in journal.finished().items() if number < len(pieces)}
+    journal.rewrite(known)
+    done = {number: _seen(kept) for number, kept in known.items()}
     figures = Figures({}, found=len(done))
     todo = [piece for piece in pieces if piece.number not in done]
 
-    def finish(piece: Piece, seen: Seen) -> None:
-        journal.add(piece.number, seen)
+    def finish(piece: Piece[Strip], seen: Seen) -> Iterable[Task]:
+        journal.add(piece.number, _kept(seen))
         done[piece.number] = seen
         progress.advance(piece.nbytes)
+        return ()
 
-    tasks: deque[tuple[Callable[..., Any], Callable[[Any], None]]] = deque()
-    for name, (_, hash_it) in hashing.items():
-        tasks.append((hash_it, _keep(figures.digests, name)))
-    for piece in todo:
-        tasks.append((partial(look, job, piece), partial(finish, piece)))
+    def keep(name: str, digest: str) -> Iterable[Task]:
+        figures.digests[name] = digest
+        return ()
+
     total = sum(piece.nbytes for piece in todo) + sum(size for size, _ in hashing.values())
-    with (
-        progress.stage("auditing", total),
-        ThreadPoolExecutor(workers, thread_name_prefix="audit") as pool,
-    ):
-        _in_turn(pool, tasks, 2 * workers)
+    with progress.stage("auditing", total), Threads(workers) as threads:
+        tasks = [Task(partial(threads.submit, hash_it), partial(keep, name)) for name, (_, hash_it) in hashing.items()]
+        tasks += [Task(partial(threads.submit, look, job, piece), partial(finish, piece)) for piece in todo]
+        in_turn(tasks, workers)
     figures.seen = _added(done[piece.number] for piece in pieces)
     return figures
 
 
-def _keep(digests: dict[str, str], name: str) -> Callable[[str], None]:
-    def keep(digest: str) -> None:
-        digests[name] = digest
-
-    return keep
+_KINDS: Mapping[str, type[Measure] | type[Difference]] = {kind.__name__: kind for kind in (Measure, Difference)}
+_COLUMNS = frozenset({"settled", "zero_columns", "live_columns"})
+"""Figures that have a bit for each column: JSON cannot have integers of any size."""
 
 
-def _in_turn(
-    pool: ThreadPoolExecutor, tasks: deque[tuple[Callable[..., Any], Callable[[Any], None]]], at_a_time: int
-) -> None:
-    """Run tasks and hand each result on; a failure cancels what is waiting."""
-    running: dict[Future[Any], Callable[[Any], None]] = {}
-    try:
-        while tasks or running:
-            while tasks and len(running) < at_a_time:
-                work, then = tasks.popleft()
-                running[pool.submit(work)] = then
-            finished, _ = wait(running, return_when=FIRST_COMPLETED)
-            # What is done is written down before what failed beside it ends the run.
-            for future in sorted(finished, key=lambda done: done.exception() is not None):
-                running.pop(future)(future.result())
-    finally:
-        for future in running:
-            future.cancel()
+def _kept(seen: Seen) -> list[Any]:
+    """What a journal keeps of a piece."""
+    return [[pair, type(result).__name__, _fields(result)] for pair, result in seen]
+
+
+def _fields(result: Result) -> dict[str, Any]:
+    values = {item.name: getattr(result, item.name) for item in fields(result)}
+    return {name: hex(value) if name in _COLUMNS else value for name, value in values.items()}
+
+
+def _seen(kept: list[Any]) -> Seen:
+    return [
+        (pair, _KINDS[kind](**{name: int(value, 16) if name in _COLUMNS else value for name, value in values.items()}))
+        for pair, kind, values in kept
+    ]
 
 
 def _added(results: Iterable[Seen]) -> dict[int, Result]:

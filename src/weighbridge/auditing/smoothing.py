@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from weighbridge.auditing.arithmetic import narrowed
-from weighbridge.auditing.grid import Array, Floats, float_values, grid_of, rows_of
+from weighbridge.auditing.grid import Floats, float_values, grid_of, rows_of
 from weighbridge.auditing.method import Mapped
-from weighbridge.auditing.pairing import KeptPair, Pair, QuantizedPair, Region
-from weighbridge.auditing.reading import Reader, read_rows
+from weighbridge.auditing.pairing import KeptPair, Pair, QuantizedPair
+from weighbridge.auditing.reading import read_whole
 from weighbridge.auditing.work import Allowance, stored_rows
 from weighbridge.checkpoint.modules import split_parameter
 from weighbridge.text.patterns import PatternList, pattern_list
+from weighbridge.work.reading import Reader
 
 UNIT_ROUNDOFF: Mapping[str, float] = {"BF16": 2.0**-8, "F16": 2.0**-11, "F32": 2.0**-24}
 """The largest relative error of one rounding to a dtype."""
@@ -167,7 +168,7 @@ def _is_product(item: KeptPair, factors: Floats, slack: float, checkpoint: Reade
     """Whether what is not quantized is the base's times factors, one for each column, rounded once."""
     dtype = item.source.tensor.dtype
     before, after = (
-        float_values(_all(reader, region), dtype).astype(np.float64)
+        float_values(read_whole(reader, region), dtype).astype(np.float64)
         for reader, region in ((base, item.source), (checkpoint, item.stored))
     )
     product = before * factors
@@ -185,7 +186,7 @@ def _by_norm(item: KeptPair, shift: np.float32, checkpoint: Reader, base: Reader
         return None
     dtype = item.source.tensor.dtype
     stored, after = (
-        float_values(_all(reader, region), dtype).reshape(-1)
+        float_values(read_whole(reader, region), dtype).reshape(-1)
         for reader, region in ((base, item.source), (checkpoint, item.stored))
     )
     before = stored
@@ -213,7 +214,7 @@ def _by_linear(item: QuantizedPair, columns: Factors | None, checkpoint: Reader,
     if grid is None or args.type != "int" or not args.symmetric or grid.height != 1:
         return None
     spans = ((0, weight.shape[0]),)
-    values = float_values(_all(base, item.source), weight.dtype)
+    values = float_values(read_whole(base, item.source), weight.dtype)
     slack = 0.0
     if columns is not None:
         values = values * columns[0][None, :]
@@ -232,11 +233,6 @@ def _by_linear(item: QuantizedPair, columns: Factors | None, checkpoint: Reader,
         return None
     factors = np.sqrt(low * high)
     return factors.astype(np.float32), float((np.sqrt(high / low) - 1).max())
-
-
-def _all(reader: Reader, region: Region) -> Array:
-    rows = region.tensor.shape[0]
-    return read_rows(reader, region, ((0, rows),), np.empty(region.tensor.nbytes, np.uint8))
 
 
 def _resolved(modules: Mapping[str, Pair], mappings: Sequence[Mapped]) -> Iterator[tuple[str, str, list[str]]]:

@@ -25,11 +25,14 @@ from weighbridge.auditing.grid import (
     values_of,
 )
 from weighbridge.auditing.measure import Difference, Measure
-from weighbridge.auditing.pairing import KeptPair, Pair, Pairing, QuantizedPair, Region
-from weighbridge.auditing.pieces import Piece, Spans, Strip, cut, cut_by_elements, units_of
-from weighbridge.auditing.reading import ARRAYS, Buffers, Reader, read_rows
+from weighbridge.auditing.pairing import KeptPair, Pair, Pairing, QuantizedPair
+from weighbridge.auditing.pieces import Spans, Strip, cut, cut_by_elements, units_of
+from weighbridge.auditing.reading import ARRAYS, read
 from weighbridge.formats import FORMATS
-from weighbridge.formats.tensors import FLOATING_SOURCES, Tensor
+from weighbridge.formats.tensors import FLOATING_SOURCES
+from weighbridge.work.pieces import Piece
+from weighbridge.work.reading import Reader
+from weighbridge.work.regions import Region
 
 QUOTIENT_SLACK = 2.0**-21
 """Relative difference of two float32 evaluations of a quotient, of three roundings each (docs/explanation/audit.md)."""
@@ -89,10 +92,8 @@ class Job:
 
 Result = Measure | Difference
 
-_buffers = Buffers()
 
-
-def look(job: Job, piece: Piece) -> list[tuple[int, Result]]:
+def look(job: Job, piece: Piece[Strip]) -> list[tuple[int, Result]]:
     """What each strip of a piece showed: index of its pair, and the figures.
 
     Raises:
@@ -110,8 +111,7 @@ def _look_at(job: Job, strip: Strip) -> Result:
 
 def in_rows(region: Region, item: KeptPair) -> Region:
     """One side of a pair of kept tensors as strips of it are cut: by elements, or by rows where one is transposed."""
-    columns = 1 if cut_by_elements(item) else math.prod(region.tensor.shape[1:])
-    return region._replace(tensor=Tensor(region.tensor.dtype, (region.tensor.parameters // max(columns, 1), columns)))
+    return region.flat(1 if cut_by_elements(item) else math.prod(region.tensor.shape[1:]))
 
 
 def _compare(job: Job, item: KeptPair, strip: Strip) -> Difference:
@@ -372,11 +372,14 @@ def whole_scale(reader: Reader, item: QuantizedPair) -> np.float32 | None:
     names = {"tensor_group": ("weight_global_scale", "weight_scale_2"), "tensor": ("weight_scale",)}.get(strategy, ())
     for local in names:
         if local in item.stored:
-            region = item.stored[local]
-            flat = Region(region.file, region.offset, Tensor(region.tensor.dtype, (1, 1)))
-            values: Floats = float_values(read(reader, flat, ((0, 1),), local), region.tensor.dtype)
-            return np.float32(values[0, 0])
+            return read_scale(reader, item.stored[local], local)
     return None
+
+
+def read_scale(reader: Reader, region: Region, purpose: str) -> np.float32:
+    """A tensor of one element."""
+    values: Floats = float_values(read(reader, region.flat(), ((0, 1),), purpose), region.tensor.dtype)
+    return np.float32(values[0, 0])
 
 
 def stored_shape(reader: Reader, item: QuantizedPair) -> tuple[int, int] | None:
@@ -384,8 +387,7 @@ def stored_shape(reader: Reader, item: QuantizedPair) -> tuple[int, int] | None:
     region = item.stored.get("weight_shape")
     if region is None:
         return None
-    flat = Region(region.file, region.offset, Tensor("I64", (1, 2)))
-    rows, columns = read(reader, flat, ((0, 1),), "weight_shape")[0].tolist()
+    rows, columns = read(reader, region.flat(2), ((0, 1),), "weight_shape")[0].tolist()
     return rows, columns
 
 
@@ -446,12 +448,6 @@ def stored_rows(reader: Reader, item: QuantizedPair, spans: Spans) -> dict[str, 
         shares = spans if own == total else tuple((first // unit, -(-count // unit)) for first, count in spans)
         found[local] = read(reader, region, shares, local)
     return found
-
-
-def read(reader: Reader, region: Region, spans: Spans, purpose: str) -> Array:
-    """Rows of a region in this thread's buffer for `purpose`, valid until the thread reads for it again."""
-    rows = sum(count for _, count in spans)
-    return read_rows(reader, region, spans, _buffers.of(purpose, region.rows(0, rows).tensor.nbytes))
 
 
 def _row_of(spans: Spans, position: int) -> int:

@@ -27,6 +27,7 @@ from weighbridge.progress import Progress
 from weighbridge.recipe import Conversion
 from weighbridge.report import Section, Table
 from weighbridge.text.names import compact
+from weighbridge.work.journal import Journal
 
 if TYPE_CHECKING:
     from weighbridge.engines.oneshot import Record
@@ -220,7 +221,7 @@ def _write(work: Work, staging: Staging, progress: Progress, *, hashed: Checkpoi
         work.plan,
         work.source,
         staging.checkpoint,
-        journal=streaming.Journal(staging.directory / "journal.jsonl", key),
+        journal=Journal(staging.directory / "journal.jsonl", key),
         hashed=hashed,
         resources=work.resources,
         progress=progress,

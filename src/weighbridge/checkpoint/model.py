@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -359,6 +359,15 @@ def check_unchanged(checkpoint: Checkpoint, names: Iterable[str]) -> None:
         assert checkpoint.directory is not None
         known = standing_in(checkpoint, name)
         check_stands(checkpoint.directory / name, known, where=f"{checkpoint.label}/{name}")
+
+
+def identities(checkpoint: Checkpoint) -> dict[str, list[int | str]]:
+    """What tells that a shard was touched since its header was read: its inode, size, times of change; on the hub, the
+    commit."""
+    if checkpoint.directory is None:
+        return {name: [checkpoint.origin.repository, checkpoint.origin.revision] for name in checkpoint.shards}
+    standings = {name: header.standing for name, header in checkpoint.shards.items()}
+    return {name: [] if it is None else [*astuple(it)] for name, it in standings.items()}
 
 
 def standing_in(checkpoint: Checkpoint, name: str) -> Standing | None:

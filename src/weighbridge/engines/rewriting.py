@@ -28,7 +28,7 @@ class Stored(NamedTuple):
     """A stored tensor: what it is, and its bytes."""
 
     tensor: Tensor
-    content: bytes
+    content: memoryview | bytes
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Rewritten:
         inexact: local names of global scales whose reciprocal is not what was stored: no F32 has that reciprocal.
     """
 
-    contents: Mapping[str, bytes]
+    contents: Mapping[str, memoryview | bytes]
     inexact: tuple[str, ...] = field(default=())
 
 

@@ -50,6 +50,13 @@ class QuantizationArgs:
     def __post_init__(self) -> None:
         object.__setattr__(self, "reordered", self.actorder == "group")
 
+    @property
+    def unit(self) -> int:
+        """Rows of a weight that stay together: those of a block, or those whose zero points share a word."""
+        if self.block_structure is not None:
+            return self.block_structure[0]
+        return 32 // self.num_bits if self.type == "int" and not self.symmetric else 1
+
     def __str__(self) -> str:
         detail = {
             "group": f"group {self.group_size}",

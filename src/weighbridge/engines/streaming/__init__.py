@@ -4,8 +4,7 @@ The plan is the header: output shards are laid out before a weight is read, and 
 soon as it is ready. The numbers are llm-compressor's; see `weighbridge.numbers`.
 """
 
-from weighbridge.engines.streaming.executors import check_cluster
-from weighbridge.engines.streaming.journal import Journal
+from weighbridge.engines.streaming.cluster import check_cluster
 from weighbridge.engines.streaming.run import Outcome, build_key, write
 
-__all__ = ["Journal", "Outcome", "build_key", "check_cluster", "write"]
+__all__ = ["Outcome", "build_key", "check_cluster", "write"]

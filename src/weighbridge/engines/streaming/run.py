@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import astuple, dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from weighbridge.checkpoint.model import Checkpoint, check_unchanged
-from weighbridge.engines.streaming.executors import Executor, LocalExecutor, RayExecutor
+from weighbridge.checkpoint.model import Checkpoint, check_unchanged, identities
+from weighbridge.engines.streaming.cluster import RayExecutor
 from weighbridge.engines.streaming.following import FollowingHash
-from weighbridge.engines.streaming.journal import Journal
-from weighbridge.engines.streaming.pieces import PIECE_BYTES, Job, Piece, cut
+from weighbridge.engines.streaming.pieces import Job, Strip, cut
 from weighbridge.engines.streaming.work import Done, do, largest, read_back
 from weighbridge.errors import Argument, BuildError, Clause
 from weighbridge.machine.cache import key_of
@@ -30,15 +28,19 @@ from weighbridge.output.staging import clear_but
 from weighbridge.planning import Plan
 from weighbridge.progress import Progress
 from weighbridge.version import __version__
+from weighbridge.work.journal import Journal
+from weighbridge.work.pieces import PIECE_BYTES, Piece
+from weighbridge.work.reading import reader_of
+from weighbridge.work.running import Executor, Task, Threads, in_turn
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 NUMERIC_TOOLS = ("numpy", "torch", "compressed-tensors")
 #: What a worker holds at most, in pieces: what it read and what it writes; on other devices, and where torch rewrites
 #: what is stored, copies in float too.
 WORKER_PIECES_CPU, WORKER_PIECES = 4, 16
-
-Task = Callable[[], Future[Any]]
 
 
 @dataclass
@@ -72,12 +74,11 @@ def build_key(plan: Plan, source: Checkpoint, resources: Resources) -> str:
     A source file counts by what it was on disk when its header was read (name, size, inode, times of change), so that
     one that was touched between two runs begins a new build; its digest is taken while it is read.
     """
-    standings = {name: header.standing for name, header in source.shards.items()}
     decides = {"method", "format", "scheme", "config_groups", "ignore", "fused_groups", "kv_cache", "convert"}
     return key_of(
         {
             "recipe": plan.loaded.recipe.model_dump(mode="json", include=decides),
-            "source": {name: None if it is None else [*astuple(it)] for name, it in standings.items()},
+            "source": identities(source),
             "shard_size": resources.shard_size,
             "piece_bytes": PIECE_BYTES,
             "device": sorted({device.partition(":")[0] for device in resources.devices}),
@@ -123,30 +124,26 @@ def write(
         hashed: whose shards' digests are taken beside the work: the source, or what that was made of.
 
     Raises:
-        BuildError: a weight that cannot be quantized, or a source that cannot be read.
-        StructureError: the source changed since its headers were read.
+        BuildError: a weight that cannot be quantized.
+        StructureError: the source cannot be read, or changed since its headers were read.
         WeighbridgeError: too little memory for one worker.
         OSError: the output cannot be written.
     """
-    assert source.directory is not None
     check_covered(plan)
     laid_out = lay_out_shards(plan, resources.shard_size)
     clear_but(output, {name for shard in laid_out for name in (shard.name, f"{shard.name}{UNFINISHED}")})
     shards = [unfinished(shard, output) for shard in laid_out]
     for shard in shards:
         _make_file(output / shard.name, shard)
-    standings = {name: header.standing for name, header in source.shards.items()}
-    jobs = [
-        Job(source.directory.resolve(), standings, output.resolve(), device, resources.digests)
-        for device in resources.devices
-    ]
+    reader = reader_of(source)
+    jobs = [Job(reader, output.resolve(), device, resources.digests) for device in resources.devices]
     pieces = cut(plan, source, shards)
     lean = all(device == "cpu" for device in resources.devices)
     lean = lean and not any(part.action == "rewrite" for part in plan.parts)
     each = (WORKER_PIECES_CPU if lean else WORKER_PIECES) * PIECE_BYTES
     workers = affordable_workers(resources.workers, resources.memory, each=each)
     log.info("%d pieces, %d workers, on %s", len(pieces), workers, ", ".join(resources.devices))
-    with RayExecutor(resources.ray) if resources.ray else LocalExecutor(workers) as executor:
+    with RayExecutor(resources.ray) if resources.ray else Threads(workers) as executor:
         run = _Run(shards, pieces, jobs, _shard_paths(hashed), resources.digests, executor, progress, journal)
         outcome = run.go()
     for read in (source, hashed):
@@ -157,7 +154,7 @@ def write(
 @dataclass
 class _Run:
     shards: Sequence[OutputShard]
-    pieces: Sequence[Piece]
+    pieces: Sequence[Piece[Strip]]
     jobs: Sequence[Job]
     hashed: Mapping[Path, Standing | None]
     digests: bool
@@ -177,20 +174,21 @@ class _Run:
         outcome.inexact.sort()
         return outcome
 
-    def _job(self, piece: Piece) -> Job:
+    def _job(self, piece: Piece[Strip]) -> Job:
         return self.jobs[piece.number % len(self.jobs)]
 
     def _check_finished(self, outcome: Outcome) -> dict[int, Done]:
         """Believe the journal only where the bytes are still what it says."""
-        claimed = {number: item for number, item in self.journal.finished().items() if number < len(self.pieces)}
-        pieces = [self.pieces[number] for number in claimed]
+        claimed = {number: Done(**it) for number, it in self.journal.finished().items() if number < len(self.pieces)}
         found: dict[int, Done] = {}
-        with self.progress.stage("checking what is there", sum(piece.source_bytes for piece in pieces)):
-            for piece, digest in self._each(pieces, read_back):
-                if digest == claimed[piece.number].written:
-                    found[piece.number] = claimed[piece.number]
-                else:
-                    outcome.altered.append(piece.number)
+
+        def compare(piece: Piece[Strip], digest: str) -> None:
+            if digest == claimed[piece.number].written:
+                found[piece.number] = claimed[piece.number]
+            else:
+                outcome.altered.append(piece.number)
+
+        self._each("checking what is there", [self.pieces[number] for number in claimed], read_back, compare)
         outcome.found = len(found)
         if claimed:
             log.info(
@@ -198,85 +196,100 @@ class _Run:
                 len(found),
                 len(outcome.altered),
             )
-        self.journal.rewrite(found)
+        self.journal.rewrite({number: asdict(done) for number, done in found.items()})
         return found
 
-    def _find_largest(self, todo: Sequence[Piece]) -> dict[int, float]:
+    def _find_largest(self, todo: Sequence[Piece[Strip]]) -> dict[int, float]:
         """Shared scales need the largest value of a whole group before its first row is quantized."""
         needed = {strip.group for piece in todo for strip in piece.strips if strip.group is not None}
         pieces = [piece for piece in self.pieces if any(strip.group in needed for strip in piece.strips)]
         found: dict[int, float] = {}
+
+        def join(_: Piece[Strip], values: Mapping[int, float]) -> None:
+            found.update({group: max(found.get(group, 0.0), value) for group, value in values.items()})
+
         if needed:
-            with self.progress.stage("finding shared scales", sum(piece.source_bytes for piece in pieces)):
-                for _, values in self._each(pieces, largest):
-                    for group, value in values.items():
-                        found[group] = max(found.get(group, 0.0), value)
+            self._each("finding shared scales", pieces, largest, join)
         return found
 
-    def _each(self, pieces: Iterable[Piece], function: Callable[[Job, Piece], Any]) -> Iterator[tuple[Piece, Any]]:
-        def task(piece: Piece) -> Task:
-            return lambda: self.executor.submit(_with_piece, function, self._job(piece), piece)
+    def _each(
+        self,
+        stage: str,
+        pieces: Sequence[Piece[Strip]],
+        function: Callable[[Job, Piece[Strip]], T],
+        then: Callable[[Piece[Strip], T], None],
+    ) -> None:
+        def finish(piece: Piece[Strip], result: T) -> Iterable[Task]:
+            then(piece, result)
+            self.progress.advance(piece.nbytes)
+            return ()
 
-        for piece, result in self._in_turn(deque(task(piece) for piece in pieces), lambda _: ()):
-            self.progress.advance(piece.source_bytes)
-            yield piece, result
+        with self.progress.stage(stage, sum(piece.nbytes for piece in pieces)):
+            in_turn(
+                [
+                    Task(partial(self.executor.submit, function, self._job(piece), piece), partial(finish, piece))
+                    for piece in pieces
+                ],
+                self.executor.workers,
+            )
 
     def _do(
-        self, todo: Sequence[Piece], done: dict[int, Done], group_largest: Mapping[int, float], outcome: Outcome
+        self,
+        todo: Sequence[Piece[Strip]],
+        done: dict[int, Done],
+        group_largest: Mapping[int, float],
+        outcome: Outcome,
     ) -> None:
         """Do the unfinished pieces; hash the source behind them, and each shard when nothing more goes into it."""
-        missing = Counter(file for piece in todo for file in piece.files)
+        files = {piece.number: _files(piece) for piece in todo}
+        missing = Counter(file for own in files.values() for file in own)
         whole = [shard.name for shard in self.shards if not missing[shard.name]]
         last = max((shard.layout.file_size for shard in self.shards if missing[shard.name]), default=0)
         hashing = FollowingHash(self.hashed if self.digests else {}, distance=last, progress=self.progress)
-        to_read = sum(piece.source_bytes for piece in todo)
+        to_read = sum(piece.nbytes for piece in todo)
         read = 0
 
-        def hash_more() -> Iterator[Task]:
+        def hash_more(_: None = None) -> Iterator[Task]:
             if hashing.begin_step(read / to_read if to_read else 1):
-                yield lambda: self.executor.submit_here(hashing.step)
+                yield Task(partial(self.executor.submit_here, hashing.step), hash_more)
 
-        def after(result: Any) -> Iterator[Task]:
+        def hash_whole(name: str) -> Task:
+            return Task(partial(self.executor.submit_here, partial(self._hash_shard, name, outcome)), hash_more)
+
+        def finish(piece: Piece[Strip], result: Done) -> Iterator[Task]:
             nonlocal read
-            if isinstance(result, Done):
-                if self.digests:  # nothing could be believed of a piece that has none
-                    self.journal.add(result)
-                done[result.piece] = result
-                piece = self.pieces[result.piece]
-                read += piece.source_bytes
-                self.progress.advance(piece.source_bytes)
-                for file in sorted(piece.files):
-                    missing[file] -= 1
-                    if not missing[file] and self.digests:
-                        yield self._hash_shard(file, outcome)
+            if self.digests:  # nothing could be believed of a piece that has none
+                self.journal.add(piece.number, asdict(result))
+            done[piece.number] = result
+            read += piece.nbytes
+            self.progress.advance(piece.nbytes)
+            for file in files[piece.number]:
+                missing[file] -= 1
+                if not missing[file] and self.digests:
+                    yield hash_whole(file)
             yield from hash_more()
 
-        tasks: deque[Task] = deque(hash_more())
+        tasks = [*hash_more()]
         if self.digests:
-            tasks.extend(self._hash_shard(name, outcome) for name in whole)
+            tasks += map(hash_whole, whole)
         for piece in todo:
             groups = {strip.group: group_largest[strip.group] for strip in piece.strips if strip.group is not None}
-            tasks.append(functools.partial(self.executor.submit, do, self._job(piece), piece, groups))
+            begin = partial(self.executor.submit, do, self._job(piece), piece, groups)
+            tasks.append(Task(begin, partial(finish, piece)))
         with self.progress.stage("quantizing", to_read + hashing.size):
-            for _ in self._in_turn(tasks, after):
-                pass
+            in_turn(tasks, self.executor.workers)
         outcome.source_digests.update(hashing.digests)
 
-    def _hash_shard(self, name: str, outcome: Outcome) -> Task:
+    def _hash_shard(self, name: str, outcome: Outcome) -> None:
         """Hash a shard and every tensor in it as they lie there: what is signed is what was read back, not what was
         meant to be written."""
         layout = next(shard.layout for shard in self.shards if shard.name == name)
         head = len(layout.head)
         spans = {tensor: (head + begin, head + end) for tensor, (begin, end) in layout.ranges.items()}
-        path = self.jobs[0].output / name
-
-        def work() -> None:
-            final = name.removesuffix(UNFINISHED)
-            outcome.shard_digests[final], tensors = hash_shard(path, spans)
-            outcome.standings[final] = standing_of(path.lstat())
-            outcome.tensor_digests.update(tensors)
-
-        return lambda: self.executor.submit_here(work)
+        path, final = self.jobs[0].output / name, name.removesuffix(UNFINISHED)
+        outcome.shard_digests[final], tensors = hash_shard(path, spans)
+        outcome.standings[final] = standing_of(path.lstat())
+        outcome.tensor_digests.update(tensors)
 
     def _check_written(self, done: Done, outcome: Outcome) -> None:
         """Refuse a shard in which a tensor is not what the piece that wrote it had written."""
@@ -288,30 +301,15 @@ class _Run:
                     remedy="find out who, and build anew",
                 )
 
-    def _in_turn(self, tasks: deque[Task], after: Callable[[Any], Iterable[Task]]) -> Iterator[Any]:
-        """Results as they come; what `after` makes of a result goes to the front. A failure cancels what is waiting."""
-        running: set[Future[Any]] = set()
-        try:
-            while tasks or running:
-                while tasks and len(running) < 2 * self.executor.workers:
-                    running.add(tasks.popleft()())
-                finished, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    result = future.result()
-                    tasks.extendleft(after(result))
-                    yield result
-        finally:
-            for future in running:
-                future.cancel()
-
 
 def _shard_paths(checkpoint: Checkpoint) -> dict[Path, Standing | None]:
     assert checkpoint.directory is not None
     return {checkpoint.directory / name: header.standing for name, header in checkpoint.shards.items()}
 
 
-def _with_piece(function: Callable[[Job, Piece], Any], job: Job, piece: Piece) -> tuple[Piece, Any]:
-    return piece, function(job, piece)
+def _files(piece: Piece[Strip]) -> list[str]:
+    """Output shards that a piece writes to."""
+    return sorted({region.file for strip in piece.strips for region in strip.writes.values()})
 
 
 def _make_file(path: Path, shard: OutputShard) -> None:

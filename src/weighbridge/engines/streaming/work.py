@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import struct
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from weighbridge.engines.rewriting import Rewrite, Rewritten, Stored, UnusableScale, rewritten
-from weighbridge.engines.streaming.pieces import COPY, Decode, Job, Piece, Read, Span, Strip
+from weighbridge.engines.streaming.pieces import COPY, Job, Strip
 from weighbridge.errors import BuildError
-from weighbridge.formats.codecs import CODES
-from weighbridge.formats.tensors import DTYPE_BITS
-from weighbridge.machine.columns import Columns, gather
-from weighbridge.machine.standing import Standing, check_same
+from weighbridge.machine.hashing import blocks_of
 from weighbridge.numbers import NonFiniteWeight, load_kernels
 from weighbridge.numbers.encoding import SOURCES
+from weighbridge.work.pieces import Piece
+from weighbridge.work.reading import Buffers, Bytes, read_stored
+from weighbridge.work.regions import Coded, Region
 
 WEIGHT, WEIGHT_SHAPE = "weight", "weight_shape"
 
@@ -33,25 +31,23 @@ class Done:
     """What a finished piece wrote.
 
     Attributes:
-        piece: its number.
         written: SHA-256 (hex) over all that it wrote, in order: what a resumed build checks it by; empty where no
             digests are taken.
         tensors: output name -> SHA-256 (hex) of its bytes, for the tensors that this piece wrote whole.
         inexact: names of written global scales whose reciprocal is not the scale that the source stores.
     """
 
-    piece: int
     written: str
     tensors: Mapping[str, str]
     inexact: Sequence[str] = ()
 
 
-def largest(job: Job, piece: Piece) -> dict[int, float]:
+def largest(job: Job, piece: Piece[Strip]) -> dict[int, float]:
     """The largest absolute value of each fused group's weights in a piece (group number -> value).
 
     Raises:
-        BuildError: a weight holds NaN or infinity, or the source cannot be read.
-        StructureError: the source is no longer the one whose header was read.
+        BuildError: a weight holds NaN or infinity.
+        StructureError: the source cannot be read, or is no longer the one whose header was read.
     """
     kernels = load_kernels(job.device)
     found: dict[int, float] = {}
@@ -63,15 +59,15 @@ def largest(job: Job, piece: Piece) -> dict[int, float]:
     return found
 
 
-def do(job: Job, piece: Piece, group_largest: Mapping[int, float]) -> Done:
+def do(job: Job, piece: Piece[Strip], group_largest: Mapping[int, float]) -> Done:
     """Write everything that a piece's strips become.
 
     Args:
         group_largest: for each group of the piece's strips the largest absolute value over all members.
 
     Raises:
-        BuildError: a weight holds NaN or infinity, or the source cannot be read.
-        StructureError: the source is no longer the one whose header was read.
+        BuildError: a weight holds NaN or infinity.
+        StructureError: the source cannot be read, or is no longer the one whose header was read.
         OSError: the output cannot be written.
     """
     everything = hashlib.sha256()
@@ -84,19 +80,19 @@ def do(job: Job, piece: Piece, group_largest: Mapping[int, float]) -> Done:
             rewritten = _rewritten(job, strip, strip.rewrite)
             contents = rewritten.contents
             inexact += [strip.names[local] for local in rewritten.inexact if local in strip.writes]
-        for local, span in strip.writes.items():
+        for local, region in strip.writes.items():
             content = contents[local]
-            assert len(content) == span.size, (strip.module, local, len(content), span)
-            _write(job.output / span.file, span.offset, content)
+            assert len(content) == region.tensor.nbytes, (strip.module, local, len(content), region)
+            _write(job.output / region.file, region.offset, content)
             if job.digests:
                 digest = hashlib.sha256(content)
                 everything.update(digest.digest())
                 if strip.whole:
                     tensors[strip.names[local]] = digest.hexdigest()
-    return Done(piece.number, everything.hexdigest() if job.digests else "", tensors, inexact)
+    return Done(everything.hexdigest() if job.digests else "", tensors, inexact)
 
 
-def read_back(job: Job, piece: Piece) -> str:
+def read_back(job: Job, piece: Piece[Strip]) -> str:
     """What `Done.written` of a piece would be if it had written what lies there now.
 
     Raises:
@@ -104,14 +100,19 @@ def read_back(job: Job, piece: Piece) -> str:
     """
     everything = hashlib.sha256()
     for strip in piece.strips:
-        for span in strip.writes.values():
-            everything.update(hashlib.sha256(_read(job.output / span.file, span)).digest())
+        for region in strip.writes.values():
+            digest = hashlib.sha256()
+            with (job.output / region.file).open("rb", buffering=0) as file:
+                file.seek(region.offset)
+                for block in blocks_of(file, region.tensor.nbytes):
+                    digest.update(block)
+            everything.update(digest.digest())
     return everything.hexdigest()
 
 
 def _results(job: Job, strip: Strip, amax: float | None) -> Mapping[str, memoryview | bytes]:
-    if strip.scheme is None and strip.decode is None:
-        return {COPY: _read_source(job, strip.reads[COPY])}
+    if strip.scheme is None and strip.reads[COPY].coded is None:
+        return {COPY: _read(job, strip.reads[COPY]).data}
     with _refused_by_name(strip):
         weight = _weight(job, strip)
         if strip.scheme is None:
@@ -126,97 +127,46 @@ def _results(job: Job, strip: Strip, amax: float | None) -> Mapping[str, memoryv
 
 def _weight(job: Job, strip: Strip) -> npt.NDArray[np.generic]:
     """The rows of a weight: as the source has them, or as its codes mean them."""
-    if strip.decode is not None:
-        return _decoded(job, strip, strip.decode)
-    content = _read_source(job, strip.reads[COPY])
-    return np.frombuffer(content, SOURCES[strip.weight.dtype].array).reshape(strip.weight.shape)
+    region = strip.reads[COPY]
+    if region.coded is not None:
+        return _decoded(job, region.coded, strip.weight.shape[0])
+    return _read(job, region).view(SOURCES[strip.weight.dtype].array).reshape(strip.weight.shape)
 
 
-def _decoded(job: Job, strip: Strip, how: Decode) -> npt.NDArray[np.generic]:
+def _decoded(job: Job, coded: Coded, count: int) -> npt.NDArray[np.generic]:
     from weighbridge.numbers.decoding import Raw, UnusableCodes, decoded  # numba, which a copy does without
 
-    stored: dict[str, Raw] = {}
-    # The largest last: all are read into the one buffer of this thread, so that the others must be copied.
-    for role, read in sorted(strip.reads.items(), key=lambda item: item[0] == CODES):
-        content = np.frombuffer(_read_source(job, read), np.uint8).reshape(read.tensor.shape[0], -1)
-        stored[role] = Raw(read.tensor.dtype, content if role == CODES else content.copy())
+    stored = {
+        role: Raw(region.tensor.dtype, _read(job, region, role).reshape(region.tensor.shape[0], -1))
+        for role, region in coded.beside(count).items()
+    }
+    rows, columns = coded.how.weight.shape
     try:
-        return decoded(how.codec, stored, strip.first, strip.weight.shape[0], strip.shape)
+        return decoded(coded.how.codec, stored, coded.first, count, (rows, columns))
     except UnusableCodes as problem:
         raise BuildError(
             str(problem),
-            where=f"{strip.module}.{how.names[problem.role]}",
+            where=f"{coded.module}.{coded.how.readings[problem.role].local}",
             remedy="the source is damaged: compare its digests with the published ones",
         ) from None
 
 
 def _rewritten(job: Job, strip: Strip, rewrite: Rewrite) -> Rewritten:
-    # Each is read into the one buffer of this thread, so all but the last would be lost without a copy.
-    stored = {local: Stored(read.tensor, bytes(_read_source(job, read))) for local, read in strip.reads.items()}
+    stored = {local: Stored(region.tensor, _read(job, region, local).data) for local, region in strip.reads.items()}
     try:
         return rewritten(rewrite, stored)
     except UnusableScale as problem:
         raise BuildError(str(problem), where=f"{strip.module}.{problem.local}", remedy=problem.remedy) from None
 
 
-def _read_source(job: Job, read: Read) -> memoryview:
-    span = read.span
-    try:
-        if read.columns is not None:
-            return _read_columns(job, read, read.columns)
-        content = _read(job.source / span.file, span, known=job.standings[span.file])
-    except OSError as error:
-        raise BuildError(f"the source cannot be read ({error.strerror})", where=span.file) from error
-    if len(content) != span.size:
-        raise BuildError("the source has become shorter while it was read", where=span.file)
-    return content
+_buffers = Buffers()
 
 
-def _read_columns(job: Job, read: Read, columns: Columns) -> memoryview:
-    """Rows that lie as columns of a matrix."""
-    rows, *inner = read.tensor.shape
-    target = memoryview(bytearray(read.tensor.nbytes))
-    element = DTYPE_BITS[read.tensor.dtype] // 8
-    with (job.source / read.span.file).open("rb", buffering=0) as file:
-        check_same(file.fileno(), job.standings[read.span.file], where=read.span.file)
-
-        def fill(offset: int, part: memoryview) -> None:
-            if os.preadv(file.fileno(), [part], offset) != len(part):
-                raise BuildError("the source has become shorter while it was read", where=read.span.file)
-
-        shape = rows, math.prod(inner)
-        gather(fill, columns, offset=read.span.offset, shape=shape, element=element, target=target)
-    return target
-
-
-class _Buffers(threading.local):
-    """One buffer a thread: asking for megabytes anew for every strip costs more than quantizing them."""
-
-    def __init__(self) -> None:
-        self.buffer = bytearray()
-
-    def of(self, size: int) -> memoryview:
-        if len(self.buffer) < size:
-            self.buffer = bytearray(size)
-        return memoryview(self.buffer)[:size]
-
-
-_buffers = _Buffers()
-
-
-def _read(path: Path, span: Span, *, known: Standing | None = None) -> memoryview:
-    """A span of a file, in this thread's buffer; valid until the thread reads the next.
-
-    Args:
-        known: the file as it stood when its header was read, for one that this build does not write itself.
-    """
-    target = _buffers.of(span.size)
-    count = 0
-    with path.open("rb", buffering=0) as file:
-        check_same(file.fileno(), known, where=str(path))
-        while count < span.size and (more := os.preadv(file.fileno(), [target[count:]], span.offset + count)):
-            count += more
-    return target[:count]
+def _read(job: Job, region: Region, purpose: str = COPY) -> Bytes:
+    """A region of the source in this thread's buffer for `purpose`, valid until the thread reads for it again."""
+    buffer = _buffers.of(purpose, region.tensor.nbytes)
+    read_stored(job.source, region, memoryview(buffer.data))
+    return buffer
 
 
 def _write(path: Path, offset: int, content: memoryview | bytes) -> None:

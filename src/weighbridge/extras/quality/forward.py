@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,7 +16,6 @@ import torch
 from torch import nn
 
 from weighbridge.auditing.pairing import ATTENTION_SCALES, HEAD
-from weighbridge.auditing.reading import reader_of
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import fused_experts, split_experts, split_parameter
 from weighbridge.errors import StructureError, first_line
@@ -28,6 +26,7 @@ from weighbridge.families import Family, Role
 from weighbridge.formats.quantization import without_quantization
 from weighbridge.formats.tensors import Tensor
 from weighbridge.progress import Progress
+from weighbridge.work.reading import reader_of
 
 Dtype = Literal["float64", "float32", "bfloat16"]
 
@@ -116,9 +115,8 @@ def open_forward(
             architecture takes, or is of an architecture that transformers does not know.
         HubError: it lies on the hub, which does not answer.
     """
-    with reader_of(checkpoint, progress or Progress()) as reader:
-        weights = weights_of(checkpoint, reader)
-        return _loaded(checkpoint, weights, dtype, device, progress or Progress())
+    weights = weights_of(checkpoint, reader_of(checkpoint))
+    return _loaded(checkpoint, weights, dtype, device, progress or Progress())
 
 
 def open_weights_forward(
@@ -129,9 +127,8 @@ def open_weights_forward(
     Raises:
         StructureError, HubError: as `open_forward`.
     """
-    with reader_of(checkpoint, progress or Progress()) as reader:
-        weights = weights_of(checkpoint, reader)
-        return _loaded(checkpoint, weights, dtype, device, progress or Progress(), inputs_of=lambda _: None)
+    weights = weights_of(checkpoint, reader_of(checkpoint))
+    return _loaded(checkpoint, weights, dtype, device, progress or Progress(), inputs_of=lambda _: None)
 
 
 def open_partly_restored(
@@ -152,16 +149,13 @@ def open_partly_restored(
         StructureError: as `open_forward`, of either side; or the source has no such weight.
         HubError: as `open_forward`.
     """
-    progress = progress or Progress()
-    with ExitStack() as stack:
-        weights = weights_of(build, stack.enter_context(reader_of(build, progress)))
-        originals = weights_of(source, stack.enter_context(reader_of(source, progress)))
-        for name, weight in weights.items():
-            if weight.module is not None and restored(weight.module.name):
-                if name not in originals:
-                    raise StructureError(f"has no {name} to take in place of the build's", where=source.label)
-                weights[name] = originals[name]
-        return _loaded(build, weights, dtype, device, progress)
+    weights, originals = (weights_of(side, reader_of(side)) for side in (build, source))
+    for name, weight in weights.items():
+        if weight.module is not None and restored(weight.module.name):
+            if name not in originals:
+                raise StructureError(f"has no {name} to take in place of the build's", where=source.label)
+            weights[name] = originals[name]
+    return _loaded(build, weights, dtype, device, progress or Progress())
 
 
 def _loaded(

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from weighbridge.auditing.grid import Floats, float_values, grid_of, rows_of, spread, values_of
-from weighbridge.auditing.pairing import QuantizedPair, Region, is_quantized, modules_of, regions, schemes_of
-from weighbridge.auditing.reading import ARRAYS, Reader, fill
-from weighbridge.auditing.work import read, stored_rows, stored_shape, whole_scale
+from weighbridge.auditing.pairing import QuantizedPair, is_quantized, modules_of, regions, schemes_of
+from weighbridge.auditing.reading import ARRAYS, fill
+from weighbridge.auditing.work import read_scale, stored_rows, stored_shape, whole_scale
 from weighbridge.checkpoint.consistency import inconsistencies
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.readable import check_measured
@@ -23,6 +23,8 @@ from weighbridge.formats import FORMATS, modelopt
 from weighbridge.formats.schemes import Scheme, SchemeMismatch
 from weighbridge.formats.tensors import FLOATING_SOURCES, Tensor
 from weighbridge.report import Severity
+from weighbridge.work.reading import Reader
+from weighbridge.work.regions import Region
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Weight:
         name: as it would be called unquantized, e.g. ``…experts.7.gate_proj.weight``.
         tensor: its dtype and shape; of a quantized weight, those of the weight and not of its codes.
         label: how messages call the checkpoint.
-        reader: what reads the checkpoint; open while the weight is read.
+        reader: what reads the checkpoint.
         kept: where a tensor lies that is stored as it is; None for a quantized one.
         module: what is stored of a quantized one; None for a kept one.
     """
@@ -97,9 +99,7 @@ def activations_of(weight: Weight) -> Activations | None:
     if args.dynamic is True:
         return Activations(args)
     local = "input_global_scale" if "input_global_scale" in module.stored else "input_scale"
-    region = module.stored[local]
-    flat = Region(region.file, region.offset, Tensor(region.tensor.dtype, (1, 1)))
-    scale = float(float_values(read(weight.reader, flat, ((0, 1),), local), region.tensor.dtype)[0, 0])
+    scale = float(read_scale(weight.reader, module.stored[local], local))
     if not (np.isfinite(scale) and scale > 0):
         raise StructureError(
             f"{module.name}.{local} is {scale}, where a scale is finite and positive",

@@ -1,62 +1,25 @@
-"""Where pieces are done: in threads of this process, or by tasks of a Ray cluster."""
+"""Pieces done by tasks of a Ray cluster."""
 
 from __future__ import annotations
 
 import socket
 import sys
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import redirect_stdout
 from importlib.util import find_spec
 from types import TracebackType
-from typing import Any, ParamSpec, Protocol, Self, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar
 from urllib.parse import urlsplit
 
 from weighbridge.errors import Argument, BuildError, Clause
+from weighbridge.work.running import Threads
 
 PATIENCE = 10.0
 """Seconds within which a cluster must take a connection."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class Executor(Protocol):
-    """Runs functions of pieces.
-
-    Attributes:
-        workers: how many run at a time.
-    """
-
-    workers: int
-
-    def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Run a module-level function of picklable values, wherever there is room."""
-
-    def submit_here(self, function: Callable[[], T]) -> Future[T]:
-        """Run a function in this process."""
-
-
-class LocalExecutor:
-    """Threads: kernels, hashing and input/output all let go of the interpreter's lock."""
-
-    def __init__(self, workers: int) -> None:
-        self.workers = workers
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="piece")
-
-    def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        return self._pool.submit(function, *args, **kwargs)
-
-    def submit_here(self, function: Callable[[], T]) -> Future[T]:
-        return self._pool.submit(function)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._pool.shutdown(cancel_futures=True)
 
 
 def check_cluster(address: str) -> None:
@@ -93,7 +56,7 @@ class RayExecutor:
         ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level="ERROR")
         self._ray = ray
         self.workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
-        self._here = ThreadPoolExecutor(1, thread_name_prefix="hash")
+        self._here = Threads(1)
         self._remote: dict[Any, Any] = {}
 
     def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
@@ -104,7 +67,7 @@ class RayExecutor:
         return future
 
     def submit_here(self, function: Callable[[], T]) -> Future[T]:
-        return self._here.submit(function)
+        return self._here.submit_here(function)
 
     def __enter__(self) -> Self:
         return self
@@ -112,6 +75,6 @@ class RayExecutor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._here.shutdown(cancel_futures=True)
+        self._here.__exit__(kind, error, trace)
         self._ray.shutdown()
         self._redirected.__exit__(kind, error, trace)

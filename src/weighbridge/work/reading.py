@@ -1,0 +1,214 @@
+"""Reading the bytes of regions from a checkpoint on disk or on the hub, into buffers that are used again and again."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from weighbridge.checkpoint.header import Header
+from weighbridge.checkpoint.hub import HubId, find_snapshot, read_bytes
+from weighbridge.checkpoint.model import Checkpoint
+from weighbridge.errors import StructureError
+from weighbridge.formats.tensors import DTYPE_BITS
+from weighbridge.machine.columns import gather
+from weighbridge.machine.standing import Standing, check_same
+from weighbridge.work.regions import Region
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class Reader(Protocol):
+    """Reads one checkpoint, from several threads at once."""
+
+    def read(self, file: str, offset: int, target: memoryview) -> None:
+        """Fill `target` with the bytes of a shard from `offset` on.
+
+        Raises:
+            StructureError, HubError: they cannot be read.
+        """
+
+
+def reader_of(checkpoint: Checkpoint) -> Reader:
+    """What reads a checkpoint where it lies.
+
+    Raises:
+        HubError: it lies on the hub, which cannot be reached.
+    """
+    if checkpoint.directory is None:
+        return HubReader(checkpoint)
+    standings = {name: header.standing for name, header in checkpoint.shards.items()}
+    return DirectoryReader(checkpoint.directory.resolve(), checkpoint.label, standings)
+
+
+class DirectoryReader:
+    """A checkpoint on disk; each shard is opened once. A copy, in another process too, opens them anew.
+
+    Args:
+        label: how messages call it.
+        standings: the shards as they were when their headers were read.
+    """
+
+    def __init__(self, directory: Path, label: str, standings: Mapping[str, Standing | None]) -> None:
+        self._directory, self._label, self._standings = directory, label, standings
+        self._lock = threading.Lock()
+        self._open: dict[str, int] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return DirectoryReader, (self._directory, self._label, self._standings)
+
+    def __del__(self) -> None:
+        for descriptor in self._open.values():
+            os.close(descriptor)
+
+    def read(self, file: str, offset: int, target: memoryview) -> None:
+        """See `Reader`."""
+        where, count = f"{self._label}/{file}", 0
+        try:
+            descriptor = self._descriptor(file, where)
+            while count < len(target) and (more := os.preadv(descriptor, [target[count:]], offset + count)):
+                count += more
+        except OSError as error:
+            raise StructureError(f"cannot be read ({error.strerror})", where=where) from error
+        if count < len(target):
+            raise StructureError("has become shorter while it was read", where=where)
+
+    def _descriptor(self, file: str, where: str) -> int:
+        with self._lock:
+            if file not in self._open:
+                descriptor = os.open(self._directory / file, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    check_same(descriptor, self._standings[file], where=where)
+                except BaseException:  # so that it is refused to whoever asks next, too
+                    os.close(descriptor)
+                    raise
+                self._open[file] = descriptor
+            return self._open[file]
+
+
+BLOCK_BYTES = 8 * 1024 * 1024
+CACHED_BLOCKS = 16
+HUB_BYTES = 2 * CACHED_BLOCKS * BLOCK_BYTES
+"""What reading one checkpoint from the hub holds at most: blocks that are read, and blocks that wait to be hashed."""
+
+
+class HubReader:
+    """A checkpoint on the hub, read by ranges and not kept: a few blocks in memory, and the digests of whole shards.
+
+    Digests are taken of the blocks in their order as they pass; what nobody asked for is fetched for them alone.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._snapshot = find_snapshot(HubId(checkpoint.origin.repository, checkpoint.origin.revision))
+        self._sizes = {name: header.data_offset + _payload(header) for name, header in checkpoint.shards.items()}
+        self._lock = threading.Lock()
+        self._blocks: OrderedDict[tuple[str, int], Future[bytes]] = OrderedDict()
+        self._hashes = {name: _BlockHash() for name in checkpoint.shards}
+
+    def read(self, file: str, offset: int, target: memoryview) -> None:
+        """See `Reader`."""
+        position = 0
+        while position < len(target):
+            index, within = divmod(offset + position, BLOCK_BYTES)
+            part = self._block(file, index)[within : within + len(target) - position]
+            if not part:
+                raise StructureError("is shorter than its header says", where=f"{self._snapshot.label}/{file}")
+            target[position : position + len(part)] = part
+            position += len(part)
+
+    def digest(self, file: str) -> str:
+        """SHA-256 (hex) of a whole shard."""
+        hashed = self._hashes[file]
+        while hashed.next * BLOCK_BYTES < self._sizes[file]:
+            hashed.offer(hashed.next, self._block(file, hashed.next))
+        return hashed.sha256.hexdigest()
+
+    def _block(self, file: str, index: int) -> bytes:
+        key = file, index
+        with self._lock:
+            future = self._blocks.get(key)
+            mine = future is None
+            if future is None:
+                future = self._blocks[key] = Future()
+                while len(self._blocks) > CACHED_BLOCKS:
+                    self._blocks.popitem(last=False)
+            else:
+                self._blocks.move_to_end(key)
+        if mine:
+            try:
+                end = min((index + 1) * BLOCK_BYTES, self._sizes[file])
+                content = read_bytes(self._snapshot, file, index * BLOCK_BYTES, end)
+            except BaseException as error:
+                with self._lock:
+                    self._blocks.pop(key, None)
+                future.set_exception(error)
+                raise
+            self._hashes[file].offer(index, content)
+            future.set_result(content)
+        return future.result()
+
+
+class _BlockHash:
+    """A digest of blocks that come nearly in order; those that come far too early are forgotten, and fetched again."""
+
+    def __init__(self) -> None:
+        self.sha256 = hashlib.sha256()
+        self.next = 0
+        self._early: dict[int, bytes] = {}
+        self._lock = threading.Lock()
+
+    def offer(self, index: int, content: bytes) -> None:
+        """Take a block; what was seen before is passed over."""
+        with self._lock:
+            if index >= self.next and (len(self._early) < CACHED_BLOCKS or index == self.next):
+                self._early[index] = content
+            while self.next in self._early:
+                self.sha256.update(self._early.pop(self.next))
+                self.next += 1
+
+
+def _payload(header: Header) -> int:
+    return max((stored.end for stored in header.tensors.values()), default=0)
+
+
+class Buffers(threading.local):
+    """Buffers of a thread, by purpose: asking for megabytes anew for every strip costs more than working on them."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[str, Bytes] = {}
+
+    def of(self, purpose: str, size: int) -> Bytes:
+        """A buffer of `size` bytes, valid until the thread asks for the same purpose again."""
+        buffer = self.buffers.get(purpose)
+        if buffer is None or len(buffer) < size:
+            buffer = self.buffers[purpose] = np.empty(size, np.uint8)
+        return buffer[:size]
+
+
+def read_stored(reader: Reader, region: Region, target: memoryview) -> None:
+    """Fill `target` with what is stored of a region, in the order of its rows.
+
+    Raises:
+        StructureError, HubError: it cannot be read.
+    """
+    if region.columns is None:
+        reader.read(region.file, region.offset, target)
+        return
+    rows, *inner = region.tensor.shape
+    gather(
+        lambda offset, part: reader.read(region.file, offset, part),
+        region.columns,
+        offset=region.offset,
+        shape=(rows, math.prod(inner)),
+        element=DTYPE_BITS[region.tensor.dtype] // 8,
+        target=target,
+    )
