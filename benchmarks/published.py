@@ -82,7 +82,7 @@ KINDS: dict[str, Kind] = {
         _deepseek({"quant_method": "awq", "bits": 4, "group_size": GROUP, "zero_point": True, "version": "gemm"}), _awq
     ),
     "gptq": Kind(
-        _deepseek({"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": False, "sym": True}), _gptq
+        _deepseek({"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": False, "sym": False}), _gptq
     ),
     "gpt-oss": Kind({"model_type": "gpt_oss", "quantization_config": {"quant_method": "mxfp4"}}, _blocks),
     "BF16": Kind(_deepseek(None), lambda rows, columns: {"weight": Tensor("BF16", (rows, columns))}),

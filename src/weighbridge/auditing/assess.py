@@ -55,7 +55,7 @@ from weighbridge.progress import Progress
 from weighbridge.version import __version__
 from weighbridge.work.journal import Journal
 from weighbridge.work.pieces import PIECE_BYTES
-from weighbridge.work.reading import HUB_BYTES, HubReader, reader_of
+from weighbridge.work.reading import HUB_BYTES, WINDOW_BYTES, HubReader, reader_of
 
 log = logging.getLogger(__name__)
 
@@ -169,7 +169,8 @@ def audit(
     journal = Journal(cache_directory("audits") / f"{key}.jsonl", key.encode())
     blocks = sum(HUB_BYTES for side in (checkpoint, base) if side.directory is None)
     largest = max((piece.nbytes for piece in pieces), default=0)  # a row of blocks may be larger than a piece should be
-    each = WORKER_PIECES * max(PIECE_BYTES, largest)
+    ahead = WINDOW_BYTES if any(item.source.as_columns for item in pairing.pairs) else 0
+    each = WORKER_PIECES * max(PIECE_BYTES, largest) + ahead
     workers = affordable_workers(resources.workers, resources.memory - blocks, each=each)
     stored, source = reader_of(checkpoint), reader_of(base)
     offset = has_offset_norms(base.config)

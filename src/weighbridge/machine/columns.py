@@ -27,6 +27,11 @@ class Columns(NamedTuple):
     width: int
     each: int = 1
 
+    @property
+    def left(self) -> int:
+        """How many columns there are from the first on."""
+        return len(range(self.first, self.width, self.step))
+
     def after(self, rows: int) -> Columns:
         """The columns that are left when so many rows of the weight are passed by."""
         return self._replace(first=self.first + rows * self.step)

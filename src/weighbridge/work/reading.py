@@ -19,8 +19,8 @@ from weighbridge.checkpoint.header import Header
 from weighbridge.checkpoint.hub import HubId, find_snapshot, read_bytes
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.errors import StructureError
-from weighbridge.formats.tensors import DTYPE_BITS
-from weighbridge.machine.columns import gather
+from weighbridge.formats.tensors import DTYPE_BITS, Tensor
+from weighbridge.machine.columns import Columns, gather
 from weighbridge.machine.standing import Standing, check_same
 from weighbridge.work.regions import Region
 
@@ -194,19 +194,78 @@ class Buffers(threading.local):
         return buffer[:size]
 
 
+WINDOW_BYTES = 8 * 1024 * 1024
+"""What is read at a time of rows that lie as columns: for a few of them nearly all of the matrix has to be passed."""
+WORTH_AHEAD = WINDOW_BYTES // 16
+"""Of less than this nothing is read ahead: it is a sample, or the scales beside codes."""
+
+
+class _Ahead(threading.local):
+    """Rows that lie as columns, read ahead by a thread.
+
+    Attributes:
+        read: by whom, and of which file; None before anything is.
+        columns: in which matrix they lie, and which is the first.
+        rows: as bytes.
+    """
+
+    def __init__(self) -> None:
+        self.read: tuple[Reader, str, int] | None = None
+        self.columns = Columns(0, 1, 0)
+        self.rows: Bytes = np.empty((0, 0), np.uint8)
+        self.buffer: Bytes = np.empty(0, np.uint8)
+
+    def part(self, reader: Reader, region: Region, columns: Columns) -> Bytes | None:
+        """The rows of a region, in these columns; None where not all of them are at hand."""
+        passed = (columns.first - self.columns.first) // columns.step
+        same = self.read == (reader, region.file, region.offset) and self.columns.after(passed) == columns
+        part = self.rows[passed : passed + region.tensor.shape[0]] if same and passed >= 0 else self.rows[:0]
+        return part if part.nbytes == region.tensor.nbytes else None
+
+    def fill(self, reader: Reader, region: Region, columns: Columns) -> None:
+        """Read as many rows as a window has room for, from the first of a region on.
+
+        Raises:
+            StructureError, HubError: they cannot be read.
+        """
+        self.read = None  # until all of them are there
+        count, *rest = region.tensor.shape
+        row_bytes = region.tensor.nbytes // count
+        count = max(count, min(columns.left, WINDOW_BYTES // row_bytes))
+        if len(self.buffer) < count * row_bytes:
+            self.buffer = np.empty(max(WINDOW_BYTES, count * row_bytes), np.uint8)
+        rows = self.buffer[: count * row_bytes]
+        _gather(reader, region._replace(tensor=Tensor(region.tensor.dtype, (count, *rest))), columns, rows.data)
+        self.read, self.columns, self.rows = (reader, region.file, region.offset), columns, rows.reshape(count, -1)
+
+
+_ahead = _Ahead()
+
+
 def read_stored(reader: Reader, region: Region, target: memoryview) -> None:
     """Fill `target` with what is stored of a region, in the order of its rows.
 
     Raises:
         StructureError, HubError: it cannot be read.
     """
-    if region.columns is None:
+    columns = region.columns
+    if columns is None:
         reader.read(region.file, region.offset, target)
-        return
+    elif columns.each > 1 or len(target) < WORTH_AHEAD:
+        _gather(reader, region, columns, target)
+    else:
+        part = _ahead.part(reader, region, columns)
+        if part is None:
+            _ahead.fill(reader, region, columns)
+            part = _ahead.rows[: region.tensor.shape[0]]
+        target[:] = part.reshape(-1).data
+
+
+def _gather(reader: Reader, region: Region, columns: Columns, target: memoryview) -> None:
     rows, *inner = region.tensor.shape
     gather(
         lambda offset, part: reader.read(region.file, offset, part),
-        region.columns,
+        columns,
         offset=region.offset,
         shape=(rows, math.prod(inner)),
         element=DTYPE_BITS[region.tensor.dtype] // 8,

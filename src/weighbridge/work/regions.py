@@ -57,6 +57,12 @@ class Region(NamedTuple):
             return self.tensor.nbytes
         return sum(region.tensor.nbytes for region in self.coded.beside(self.tensor.shape[0]).values())
 
+    @property
+    def as_columns(self) -> bool:
+        """Whether its rows, or the codes of them, lie as columns of a matrix."""
+        codes = self if self.coded is None else self.coded.stored[CODES]
+        return codes.columns is not None and codes.columns.each == 1
+
     def flat(self, columns: int = 1) -> Region:
         """The same bytes as rows of so many elements."""
         tensor = self.tensor

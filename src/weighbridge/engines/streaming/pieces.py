@@ -14,8 +14,8 @@ from weighbridge.formats.schemes import Scheme
 from weighbridge.formats.tensors import DTYPE_BITS, Tensor
 from weighbridge.output.shards import OutputShard
 from weighbridge.planning import Part, Plan
-from weighbridge.work.pieces import Piece, in_pieces, in_strips
-from weighbridge.work.reading import Reader
+from weighbridge.work.pieces import PIECE_BYTES, Piece, in_pieces, in_strips
+from weighbridge.work.reading import WINDOW_BYTES, Reader
 from weighbridge.work.regions import Region, coded_rows, rows_at, tensor_regions
 
 COPY = ""
@@ -90,7 +90,14 @@ def cut(plan: Plan, source: Checkpoint, shards: Sequence[OutputShard]) -> tuple[
             part, tensors, places, groups.get(part.module) if part.makes_codes else None, plan.loaded.recipe.format
         )
     )
-    return in_pieces((strip, strip.weight.nbytes) for strip in strips)
+    return in_pieces((strip, _counted(strip)) for strip in strips)
+
+
+def _counted(strip: Strip) -> int:
+    """What a strip counts for in a piece: of what lies as columns, a piece takes what is read at a time."""
+    if not any(region.as_columns for region in strip.reads.values()):
+        return strip.weight.nbytes
+    return strip.nbytes * PIECE_BYTES // WINDOW_BYTES
 
 
 def group_numbers(plan: Plan) -> dict[str, int]:
