@@ -6,7 +6,7 @@ import argparse
 import logging
 import shlex
 import sys
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,14 +22,13 @@ from weighbridge.cli.run import (
     add_follow_option,
     add_report_options,
     check_writable,
+    command,
     filed,
     hand_over,
-    parsed,
     positive,
     positive_size,
     program,
     refuse,
-    run,
     size,
     suggest,
 )
@@ -81,12 +80,6 @@ EXIT_CODES = """
 exit codes: 0 built and valid, or can be; 1 judged, and failed, nothing
 kept; 2 could not judge or build
 """
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; gives the exit code."""
-    options = parsed(_parser(), arguments)
-    return run(lambda: _run(options), options)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -287,3 +280,9 @@ def _parser() -> Parser:
     capacity.add_options(parser)
     draft.add_options(parser)
     return parser
+
+
+main = partial(command, _parser, _run)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from weighbridge.cli import endpoints
-from weighbridge.cli.run import Parser, add_report_options, check_writable, hand_over, parsed, positive, run
+from weighbridge.cli.run import Parser, add_report_options, check_writable, command, hand_over, positive
 from weighbridge.extras.endpoint.harness import PUBLISHED, Harness, HarnessError, Setting, evaluate
 from weighbridge.extras.endpoint.harness_report import report_scores
 
@@ -23,12 +23,6 @@ examples:
 exit codes: 0 evaluated; 2 could not evaluate
 """
 DEFAULT = "gsm8k_platinum_cot_llama,ifeval,mmlu_pro"
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; gives the exit code."""
-    options = parsed(_parser(), arguments)
-    return run(lambda: _evaluate(options), options)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -106,6 +100,8 @@ def _parser() -> Parser:
     add_report_options(parser)
     return parser
 
+
+main = partial(command, _parser, _evaluate)
 
 if __name__ == "__main__":
     sys.exit(main())

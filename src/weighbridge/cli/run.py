@@ -37,7 +37,15 @@ SCRIPTS = {"build": "build.py", "validate": "validate.py"}
 log = logging.getLogger(__name__)
 
 
-def run(command: Callable[[], int], options: argparse.Namespace | None = None) -> int:
+def command(
+    parser: Callable[[], Parser], body: Callable[[argparse.Namespace], int], arguments: Sequence[str] | None = None
+) -> int:
+    """A command from its arguments to its exit code; each module binds its own parser and body as its ``main``."""
+    options = parsed(parser(), arguments)
+    return run(lambda: body(options), options)
+
+
+def run(work: Callable[[], int], options: argparse.Namespace | None = None) -> int:
     """Run a command; what it raises on purpose becomes one sentence on standard error and exit code 2."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -51,7 +59,7 @@ def run(command: Callable[[], int], options: argparse.Namespace | None = None) -
             if options is not None:
                 stack.enter_context(shown_as(options.progress or ("none" if options.quiet else "auto")))
                 stack.enter_context(logged(options))
-            code = command()
+            code = work()
         except BaseException as error:
             log.error("stopped", exc_info=True)
             code = _explain(error, options)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from functools import partial
 
 from weighbridge.base.source import fetch, open_model
 from weighbridge.checkpoint.opening import open_checkpoint
 from weighbridge.cli.evaluate import add_options
-from weighbridge.cli.run import Parser, check_writable, hand_over, parsed, positive, run, size
+from weighbridge.cli.run import Parser, check_writable, command, hand_over, positive, size
 from weighbridge.machine.resources import DEFAULT_MEMORY, Resources
 from weighbridge.progress import Progress
 from weighbridge.report import Report
@@ -26,12 +26,6 @@ examples:
 
 exit codes: 0 measured; 2 could not measure
 """
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; gives the exit code."""
-    options = parsed(_parser(), arguments)
-    return run(lambda: _sensitivity(options), options)
 
 
 def _parser() -> Parser:
@@ -87,6 +81,8 @@ def _sensitivity(options: argparse.Namespace) -> int:
     report = Report("sensitivity", build.label, f"{build.label}: {roles.summary}", sections)
     return hand_over(report, options)
 
+
+main = partial(command, _parser, _sensitivity)
 
 if __name__ == "__main__":
     sys.exit(main())
