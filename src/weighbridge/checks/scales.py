@@ -6,7 +6,7 @@ Only scales of one element are read: input scales, global scales, scales of the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,13 +15,13 @@ import numpy as np
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import split_parameter
 from weighbridge.checkpoint.renaming import usual_name
+from weighbridge.checks import alike
 from weighbridge.errors import StructureError
 from weighbridge.formats.layouts import LAYOUTS
 from weighbridge.formats.schemes import Scheme
 from weighbridge.formats.tensors import StoredTensor
 from weighbridge.planning import FusedGroup
-from weighbridge.report import Finding, Section, Severity
-from weighbridge.text.names import compact
+from weighbridge.report import Finding, Section
 
 T = TypeVar("T")
 
@@ -115,7 +115,8 @@ def _missing(checkpoint: Checkpoint) -> Iterator[Finding]:
         if not any(f"{module}.{name}" in checkpoint.structure for name in (local, "input_scale")):
             absent.setdefault(local, []).append(f"{module}.{local}")
     for names in absent.values():
-        yield from _findings("calibration/no-input-scale", names, "missing: the scheme has static activations", _AGAIN)
+        what = "missing: the scheme has static activations"
+        yield from alike.findings("calibration/no-input-scale", names, what, _AGAIN)
 
 
 def _bad(values: Mapping[str, float]) -> Iterator[Finding]:
@@ -125,7 +126,8 @@ def _bad(values: Mapping[str, float]) -> Iterator[Finding]:
         if problem:
             wrong.setdefault(problem, []).append(name)
     for problem, names in wrong.items():
-        yield from _findings("calibration/bad-scale", names, f"is {problem}; a scale is finite and positive", _AGAIN)
+        what = f"is {problem}; a scale is finite and positive"
+        yield from alike.findings("calibration/bad-scale", names, what, _AGAIN)
 
 
 def _problem(value: float) -> str:
@@ -156,14 +158,9 @@ def _unequal(
             if others and not np.isnan(first):  # NaN differs from itself, and is found already
                 different.setdefault((local, others), []).append(f"{next(iter(found))}.{local}")
     for (_, others), names in different.items():
-        yield from _findings(
+        yield from alike.findings(
             "calibration/unequal-scales",
             names,
             f"differs from that of {' and '.join(others)}, which servers merge with it under one scale",
             "a server takes one of them for all; build again with the group in fused_groups",
         )
-
-
-def _findings(rule: str, names: Iterable[str], message: str, remedy: str) -> Iterator[Finding]:
-    for pattern in compact(names):
-        yield Finding(rule, Severity.ERROR, str(pattern), message, count=len(pattern), remedy=remedy)

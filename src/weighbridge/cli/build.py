@@ -177,11 +177,7 @@ def _named(options: argparse.Namespace) -> tuple[str, ...]:
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        "build",
-        description="",
-        epilog="",
-    )
+    parser = Parser("build", description="", epilog="")
     called = name if (name := parser.prog.split()[-1]) in EXAMPLES else "build"
     parser.description = DESCRIPTIONS[called]
     parser.epilog = f"examples:\n{EXAMPLES[called]}{EXIT_CODES}"

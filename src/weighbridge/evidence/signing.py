@@ -39,6 +39,7 @@ IGNORED = (EVIDENCE, *UNSIGNED, HUB_CLIENT)
 client keep beside a download."""
 
 MODEL_SIGNATURE_FILE, EVIDENCE_SIGNATURE_FILE, ADDED_SIGNATURE_FILE = "model.sig", "evidence.sig", "added.sig"
+"""The signatures over the checkpoint's own files, over evidence/ as the build leaves it, and over what comes later."""
 ADDED_FOLDER = "added"
 """The folder of evidence/ for what comes after the build, which has a signature of its own, too."""
 

@@ -135,26 +135,19 @@ def _sequence(items: Sequence[Any], flags: int) -> _Node:
     nodes += [_word(word)] if word else []
     if len(nodes) == 1:
         return nodes[0]
-    forwards = [node.ahead for node in nodes]
-    backwards = [node.back for node in reversed(nodes)]
+    return _Node(_one_by_one([node.ahead for node in nodes]), _one_by_one([node.back for node in reversed(nodes)]))
 
-    def ahead(text: _Text, positions: int) -> int:
+
+def _one_by_one(steps: Sequence[Step]) -> Step:
+    def all_of_them(text: _Text, positions: int) -> int:
         text.take()
-        for step in forwards:
+        for step in steps:
             if not positions:
                 return 0
             positions = step(text, positions)
         return positions
 
-    def back(text: _Text, positions: int) -> int:
-        text.take()
-        for step in backwards:
-            if not positions:
-                return 0
-            positions = step(text, positions)
-        return positions
-
-    return _Node(ahead, back)
+    return all_of_them
 
 
 def _node(code: Any, argument: Any, flags: int) -> _Node:
@@ -299,22 +292,18 @@ def _boundaries(text: _Text, inside: bool) -> int:
 
 def _branch(argument: tuple[Any, Sequence[Any]], flags: int) -> _Node:
     nodes = [_sequence(items, flags) for items in argument[1]]
+    return _Node(_together([node.ahead for node in nodes]), _together([node.back for node in nodes]))
 
-    def ahead(text: _Text, positions: int) -> int:
+
+def _together(steps: Sequence[Step]) -> Step:
+    def any_of_them(text: _Text, positions: int) -> int:
         text.take()
         reached = 0
-        for node in nodes:
-            reached |= node.ahead(text, positions)
+        for step in steps:
+            reached |= step(text, positions)
         return reached
 
-    def back(text: _Text, positions: int) -> int:
-        text.take()
-        reached = 0
-        for node in nodes:
-            reached |= node.back(text, positions)
-        return reached
-
-    return _Node(ahead, back)
+    return any_of_them
 
 
 def _group(argument: tuple[Any, int, int, Sequence[Any]], flags: int) -> _Node:

@@ -76,15 +76,21 @@ class Figures:
     first_slow: float
     each: float
 
-    @property
     def throughput(self) -> float:
         """Tokens generated a second, all requests together."""
         return self.output_tokens / self.seconds
 
-    @property
     def rate(self) -> float:
         """Tokens a second within one request, once it has begun."""
         return 1 / self.each
+
+    def first_ms(self) -> float:
+        """The median time to the first token in milliseconds."""
+        return 1000 * self.first
+
+    def first_slow_ms(self) -> float:
+        """Its 99th percentile, likewise."""
+        return 1000 * self.first_slow
 
 
 COUNTS = ("prompt_tokens", "completion_tokens")

@@ -73,7 +73,6 @@ def make_environment(directory: Path, *, log: Path, step: Callable[[str], object
     python = python_of(directory)
     pip = (str(python), "-m", "pip", "--disable-pip-version-check")
     constrained = ("install", "--constraint", str(REQUIREMENTS))
-    done = False
     try:
         with log.open("wb") as output:
             for what, command in (
@@ -86,10 +85,9 @@ def make_environment(directory: Path, *, log: Path, step: Callable[[str], object
                 _run(command, output, log)
         _declare_schemas(python)
         shutil.copy(REQUIREMENTS, directory / STAMP)
-        done = True
-    finally:
-        if not done:
-            shutil.rmtree(directory, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
 
 
 def _declare_schemas(python: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import QUANTIZATION_PARAMETERS, split_parameter
+from weighbridge.checks import alike
 from weighbridge.checks.scales import GLOBAL_SCALES
 from weighbridge.extras.serving.answer import Answer, Region
 from weighbridge.families import Role
@@ -88,15 +89,12 @@ def _quantized_routers(checkpoint: Checkpoint) -> Iterator[Finding]:
         for module, tensors in checkpoint.modules.items()
         if checkpoint.family.role_of(module) is Role.ROUTER and tensors.keys() & QUANTIZATION_PARAMETERS
     ]
-    for pattern in compact(routers):
-        yield Finding(
-            "serve/quantized-router",
-            Severity.ERROR,
-            str(pattern),
-            "is quantized; servers compute routers in the dtype they are stored in, and have no place for scales",
-            count=len(pattern),
-            remedy="add it to ignore and build again",
-        )
+    yield from alike.findings(
+        "serve/quantized-router",
+        routers,
+        "is quantized; servers compute routers in the dtype they are stored in, and have no place for scales",
+        "add it to ignore and build again",
+    )
 
 
 def _split_groups(checkpoint: Checkpoint, answer: Answer) -> Iterator[Finding]:
@@ -111,15 +109,9 @@ def _split_groups(checkpoint: Checkpoint, answer: Answer) -> Iterator[Finding]:
             if len(values) > 1:
                 by_problem.setdefault(f"have different values of {local}", []).append(group.parent)
     for problem, parents in by_problem.items():
-        for pattern in compact(parents):
-            yield Finding(
-                "serve/split-group",
-                Severity.ERROR,
-                str(pattern),
-                f"its merged linears {problem}; a server computes them as one and takes the first's or the largest",
-                count=len(pattern),
-                remedy="build with fused groups (recipes name them under fused_groups)",
-            )
+        what = f"its merged linears {problem}; a server computes them as one and takes the first's or the largest"
+        remedy = "build with fused groups (recipes name them under fused_groups)"
+        yield from alike.findings("serve/split-group", parents, what, remedy)
 
 
 def _not_finite(answer: Answer) -> Iterator[Finding]:
@@ -161,25 +153,12 @@ def _unfilled(checkpoint: Checkpoint, answer: Answer) -> Iterator[Finding]:
                     f"[{box}] of it was filled by no tensor of the checkpoint, and holds whatever lay in memory",
                     remedy="the checkpoint lacks a tensor; build it again",
                 )
-    for pattern in compact(missing):
-        yield Finding(
-            "serve/missing",
-            Severity.ERROR,
-            str(pattern),
-            "is not in the checkpoint; the server loads it without a word and computes with what lies in memory",
-            count=len(pattern),
-            remedy="build it again",
-        )
+    what = "is not in the checkpoint; the server loads it without a word and computes with what lies in memory"
+    yield from alike.findings("serve/missing", missing, what, "build it again")
     for harmless, parameters in at_default.items():
-        for pattern in compact(parameters):
-            yield Finding(
-                "serve/left-at-default",
-                Severity.WARNING,
-                str(pattern),
-                harmless.reason,
-                count=len(pattern),
-                remedy=harmless.remedy,
-            )
+        yield from alike.findings(
+            "serve/left-at-default", parameters, harmless.reason, harmless.remedy, severity=Severity.WARNING
+        )
 
 
 def missing_keys(answer: Answer, parameter: str, region: Region) -> set[str]:
@@ -248,16 +227,9 @@ def _not_used(checkpoint: Checkpoint, answer: Answer, *, towers: bool) -> Iterat
             if not (answer.refused and key not in answer.keys):
                 aside.setdefault((what, reason(key)), []).append(key)
     for (what, why), keys in aside.items():
-        for pattern in compact(keys):
-            yield Finding(
-                "serve/not-used",
-                Severity.NOTE if why else Severity.ERROR,
-                str(pattern),
-                what,
-                count=len(pattern),
-                explained=why,
-                remedy="" if why else "the checkpoint holds what its config does not ask for; build it again",
-            )
+        severity = Severity.NOTE if why else Severity.ERROR
+        remedy = "" if why else "the checkpoint holds what its config does not ask for; build it again"
+        yield from alike.findings("serve/not-used", keys, what, remedy, severity=severity, explained=why)
 
 
 def _reasons(checkpoint: Checkpoint, answer: Answer, *, towers: bool) -> Callable[[str], str]:
