@@ -188,11 +188,8 @@ def refuse(options: argparse.Namespace, *names: str, without: str = "", beside: 
     passed = [f"--{name.replace('_', '-')}" for name in names if name in options.given]
     if passed:
         why, remedy = (f"without {without}", f"add {without}") if without else (f"beside {beside}", "leave one out")
-        raise WeighbridgeError(
-            f"{' and '.join(passed)} {'has' if len(passed) == 1 else 'have'} no effect {why}",
-            where="the command",
-            remedy=remedy,
-        )
+        what = f"{' and '.join(passed)} {'has' if len(passed) == 1 else 'have'} no effect {why}"
+        raise WeighbridgeError(what, where="the command", remedy=remedy)
 
 
 def program(command: str) -> str:

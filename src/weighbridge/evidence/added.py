@@ -100,11 +100,8 @@ def _sound_case(directory: Path, name: str, progress: Progress) -> Case:
         if finding.severity is Severity.ERROR and finding.where not in own
     ]
     if wrong:
-        raise EvidenceError(
-            f"its evidence does not hold: {wrong[0].where} {wrong[0].message}",
-            where=str(directory),
-            remedy="validate.py --evidence says more",
-        )
+        what = f"its evidence does not hold: {wrong[0].where} {wrong[0].message}"
+        raise EvidenceError(what, where=str(directory), remedy="validate.py --evidence says more")
     if name in case.results:
         raise EvidenceError("is a report of the build itself", where=name, remedy="choose another name")
     return case

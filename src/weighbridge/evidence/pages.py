@@ -218,12 +218,8 @@ def _check_main(case: Case, report: Report) -> Iterator[Finding]:
     expected = identity_section(case.identity, case.model, beside)
     named = [section for section in report.sections if section.id == "source"]
     if named != [expected]:
-        yield Finding(
-            "evidence/identity",
-            Severity.ERROR,
-            where,
-            f"does not say of the source what is known: it {case.base.claim.sentence}",
-        )
+        what = f"does not say of the source what is known: it {case.base.claim.sentence}"
+        yield Finding("evidence/identity", Severity.ERROR, where, what)
     references = [section for section in report.sections if section.id == "against-reference"]
     verdict = build_verdict(report.subject, len(case.opened().structure), references, case.model, case.identity)
     if (report.command, report.verdict) != ("build", verdict):

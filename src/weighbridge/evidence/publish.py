@@ -77,11 +77,8 @@ def offer_of(
     others = _others(listing.signed, open_directory(directory), named)
     if others:
         more = f" and {len(others) - 1:,} more" if len(others) > 1 else ""
-        raise HubError(
-            f"holds {others[0]}{more}, which no model needs and nobody named",
-            where=str(directory),
-            remedy="take it out by building anew, or name it to publish it too",
-        )
+        what = f"holds {others[0]}{more}, which no model needs and nobody named"
+        raise HubError(what, where=str(directory), remedy="take it out by building anew, or name it to publish it too")
     digests = hash_files(directory, (*listing.signed, *listing.evidence), progress=progress)
     stated = read_files(read_small(directory / EVIDENCE / FILES, label=EVIDENCE), where=f"{EVIDENCE}/{FILES}")
     for name in listing.signed:
@@ -142,11 +139,9 @@ def _upload(offer: Offer) -> str:
     with explained(offer.repository), hushed():
         api.create_repo(offer.repository, private=not offer.public, exist_ok=True)
         if not offer.public and api.model_info(offer.repository).private is not True:
-            raise HubError(
-                "is there already, and anybody may see it",
-                where=offer.repository,
-                remedy="say that it shall be public, or make it private on the hub",
-            )
+            what = "is there already, and anybody may see it"
+            remedy = "say that it shall be public, or make it private on the hub"
+            raise HubError(what, where=offer.repository, remedy=remedy)
         done = api.upload_folder(
             repo_id=offer.repository,
             folder_path=offer.directory,

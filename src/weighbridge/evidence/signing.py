@@ -219,11 +219,9 @@ class KeySigner:
                 "the private key is encrypted", where=str(path), remedy="decrypt it for the build"
             ) from None
         except (ValueError, UnsupportedAlgorithm):
-            raise EvidenceError(
-                "is no private key in PEM",
-                where=str(path),
-                remedy="name the private half of a pair, NAME.pem where 'make key' made it",
-            ) from None
+            what = "is no private key in PEM"
+            remedy = "name the private half of a pair, NAME.pem where 'make key' made it"
+            raise EvidenceError(what, where=str(path), remedy=remedy) from None
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name not in CURVES:
             raise EvidenceError("is no key on the curve P-256, P-384 or P-521", where=str(path))
         return cls(path, key)

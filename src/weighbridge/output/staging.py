@@ -334,11 +334,8 @@ def check_private(directory: Path) -> None:
     """
     found = directory.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-        raise BuildError(
-            "an earlier run is said to have left this, but others than this user could have written into it",
-            where=str(directory),
-            remedy="remove it, and build anew",
-        )
+        what = "an earlier run is said to have left this, but others than this user could have written into it"
+        raise BuildError(what, where=str(directory), remedy="remove it, and build anew")
 
 
 def _make_own(directory: Path) -> None:
@@ -542,11 +539,9 @@ def _which(path: Path) -> tuple[int, int] | None:
 
 
 def _stranded(left: Path, target: Path) -> BuildError:
-    return BuildError(
-        f"what stood at {target} was moved here by a run that was killed, and something else stands there now",
-        where=str(left),
-        remedy="move it where you want it, or remove the directory that it lies in",
-    )
+    what = f"what stood at {target} was moved here by a run that was killed, and something else stands there now"
+    remedy = "move it where you want it, or remove the directory that it lies in"
+    return BuildError(what, where=str(left), remedy=remedy)
 
 
 NOREPLACE, EXCHANGE = 1, 2

@@ -250,10 +250,8 @@ def _mapping(content: Mapping[str, Any], key: str, *, where: str) -> dict[str, A
 def _stopped(said: str, setting: Setting, harness: Harness) -> HarnessError:
     """Why the harness stopped, from the last line in which it says so."""
     if "No module named lm_eval" in said:
-        return HarnessError(
-            "there is no lm_eval in its environment",
-            where=str(harness.python),
-            remedy=Clause("install 'weighbridge[eval]' into it, or name another as ", Argument("harness")),
-        )
+        what = "there is no lm_eval in its environment"
+        remedy = Clause("install 'weighbridge[eval]' into it, or name another as ", Argument("harness"))
+        return HarnessError(what, where=str(harness.python), remedy=remedy)
     lines = [line.strip() for line in said.splitlines() if "Error" in line or "not found" in line]
     return HarnessError(f"the harness stopped ({lines[-1][:300] if lines else 'it says no more'})", where=setting.task)

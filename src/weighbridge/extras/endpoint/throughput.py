@@ -191,11 +191,9 @@ def _ask(endpoint: Endpoint, load: Load, number: int) -> _Answer:
     where = f"{endpoint.url}/v1/completions"
     asked, generated = (usage.get(key) for key in COUNTS) if isinstance(usage, dict) else (None, None)
     if not isinstance(asked, int) or not isinstance(generated, int):
-        raise EndpointError(
-            "does not say how many tokens it generated",
-            where=where,
-            remedy="take a server that knows stream_options.include_usage, as vLLM and SGLang do",
-        )
+        what = "does not say how many tokens it generated"
+        remedy = "take a server that knows stream_options.include_usage, as vLLM and SGLang do"
+        raise EndpointError(what, where=where, remedy=remedy)
     if first is None or generated < 2:
         raise EndpointError(f"generated {generated:,} tokens, of which no time between two can be told", where=where)
     return _Answer(first, whole, asked, generated)

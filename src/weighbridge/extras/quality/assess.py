@@ -107,11 +107,8 @@ def measure(source: Forward, build: Forward, tokens: Tokens, *, progress: Progre
         StructureError: their vocabularies are not the same.
     """
     if source.vocabulary != build.vocabulary:
-        raise StructureError(
-            f"has {build.vocabulary:,} tokens, and {source.label} has {source.vocabulary:,}",
-            where=build.label,
-            remedy="name the source that it was built from",
-        )
+        what = f"has {build.vocabulary:,} tokens, and {source.label} has {source.vocabulary:,}"
+        raise StructureError(what, where=build.label, remedy="name the source that it was built from")
     windows = []
     with progress.stage(f"reading with {build.label}", tokens.nbytes):
         for window in tokens:

@@ -101,11 +101,9 @@ def activations_of(weight: Weight) -> Activations | None:
     flat = Region(region.file, region.offset, Tensor(region.tensor.dtype, (1, 1)))
     scale = float(float_values(read(weight.reader, flat, ((0, 1),), local), region.tensor.dtype)[0, 0])
     if not (np.isfinite(scale) and scale > 0):
-        raise StructureError(
-            f"{module.name}.{local} is {scale}, where a scale is finite and positive",
-            where=weight.label,
-            remedy="calibrate with more text, or show every expert every token (calibration.experts: all)",
-        )
+        what = f"{module.name}.{local} is {scale}, where a scale is finite and positive"
+        remedy = "calibrate with more text, or show every expert every token (calibration.experts: all)"
+        raise StructureError(what, where=weight.label, remedy=remedy)
     if module.form == modelopt.METHOD and args.dynamic == "local":
         scale = float(np.float32(1) / np.float32(scale))
     return Activations(args, scale)

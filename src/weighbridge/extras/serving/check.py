@@ -158,11 +158,8 @@ def token_windows(checkpoint: Checkpoint, text: str, *, windows: int, length: in
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     taken = length - len(before)
     if len(ids) < windows * taken:
-        raise ServingError(
-            f"the text has {len(ids):,} tokens, and {windows} windows of {taken} are asked for",
-            where=Argument("text"),
-            remedy="name a longer text, or fewer or shorter windows",
-        )
+        what = f"the text has {len(ids):,} tokens, and {windows} windows of {taken} are asked for"
+        raise ServingError(what, where=Argument("text"), remedy="name a longer text, or fewer or shorter windows")
     step = (len(ids) - taken) // max(windows - 1, 1)
     return [before + ids[start * step : start * step + taken] for start in range(windows)]
 

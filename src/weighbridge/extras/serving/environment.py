@@ -101,8 +101,5 @@ def _declare_schemas(python: Path) -> None:
 def _run(command: tuple[str, ...], output: object, log: Path) -> None:
     done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)  # type: ignore[call-overload]  # noqa: S603
     if done.returncode:
-        raise ServingError(
-            f"the serving environment cannot be made: '{' '.join(command[:6])} …' failed",
-            where=str(log),
-            remedy="its last lines say why",
-        )
+        what = f"the serving environment cannot be made: '{' '.join(command[:6])} …' failed"
+        raise ServingError(what, where=str(log), remedy="its last lines say why")

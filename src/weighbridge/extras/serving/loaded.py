@@ -74,13 +74,9 @@ def loading_findings(checkpoint: Checkpoint, answer: Answer, *, towers: bool) ->
 
 def _refused(answer: Answer) -> Iterator[Finding]:
     if answer.refused:
-        yield Finding(
-            "serve/refused",
-            Severity.ERROR,
-            "the server",
-            f"does not serve it: {answer.refused}",
-            remedy="see the findings beside this one, and the server's log",
-        )
+        what = f"does not serve it: {answer.refused}"
+        remedy = "see the findings beside this one, and the server's log"
+        yield Finding("serve/refused", Severity.ERROR, "the server", what, remedy=remedy)
 
 
 def _quantized_routers(checkpoint: Checkpoint) -> Iterator[Finding]:
@@ -121,14 +117,9 @@ def _not_finite(answer: Answer) -> Iterator[Finding]:
     for kind, keys in by_kind.items():
         for pattern in compact(keys):
             elements = sum(answer.not_finite[key] for key in pattern)
-            yield Finding(
-                "serve/not-finite",
-                Severity.ERROR,
-                str(pattern),
-                f"the {kind} holds {elements:,} values that are NaN or infinite",
-                count=len(pattern),
-                remedy="the checkpoint is damaged or was calibrated with too little; build it again",
-            )
+            what = f"the {kind} holds {elements:,} values that are NaN or infinite"
+            remedy = "the checkpoint is damaged or was calibrated with too little; build it again"
+            yield Finding("serve/not-finite", Severity.ERROR, str(pattern), what, count=len(pattern), remedy=remedy)
 
 
 def _unfilled(checkpoint: Checkpoint, answer: Answer) -> Iterator[Finding]:
@@ -255,9 +246,5 @@ def _reasons(checkpoint: Checkpoint, answer: Answer, *, towers: bool) -> Callabl
 
 def _replaced(answer: Answer) -> Iterator[Finding]:
     for sentence in answer.replaced:
-        yield Finding(
-            "serve/replaced-kernel",
-            Severity.NOTE,
-            sentence.partition(":")[0],
-            f"no kernel for this machine ({answer.device}); for this check {sentence.partition(': ')[2]}",
-        )
+        what = f"no kernel for this machine ({answer.device}); for this check {sentence.partition(': ')[2]}"
+        yield Finding("serve/replaced-kernel", Severity.NOTE, sentence.partition(":")[0], what)
