@@ -47,30 +47,21 @@ MOST_NAMED = 20
 
 def _check_files(case: Case) -> Checked:
     """Every file is the one that was listed, and there is none too many or too few."""
-    findings = [
-        wrong(
-            "evidence/file-altered",
-            name,
-            f"has SHA-256 {digest[:12]}…, listed was {case.listed[name][:12]}…",
-            remedy=_FETCH,
-        )
-        for name, digest in case.files.items()
-        if name in case.listed and case.listed[name] != digest
-    ]
+    findings = []
+    for name, digest in case.files.items():
+        if (listed := case.listed.get(name, digest)) != digest:
+            what = f"has SHA-256 {digest[:12]}…, listed was {listed[:12]}…"
+            findings.append(wrong("evidence/file-altered", name, what, remedy=_FETCH))
     removed = {name for name in case.listed if name not in case.files}
     for name in sorted(case.files.keys() - case.listed.keys()):
         was = next((old for old in sorted(removed) if case.listed[old] == case.files[name]), None)
         removed.discard(was or "")
-        findings.append(
-            wrong("evidence/file-renamed", name, f"was called {was}")
-            if was
-            else wrong(
-                "evidence/file-added",
-                name,
-                "is not among the files that the evidence is about",
-                remedy="take it out: a server may read it, and nobody has vouched for it",
-            )
-        )
+        if was:
+            findings.append(wrong("evidence/file-renamed", name, f"was called {was}"))
+        else:
+            what = "is not among the files that the evidence is about"
+            remedy = "take it out: a server may read it, and nobody has vouched for it"
+            findings.append(wrong("evidence/file-added", name, what, remedy=remedy))
     findings += [
         wrong("evidence/file-missing", name, "is listed, but not there", remedy=_FETCH)
         for name in sorted(removed - case.listing.odd.keys())
@@ -121,13 +112,9 @@ def _check_signatures(case: Case) -> Checked:
             if signed.files.get(file) != files.get(file):
                 findings.append(wrong("evidence/subject", where, f"signs another {file} than the one here"))
     if case.verifier is None:
-        finding = Finding(
-            "evidence/signature-unchecked",
-            Severity.WARNING,
-            f"{EVIDENCE}/",
-            "is signed, but no key was given to check it with",
-            remedy="check it with the signer's public key, taken from the signer and not from this checkpoint",
-        )
+        what = "is signed, but no key was given to check it with"
+        remedy = "check it with the signer's public key, taken from the signer and not from this checkpoint"
+        finding = Finding("evidence/signature-unchecked", Severity.WARNING, f"{EVIDENCE}/", what, remedy=remedy)
         words = ("all of it, as long as no key is given",)
         return Checked("signed; by whom was not checked", (*findings, finding), words)
     for place, envelope in envelopes:
@@ -161,9 +148,8 @@ def _check_statements(case: Case) -> Checked:
     for claim in (*case.claims, *case.added):
         (subject,) = claim.statement.subject
         if (subject.digest or {}) != {"sha256": case.root}:
-            findings.append(
-                wrong("evidence/subject", claim.where, "is about another checkpoint (its subject has another digest)")
-            )
+            what = "is about another checkpoint (its subject has another digest)"
+            findings.append(wrong("evidence/subject", claim.where, what))
     bound = {**case.added_files, **case.byproducts}
     own = {f"{EVIDENCE}/{name}" for name in (CLAIMS, STATEMENTS, ADDED)}
     if case.signed:  # they are over what speaks of the rest
@@ -174,9 +160,8 @@ def _check_statements(case: Case) -> Checked:
         if name not in bound:
             findings.append(wrong("evidence/unbound", name, "lies there, but no statement names it"))
         elif bound[name] != digest:
-            findings.append(
-                wrong("evidence/altered", name, "is altered: its digest is another than the statement about it gives")
-            )
+            what = "is altered: its digest is another than the statement about it gives"
+            findings.append(wrong("evidence/altered", name, what))
     missing = [name for name in bound if name.startswith(f"{EVIDENCE}/") and name not in case.beside]
     findings += [wrong("evidence/missing", name, "is not there") for name in sorted(missing)]
     findings += [*_check_results_bound(case), *_check_added_bound(case)]

@@ -113,38 +113,25 @@ def check_bom(case: Case) -> Checked:
     expected = bill(facts)
     theirs, ours = metadata.get("component"), expected["metadata"]["component"]
     theirs = theirs if isinstance(theirs, dict) else {}
-    findings = [
-        Finding(
-            "evidence/bom",
-            _strictness(case) if part in WORDED else Severity.ERROR,
-            where,
-            f"the model's {part} is not what recipe, provenance and tensors give",
-        )
-        for part in sorted(ours.keys() | theirs.keys())
-        if ours.get(part) != theirs.get(part)
-    ]
+    findings = []
+    for part in sorted(ours.keys() | theirs.keys()):
+        if ours.get(part) != theirs.get(part):
+            severity = _strictness(case) if part in WORDED else Severity.ERROR
+            what = f"the model's {part} is not what recipe, provenance and tensors give"
+            findings.append(Finding("evidence/bom", severity, where, what))
     components = bom.get("components")
     listed = [item if isinstance(item, dict) else {} for item in (components if isinstance(components, list) else ())]
-    for item in expected["components"]:
-        if item not in listed:
-            findings.append(
-                wrong("evidence/bom", item["purl"], "is listed otherwise in the bill than in the provenance")
-            )
-    known = [item["purl"] for item in expected["components"]]
-    for item in listed:
-        if item.get("purl") not in known:
-            findings.append(wrong("evidence/bom", str(item.get("purl")), "is listed in the bill alone"))
+    packaged = expected["components"]
+    otherwise = "is listed otherwise in the bill than in the provenance"
+    findings += [wrong("evidence/bom", item["purl"], otherwise) for item in packaged if item not in listed]
+    known = [item["purl"] for item in packaged]
+    alone = [item.get("purl") for item in listed if item.get("purl") not in known]
+    findings += [wrong("evidence/bom", str(purl), "is listed in the bill alone") for purl in alone]
     own = {key: value for key, value in bom.items() if key not in ("metadata", "components")}
     for key in sorted(own.keys() | (expected.keys() - {"metadata", "components"})):
         if own.get(key) != expected.get(key):
-            findings.append(
-                Finding(
-                    "evidence/bom",
-                    _strictness(case),
-                    where,
-                    f"its {key[:40]} is not what recipe, provenance and tensors give",
-                )
-            )
+            what = f"its {key[:40]} is not what recipe, provenance and tensors give"
+            findings.append(Finding("evidence/bom", _strictness(case), where, what))
     findings += _check_stamp(case, where, stamped)
     if not findings and case.same_version and raw != write_bom(facts):
         findings.append(wrong("evidence/bom", where, "says more than was built, or otherwise"))

@@ -474,13 +474,7 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise EvidenceError(
-            f"Sigstore cannot be used here ({type(error).__name__}: {first_line(error)[:160]})",
-            remedy=Clause(
-                "check the network, or use a key, to sign (",
-                Argument("sign"),
-                ") and to check (",
-                Argument("signed_by"),
-                ")",
-            ),
-        ) from error
+        what = f"Sigstore cannot be used here ({type(error).__name__}: {first_line(error)[:160]})"
+        use = "check the network, or use a key, to sign ("
+        remedy = Clause(use, Argument("sign"), ") and to check (", Argument("signed_by"), ")")
+        raise EvidenceError(what, remedy=remedy) from error

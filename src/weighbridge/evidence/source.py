@@ -159,11 +159,7 @@ def _check_given(case: Case, source: Checkpoint) -> Iterator[Finding]:
     actual = digest_files(source, [name for name in sources if name in source.files], progress=case.progress)
     for name, digest in sources.items():
         if actual.get(name) != digest:
-            what = (
-                f"has SHA-256 {actual[name][:12]}…, stated was {digest[:12]}…"
-                if name in actual
-                else "is not in the source"
-            )
-            yield wrong("evidence/source", name, what)
+            found = f"has SHA-256 {actual.get(name, '')[:12]}…, stated was {digest[:12]}…"
+            yield wrong("evidence/source", name, found if name in actual else "is not in the source")
     for name in sorted(source.shards.keys() - sources.keys()):
         yield wrong("evidence/source", name, "is a shard of the source, but was not read")

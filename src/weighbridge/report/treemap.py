@@ -182,21 +182,13 @@ def _in_rows(sizes: Sequence[int], room: Rectangle, count: int) -> list[Rectangl
     rows: dict[int, list[int]] = {}
     for size, end in zip(sizes, accumulate(sizes), strict=True):
         rows.setdefault((2 * end - size) * count // (2 * total), []).append(size)
-    placed = []
-    top = 0
+    placed, top = [], 0
     for row in rows.values():
-        left = 0
-        for size in row:
-            placed.append(
-                (
-                    x + width * left / sum(row),
-                    y + height * top / total,
-                    width * size / sum(row),
-                    height * sum(row) / total,
-                )
-            )
-            left += size
-        top += sum(row)
+        whole = sum(row)
+        for size, end in zip(row, accumulate(row), strict=True):
+            left = x + width * (end - size) / whole
+            placed.append((left, y + height * top / total, width * size / whole, height * whole / total))
+        top += whole
     return placed
 
 

@@ -252,26 +252,20 @@ def _exact_section(request: ServingCheck, progress: Progress) -> Section:
 
 
 def _disagreement(client: str, found: Agreement) -> Finding:
-    return Finding(
-        "serve/disagrees",
-        Severity.ERROR,
-        client,
-        f"computes something else than the checkpoint means: its log-probabilities differ by "
-        f"{found.difference:.3g} nats (root mean square) where {found.allowed:.3g} are allowed",
-        remedy="docs/explanation/serving.md says what the bounds mean; suspect how the client reads scales first",
-    )
+    what = f"computes something else than the checkpoint means: its log-probabilities differ by {_by_how_much(found)}"
+    remedy = "docs/explanation/serving.md says what the bounds mean; suspect how the client reads scales first"
+    return Finding("serve/disagrees", Severity.ERROR, client, what, remedy=remedy)
 
 
 def _source_disagreement(source: str, found: Agreement) -> Finding:
-    return Finding(
-        "serve/source-disagrees",
-        Severity.WARNING,
-        source,
-        f"is computed otherwise by the server, too: its log-probabilities differ by {found.difference:.3g} nats (root "
-        f"mean square) where {found.allowed:.3g} are allowed",
-        remedy="suspect how the server or transformers computes this architecture, or what config.json leaves out, "
-        "before you suspect the build",
-    )
+    what = f"is computed otherwise by the server, too: its log-probabilities differ by {_by_how_much(found)}"
+    remedy = "suspect how the server or transformers computes this architecture, or what config.json leaves out, "
+    remedy += "before you suspect the build"
+    return Finding("serve/source-disagrees", Severity.WARNING, source, what, remedy=remedy)
+
+
+def _by_how_much(found: Agreement) -> str:
+    return f"{found.difference:.3g} nats (root mean square) where {found.allowed:.3g} are allowed"
 
 
 def _agreement_table(found: Agreement) -> Table:

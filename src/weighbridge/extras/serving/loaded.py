@@ -137,13 +137,9 @@ def _unfilled(checkpoint: Checkpoint, answer: Answer) -> Iterator[Finding]:
             missing |= keys
             if not keys:
                 box = ", ".join(f"{begin}:{end}" for begin, end in region)
-                yield Finding(
-                    "serve/unfilled",
-                    Severity.ERROR,
-                    parameter,
-                    f"[{box}] of it was filled by no tensor of the checkpoint, and holds whatever lay in memory",
-                    remedy="the checkpoint lacks a tensor; build it again",
-                )
+                what = f"[{box}] of it was filled by no tensor of the checkpoint, and holds whatever lay in memory"
+                remedy = "the checkpoint lacks a tensor; build it again"
+                yield Finding("serve/unfilled", Severity.ERROR, parameter, what, remedy=remedy)
     what = "is not in the checkpoint; the server loads it without a word and computes with what lies in memory"
     yield from alike.findings("serve/missing", missing, what, "build it again")
     for harmless, parameters in at_default.items():
@@ -199,13 +195,9 @@ def _renumbered(key: str, old: tuple[int, ...], parameter: str, new: tuple[int, 
 
 def _not_used(checkpoint: Checkpoint, answer: Answer, *, towers: bool) -> Iterator[Finding]:
     if answer.homeless_writes:
-        yield Finding(
-            "serve/not-watched",
-            Severity.ERROR,
-            answer.model,
-            "lists names before it loads tensors, so which of them it used cannot be tracked",
-            remedy="this check does not fit this model's loader; report the model",
-        )
+        what = "lists names before it loads tensors, so which of them it used cannot be tracked"
+        remedy = "this check does not fit this model's loader; report the model"
+        yield Finding("serve/not-watched", Severity.ERROR, answer.model, what, remedy=remedy)
         return
     if not answer.keys:
         return  # refused before anything was read
