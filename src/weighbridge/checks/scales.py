@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
@@ -22,8 +21,6 @@ from weighbridge.formats.schemes import Scheme
 from weighbridge.formats.tensors import StoredTensor
 from weighbridge.planning import FusedGroup
 from weighbridge.report import Finding, Section
-
-T = TypeVar("T")
 
 SCALES = frozenset(
     {
@@ -53,10 +50,13 @@ def scales_sections(checkpoint: Checkpoint, groups: Sequence[FusedGroup]) -> lis
         StructureError: a shard cannot be read.
     """
     values = read_scales(checkpoint)
+    # Experts that are named the other way round are merged all the same.
+    scales = {usual_name(name): value for name, value in values.items()}
+    schemes = {usual_name(module): scheme for module, scheme in checkpoint.schemes.items()}
     findings = (
         *_missing(checkpoint),
         *_bad(values),
-        *_unequal(_under_usual_names(values), _under_usual_names(checkpoint.schemes), groups),
+        *_unequal(scales, schemes, groups),
     )
     if not values and not findings:
         return []
@@ -136,11 +136,6 @@ def _problem(value: float) -> str:
     if np.isinf(value):
         return "infinite"
     return "" if value > 0 else "zero" if value == 0 else "negative"
-
-
-def _under_usual_names(by_name: Mapping[str, T]) -> Mapping[str, T]:
-    """Experts that are named the other way round are merged all the same."""
-    return {usual_name(name): value for name, value in by_name.items()}
 
 
 def _unequal(

@@ -21,19 +21,18 @@ from weighbridge.cli.run import (
     Parser,
     add_follow_option,
     add_report_options,
+    add_work_options,
     check_writable,
     command,
     filed,
     hand_over,
-    positive,
     positive_size,
     program,
     refuse,
-    size,
     suggest,
 )
 from weighbridge.errors import RecipeError, WeighbridgeError
-from weighbridge.machine.resources import DEFAULT_MEMORY, DEFAULT_SHARD_SIZE, Resources
+from weighbridge.machine.resources import DEFAULT_SHARD_SIZE, Resources
 
 if TYPE_CHECKING:
     from weighbridge.checkpoint.model import Checkpoint
@@ -203,19 +202,11 @@ def _parser() -> Parser:
         "--force", action="store_true", help="replace an output that is not empty, once the build is whole"
     )
     parser.add_argument("--device", help="torch device, e.g. cuda:0 or cpu (default: an accelerator if there is one)")
-    parser.add_argument(
-        "--workers",
-        type=positive,
-        metavar="N",
-        help="pieces (groups of tensors) worked on at a time (default: one a core)",
-    )
-    parser.add_argument(
-        "--memory",
-        type=size,
-        default=DEFAULT_MEMORY,
-        metavar="SIZE",
-        help="memory that the streaming engine may take, however large shards and tensors are; llm-compressor's "
-        "own needs come on top (default: 2GiB)",
+    add_work_options(
+        parser,
+        pieces="pieces (groups of tensors)",
+        memory="memory that the streaming engine may take, however large shards and tensors are; llm-compressor's "
+        "own needs come on top",
     )
     parser.add_argument(
         "--shard-size",

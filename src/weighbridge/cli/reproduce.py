@@ -10,10 +10,10 @@ from pathlib import Path
 from weighbridge import api
 from weighbridge.base.source import MADE
 from weighbridge.cli.complete import complete
-from weighbridge.cli.run import Parser, add_report_options, check_writable, command, hand_over, keep, positive, size
+from weighbridge.cli.run import Parser, add_report_options, add_work_options, check_writable, command, hand_over, keep
 from weighbridge.errors import EvidenceError
 from weighbridge.evidence.signing import open_signer
-from weighbridge.machine.resources import DEFAULT_MEMORY, Resources
+from weighbridge.machine.resources import Resources
 
 EPILOG = """\
 examples:
@@ -51,19 +51,7 @@ def _parser() -> Parser:
         metavar="DIR",
         help="keep the new build in this directory (default: it is deleted after the comparison)",
     )
-    parser.add_argument(
-        "--workers",
-        type=positive,
-        metavar="N",
-        help="pieces (groups of tensors) worked on at a time (default: one a core)",
-    )
-    parser.add_argument(
-        "--memory",
-        type=size,
-        default=DEFAULT_MEMORY,
-        metavar="SIZE",
-        help="memory that the build may take (default: 2GiB)",
-    )
+    add_work_options(parser, pieces="pieces (groups of tensors)", memory="memory that the build may take")
     parser.add_argument(
         "--elsewhere", action="store_true", help="build even if the environment differs, to see whether the bytes do"
     )

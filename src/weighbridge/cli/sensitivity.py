@@ -9,8 +9,8 @@ from functools import partial
 from weighbridge.base.source import fetch, open_model
 from weighbridge.checkpoint.opening import open_checkpoint
 from weighbridge.cli.evaluate import add_options
-from weighbridge.cli.run import Parser, check_writable, command, hand_over, positive, size
-from weighbridge.machine.resources import DEFAULT_MEMORY, Resources
+from weighbridge.cli.run import Parser, add_work_options, check_writable, command, hand_over
+from weighbridge.machine.resources import Resources
 from weighbridge.progress import Progress
 from weighbridge.report import Report
 
@@ -39,16 +39,7 @@ def _parser() -> Parser:
         "--beside", action="append", default=[], metavar="CHECKPOINT", help="another build (can be given again)"
     )
     add_options(parser)
-    parser.add_argument(
-        "--workers", type=positive, metavar="N", help="pieces of the audit worked on at a time (default: one a core)"
-    )
-    parser.add_argument(
-        "--memory",
-        type=size,
-        default=DEFAULT_MEMORY,
-        metavar="SIZE",
-        help="memory that the audit may take (default: 2GiB)",
-    )
+    add_work_options(parser, pieces="pieces of the audit", memory="memory that the audit may take")
     return parser
 
 

@@ -15,10 +15,9 @@ from weighbridge.evidence.bom import BomFacts, bill, write_bom
 from weighbridge.evidence.card import CARD, CardFacts, blocks, kept_card, model_name, write_card
 from weighbridge.evidence.case import Case
 from weighbridge.evidence.checked import Checked, wrong
-from weighbridge.evidence.finished import MAIN_REPORT
+from weighbridge.evidence.finished import MAIN_REPORT, build_verdict
 from weighbridge.evidence.stated import moment, packages
 from weighbridge.evidence.statements import sha256_of
-from weighbridge.evidence.verdict import build_verdict
 from weighbridge.evidence.write import BOM, FILES, GUIDE, LOG, TENSORS, called, chain_section, guide, page_of
 from weighbridge.report import PRESENTERS, Areas, Finding, Report, Section, Severity
 from weighbridge.text.strict_json import parse_object

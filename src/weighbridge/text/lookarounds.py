@@ -201,10 +201,6 @@ def _character(holds: Callable[[str], bool]) -> _Node:
     return _Node(one.ahead, one.back, one)
 
 
-def _literal(argument: int, flags: int) -> _Node:
-    return _character(_equal(argument, flags))
-
-
 def _not_literal(argument: int, flags: int) -> _Node:
     equal = _equal(argument, flags)
     return _character(lambda character: not equal(character))
@@ -345,10 +341,6 @@ def _repeated(step: Step, least: int, most: int | None) -> Step:
     return repeated
 
 
-def _assert(argument: tuple[int, Sequence[Any]], flags: int) -> _Node:
-    return _where(_asserted(argument, flags))
-
-
 def _assert_not(argument: tuple[int, Sequence[Any]], flags: int) -> _Node:
     asserted = _asserted(argument, flags)
     return _where(lambda text: text.every & ~asserted(text))
@@ -362,12 +354,8 @@ def _asserted(argument: tuple[int, Sequence[Any]], flags: int) -> Callable[[_Tex
     return lambda text: step(text, text.every)
 
 
-def _failure(_argument: None, _flags: int) -> _Node:
-    return _where(lambda _: 0)
-
-
 _MAKERS: Mapping[Any, Callable[[Any, int], _Node]] = {
-    _CODES.LITERAL: _literal,
+    _CODES.LITERAL: lambda code, flags: _character(_equal(code, flags)),
     _CODES.NOT_LITERAL: _not_literal,
     _CODES.ANY: _any,
     _CODES.IN: _set,
@@ -376,7 +364,7 @@ _MAKERS: Mapping[Any, Callable[[Any, int], _Node]] = {
     _CODES.SUBPATTERN: _group,
     _CODES.MAX_REPEAT: _repeat,
     _CODES.MIN_REPEAT: _repeat,
-    _CODES.ASSERT: _assert,
+    _CODES.ASSERT: lambda argument, flags: _where(_asserted(argument, flags)),
     _CODES.ASSERT_NOT: _assert_not,
-    _CODES.FAILURE: _failure,
+    _CODES.FAILURE: lambda _, __: _where(lambda _: 0),
 }

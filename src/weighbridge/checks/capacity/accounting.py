@@ -255,11 +255,8 @@ def sglang_capacity(structure: Structure, shape: CacheShape, demand: Demand) -> 
 
 def _left(demand: Demand, weights: Weights, reserve: int) -> int:
     """Bytes for the cache, once weights and reserve are taken from the share of the card."""
-    return (
-        int(demand.memory * demand.utilization)
-        - weights.total
-        - (reserve if demand.reserve is None else demand.reserve)
-    )
+    spared = reserve if demand.reserve is None else demand.reserve
+    return int(demand.memory * demand.utilization) - weights.total - spared
 
 
 def _ceil_div(total: int, part: int) -> int:
