@@ -159,11 +159,8 @@ def _source(options: argparse.Namespace, loaded: LoadedRecipe) -> Checkpoint | s
     model = _model(options, loaded)
     if model in MADE and loaded.recipe.method == "convert":
         return model
-    return (
-        open_model(model, follow=options.follow_links)
-        if loaded.recipe.method == "convert"
-        else open_source(model, follow=options.follow_links)
-    )
+    opened = open_model if loaded.recipe.method == "convert" else open_source
+    return opened(model, follow=options.follow_links)
 
 
 def _model(options: argparse.Namespace, loaded: LoadedRecipe) -> str:

@@ -30,9 +30,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     if not options.harness.is_file():
         raise HarnessError("there is no such file", where=f"--harness {options.harness}", remedy="name a Python")
     if options.include is not None and not options.include.is_dir():
-        raise HarnessError(
-            "there is no such directory", where=f"--include {options.include}", remedy="name one with tasks"
-        )
+        where = f"--include {options.include}"
+        raise HarnessError("there is no such directory", where=where, remedy="name one with tasks")
     harness = Harness(
         python=options.harness,
         concurrency=options.concurrency,
@@ -44,11 +43,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     build, source = endpoints.opened(options)
     settings = [PUBLISHED.get(task, Setting(task)) for task in options.tasks]
     tasks = [
-        (
-            setting,
-            evaluate(build, setting, harness),
-            evaluate(source, setting, harness) if source is not None else None,
-        )
+        (setting, evaluate(build, setting, harness), None if source is None else evaluate(source, setting, harness))
         for setting in settings
     ]
     report = report_scores(build, tasks, harness)

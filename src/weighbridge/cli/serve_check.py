@@ -79,17 +79,17 @@ def _check(options: argparse.Namespace) -> int:
     python = find_python(options.serving_python)
     progress = Progress()
     checkpoint = fetch(open_model(options.checkpoint, follow=options.follow_links), progress)
+    source = None
+    if options.source is not None:
+        source = fetch(open_model(options.source, follow=options.follow_links), progress)
     request = ServingCheck(
         checkpoint=checkpoint,
-        source=(
-            None if options.source is None else fetch(open_model(options.source, follow=options.follow_links), progress)
-        ),
+        source=source,
         python=python,
         token_ids=token_windows(checkpoint, _text(options.text), windows=options.windows, length=options.length),
         log=options.log if options.log is not None else cache_directory("serving") / "vllm.log",
     )
     report = check(request, progress=progress)
-    source = request.source
     names = {} if source is None else {str(source.directory): called(source), options.source: called(source)}
     record(options, Path(options.checkpoint), "serving", report, names={**names, str(request.log): request.log.name})
     return hand_over(report, options)

@@ -57,9 +57,8 @@ def _sentence(sides: Mapping[str, Measured]) -> str:
     build = sides[BUILD]
     at_once = build.load.concurrency
     figure = Figures.rate if at_once == 1 else Figures.throughput
-    says = f"{build.middle(figure):,.1f} tokens a second" + (
-        f" with {at_once:,} requests at once" if at_once > 1 else ""
-    )
+    says = f"{build.middle(figure):,.1f} tokens a second"
+    says += f" with {at_once:,} requests at once" if at_once > 1 else ""
     return says + "".join(f", {ratio:.2f} times the source's" for ratio in _compared(sides, figure))
 
 
