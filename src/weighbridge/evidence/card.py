@@ -158,16 +158,13 @@ def _serving(recipe: Recipe, built: Checkpoint) -> str:
     method = built.declaration.quant_method if built.declaration is not None else ""
     known = f"Both read how it is quantized ({method}) from config.json. " if method in FORMATS else ""
     if method == MODELOPT:
-        sglang += " --quantization modelopt_fp4" if _has_fp4(built) else " --quantization modelopt"
+        fp4 = any("nvfp4" in scheme.format for scheme in built.schemes.values())
+        sglang += " --quantization modelopt_fp4" if fp4 else " --quantization modelopt"
     return (
         "## Serving\n\n"
         f"```sh\n{vllm}\n{sglang}\n```\n\n"
         f"{known}No server was run as part of this build; what was measured is below."
     )
-
-
-def _has_fp4(built: Checkpoint) -> bool:
-    return any("nvfp4" in scheme.format for scheme in built.schemes.values())
 
 
 def _results(results: Mapping[str, Sequence[Result]]) -> str:

@@ -3,6 +3,7 @@ there."""
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -145,16 +146,11 @@ def _upload(offer: Offer) -> str:
         done = api.upload_folder(
             repo_id=offer.repository,
             folder_path=offer.directory,
-            allow_patterns=[*map(_literal, offer.files)],
+            allow_patterns=[*map(glob.escape, offer.files)],
             delete_patterns=["*"],
             commit_message="Weighbridge build with its evidence",
         )
         return str(done.oid)
-
-
-def _literal(name: str) -> str:
-    """A pattern that matches this name alone."""
-    return "".join(f"[{character}]" if character in "*?[" else character for character in name)
 
 
 def _differences(offer: Offer, commit: str) -> Iterator[Finding]:

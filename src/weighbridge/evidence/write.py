@@ -98,8 +98,9 @@ def write(directory: Path, build: FinishedBuild, *, signer: Signer | None = None
     payloads = {
         name: write_statement(result_statement(results, subject, [recipe])) for name, results in written.items()
     }
+    files_beside = {f"{EVIDENCE}/{path.name}": _sha256(path) for path in sorted(beside.iterdir())}
     byproducts = [
-        *(_file(beside, path.name) for path in sorted(beside.iterdir())),
+        *(Resource(name=name, digest={"sha256": digest}) for name, digest in files_beside.items()),
         *(Resource(name=TEST_RESULT + name, digest=sha256_of(payload)) for name, payload in payloads.items()),
     ]
     how = provenance_statement(build, subject, source_digests=sources, environment=environment, byproducts=byproducts)
@@ -243,10 +244,6 @@ def base_card(names: Mapping[str, object]) -> str:
     while name in names:
         name = f"{name.removesuffix('.md')}.base.md"
     return name
-
-
-def _file(beside: Path, name: str) -> Resource:
-    return Resource(name=f"{EVIDENCE}/{name}", digest={"sha256": _sha256(beside / name)})
 
 
 def _sha256(path: Path) -> str:

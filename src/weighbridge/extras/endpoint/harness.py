@@ -178,7 +178,8 @@ def request(endpoint: Endpoint, setting: Setting, harness: Harness, *, output: P
         "timeout": TIMEOUT,
         "tokenized_requests": False,
     }
-    backend = {"tokenizer_backend": None} if chat else _tokenizer(harness.tokenizer)
+    named = {"tokenizer_backend": "huggingface", "tokenizer": harness.tokenizer}
+    backend = {"tokenizer_backend": None} if chat else named
     told = {
         "model": "local-chat-completions" if chat else "local-completions",
         "model_args": {**model, **backend},
@@ -193,10 +194,6 @@ def request(endpoint: Endpoint, setting: Setting, harness: Harness, *, output: P
         "output_path": str(output),
     }
     return {key: value for key, value in told.items() if value is not None}
-
-
-def _tokenizer(name: str | None) -> dict[str, Any]:
-    return {"tokenizer_backend": "huggingface", "tokenizer": name}
 
 
 def read_scores(raw: bytes, task: str, *, where: str) -> tuple[Score, ...]:
