@@ -183,14 +183,13 @@ def test_error_says_what_to_do_and_names_no_option(
 def test_no_error_of_the_library_names_an_option() -> None:
     """Commands put the names of options in the place of arguments in backquotes."""
     raised = re.compile(r"(?:where|remedy)=\(?f?\"[^\"]*(?<![\w'`])--[a-z]")
-    of_other_programs = {"extras/serving/server.py"}
     room = ROOT / "src" / "weighbridge"
     found = {
         path.relative_to(room).as_posix(): raised.findall(path.read_text())
         for path in sorted(room.rglob("*.py"))
         if path.relative_to(room).parts[0] != "cli"
     }
-    named = {name: said for name, said in found.items() if said and name not in of_other_programs}
+    named = {name: said for name, said in found.items() if said}
     assert {
         name: [text for text in said if "pip install" not in text and "ray start" not in text and ".py " not in text]
         for name, said in named.items()

@@ -90,6 +90,13 @@ def test_script_says_how_it_is_called(script: str) -> None:
     assert done.stderr.endswith(f"; 'python {script}.py --help' lists what there is\n")
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_script_runs_as_a_module_too(script: str) -> None:
+    command = [sys.executable, "-m", f"weighbridge.cli.{script}", "--wat"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
+    assert done.returncode == 2 and done.stderr.startswith("error: ")
+
+
 def test_no_example_of_the_overview_is_one_that_a_command_would_refuse(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from jsonschema import Draft202012Validator
 from tests.conftest import ROOT, Command, Outcome, call_main, environment
 from tests.test_json_report_doc import strict
 from weighbridge.cli import schema, validate
+from weighbridge.cli.run import command
 from weighbridge.cli.schema import PLACES
 from weighbridge.progress import Progress
 from weighbridge.progress.json_schema import write_progress_schema
@@ -114,19 +116,19 @@ def test_error_is_an_event(case: str, spelled: tuple[str, ...], run_build: Comma
     assert said in sentence
 
 
-def test_what_nobody_foresaw_is_told_with_where_it_arose(mini_build: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_nobody_foresaw_is_told_with_where_it_arose(mini_build: Path) -> None:
     def broken(*_: object) -> int:
         raise ZeroDivisionError("a mistake")
 
-    monkeypatch.setattr(validate, "_validate", broken)
-    outcome = call_main(validate.main, [mini_build, "--progress", "json"])
+    main = partial(command, validate._parser, broken)
+    outcome = call_main(main, [mini_build, "--progress", "json"])
     assert (outcome.code, told(outcome, "error")) == (
         1,
         ["ZeroDivisionError: a mistake; this is a mistake of this program"],
     )
     assert any("in broken" in line for line in told(outcome, "message"))
     with pytest.raises(ZeroDivisionError):
-        call_main(validate.main, [mini_build])
+        call_main(main, [mini_build])
 
 
 def test_what_a_library_writes_is_a_message(capsys: pytest.CaptureFixture[str]) -> None:
@@ -177,17 +179,14 @@ WAYS = {
 
 
 @pytest.mark.parametrize("arguments", WAYS, ids=" ".join)
-def test_quiet_shows_no_progress_unless_it_is_asked_for(
-    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_quiet_shows_no_progress_unless_it_is_asked_for(arguments: tuple[str, ...]) -> None:
     ways: list[str] = []
 
     def noted(_: object) -> int:
         ways.append(NOW.way)
         return 0
 
-    monkeypatch.setattr(schema, "_write", noted)
-    assert call_main(schema.main, ["report", *arguments]).code == 0
+    assert call_main(partial(command, schema._parser, noted), ["report", *arguments]).code == 0
     assert ways == [WAYS[arguments]]
 
 

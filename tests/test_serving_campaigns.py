@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -17,9 +18,10 @@ from tests.damage import DAMAGES, damaged
 from tests.served_families import COMPUTED_OTHERWISE, SERVED, write_served
 from tests.serving_answers import HONEST, ask_about, recorded, serving_python
 from tests.serving_misread import misread
+from tests.vllm_server import serving
 from weighbridge.cli import serve_check
+from weighbridge.extras.endpoint.server import open_endpoint
 from weighbridge.extras.serving.answer import ServingError
-from weighbridge.extras.serving.server import ask, served
 from weighbridge.recipe import load_recipe
 from weighbridge.samples.trained.text import write_calibration
 
@@ -148,24 +150,16 @@ def test_a_server_that_takes_one_scale_for_another_is_caught(
 def test_a_build_answers_over_the_openai_api(
     python: Path, build_of: Callable[[str, str], Path], tmp_path: Path
 ) -> None:
-    with served(build_of("smollm2", "fp8-dynamic"), python=python, log=tmp_path / "log") as address:
-        models = ask(address, "/v1/models")
-        answer = ask(
-            address,
-            "/v1/chat/completions",
-            {
-                "messages": [{"role": "user", "content": "What is the capital of France?"}],
-                "max_tokens": 16,
-                "temperature": 0,
-            },
-        )
-    assert models["data"][0]["id"] == "checkpoint"
+    asked = {
+        "model": "it",
+        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        "max_tokens": 16,
+        "temperature": 0,
+    }
+    with serving(build_of("smollm2", "fp8-dynamic"), tmp_path, "--max-model-len", "512") as server:
+        assert open_endpoint(server.url).model == "it"
+        headers = {"Content-Type": "application/json"}
+        request = Request(f"{server.url}/v1/chat/completions", data=json.dumps(asked).encode(), headers=headers)
+        with urlopen(request) as response:
+            answer = json.load(response)
     assert "Paris" in answer["choices"][0]["message"]["content"]
-
-
-def test_a_server_that_does_not_start_is_told_with_its_log(python: Path, tmp_path: Path) -> None:
-    with (
-        pytest.raises(ServingError, match="ended before it answered"),
-        served(tmp_path, python=python, log=tmp_path / "log"),
-    ):
-        pass

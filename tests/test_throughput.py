@@ -130,7 +130,7 @@ def test_no_time_is_shorter_than_the_server_took(server: Server) -> None:
     assert figures.first_slow >= figures.first
     assert figures.each > 0
     assert figures.seconds >= 2 * 4 * PAUSE  # six requests, three at a time
-    assert figures.throughput <= 3 / PAUSE
+    assert figures.throughput() <= 3 / PAUSE
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])
@@ -251,7 +251,7 @@ RESULT = {
 def test_figures_of_vllms_client_are_in_seconds() -> None:
     figures = read_result(json.dumps(RESULT).encode(), LOAD, where="x")
     assert figures == Figures(30, 24, 2.0, 0.05, 0.07, 0.01)
-    assert (figures.throughput, figures.rate) == (12.0, 100.0)
+    assert (figures.throughput(), figures.rate()) == (12.0, 100.0)
 
 
 @pytest.mark.parametrize(

@@ -65,28 +65,20 @@ def _files(alone: list[tuple[str, bool]], other: str) -> Section:
 
 
 def _sizes(before: Checkpoint, after: Checkpoint) -> Section:
-    sizes, kinds = zip(*(_by_role(side) for side in (before, after)), strict=True)
+    (old, was), (new, now) = map(_by_role, (before, after))
     rows = [
-        (
-            str(role),
-            kinds[0].get(role, ""),
-            sizes[0][role],
-            kinds[1].get(role, ""),
-            sizes[1][role],
-            _share(role, *sizes),
-        )
+        (str(role), was.get(role, ""), old[role], now.get(role, ""), new[role], _share(old[role], new[role]))
         for role in Role
-        if sizes[0][role] or sizes[1][role]
+        if old[role] or new[role]
     ]
-    totals = [payload_bytes(side.structure) for side in (before, after)]
-    share = round(100 * totals[1] / totals[0], 1) if totals[0] else 0.0
-    table = Table(COLUMNS, (*rows, ("total", "", totals[0], "", totals[1], share)))
-    summary = f"{totals[0]:,} bytes in {len(before.structure):,} tensors, and {totals[1]:,} in {len(after.structure):,}"
+    first, then = (payload_bytes(side.structure) for side in (before, after))
+    table = Table(COLUMNS, (*rows, ("total", "", first, "", then, _share(first, then))))
+    summary = f"{first:,} bytes in {len(before.structure):,} tensors, and {then:,} in {len(after.structure):,}"
     return Section("diff-bytes", "bytes", summary, tables=(table,), judges=False)
 
 
-def _share(role: Role, before: Counter[Role], after: Counter[Role]) -> float:
-    return round(100 * after[role] / before[role], 1) if before[role] else 0.0
+def _share(before: int, after: int) -> float:
+    return round(100 * after / before, 1) if before else 0.0
 
 
 def _by_role(checkpoint: Checkpoint) -> tuple[Counter[Role], dict[Role, str]]:

@@ -61,11 +61,9 @@ def expected_of(
 def _conversion_start(loaded: LoadedRecipe, lock: Checkpoint | None) -> Checkpoint:
     start = None if lock is None else locked_base(loaded, lock)
     if start is None:
-        raise StructureError(
-            "references/ has no lock of the build of this base that the recipe converts",
-            where=loaded.document.where,
-            remedy=Clause("compare it with a reference (", Argument("references"), ") instead"),
-        )
+        what = "references/ has no lock of the build of this base that the recipe converts"
+        remedy = Clause("compare it with a reference (", Argument("references"), ") instead")
+        raise StructureError(what, where=loaded.document.where, remedy=remedy)
     return start
 
 

@@ -6,24 +6,21 @@ Only scales of one element are read: input scales, global scales, scales of the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import split_parameter
 from weighbridge.checkpoint.renaming import usual_name
+from weighbridge.checks import alike
 from weighbridge.errors import StructureError
 from weighbridge.formats.layouts import LAYOUTS
 from weighbridge.formats.schemes import Scheme
 from weighbridge.formats.tensors import StoredTensor
 from weighbridge.planning import FusedGroup
-from weighbridge.report import Finding, Section, Severity
-from weighbridge.text.names import compact
-
-T = TypeVar("T")
+from weighbridge.report import Finding, Section
 
 SCALES = frozenset(
     {
@@ -53,10 +50,13 @@ def scales_sections(checkpoint: Checkpoint, groups: Sequence[FusedGroup]) -> lis
         StructureError: a shard cannot be read.
     """
     values = read_scales(checkpoint)
+    # Experts that are named the other way round are merged all the same.
+    scales = {usual_name(name): value for name, value in values.items()}
+    schemes = {usual_name(module): scheme for module, scheme in checkpoint.schemes.items()}
     findings = (
         *_missing(checkpoint),
         *_bad(values),
-        *_unequal(_under_usual_names(values), _under_usual_names(checkpoint.schemes), groups),
+        *_unequal(scales, schemes, groups),
     )
     if not values and not findings:
         return []
@@ -115,7 +115,8 @@ def _missing(checkpoint: Checkpoint) -> Iterator[Finding]:
         if not any(f"{module}.{name}" in checkpoint.structure for name in (local, "input_scale")):
             absent.setdefault(local, []).append(f"{module}.{local}")
     for names in absent.values():
-        yield from _findings("calibration/no-input-scale", names, "missing: the scheme has static activations", _AGAIN)
+        what = "missing: the scheme has static activations"
+        yield from alike.findings("calibration/no-input-scale", names, what, _AGAIN)
 
 
 def _bad(values: Mapping[str, float]) -> Iterator[Finding]:
@@ -125,7 +126,8 @@ def _bad(values: Mapping[str, float]) -> Iterator[Finding]:
         if problem:
             wrong.setdefault(problem, []).append(name)
     for problem, names in wrong.items():
-        yield from _findings("calibration/bad-scale", names, f"is {problem}; a scale is finite and positive", _AGAIN)
+        what = f"is {problem}; a scale is finite and positive"
+        yield from alike.findings("calibration/bad-scale", names, what, _AGAIN)
 
 
 def _problem(value: float) -> str:
@@ -134,11 +136,6 @@ def _problem(value: float) -> str:
     if np.isinf(value):
         return "infinite"
     return "" if value > 0 else "zero" if value == 0 else "negative"
-
-
-def _under_usual_names(by_name: Mapping[str, T]) -> Mapping[str, T]:
-    """Experts that are named the other way round are merged all the same."""
-    return {usual_name(name): value for name, value in by_name.items()}
 
 
 def _unequal(
@@ -156,14 +153,9 @@ def _unequal(
             if others and not np.isnan(first):  # NaN differs from itself, and is found already
                 different.setdefault((local, others), []).append(f"{next(iter(found))}.{local}")
     for (_, others), names in different.items():
-        yield from _findings(
+        yield from alike.findings(
             "calibration/unequal-scales",
             names,
             f"differs from that of {' and '.join(others)}, which servers merge with it under one scale",
             "a server takes one of them for all; build again with the group in fused_groups",
         )
-
-
-def _findings(rule: str, names: Iterable[str], message: str, remedy: str) -> Iterator[Finding]:
-    for pattern in compact(names):
-        yield Finding(rule, Severity.ERROR, str(pattern), message, count=len(pattern), remedy=remedy)

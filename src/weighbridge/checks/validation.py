@@ -9,7 +9,7 @@ from weighbridge.account import Account, Base, State, account_section, unjudged
 from weighbridge.account import judge as judge_account
 from weighbridge.base.references import AgainstReference
 from weighbridge.checkpoint.consistency import inconsistencies
-from weighbridge.checkpoint.model import Checkpoint, Origin
+from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import split_parameter
 from weighbridge.checks.areas import bytes_by_role
 from weighbridge.checks.diff import (
@@ -170,7 +170,7 @@ def _stored_heads(plan: Plan, against: AgainstReference) -> list[Explanation]:
 
 def describe(checkpoint: Checkpoint) -> str:
     """How a reference is called: repository, revision, and how its structure is known."""
-    origin: Origin = checkpoint.origin
+    origin = checkpoint.origin
     if not origin.repository:
         return checkpoint.label
     revision = f"@{origin.revision[:7]}" if origin.revision else ""

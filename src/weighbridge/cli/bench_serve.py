@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from weighbridge.cli import endpoints
-from weighbridge.cli.run import Parser, add_report_options, check_writable, hand_over, parsed, positive, run
+from weighbridge.cli.run import Parser, add_report_options, check_writable, command, hand_over, positive
 from weighbridge.extras.endpoint.server import EndpointError
 from weighbridge.extras.endpoint.throughput import Client, Load, measure, stream_load, vllm_load
 from weighbridge.extras.endpoint.throughput_report import BUILD, SOURCE, report_throughput
@@ -23,12 +23,6 @@ examples:
 
 exit codes: 0 measured; 2 could not measure
 """
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; gives the exit code."""
-    options = parsed(_parser(), arguments)
-    return run(lambda: _bench(options), options)
 
 
 def _bench(options: argparse.Namespace) -> int:
@@ -110,6 +104,8 @@ def _parser() -> Parser:
     add_report_options(parser)
     return parser
 
+
+main = partial(command, _parser, _bench)
 
 if __name__ == "__main__":
     sys.exit(main())

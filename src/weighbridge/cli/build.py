@@ -6,7 +6,7 @@ import argparse
 import logging
 import shlex
 import sys
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,20 +21,18 @@ from weighbridge.cli.run import (
     Parser,
     add_follow_option,
     add_report_options,
+    add_work_options,
     check_writable,
+    command,
     filed,
     hand_over,
-    parsed,
-    positive,
     positive_size,
     program,
     refuse,
-    run,
-    size,
     suggest,
 )
 from weighbridge.errors import RecipeError, WeighbridgeError
-from weighbridge.machine.resources import DEFAULT_MEMORY, DEFAULT_SHARD_SIZE, Resources
+from weighbridge.machine.resources import DEFAULT_SHARD_SIZE, Resources
 
 if TYPE_CHECKING:
     from weighbridge.checkpoint.model import Checkpoint
@@ -81,12 +79,6 @@ EXIT_CODES = """
 exit codes: 0 built and valid, or can be; 1 judged, and failed, nothing
 kept; 2 could not judge or build
 """
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; gives the exit code."""
-    options = parsed(_parser(), arguments)
-    return run(lambda: _run(options), options)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -167,11 +159,8 @@ def _source(options: argparse.Namespace, loaded: LoadedRecipe) -> Checkpoint | s
     model = _model(options, loaded)
     if model in MADE and loaded.recipe.method == "convert":
         return model
-    return (
-        open_model(model, follow=options.follow_links)
-        if loaded.recipe.method == "convert"
-        else open_source(model, follow=options.follow_links)
-    )
+    opened = open_model if loaded.recipe.method == "convert" else open_source
+    return opened(model, follow=options.follow_links)
 
 
 def _model(options: argparse.Namespace, loaded: LoadedRecipe) -> str:
@@ -184,11 +173,7 @@ def _named(options: argparse.Namespace) -> tuple[str, ...]:
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        "build",
-        description="",
-        epilog="",
-    )
+    parser = Parser("build", description="", epilog="")
     called = name if (name := parser.prog.split()[-1]) in EXAMPLES else "build"
     parser.description = DESCRIPTIONS[called]
     parser.epilog = f"examples:\n{EXAMPLES[called]}{EXIT_CODES}"
@@ -214,19 +199,11 @@ def _parser() -> Parser:
         "--force", action="store_true", help="replace an output that is not empty, once the build is whole"
     )
     parser.add_argument("--device", help="torch device, e.g. cuda:0 or cpu (default: an accelerator if there is one)")
-    parser.add_argument(
-        "--workers",
-        type=positive,
-        metavar="N",
-        help="pieces (groups of tensors) worked on at a time (default: one a core)",
-    )
-    parser.add_argument(
-        "--memory",
-        type=size,
-        default=DEFAULT_MEMORY,
-        metavar="SIZE",
-        help="memory that the streaming engine may take, however large shards and tensors are; llm-compressor's "
-        "own needs come on top (default: 2GiB)",
+    add_work_options(
+        parser,
+        pieces="pieces (groups of tensors)",
+        memory="memory that the streaming engine may take, however large shards and tensors are; llm-compressor's "
+        "own needs come on top",
     )
     parser.add_argument(
         "--shard-size",
@@ -287,3 +264,9 @@ def _parser() -> Parser:
     capacity.add_options(parser)
     draft.add_options(parser)
     return parser
+
+
+main = partial(command, _parser, _run)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from weighbridge import api
 from weighbridge.base.source import MADE
 from weighbridge.cli.complete import complete, locks
 from weighbridge.cli.log import check_outside
-from weighbridge.cli.run import Parser, add_follow_option, add_report_options, check_writable, hand_over, parsed, run
+from weighbridge.cli.run import Parser, add_follow_option, add_report_options, check_writable, command, hand_over
 from weighbridge.errors import RecipeError, WeighbridgeError
 
 EPILOG = """\
@@ -28,12 +28,6 @@ No weight is read: headers, config and files are compared.
 
 exit codes: 0 nothing differs; 1 something does; 2 could not compare
 """
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; gives the exit code."""
-    options = parsed(_parser(), arguments)
-    return run(lambda: _diff(options), options)
 
 
 def _parser() -> Parser:
@@ -77,6 +71,8 @@ def _check_no_recipe(name: str) -> None:
     what = "is a recipe, not a checkpoint"
     raise RecipeError(what, where=name, remedy="add --recipe to compare A with what this recipe makes of it")
 
+
+main = partial(command, _parser, _diff)
 
 if __name__ == "__main__":
     sys.exit(main())

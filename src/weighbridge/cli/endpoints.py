@@ -22,7 +22,6 @@ def opened(options: argparse.Namespace) -> tuple[Endpoint, Endpoint | None]:
         EndpointError: one of them does not answer, or not as such a server does.
     """
     build = open_endpoint(options.endpoint, options.model)
-    source = (
-        open_endpoint(options.source_endpoint, options.source_model) if options.source_endpoint is not None else None
-    )
-    return build, source
+    if options.source_endpoint is None:
+        return build, None
+    return build, open_endpoint(options.source_endpoint, options.source_model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from weighbridge.base.source import MADE, fetch, open_model
@@ -16,10 +16,9 @@ from weighbridge.cli.run import (
     add_follow_option,
     add_report_options,
     check_writable,
+    command,
     hand_over,
-    parsed,
     positive,
-    run,
 )
 from weighbridge.errors import EvidenceError
 from weighbridge.evidence.finished import called
@@ -41,12 +40,6 @@ examples:
 
 exit codes: 0 measured; 2 could not measure
 """
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; gives the exit code."""
-    options = parsed(_parser(), arguments)
-    return run(lambda: _evaluate(options), options)
 
 
 def _parser() -> Parser:
@@ -109,6 +102,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     record(options, Path(options.checkpoints[0]), "quality", report, names=names)
     return hand_over(report, options)
 
+
+main = partial(command, _parser, _evaluate)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from weighbridge.cli import endpoints
-from weighbridge.cli.run import Parser, add_report_options, check_writable, hand_over, parsed, positive, run
+from weighbridge.cli.run import Parser, add_report_options, check_writable, command, hand_over, positive
 from weighbridge.extras.endpoint.harness import PUBLISHED, Harness, HarnessError, Setting, evaluate
 from weighbridge.extras.endpoint.harness_report import report_scores
 
@@ -25,20 +25,13 @@ exit codes: 0 evaluated; 2 could not evaluate
 DEFAULT = "gsm8k_platinum_cot_llama,ifeval,mmlu_pro"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; gives the exit code."""
-    options = parsed(_parser(), arguments)
-    return run(lambda: _evaluate(options), options)
-
-
 def _evaluate(options: argparse.Namespace) -> int:
     check_writable(options.report)
     if not options.harness.is_file():
         raise HarnessError("there is no such file", where=f"--harness {options.harness}", remedy="name a Python")
     if options.include is not None and not options.include.is_dir():
-        raise HarnessError(
-            "there is no such directory", where=f"--include {options.include}", remedy="name one with tasks"
-        )
+        where = f"--include {options.include}"
+        raise HarnessError("there is no such directory", where=where, remedy="name one with tasks")
     harness = Harness(
         python=options.harness,
         concurrency=options.concurrency,
@@ -50,11 +43,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     build, source = endpoints.opened(options)
     settings = [PUBLISHED.get(task, Setting(task)) for task in options.tasks]
     tasks = [
-        (
-            setting,
-            evaluate(build, setting, harness),
-            evaluate(source, setting, harness) if source is not None else None,
-        )
+        (setting, evaluate(build, setting, harness), None if source is None else evaluate(source, setting, harness))
         for setting in settings
     ]
     report = report_scores(build, tasks, harness)
@@ -106,6 +95,8 @@ def _parser() -> Parser:
     add_report_options(parser)
     return parser
 
+
+main = partial(command, _parser, _evaluate)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from difflib import get_close_matches
+from functools import partial
 
-from weighbridge.cli.run import HOLDS, Parser, parsed, run
+from weighbridge.cli.run import HOLDS, Parser, command
 from weighbridge.errors import RecipeError
 from weighbridge.linting import RULES
 from weighbridge.report import Severity
@@ -26,12 +26,6 @@ exit codes: 0 said; 2 no such rule
 
 OF_CHECKS = ("account", "audit", "calibration", "config", "diff", "evidence", "names", "quality", "rebuild", "serving")
 """What findings begin with that checks of checkpoints have, and not lint."""
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; gives the exit code."""
-    options = parsed(_parser(), arguments)
-    return run(lambda: _explain(options), options)
 
 
 def _parser() -> Parser:
@@ -62,6 +56,8 @@ def _explain(options: argparse.Namespace) -> int:
     sys.stdout.write(f"{rule.id} ({rule.severity}): {rule.sentence}\n{allowed}\nAn example: {EXAMPLES}\n")
     return HOLDS
 
+
+main = partial(command, _parser, _explain)
 
 if __name__ == "__main__":
     sys.exit(main())

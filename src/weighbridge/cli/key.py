@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from weighbridge.cli.run import HOLDS, Parser, check_writable, parsed, run
+from weighbridge.cli.run import HOLDS, Parser, check_writable, command
 from weighbridge.evidence.signing import make_key_pair
 
 CURVES = ("P-256", "P-384", "P-521")
@@ -18,12 +18,6 @@ examples:
 
 exit codes: 0 made; 2 could not make it, or a file of this name is there
 """
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; gives the exit code."""
-    options = parsed(_parser(), arguments)
-    return run(lambda: _make(options), options)
 
 
 def _parser() -> Parser:
@@ -49,6 +43,8 @@ def _make(options: argparse.Namespace) -> int:
     sys.stdout.write(f"{public}: the public half, for --key\n")
     return HOLDS
 
+
+main = partial(command, _parser, _make)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from weighbridge import api
 from weighbridge.base.references import NO_REFERENCE
 from weighbridge.base.source import MADE
 from weighbridge.cli.complete import complete, locks, recipes
-from weighbridge.cli.run import Parser, add_report_options, check_writable, hand_over, parsed, run
+from weighbridge.cli.run import Parser, add_report_options, check_writable, command, hand_over
 from weighbridge.errors import StructureError
 from weighbridge.recipe.catalogue import recipe_names
 from weighbridge.report import Report, Section, Severity
@@ -26,12 +26,6 @@ exit codes: 0 no error; 1 an error; 2 could not judge
 
 
 UNJUDGED = "no structure lock of its base is here"
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; gives the exit code."""
-    options = parsed(_parser(), arguments)
-    return run(lambda: _lint(options), options)
 
 
 def _parser() -> Parser:
@@ -69,6 +63,8 @@ def _section(name: str, model: str | None) -> Section:
     summary = f"{errors} error{'' if errors == 1 else 's'}, {len(first.findings) - errors} further findings"
     return replace(first, id="lint", title=name, summary=summary, tables=(), figures=(), facts={})
 
+
+main = partial(command, _parser, _lint)
 
 if __name__ == "__main__":
     sys.exit(main())

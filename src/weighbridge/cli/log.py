@@ -98,11 +98,8 @@ def _opened(options: argparse.Namespace) -> logging.Handler:
             check_outside(Path(directory), log_file=path)
     try:
         if path.is_file() and holds_a_key(path):
-            raise WeighbridgeError(
-                "holds a key, and a log would spoil it",
-                where=f"--log-file {path}",
-                remedy="name another file",
-            )
+            what = "holds a key, and a log would spoil it"
+            raise WeighbridgeError(what, where=f"--log-file {path}", remedy="name another file")
         handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise WeighbridgeError(
@@ -135,11 +132,9 @@ def check_outside(checkpoint: Path, **files: Path | None) -> None:
     """
     for option, path in files.items():
         if path is not None and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(checkpoint)):
-            raise WeighbridgeError(
-                "would become part of the checkpoint",
-                where=f"--{option.replace('_', '-')} {path}",
-                remedy="name a file outside of it",
-            )
+            what = "would become part of the checkpoint"
+            remedy = "name a file outside of it"
+            raise WeighbridgeError(what, where=f"--{option.replace('_', '-')} {path}", remedy=remedy)
 
 
 class _Lines(logging.Formatter):

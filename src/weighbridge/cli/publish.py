@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from weighbridge.cli.run import Parser, add_report_options, check_writable, hand_over, parsed, run
+from weighbridge.cli.run import Parser, add_report_options, check_writable, command, hand_over
 from weighbridge.errors import WeighbridgeError
 from weighbridge.evidence.publish import Offer, listed, offer_of, upload
 from weighbridge.evidence.signing import open_verifier
@@ -24,12 +24,6 @@ examples:
 exit codes: 0 uploaded; 1 its evidence does not hold, nothing was uploaded;
 2 could not judge or upload, or nobody agreed
 """
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; gives the exit code."""
-    options = parsed(_parser(), arguments)
-    return run(lambda: _publish(options), options)
 
 
 def _parser() -> Parser:
@@ -86,6 +80,8 @@ def _ask(offer: Offer) -> None:
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise WeighbridgeError("nothing was uploaded, as you said", where=offer.repository)
 
+
+main = partial(command, _parser, _publish)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,13 +7,14 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from weighbridge import api
 from weighbridge.checks.capacity.report import capacity_section
 from weighbridge.cli import capacity
 from weighbridge.cli.complete import complete, locks
-from weighbridge.cli.run import HOLDS, WANTING, Parser, parsed, run
+from weighbridge.cli.run import HOLDS, WANTING, Parser, command
 from weighbridge.errors import RecipeError, StructureError
 from weighbridge.formats.tensors import payload_bytes
 from weighbridge.recipe.catalogue import recipe_names
@@ -28,12 +29,6 @@ exit codes: 0 listed; 1 none fits the card; 2 no recipe of this model
 """
 VERSION = 1
 COLUMNS = ("recipe", "method", "GB", "fits")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; gives the exit code."""
-    options = parsed(_parser(), arguments)
-    return run(lambda: _recipes(options), options)
 
 
 def _parser() -> Parser:
@@ -106,6 +101,8 @@ def _listed(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             "fits": fits,
         }
 
+
+main = partial(command, _parser, _recipes)
 
 if __name__ == "__main__":
     sys.exit(main())

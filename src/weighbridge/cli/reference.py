@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from weighbridge.base.locks import REFERENCES
 from weighbridge.checkpoint.hub import HubId, open_hub
 from weighbridge.checkpoint.lock import open_lock, write_lock
-from weighbridge.cli.run import HOLDS, Parser, keep, parsed, run
+from weighbridge.cli.run import HOLDS, Parser, command, keep
 from weighbridge.samples import miniature
 
 OURS = miniature.NAME.partition("/")[0]
@@ -22,12 +22,6 @@ examples:
 
 exit codes: 0 written; 2 could not read the hub, or a lock
 """
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; gives the exit code."""
-    options = parsed(_parser(), arguments)
-    return run(lambda: _repin(options), options)
 
 
 def _parser() -> Parser:
@@ -53,6 +47,8 @@ def _repin(options: argparse.Namespace) -> int:
         sys.stdout.write(f"{path}: {len(seen.structure):,} tensors, {change}\n")
     return HOLDS
 
+
+main = partial(command, _parser, _repin)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from weighbridge import api
 from weighbridge.base.source import MADE
 from weighbridge.cli.complete import complete
-from weighbridge.cli.run import (
-    Parser,
-    add_report_options,
-    check_writable,
-    hand_over,
-    keep,
-    parsed,
-    positive,
-    run,
-    size,
-)
+from weighbridge.cli.run import Parser, add_report_options, add_work_options, check_writable, command, hand_over, keep
 from weighbridge.errors import EvidenceError
 from weighbridge.evidence.signing import open_signer
-from weighbridge.machine.resources import DEFAULT_MEMORY, Resources
+from weighbridge.machine.resources import Resources
 
 EPILOG = """\
 examples:
@@ -33,12 +23,6 @@ examples:
 exit codes: 0 the same bytes (or, with a warning, the same tensors in other
 files); 1 it differs, or what it would be made from does; 2 could not build
 """
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; gives the exit code."""
-    options = parsed(_parser(), arguments)
-    return run(lambda: _reproduce(options), options)
 
 
 def _parser() -> Parser:
@@ -67,19 +51,7 @@ def _parser() -> Parser:
         metavar="DIR",
         help="keep the new build in this directory (default: it is deleted after the comparison)",
     )
-    parser.add_argument(
-        "--workers",
-        type=positive,
-        metavar="N",
-        help="pieces (groups of tensors) worked on at a time (default: one a core)",
-    )
-    parser.add_argument(
-        "--memory",
-        type=size,
-        default=DEFAULT_MEMORY,
-        metavar="SIZE",
-        help="memory that the build may take (default: 2GiB)",
-    )
+    add_work_options(parser, pieces="pieces (groups of tensors)", memory="memory that the build may take")
     parser.add_argument(
         "--elsewhere", action="store_true", help="build even if the environment differs, to see whether the bytes do"
     )
@@ -111,6 +83,8 @@ def _reproduce(options: argparse.Namespace) -> int:
         keep(options.statement, line + b"\n")
     return hand_over(report, options)
 
+
+main = partial(command, _parser, _reproduce)
 
 if __name__ == "__main__":
     sys.exit(main())

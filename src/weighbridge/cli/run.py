@@ -24,7 +24,7 @@ from typing import NoReturn
 from weighbridge.cli.log import add_log_options, holds_a_key, logged, without_secrets
 from weighbridge.errors import Argument, WeighbridgeError, first_line, printable
 from weighbridge.machine.cache import write_atomically
-from weighbridge.machine.resources import parse_size
+from weighbridge.machine.resources import DEFAULT_MEMORY, parse_size
 from weighbridge.progress.shown import NOW, SILENT, Said, shown_as
 from weighbridge.report import PRESENTERS, Report
 from weighbridge.report.present import verdict_of
@@ -37,7 +37,15 @@ SCRIPTS = {"build": "build.py", "validate": "validate.py"}
 log = logging.getLogger(__name__)
 
 
-def run(command: Callable[[], int], options: argparse.Namespace | None = None) -> int:
+def command(
+    parser: Callable[[], Parser], body: Callable[[argparse.Namespace], int], arguments: Sequence[str] | None = None
+) -> int:
+    """A command from its arguments to its exit code; each module binds its own parser and body as its ``main``."""
+    options = parsed(parser(), arguments)
+    return run(lambda: body(options), options)
+
+
+def run(work: Callable[[], int], options: argparse.Namespace | None = None) -> int:
     """Run a command; what it raises on purpose becomes one sentence on standard error and exit code 2."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -51,7 +59,7 @@ def run(command: Callable[[], int], options: argparse.Namespace | None = None) -
             if options is not None:
                 stack.enter_context(shown_as(options.progress or ("none" if options.quiet else "auto")))
                 stack.enter_context(logged(options))
-            code = command()
+            code = work()
         except BaseException as error:
             log.error("stopped", exc_info=True)
             code = _explain(error, options)
@@ -180,11 +188,8 @@ def refuse(options: argparse.Namespace, *names: str, without: str = "", beside: 
     passed = [f"--{name.replace('_', '-')}" for name in names if name in options.given]
     if passed:
         why, remedy = (f"without {without}", f"add {without}") if without else (f"beside {beside}", "leave one out")
-        raise WeighbridgeError(
-            f"{' and '.join(passed)} {'has' if len(passed) == 1 else 'have'} no effect {why}",
-            where="the command",
-            remedy=remedy,
-        )
+        what = f"{' and '.join(passed)} {'has' if len(passed) == 1 else 'have'} no effect {why}"
+        raise WeighbridgeError(what, where="the command", remedy=remedy)
 
 
 def program(command: str) -> str:
@@ -248,6 +253,14 @@ def add_follow_option(parser: argparse.ArgumentParser) -> None:
         help="follow links out of a checkpoint's directory where they lead into DIR: shards on another disk, say (can "
         "be given again)",
     )
+
+
+def add_work_options(parser: argparse.ArgumentParser, *, pieces: str, memory: str) -> None:
+    """How much is worked on at a time; `pieces` and `memory` say of what."""
+    workers = f"{pieces} worked on at a time (default: one a core)"
+    parser.add_argument("--workers", type=positive, metavar="N", help=workers)
+    most = f"{memory} (default: 2GiB)"
+    parser.add_argument("--memory", type=size, default=DEFAULT_MEMORY, metavar="SIZE", help=most)
 
 
 def check_writable(path: Path | None) -> None:

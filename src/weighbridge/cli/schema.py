@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import weighbridge
-from weighbridge.cli.run import HOLDS, Parser, check_writable, keep, parsed, run
+from weighbridge.cli.run import HOLDS, Parser, check_writable, command, keep
 from weighbridge.recipe.catalogue import RECIPES
 
 PLACES = {
@@ -26,12 +26,6 @@ examples:
 
 exit codes: 0 written; 2 could not write it
 """
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; gives the exit code."""
-    options = parsed(_parser(), arguments)
-    return run(lambda: _write(options), options)
 
 
 def _parser() -> Parser:
@@ -67,6 +61,8 @@ def _write(options: argparse.Namespace) -> int:
     keep(file, writers[options.of]().encode())
     return HOLDS
 
+
+main = partial(command, _parser, _write)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from functools import partial
 
 from weighbridge.base.source import fetch, open_model
 from weighbridge.checkpoint.opening import open_checkpoint
 from weighbridge.cli.evaluate import add_options
-from weighbridge.cli.run import Parser, check_writable, hand_over, parsed, positive, run, size
-from weighbridge.machine.resources import DEFAULT_MEMORY, Resources
+from weighbridge.cli.run import Parser, add_work_options, check_writable, command, hand_over
+from weighbridge.machine.resources import Resources
 from weighbridge.progress import Progress
 from weighbridge.report import Report
 
@@ -28,12 +28,6 @@ exit codes: 0 measured; 2 could not measure
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; gives the exit code."""
-    options = parsed(_parser(), arguments)
-    return run(lambda: _sensitivity(options), options)
-
-
 def _parser() -> Parser:
     parser = Parser(
         "sensitivity",
@@ -45,16 +39,7 @@ def _parser() -> Parser:
         "--beside", action="append", default=[], metavar="CHECKPOINT", help="another build (can be given again)"
     )
     add_options(parser)
-    parser.add_argument(
-        "--workers", type=positive, metavar="N", help="pieces of the audit worked on at a time (default: one a core)"
-    )
-    parser.add_argument(
-        "--memory",
-        type=size,
-        default=DEFAULT_MEMORY,
-        metavar="SIZE",
-        help="memory that the audit may take (default: 2GiB)",
-    )
+    add_work_options(parser, pieces="pieces of the audit", memory="memory that the audit may take")
     return parser
 
 
@@ -87,6 +72,8 @@ def _sensitivity(options: argparse.Namespace) -> int:
     report = Report("sensitivity", build.label, f"{build.label}: {roles.summary}", sections)
     return hand_over(report, options)
 
+
+main = partial(command, _parser, _sensitivity)
 
 if __name__ == "__main__":
     sys.exit(main())

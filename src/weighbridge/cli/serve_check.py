@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from weighbridge.base.source import MADE, fetch, open_model
@@ -15,10 +15,9 @@ from weighbridge.cli.run import (
     add_follow_option,
     add_report_options,
     check_writable,
+    command,
     hand_over,
-    parsed,
     positive,
-    run,
 )
 from weighbridge.errors import WeighbridgeError
 from weighbridge.evidence.finished import called
@@ -40,12 +39,6 @@ examples:
 exit codes: 0 it serves and the server computes what it means; 1 it does not;
 2 could not judge
 """
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; gives the exit code."""
-    options = parsed(_parser(), arguments)
-    return run(lambda: _check(options), options)
 
 
 def _parser() -> Parser:
@@ -86,17 +79,17 @@ def _check(options: argparse.Namespace) -> int:
     python = find_python(options.serving_python)
     progress = Progress()
     checkpoint = fetch(open_model(options.checkpoint, follow=options.follow_links), progress)
+    source = None
+    if options.source is not None:
+        source = fetch(open_model(options.source, follow=options.follow_links), progress)
     request = ServingCheck(
         checkpoint=checkpoint,
-        source=(
-            None if options.source is None else fetch(open_model(options.source, follow=options.follow_links), progress)
-        ),
+        source=source,
         python=python,
         token_ids=token_windows(checkpoint, _text(options.text), windows=options.windows, length=options.length),
         log=options.log if options.log is not None else cache_directory("serving") / "vllm.log",
     )
     report = check(request, progress=progress)
-    source = request.source
     names = {} if source is None else {str(source.directory): called(source), options.source: called(source)}
     record(options, Path(options.checkpoint), "serving", report, names={**names, str(request.log): request.log.name})
     return hand_over(report, options)
@@ -113,6 +106,8 @@ def _text(file: Path | None) -> str:
 
     return held_out_text()
 
+
+main = partial(command, _parser, _check)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from weighbridge.cli.run import HOLDS, Parser, parsed, program, run, suggest
+from weighbridge.cli.run import HOLDS, Parser, command, program, suggest
 from weighbridge.extras.serving.environment import DEFAULT, is_made, make_environment, python_of
 from weighbridge.machine.cache import cache_directory
 
@@ -21,12 +21,6 @@ examples:
 
 exit codes: 0 made; 2 could not make it
 """
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; gives the exit code."""
-    options = parsed(_parser(), arguments)
-    return run(lambda: _make(options), options)
 
 
 def _parser() -> Parser:
@@ -48,6 +42,8 @@ def _make(options: argparse.Namespace) -> int:
     suggest(options, f"{program('serve-check')} CHECKPOINT --serving-python {python_of(options.directory)}")
     return HOLDS
 
+
+main = partial(command, _parser, _make)
 
 if __name__ == "__main__":
     sys.exit(main())

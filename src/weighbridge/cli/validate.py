@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,11 +23,10 @@ from weighbridge.cli.run import (
     add_follow_option,
     add_report_options,
     check_writable,
+    command,
     hand_over,
     keep,
-    parsed,
     refuse,
-    run,
 )
 from weighbridge.errors import EvidenceError, WeighbridgeError
 from weighbridge.progress import Progress
@@ -48,12 +48,6 @@ alone are read), or a structure lock.
 
 exit codes: 0 holds; 1 judged, and failed; 2 could not judge
 """
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; gives the exit code."""
-    options = parsed(_parser(), arguments)
-    return run(lambda: _validate(options), options)
 
 
 def _validate(options: argparse.Namespace) -> int:
@@ -176,3 +170,9 @@ def _parser() -> Parser:
     add_options(parser)
     capacity.add_options(parser)
     return parser
+
+
+main = partial(command, _parser, _validate)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -52,12 +52,11 @@ def add_result(
         raise EvidenceError("does not hold, so it is not recorded", where=name, remedy="see the report")
     case = _sound_case(directory, name, progress)
     if case.signed != (signer is not None):
-        what = "is signed, and what is added must be, too" if case.signed else "is unsigned, and what is added must be"
-        remedy = (
-            Clause(Argument("sign"), " with the key that signed the build")
-            if case.signed
-            else Clause("leave out ", Argument("sign"), ", or build signed")
-        )
+        what = "is unsigned, and what is added must be"
+        remedy = Clause("leave out ", Argument("sign"), ", or build signed")
+        if case.signed:
+            what = "is signed, and what is added must be, too"
+            remedy = Clause(Argument("sign"), " with the key that signed the build")
         raise EvidenceError(what, where=f"{directory}/{EVIDENCE}", remedy=remedy)
     report = called_by_name(report, names)
     contents = {
@@ -100,11 +99,8 @@ def _sound_case(directory: Path, name: str, progress: Progress) -> Case:
         if finding.severity is Severity.ERROR and finding.where not in own
     ]
     if wrong:
-        raise EvidenceError(
-            f"its evidence does not hold: {wrong[0].where} {wrong[0].message}",
-            where=str(directory),
-            remedy="validate.py --evidence says more",
-        )
+        what = f"its evidence does not hold: {wrong[0].where} {wrong[0].message}"
+        raise EvidenceError(what, where=str(directory), remedy="validate.py --evidence says more")
     if name in case.results:
         raise EvidenceError("is a report of the build itself", where=name, remedy="choose another name")
     return case

@@ -56,8 +56,6 @@ def write_bom(facts: BomFacts) -> bytes:
 
 def bill(facts: BomFacts) -> dict[str, Any]:
     """The same as the value that is written."""
-    recipe = facts.loaded.recipe
-    component = model_component(recipe, facts.base, facts.built, root=facts.root, files=facts.files)
     return {
         "$schema": SCHEMA,
         "bomFormat": "CycloneDX",
@@ -67,7 +65,7 @@ def bill(facts: BomFacts) -> dict[str, Any]:
         "metadata": {
             "timestamp": facts.finished,
             "tools": {"components": [{"type": "application", "name": "weighbridge", "version": __version__}]},
-            "component": component,
+            "component": _model(facts),
         },
         "components": [_distribution(found) for found in facts.environment],
         "dependencies": [{"ref": MODEL, "dependsOn": [found.purl for found in facts.environment]}],
@@ -75,20 +73,22 @@ def bill(facts: BomFacts) -> dict[str, Any]:
     }
 
 
-def model_component(
-    recipe: Recipe, base: BaseModel, built: Checkpoint, *, root: str, files: Mapping[str, str]
-) -> dict[str, Any]:
-    """The model itself: a function of what a verifier has, too."""
-    name = model_name(base, recipe)
+def _model(facts: BomFacts) -> dict[str, Any]:
+    """The model itself."""
+    recipe, base, built = facts.loaded.recipe, facts.base, facts.built
+    how = f"method {recipe.method}, format {recipe.format}"
     return {
         "type": "machine-learning-model",
         "bom-ref": MODEL,
-        "name": name,
-        "version": root,
+        "name": model_name(base, recipe),
+        "version": facts.root,
         "description": " ".join(recipe.description.split()),
-        "hashes": [_hash(root)],
+        "hashes": [_hash(facts.root)],
         "licenses": [_licence(recipe.base.licence)],
-        "pedigree": {"ancestors": [_ancestor(recipe, base)], "notes": _notes(recipe)},
+        "pedigree": {
+            "ancestors": [_ancestor(recipe, base)],
+            "notes": f"Quantized by the recipe {recipe.name} ({how}), which lies beside.",
+        },
         "modelCard": {
             "modelParameters": _parameters(built),
             "properties": [
@@ -98,7 +98,7 @@ def model_component(
         },
         "components": [
             {"type": "file", "bom-ref": f"file:{file}", "name": file, "hashes": [_hash(digest)]}
-            for file, digest in sorted(files.items())
+            for file, digest in sorted(facts.files.items())
         ],
         "properties": [
             {"name": "weighbridge:tensors", "value": str(len(built.structure))},
@@ -107,27 +107,20 @@ def model_component(
     }
 
 
-def base_purl(base: BaseModel) -> str:
-    """https://github.com/package-url/purl-spec, type huggingface: the version is the commit, in lower case."""
-    return f"pkg:huggingface/{base.repository}" + (f"@{base.revision}" if base.revision else "")
-
-
 def _ancestor(recipe: Recipe, base: BaseModel) -> dict[str, Any]:
     organization, _, name = base.repository.rpartition("/")
+    # https://github.com/package-url/purl-spec, type huggingface: the version is the commit, in lower case.
+    purl = f"pkg:huggingface/{base.repository}" + (f"@{base.revision}" if base.revision else "")
     return {
         "type": "machine-learning-model",
         "bom-ref": "base",
         "group": organization,
         "name": name,
         **({"version": base.revision} if base.revision else {}),
-        "purl": base_purl(base),
+        "purl": purl,
         "licenses": [_licence(recipe.base.licence)],
-        "description": base.sentence,
+        "description": base.claim.sentence,
     }
-
-
-def _notes(recipe: Recipe) -> str:
-    return f"Quantized by the recipe {recipe.name} (method {recipe.method}, format {recipe.format}), which lies beside."
 
 
 def _parameters(built: Checkpoint) -> dict[str, str]:

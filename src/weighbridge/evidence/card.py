@@ -39,16 +39,6 @@ class BaseModel:
     revision: str
     claim: Claim
 
-    @property
-    def proven(self) -> bool:
-        """Whether what was read is that model by its digests."""
-        return self.claim.proven
-
-    @property
-    def sentence(self) -> str:
-        """What is proven of it, e.g. ``is google/gemma-4-26B-A4B-it@4d7ae49 by SHA-256``."""
-        return self.claim.sentence
-
 
 @dataclass(frozen=True)
 class CardFacts:
@@ -119,10 +109,10 @@ def _base(facts: CardFacts) -> str:
     link = f"[{base.repository}](https://huggingface.co/{base.repository})"
     made = "Converted" if recipe.method == "convert" else "Quantized"
     at = f" at revision `{base.revision}`" if base.revision else ""
-    start = f"{made} from {link}{at}" if base.proven else f"{made} from what was handed over as {link}{at}"
+    start = f"{made} from {link}{at}" if base.claim.proven else f"{made} from what was handed over as {link}{at}"
     own = f" Its own card is [{kept}]({kept})." if kept else ""
     return (
-        f"## Where it comes from\n\n{start}.\nThe source that was read: {base.sentence}.\n"
+        f"## Where it comes from\n\n{start}.\nThe source that was read: {base.claim.sentence}.\n"
         f"Its licence is {recipe.base.licence}.{own}"
     )
 
@@ -168,16 +158,13 @@ def _serving(recipe: Recipe, built: Checkpoint) -> str:
     method = built.declaration.quant_method if built.declaration is not None else ""
     known = f"Both read how it is quantized ({method}) from config.json. " if method in FORMATS else ""
     if method == MODELOPT:
-        sglang += " --quantization modelopt_fp4" if _has_fp4(built) else " --quantization modelopt"
+        fp4 = any("nvfp4" in scheme.format for scheme in built.schemes.values())
+        sglang += " --quantization modelopt_fp4" if fp4 else " --quantization modelopt"
     return (
         "## Serving\n\n"
         f"```sh\n{vllm}\n{sglang}\n```\n\n"
         f"{known}No server was run as part of this build; what was measured is below."
     )
-
-
-def _has_fp4(built: Checkpoint) -> bool:
-    return any("nvfp4" in scheme.format for scheme in built.schemes.values())
 
 
 def _results(results: Mapping[str, Sequence[Result]]) -> str:

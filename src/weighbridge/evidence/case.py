@@ -26,7 +26,14 @@ from weighbridge.evidence.checked import wrong
 from weighbridge.evidence.finished import base_model
 from weighbridge.evidence.provenance import RECIPE, SOURCE_FILE
 from weighbridge.evidence.results import Result, results_of
-from weighbridge.evidence.signing import ADDED_FOLDER, Envelope, Verifier, read_envelope, write_envelope
+from weighbridge.evidence.signing import (
+    ADDED_FOLDER,
+    MODEL_SIGNATURE_FILE,
+    Envelope,
+    Verifier,
+    read_envelope,
+    write_envelope,
+)
 from weighbridge.evidence.statements import (
     ProvenanceStatement,
     Resource,
@@ -37,17 +44,7 @@ from weighbridge.evidence.statements import (
     write_statement,
 )
 from weighbridge.evidence.subject import HUB_CLIENT, Listing, hash_files, hash_shards, list_all, read_files, root_digest
-from weighbridge.evidence.write import (
-    ADDED,
-    CLAIMS,
-    FILES,
-    PROVENANCE,
-    SIGNATURE,
-    START,
-    STATEMENTS,
-    TENSORS,
-    TEST_RESULT,
-)
+from weighbridge.evidence.write import ADDED, CLAIMS, FILES, PROVENANCE, START, STATEMENTS, TENSORS, TEST_RESULT
 from weighbridge.planning import make_plan
 from weighbridge.progress import Progress
 from weighbridge.recipe import LoadedRecipe, read_recipe
@@ -79,9 +76,7 @@ class Claim:
         """What an added result names in its configuration: name -> SHA-256 (hex)."""
         if not isinstance(self.statement, TestResultStatement):
             return {}
-        return {
-            str(item.name): (item.digest or {}).get("sha256", "") for item in self.statement.predicate.configuration
-        }
+        return {str(item.name): item.sha256 for item in self.statement.predicate.configuration}
 
 
 @dataclass
@@ -152,7 +147,7 @@ class Case:
     @property
     def signed(self) -> bool:
         """Whether anybody signed the build, whoever it was."""
-        names = (f"{EVIDENCE}/{SIGNATURE}", f"{EVIDENCE}/{CLAIMS}")
+        names = (f"{EVIDENCE}/{MODEL_SIGNATURE_FILE}", f"{EVIDENCE}/{CLAIMS}")
         return any(name in self.listing.evidence for name in names)
 
     @cached_property
@@ -186,7 +181,7 @@ class Case:
     def byproducts(self) -> Mapping[str, str]:
         """What the provenance says lies beside it: name -> SHA-256 (hex)."""
         found = self.provenance.predicate.run_details.byproducts
-        return {str(item.name): (item.digest or {}).get("sha256", "") for item in found}
+        return {str(item.name): item.sha256 for item in found}
 
     @cached_property
     def loaded(self) -> LoadedRecipe:
@@ -260,7 +255,7 @@ class Case:
     def sources(self) -> Mapping[str, str]:
         """Files of the source by SHA-256 (hex), as the provenance has them."""
         return {
-            name.removeprefix(SOURCE_FILE): (item.digest or {}).get("sha256", "")
+            name.removeprefix(SOURCE_FILE): item.sha256
             for name, item in self.dependencies.items()
             if name.startswith(SOURCE_FILE)
         }
@@ -325,18 +320,11 @@ def open_case(
     """
     listing = list_all(directory)
     findings = [
-        wrong("evidence/link", name, what, remedy="put the file itself in its place")
-        for name, what in listing.odd.items()
+        wrong("evidence/link", name, odd, remedy="put the file itself in its place")
+        for name, odd in listing.odd.items()
     ]
-    findings += [
-        Finding(
-            "evidence/uncovered",
-            _uncovered(name),
-            name,
-            "is covered by no digest: git or the hub keep it for themselves",
-        )
-        for name in listing.uncovered
-    ]
+    what = "is covered by no digest: git or the hub keep it for themselves"
+    findings += [Finding("evidence/uncovered", _uncovered(name), name, what) for name in listing.uncovered]
     checkpoint = None
     files: dict[str, str] = {}
     tensors: dict[str, str] = {}
@@ -364,12 +352,8 @@ def _read_claims(case: Case) -> Iterator[Finding]:
     there = [name for name in (CLAIMS, STATEMENTS) if f"{EVIDENCE}/{name}" in case.listing.evidence]
     if len(there) != 1:
         what = "has signed and unsigned statements" if there else "holds no statements about this checkpoint"
-        yield wrong(
-            "evidence/missing",
-            f"{EVIDENCE}/",
-            what,
-            remedy="ask whoever built it for its evidence/, or audit it against its base",
-        )
+        remedy = "ask whoever built it for its evidence/, or audit it against its base"
+        yield wrong("evidence/missing", f"{EVIDENCE}/", what, remedy=remedy)
         return
     signed = there == [CLAIMS]
     yield from _read_lines(case, there[0], case.claims, signed=signed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from weighbridge.base.model_card import declared_licence
@@ -18,13 +19,15 @@ from weighbridge.evidence.finished import MAIN_REPORT
 from weighbridge.evidence.licence import judge_licence
 from weighbridge.evidence.pages import check_bom, check_card, check_pages
 from weighbridge.evidence.provenance import RECIPE
-from weighbridge.evidence.results import result_statement
+from weighbridge.evidence.results import Result, result_statement
 from weighbridge.evidence.signing import (
     ADDED_FOLDER,
     ADDED_IGNORED,
     ADDED_SIGNATURE_FILE,
     EVIDENCE_IGNORED,
+    EVIDENCE_SIGNATURE_FILE,
     IGNORED,
+    MODEL_SIGNATURE_FILE,
     Envelope,
     read_envelope,
     read_model_statement,
@@ -33,17 +36,7 @@ from weighbridge.evidence.source import check_source
 from weighbridge.evidence.stated import check_provenance
 from weighbridge.evidence.statements import Resource, TestResultStatement, sha256_of, write_statement
 from weighbridge.evidence.subject import root_digest, write_tensors
-from weighbridge.evidence.write import (
-    ADDED,
-    CLAIMS,
-    EVIDENCE_SIGNATURE,
-    FILES,
-    PROVENANCE,
-    SIGNATURE,
-    STATEMENTS,
-    TENSORS,
-    TEST_RESULT,
-)
+from weighbridge.evidence.write import ADDED, CLAIMS, FILES, PROVENANCE, STATEMENTS, TENSORS, TEST_RESULT
 from weighbridge.report import Finding, Section, SectionId, Severity
 
 _FETCH = "fetch it again from whoever built it; until then serve nothing of this"
@@ -54,30 +47,21 @@ MOST_NAMED = 20
 
 def _check_files(case: Case) -> Checked:
     """Every file is the one that was listed, and there is none too many or too few."""
-    findings = [
-        wrong(
-            "evidence/file-altered",
-            name,
-            f"has SHA-256 {digest[:12]}…, listed was {case.listed[name][:12]}…",
-            remedy=_FETCH,
-        )
-        for name, digest in case.files.items()
-        if name in case.listed and case.listed[name] != digest
-    ]
+    findings = []
+    for name, digest in case.files.items():
+        if (listed := case.listed.get(name, digest)) != digest:
+            what = f"has SHA-256 {digest[:12]}…, listed was {listed[:12]}…"
+            findings.append(wrong("evidence/file-altered", name, what, remedy=_FETCH))
     removed = {name for name in case.listed if name not in case.files}
     for name in sorted(case.files.keys() - case.listed.keys()):
         was = next((old for old in sorted(removed) if case.listed[old] == case.files[name]), None)
         removed.discard(was or "")
-        findings.append(
-            wrong("evidence/file-renamed", name, f"was called {was}")
-            if was
-            else wrong(
-                "evidence/file-added",
-                name,
-                "is not among the files that the evidence is about",
-                remedy="take it out: a server may read it, and nobody has vouched for it",
-            )
-        )
+        if was:
+            findings.append(wrong("evidence/file-renamed", name, f"was called {was}"))
+        else:
+            what = "is not among the files that the evidence is about"
+            remedy = "take it out: a server may read it, and nobody has vouched for it"
+            findings.append(wrong("evidence/file-added", name, what, remedy=remedy))
     findings += [
         wrong("evidence/file-missing", name, "is listed, but not there", remedy=_FETCH)
         for name in sorted(removed - case.listing.odd.keys())
@@ -109,15 +93,8 @@ def _check_tensors(case: Case) -> Checked:
 def _check_signatures(case: Case) -> Checked:
     """With a key: every statement, the checkpoint's own digests and those of the evidence are signed with it."""
     if not case.signed:
-        what = "is not signed"
-        severity = Severity.NOTE if case.verifier is None else Severity.ERROR
-        finding = Finding(
-            "evidence/unsigned",
-            severity,
-            f"{EVIDENCE}/",
-            what,
-            remedy="ask whoever built it to sign it",
-        )
+        severity, remedy = Severity.NOTE if case.verifier is None else Severity.ERROR, "ask whoever built it to sign it"
+        finding = Finding("evidence/unsigned", severity, f"{EVIDENCE}/", "is not signed", remedy=remedy)
         words = ("all of it: nothing is signed, so whoever can change the files can change the evidence, too",)
         return Checked("unsigned", (finding,), words, judges=case.verifier is not None)
     findings: list[Finding] = []
@@ -135,13 +112,9 @@ def _check_signatures(case: Case) -> Checked:
             if signed.files.get(file) != files.get(file):
                 findings.append(wrong("evidence/subject", where, f"signs another {file} than the one here"))
     if case.verifier is None:
-        finding = Finding(
-            "evidence/signature-unchecked",
-            Severity.WARNING,
-            f"{EVIDENCE}/",
-            "is signed, but no key was given to check it with",
-            remedy="check it with the signer's public key, taken from the signer and not from this checkpoint",
-        )
+        what = "is signed, but no key was given to check it with"
+        remedy = "check it with the signer's public key, taken from the signer and not from this checkpoint"
+        finding = Finding("evidence/signature-unchecked", Severity.WARNING, f"{EVIDENCE}/", what, remedy=remedy)
         words = ("all of it, as long as no key is given",)
         return Checked("signed; by whom was not checked", (*findings, finding), words)
     for place, envelope in envelopes:
@@ -158,11 +131,11 @@ def _check_signatures(case: Case) -> Checked:
 def _signed(case: Case) -> Iterator[tuple[str, Mapping[str, str], str, Collection[str]]]:
     """Each Model Signing bundle that belongs there: its file, what it has to be over, what it calls that, and what it
     may say that it leaves out."""
-    yield SIGNATURE, case.listed, str(case.provenance.subject[0].name), IGNORED
+    yield MODEL_SIGNATURE_FILE, case.listed, str(case.provenance.subject[0].name), IGNORED
     beside = {name.removeprefix(f"{EVIDENCE}/"): digest for name, digest in case.beside.items()}
     later = {name for name in beside if name.startswith(f"{ADDED_FOLDER}/")}
-    whole = {name: beside[name] for name in beside.keys() - later - {EVIDENCE_SIGNATURE}}
-    yield EVIDENCE_SIGNATURE, whole, EVIDENCE, EVIDENCE_IGNORED
+    whole = {name: beside[name] for name in beside.keys() - later - {EVIDENCE_SIGNATURE_FILE}}
+    yield EVIDENCE_SIGNATURE_FILE, whole, EVIDENCE, EVIDENCE_IGNORED
     if later:
         signature = f"{ADDED_FOLDER}/{ADDED_SIGNATURE_FILE}"
         added = {name.removeprefix(f"{ADDED_FOLDER}/"): beside[name] for name in later - {signature}}
@@ -175,22 +148,20 @@ def _check_statements(case: Case) -> Checked:
     for claim in (*case.claims, *case.added):
         (subject,) = claim.statement.subject
         if (subject.digest or {}) != {"sha256": case.root}:
-            findings.append(
-                wrong("evidence/subject", claim.where, "is about another checkpoint (its subject has another digest)")
-            )
+            what = "is about another checkpoint (its subject has another digest)"
+            findings.append(wrong("evidence/subject", claim.where, what))
     bound = {**case.added_files, **case.byproducts}
     own = {f"{EVIDENCE}/{name}" for name in (CLAIMS, STATEMENTS, ADDED)}
     if case.signed:  # they are over what speaks of the rest
-        own |= {f"{EVIDENCE}/{name}" for name in (EVIDENCE_SIGNATURE, f"{ADDED_FOLDER}/{ADDED_SIGNATURE_FILE}")}
+        own |= {f"{EVIDENCE}/{name}" for name in (EVIDENCE_SIGNATURE_FILE, f"{ADDED_FOLDER}/{ADDED_SIGNATURE_FILE}")}
     for name, digest in case.beside.items():
         if name in own:
             continue
         if name not in bound:
             findings.append(wrong("evidence/unbound", name, "lies there, but no statement names it"))
         elif bound[name] != digest:
-            findings.append(
-                wrong("evidence/altered", name, "is altered: its digest is another than the statement about it gives")
-            )
+            what = "is altered: its digest is another than the statement about it gives"
+            findings.append(wrong("evidence/altered", name, what))
     missing = [name for name in bound if name.startswith(f"{EVIDENCE}/") and name not in case.beside]
     findings += [wrong("evidence/missing", name, "is not there") for name in sorted(missing)]
     findings += [*_check_results_bound(case), *_check_added_bound(case)]
@@ -230,22 +201,10 @@ def _check_results(case: Case) -> Checked:
     """The test results are those of the reports, and those of validation come out the same again."""
     subject = case.provenance.subject[0]
     recipe = Resource(name=RECIPE, digest=sha256_of(case.read(RECIPE)))
-    findings = []
+    findings: list[Finding] = []
     for name, results in case.results.items():
         written = sha256_of(write_statement(result_statement(results, subject, [recipe])))["sha256"]
-        if written != case.byproducts[TEST_RESULT + name]:
-            findings.append(
-                wrong(
-                    "evidence/results",
-                    f"{EVIDENCE}/{name}.json",
-                    "is not the report whose digest the test result gives",
-                )
-            )
-        findings += [
-            wrong("evidence/results", f"{name}: {result.name}", "failed")
-            for result in results
-            if result.outcome == "FAILED"
-        ]
+        findings += _check_result(name, f"{name}.json", results, stated=written == case.byproducts[TEST_RESULT + name])
     findings += _check_added(case)
     stated = case.report(MAIN_REPORT).sections
     again = {_key(section): section for section in (*validated(case), *_again(case))}
@@ -320,29 +279,29 @@ def _check_added(case: Case) -> Iterator[Finding]:
         name = added_name(claim)
         if name is None or not isinstance(claim.statement, TestResultStatement):
             continue
-        results = case.results_in(f"{ADDED_FOLDER}/{name}.json")
+        file = f"{ADDED_FOLDER}/{name}.json"
+        results = case.results_in(file)
         written = result_statement(results, case.provenance.subject[0], claim.statement.predicate.configuration)
-        if write_statement(written) != claim.payload:
-            yield wrong(
-                "evidence/results",
-                f"{EVIDENCE}/{ADDED_FOLDER}/{name}.json",
-                "is not the report whose digest the test result gives",
-            )
-        for result in results:
-            if result.outcome == "FAILED":
-                yield wrong("evidence/results", f"{name}: {result.name}", "failed")
+        yield from _check_result(name, file, results, stated=write_statement(written) == claim.payload)
+
+
+def _check_result(name: str, file: str, results: Iterable[Result], *, stated: bool) -> Iterator[Finding]:
+    """A report's results are those of the statement about it, and none of them failed."""
+    if not stated:
+        yield wrong("evidence/results", f"{EVIDENCE}/{file}", "is not the report whose digest the test result gives")
+    for result in results:
+        if result.outcome == "FAILED":
+            yield wrong("evidence/results", f"{name}: {result.name}", "failed")
 
 
 def _again(case: Case) -> list[Section]:
     """Sections that a build judges beside the structure: the licence and the scales."""
     sections = []
-    try:
+    with suppress(WeighbridgeError):  # each is a finding of the check that needs it itself
         kept = kept_card(case.files)
         case.opened()  # where it cannot be, there may be links among its files
         sections.append(judge_licence(case.loaded.recipe, declared_licence(case.directory, kept or "no card")))
         sections += values_of(case.opened(), case.expected.plan)
-    except WeighbridgeError:  # each is a finding of the check that needs it itself
-        return sections
     return sections
 
 
@@ -358,13 +317,8 @@ def validated(case: Case) -> list[Section]:
             *validate(case.checkpoint).sections,
             Section("against-plan", "against its recipe", "no plan can be made", findings=(finding,)),
         ]
-    report = validate(
-        case.checkpoint,
-        plan=expected.plan,
-        references=expected.references,
-        base=expected.base,
-    )
-    return list(report.sections)
+    plan, references, base = expected.plan, expected.references, expected.base
+    return [*validate(case.checkpoint, plan=plan, references=references, base=base).sections]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from weighbridge.evidence.card import BaseModel
 from weighbridge.planning import Plan
 from weighbridge.progress import Stage
 from weighbridge.recipe import Recipe
-from weighbridge.report import Report
+from weighbridge.report import Report, Section
 from weighbridge.samples import miniature
 
 MAIN_REPORT = "report"
@@ -104,3 +104,17 @@ def called(source: Checkpoint) -> str:
     if made in MADE:
         return made
     return re.split(r"[/\\]", source.label.rstrip("/\\"))[-1]
+
+
+def build_verdict(subject: str, tensors: int, references: Sequence[Section], source: str, identity: Identity) -> str:
+    """What a build's own report comes to.
+
+    Args:
+        tensors: how many it has.
+        references: the sections of what it was held against, beside its plan.
+        source: what its source is called.
+    """
+    held = "; ".join(f"{section.title}: {section.summary}" for section in references)
+    against = held or "no reference was named for this base, so it was held against its plan alone"
+    said = f"{tensors:,} tensors as planned; {against}; the source {source}: {identity.sentence}"
+    return f"{subject} is built and holds: {said}"

@@ -34,23 +34,17 @@ def licence_section(source: Checkpoint, recipe: Recipe) -> Section:
 
 def judge_licence(recipe: Recipe, declared: Declared | None) -> Section:
     """Hold the recipe's licence against what the source declares, if it declares any."""
-    ours = recipe.base.licence
+    ours, findings = recipe.base.licence, []
     if declared is None:
-        finding = Finding(
-            "licence/undeclared",
-            Severity.WARNING,
-            "base.licence",
-            f"the source declares no licence in a card or LICENSE file, so {ours} is the recipe's word",
-            remedy="look it up where the base is published",
-        )
-        return Section("licence", "the licence", f"{ours}, as the recipe says", findings=(finding,))
-    if declared.licence != ours.lower():
-        finding = Finding(
-            "licence/other",
-            Severity.ERROR,
-            "base.licence",
-            f"is {ours}, but the source's own {declared.file} declares {declared.licence}",
-            remedy="write into the recipe what the source itself declares at the pinned revision",
-        )
-        return Section("licence", "the licence", f"{ours} is not what the source declares", findings=(finding,))
-    return Section("licence", "the licence", f"{ours}, as the source's own {declared.file} declares")
+        summary = f"{ours}, as the recipe says"
+        what = f"the source declares no licence in a card or LICENSE file, so {ours} is the recipe's word"
+        remedy = "look it up where the base is published"
+        findings.append(Finding("licence/undeclared", Severity.WARNING, "base.licence", what, remedy=remedy))
+    elif declared.licence != ours.lower():
+        summary = f"{ours} is not what the source declares"
+        what = f"is {ours}, but the source's own {declared.file} declares {declared.licence}"
+        remedy = "write into the recipe what the source itself declares at the pinned revision"
+        findings.append(Finding("licence/other", Severity.ERROR, "base.licence", what, remedy=remedy))
+    else:
+        summary = f"{ours}, as the source's own {declared.file} declares"
+    return Section("licence", "the licence", summary, findings=tuple(findings))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -12,25 +11,14 @@ from weighbridge.base.identity import identity_section
 from weighbridge.base.model_card import card_metadata
 from weighbridge.checkpoint.model import EVIDENCE
 from weighbridge.errors import StructureError
-from weighbridge.evidence.bom import BomFacts, bill
+from weighbridge.evidence.bom import BomFacts, bill, write_bom
 from weighbridge.evidence.card import CARD, CardFacts, blocks, kept_card, model_name, write_card
 from weighbridge.evidence.case import Case
 from weighbridge.evidence.checked import Checked, wrong
-from weighbridge.evidence.finished import MAIN_REPORT
+from weighbridge.evidence.finished import MAIN_REPORT, build_verdict
 from weighbridge.evidence.stated import moment, packages
 from weighbridge.evidence.statements import sha256_of
-from weighbridge.evidence.verdict import build_verdict
-from weighbridge.evidence.write import (
-    BOM,
-    FILES,
-    GUIDE,
-    LOG,
-    TENSORS,
-    called,
-    chain_section,
-    guide,
-    page_of,
-)
+from weighbridge.evidence.write import BOM, FILES, GUIDE, LOG, TENSORS, called, chain_section, guide, page_of
 from weighbridge.report import PRESENTERS, Areas, Finding, Report, Section, Severity
 from weighbridge.text.strict_json import parse_object
 
@@ -79,10 +67,10 @@ def _check_metadata(case: Case, raw: bytes) -> Iterator[Finding]:
 def _check_proven(case: Case, name: str, text: str) -> Iterator[Finding]:
     """No text calls the source proven to be what it is not proven to be, whichever version wrote it."""
     said = {name for reading in _as_it_reads(text) for name in _proven_in(reading)}
-    ours = set(_proven_in(case.base.sentence))
+    ours = set(_proven_in(case.base.claim.sentence))
     for other in sorted(said - ours):
         yield wrong(
-            "evidence/identity", name, f"says that the source is {other} by SHA-256, but it {case.base.sentence}"
+            "evidence/identity", name, f"says that the source is {other} by SHA-256, but it {case.base.claim.sentence}"
         )
 
 
@@ -120,59 +108,35 @@ def check_bom(case: Case) -> Checked:
         raise StructureError("is no bill of materials of a model", where=where)
     parameters = case.parameters
     made = str(parameters.get("engine")), str(parameters.get("device")), tuple(packages(case)), stamped
-    expected = bill(BomFacts(case.loaded, case.base, case.opened(), case.root, case.listed, *made))
+    facts = BomFacts(case.loaded, case.base, case.opened(), case.root, case.listed, *made)
+    expected = bill(facts)
     theirs, ours = metadata.get("component"), expected["metadata"]["component"]
     theirs = theirs if isinstance(theirs, dict) else {}
-    findings = [
-        Finding(
-            "evidence/bom",
-            _worded(case, part),
-            where,
-            f"the model's {part} is not what recipe, provenance and tensors give",
-        )
-        for part in sorted(ours.keys() | theirs.keys())
-        if ours.get(part) != theirs.get(part)
-    ]
-    listed = [item if isinstance(item, dict) else {} for item in _listed(bom)]
-    for item in expected["components"]:
-        if item not in listed:
-            findings.append(
-                wrong("evidence/bom", item["purl"], "is listed otherwise in the bill than in the provenance")
-            )
-    known = [item["purl"] for item in expected["components"]]
-    for item in listed:
-        if item.get("purl") not in known:
-            findings.append(wrong("evidence/bom", str(item.get("purl")), "is listed in the bill alone"))
+    findings = []
+    for part in sorted(ours.keys() | theirs.keys()):
+        if ours.get(part) != theirs.get(part):
+            severity = _strictness(case) if part in WORDED else Severity.ERROR
+            what = f"the model's {part} is not what recipe, provenance and tensors give"
+            findings.append(Finding("evidence/bom", severity, where, what))
+    components = bom.get("components")
+    listed = [item if isinstance(item, dict) else {} for item in (components if isinstance(components, list) else ())]
+    packaged = expected["components"]
+    otherwise = "is listed otherwise in the bill than in the provenance"
+    findings += [wrong("evidence/bom", item["purl"], otherwise) for item in packaged if item not in listed]
+    known = [item["purl"] for item in packaged]
+    alone = [item.get("purl") for item in listed if item.get("purl") not in known]
+    findings += [wrong("evidence/bom", str(purl), "is listed in the bill alone") for purl in alone]
     own = {key: value for key, value in bom.items() if key not in ("metadata", "components")}
     for key in sorted(own.keys() | (expected.keys() - {"metadata", "components"})):
         if own.get(key) != expected.get(key):
-            findings.append(
-                Finding(
-                    "evidence/bom",
-                    _strictness(case),
-                    where,
-                    f"its {key[:40]} is not what recipe, provenance and tensors give",
-                )
-            )
+            what = f"its {key[:40]} is not what recipe, provenance and tensors give"
+            findings.append(Finding("evidence/bom", _strictness(case), where, what))
     findings += _check_stamp(case, where, stamped)
-    if not findings and case.same_version and raw != _written(expected):
+    if not findings and case.same_version and raw != write_bom(facts):
         findings.append(wrong("evidence/bom", where, "says more than was built, or otherwise"))
     findings += _check_proven(case, where, raw.decode(errors="replace"))
     words = () if case.same_version else (_by_another(case, where),)
     return Checked(f"{len(listed)} packages and the model compared with provenance and tensors", tuple(findings), words)
-
-
-def _worded(case: Case, part: str) -> Severity:
-    return _strictness(case) if part in WORDED else Severity.ERROR
-
-
-def _listed(bom: dict[str, object]) -> list[object]:
-    components = bom.get("components")
-    return components if isinstance(components, list) else []
-
-
-def _written(content: dict[str, object]) -> bytes:
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _check_stamp(case: Case, where: str, stamped: str) -> Iterator[Finding]:
@@ -240,12 +204,8 @@ def _check_main(case: Case, report: Report) -> Iterator[Finding]:
     expected = identity_section(case.identity, case.model, beside)
     named = [section for section in report.sections if section.id == "source"]
     if named != [expected]:
-        yield Finding(
-            "evidence/identity",
-            Severity.ERROR,
-            where,
-            f"does not say of the source what is known: it {case.base.sentence}",
-        )
+        what = f"does not say of the source what is known: it {case.base.claim.sentence}"
+        yield Finding("evidence/identity", Severity.ERROR, where, what)
     references = [section for section in report.sections if section.id == "against-reference"]
     verdict = build_verdict(report.subject, len(case.opened().structure), references, case.model, case.identity)
     if (report.command, report.verdict) != ("build", verdict):

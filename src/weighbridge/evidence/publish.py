@@ -3,6 +3,7 @@ there."""
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -77,11 +78,8 @@ def offer_of(
     others = _others(listing.signed, open_directory(directory), named)
     if others:
         more = f" and {len(others) - 1:,} more" if len(others) > 1 else ""
-        raise HubError(
-            f"holds {others[0]}{more}, which no model needs and nobody named",
-            where=str(directory),
-            remedy="take it out by building anew, or name it to publish it too",
-        )
+        what = f"holds {others[0]}{more}, which no model needs and nobody named"
+        raise HubError(what, where=str(directory), remedy="take it out by building anew, or name it to publish it too")
     digests = hash_files(directory, (*listing.signed, *listing.evidence), progress=progress)
     stated = read_files(read_small(directory / EVIDENCE / FILES, label=EVIDENCE), where=f"{EVIDENCE}/{FILES}")
     for name in listing.signed:
@@ -142,24 +140,17 @@ def _upload(offer: Offer) -> str:
     with explained(offer.repository), hushed():
         api.create_repo(offer.repository, private=not offer.public, exist_ok=True)
         if not offer.public and api.model_info(offer.repository).private is not True:
-            raise HubError(
-                "is there already, and anybody may see it",
-                where=offer.repository,
-                remedy="say that it shall be public, or make it private on the hub",
-            )
+            what = "is there already, and anybody may see it"
+            remedy = "say that it shall be public, or make it private on the hub"
+            raise HubError(what, where=offer.repository, remedy=remedy)
         done = api.upload_folder(
             repo_id=offer.repository,
             folder_path=offer.directory,
-            allow_patterns=[*map(_literal, offer.files)],
+            allow_patterns=[*map(glob.escape, offer.files)],
             delete_patterns=["*"],
             commit_message="Weighbridge build with its evidence",
         )
         return str(done.oid)
-
-
-def _literal(name: str) -> str:
-    """A pattern that matches this name alone."""
-    return "".join(f"[{character}]" if character in "*?[" else character for character in name)
 
 
 def _differences(offer: Offer, commit: str) -> Iterator[Finding]:

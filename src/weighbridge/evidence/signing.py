@@ -39,6 +39,7 @@ IGNORED = (EVIDENCE, *UNSIGNED, HUB_CLIENT)
 client keep beside a download."""
 
 MODEL_SIGNATURE_FILE, EVIDENCE_SIGNATURE_FILE, ADDED_SIGNATURE_FILE = "model.sig", "evidence.sig", "added.sig"
+"""The signatures over the checkpoint's own files, over evidence/ as the build leaves it, and over what comes later."""
 ADDED_FOLDER = "added"
 """The folder of evidence/ for what comes after the build, which has a signature of its own, too."""
 
@@ -218,11 +219,9 @@ class KeySigner:
                 "the private key is encrypted", where=str(path), remedy="decrypt it for the build"
             ) from None
         except (ValueError, UnsupportedAlgorithm):
-            raise EvidenceError(
-                "is no private key in PEM",
-                where=str(path),
-                remedy="name the private half of a pair, NAME.pem where 'make key' made it",
-            ) from None
+            what = "is no private key in PEM"
+            remedy = "name the private half of a pair, NAME.pem where 'make key' made it"
+            raise EvidenceError(what, where=str(path), remedy=remedy) from None
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name not in CURVES:
             raise EvidenceError("is no key on the curve P-256, P-384 or P-521", where=str(path))
         return cls(path, key)
@@ -475,13 +474,7 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise EvidenceError(
-            f"Sigstore cannot be used here ({type(error).__name__}: {first_line(error)[:160]})",
-            remedy=Clause(
-                "check the network, or use a key, to sign (",
-                Argument("sign"),
-                ") and to check (",
-                Argument("signed_by"),
-                ")",
-            ),
-        ) from error
+        what = f"Sigstore cannot be used here ({type(error).__name__}: {first_line(error)[:160]})"
+        use = "check the network, or use a key, to sign ("
+        remedy = Clause(use, Argument("sign"), ") and to check (", Argument("signed_by"), ")")
+        raise EvidenceError(what, remedy=remedy) from error

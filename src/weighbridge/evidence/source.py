@@ -30,14 +30,14 @@ def check_source(case: Case) -> Checked:
     base = case.base
     named = f"{base.repository}@{base.revision[:12]}" if base.revision else base.repository
     summary, words = f"{len(sources)} files of the source are stated", []
-    if base.proven:
+    if base.claim.proven:
         summary += f", with the digests that references/ lists for {named}"
     if case.source is None:
         words.append(f"that {named} is what was read: only its digests are stated, as no --source was given to hash")
         words += _of_no_known_digest(case)
-    elif not base.proven:
-        words.append(f"that {named} is what was read: the source that was given {base.sentence}")
-    if not base.proven and case.source is None:
+    elif not base.claim.proven:
+        words.append(f"that {named} is what was read: the source that was given {base.claim.sentence}")
+    if not base.claim.proven and case.source is None:
         words.append(f"that the source has the tensors, the config.json and the sizes that {EVIDENCE}/{START} says")
     if case.fetched.repository:
         words.append(f"that it was fetched from {case.fetched.repository}@{case.fetched.revision[:12]}")
@@ -56,7 +56,7 @@ def check_source(case: Case) -> Checked:
 def _of_no_known_digest(case: Case) -> Iterator[str]:
     """The files that a proven base may have otherwise: no lock here has their digests."""
     lock = case.identity.lock
-    if case.base.proven and lock is not None:
+    if case.base.claim.proven and lock is not None:
         names = [name for name in sorted(case.sources) if name not in lock.files or not lock.files[name].sha256]
         if names:
             yield f"that these files are the base's own: {', '.join(names)} (no lock has their digests)"
@@ -68,7 +68,8 @@ def _check_identity(case: Case) -> Iterator[Finding]:
     if stated is None or stated != base_resource(base):
         what = f"names another base than its files are of: a build of these names {base.repository}"
         what += f"@{base.revision[:12]}" if base.revision else ""
-        yield wrong("evidence/identity", f"provenance: {BASE}", f"{what}, and says that the source {base.sentence}")
+        what += f", and says that the source {base.claim.sentence}"
+        yield wrong("evidence/identity", f"provenance: {BASE}", what)
     fetched = case.fetched
     lock = known_lock(fetched.repository)
     if lock is None or lock.origin.revision != fetched.revision:
@@ -83,7 +84,7 @@ def _check_identity(case: Case) -> Iterator[Finding]:
 def _unproven(case: Case) -> Iterator[Finding]:
     """What keeps the base from being proven, where it is not."""
     base, claim = case.base, case.base.claim
-    if base.proven:
+    if claim.proven:
         return
     where = f"{EVIDENCE}/{START}"
     lock = known_lock(base.repository)
@@ -95,9 +96,8 @@ def _unproven(case: Case) -> Iterator[Finding]:
         what = f"is said to be of {base.repository}, but the lock of that in references/ has other tensors"
         yield Finding(UNPROVEN, Severity.WARNING, where, what, remedy="build it of the published base")
     else:
-        yield Finding(
-            UNPROVEN, Severity.WARNING, claim.file or where, base.sentence, remedy="build it of the published base"
-        )
+        place = claim.file or where
+        yield Finding(UNPROVEN, Severity.WARNING, place, claim.sentence, remedy="build it of the published base")
 
 
 def _check_start(case: Case) -> Iterator[Finding]:
@@ -159,11 +159,7 @@ def _check_given(case: Case, source: Checkpoint) -> Iterator[Finding]:
     actual = digest_files(source, [name for name in sources if name in source.files], progress=case.progress)
     for name, digest in sources.items():
         if actual.get(name) != digest:
-            what = (
-                f"has SHA-256 {actual[name][:12]}…, stated was {digest[:12]}…"
-                if name in actual
-                else "is not in the source"
-            )
-            yield wrong("evidence/source", name, what)
+            found = f"has SHA-256 {actual.get(name, '')[:12]}…, stated was {digest[:12]}…"
+            yield wrong("evidence/source", name, found if name in actual else "is not in the source")
     for name in sorted(source.shards.keys() - sources.keys()):
         yield wrong("evidence/source", name, "is a shard of the source, but was not read")

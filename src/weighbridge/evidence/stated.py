@@ -32,17 +32,9 @@ from weighbridge.evidence.provenance import (
     reference_resources,
     repository_resource,
 )
+from weighbridge.evidence.signing import MODEL_SIGNATURE_FILE
 from weighbridge.evidence.statements import BUILD_TYPE, Resource, sha256_of, subject_of
-from weighbridge.evidence.write import (
-    BOM,
-    FILES,
-    GUIDE,
-    LOG,
-    SIGNATURE,
-    START,
-    TENSORS,
-    TEST_RESULT,
-)
+from weighbridge.evidence.write import BOM, FILES, GUIDE, LOG, START, TENSORS, TEST_RESULT
 from weighbridge.recipe.calibration import Calibration
 from weighbridge.report import Finding, Severity
 
@@ -148,16 +140,11 @@ def _check_parameters(case: Case) -> Iterator[Finding]:
     if isinstance(named, list) and not all(isinstance(name, str) and name for name in named):
         yield _lie("externalParameters.references", "names no references")
     carried = parameters.get("carried")
-    if isinstance(carried, list) and not all(_matches(case, str(pattern)) for pattern in carried):
+    if isinstance(carried, list) and not all(fnmatch.filter(case.listed, str(pattern)) for pattern in carried):
         yield _lie("externalParameters.carried", "names files that are not there")
     internal = case.provenance.predicate.build_definition.internal_parameters
     if tuple(internal) != MACHINE or not all(isinstance(value, str) for value in internal.values()):
         yield _lie("internalParameters", f"has not the keys {', '.join(MACHINE)}")
-
-
-def _matches(case: Case, pattern: str) -> bool:
-    """Whether a pattern is of a file that the evidence lists."""
-    return any(fnmatch.fnmatchcase(name, pattern) for name in case.listed)
 
 
 def _check_times(case: Case) -> Iterator[Finding]:
@@ -218,8 +205,7 @@ def _check_dependencies(case: Case) -> Iterator[Finding]:
 
 
 def _has_sha256(item: Resource) -> bool:
-    digest = item.digest or {}
-    return digest.keys() == {"sha256"} and _SHA256.fullmatch(digest["sha256"]) is not None
+    return (item.digest or {}).keys() == {"sha256"} and _SHA256.fullmatch(item.sha256) is not None
 
 
 def _repositories(item: Resource) -> Collection[Resource]:
@@ -335,7 +321,7 @@ def _check_byproducts(case: Case) -> Iterator[Finding]:
     reports = {f"{EVIDENCE}/{name}.{kind}" for name in case.results for kind in ("json", "md", "html")}
     beside = {f"{EVIDENCE}/{name}" for name in (BOM, FILES, GUIDE, LOG, RECIPE, START, TENSORS)} | reports
     if case.signed:
-        beside.add(f"{EVIDENCE}/{SIGNATURE}")
+        beside.add(f"{EVIDENCE}/{MODEL_SIGNATURE_FILE}")
     for name in sorted(set(names) - results - beside):
         yield wrong("evidence/unbound", name, "is nothing that a build leaves")
     for name in sorted((beside | {TEST_RESULT + MAIN_REPORT}) - set(names)):

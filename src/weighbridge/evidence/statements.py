@@ -20,7 +20,6 @@ from weighbridge.text.strict_yaml import Strict
 
 BUILD_TYPE = "urn:weighbridge:build:v1"
 
-SHA256 = r"^[0-9a-f]{64}$"
 TIME = r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$"
 
 Outcome = Literal["PASSED", "WARNED", "FAILED"]
@@ -39,6 +38,11 @@ class Resource(Published):
     uri: str | None = None
     digest: dict[str, str] | None = None
     annotations: dict[str, JsonValue] | None = None
+
+    @property
+    def sha256(self) -> str:
+        """The digest of that name; empty where it has none."""
+        return (self.digest or {}).get("sha256", "")
 
 
 class BuildDefinition(Published):

@@ -39,11 +39,8 @@ def verify(
 
 def judge(case: Case, findings: Sequence[Finding]) -> Report:
     """The report of a case that was opened, with what was found in doing so."""
-    sections = (
-        [Section("evidence-listing", "what lies there", f"{len(case.files):,} files", findings=tuple(findings))]
-        if findings
-        else []
-    )
+    there = Section("evidence-listing", "what lies there", f"{len(case.files):,} files", findings=tuple(findings))
+    sections = [there] if findings else []
     words: dict[str, str | int] = {}
     for check in CHECKS:
         checked = _checked(check.run, case)
@@ -80,13 +77,8 @@ def _verdict(case: Case, sections: Sequence[Section]) -> str:
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         return f"{directory}: its evidence does not hold: {errors[0].where} {errors[0].message}{more}"
     signed = "signed" if case.signed else "unsigned"
-    who = (
-        ", by the signer that was asked for"
-        if case.verifier is not None
-        else ", by whom was not checked"
-        if case.signed
-        else ""
-    )
+    unchecked = ", by whom was not checked" if case.signed else ""
+    who = unchecked if case.verifier is None else ", by the signer that was asked for"
     found = {finding.rule for section in sections for finding in section.findings}
     base = "; its base is not proven to be the published one" if UNPROVEN in found else ""
     return (

@@ -43,8 +43,6 @@ ADDED = f"{ADDED_FOLDER}/added.jsonl"
 """Statements of results that came after the build; see `weighbridge.evidence.added`."""
 PROVENANCE = "provenance"
 """How such a statement names the provenance of its build."""
-SIGNATURE, EVIDENCE_SIGNATURE = MODEL_SIGNATURE_FILE, EVIDENCE_SIGNATURE_FILE
-"""The signature over the checkpoint's own files, and the one over evidence/ as the build leaves it."""
 TEST_RESULT = "test-result/"
 """How provenance names the statement of a report's results among its by-products."""
 
@@ -90,7 +88,7 @@ def write(directory: Path, build: FinishedBuild, *, signer: Signer | None = None
 
     subject = subject_of(model_name(build.base, loaded.recipe), root)
     if signer is not None:
-        (beside / SIGNATURE).write_bytes(signer.sign_model(files, name=str(subject.name)))
+        (beside / MODEL_SIGNATURE_FILE).write_bytes(signer.sign_model(files, name=str(subject.name)))
     told_by = {name: _sha256(beside / name) for name in (TENSORS, FILES, f"{MAIN_REPORT}.json")}
     reports = {name: _without_paths(report, build) for name, report in build.reports.items()}
     chain = chain_section(build.base, loaded, root, told_by)
@@ -100,8 +98,9 @@ def write(directory: Path, build: FinishedBuild, *, signer: Signer | None = None
     payloads = {
         name: write_statement(result_statement(results, subject, [recipe])) for name, results in written.items()
     }
+    files_beside = {f"{EVIDENCE}/{path.name}": _sha256(path) for path in sorted(beside.iterdir())}
     byproducts = [
-        *(_file(beside, path.name) for path in sorted(beside.iterdir())),
+        *(Resource(name=name, digest={"sha256": digest}) for name, digest in files_beside.items()),
         *(Resource(name=TEST_RESULT + name, digest=sha256_of(payload)) for name, payload in payloads.items()),
     ]
     how = provenance_statement(build, subject, source_digests=sources, environment=environment, byproducts=byproducts)
@@ -112,7 +111,7 @@ def write(directory: Path, build: FinishedBuild, *, signer: Signer | None = None
     if signer is not None:
         there = {path.name: _sha256(path) for path in beside.iterdir()}
         signature = signer.sign_model(there, name=EVIDENCE, ignored=EVIDENCE_IGNORED)
-        (beside / EVIDENCE_SIGNATURE).write_bytes(signature)
+        (beside / EVIDENCE_SIGNATURE_FILE).write_bytes(signature)
 
 
 def source_digests(source: Checkpoint, known: Mapping[str, str], *, progress: Progress) -> dict[str, str]:
@@ -169,8 +168,9 @@ def chain_section(base: BaseModel, loaded: LoadedRecipe, root: str, told_by: Map
         told_by: SHA-256 (hex) of the lists of tensors and files and of that report, by their names.
     """
     tensors, files, report = (told_by[name] for name in (TENSORS, FILES, f"{MAIN_REPORT}.json"))
+    said = base.claim.sentence
     links = (
-        Link("base", base.repository, {"commit": base.revision or "unknown", "whether it is that": base.sentence}),
+        Link("base", base.repository, {"commit": base.revision or "unknown", "whether it is that": said}),
         Link("recipe", loaded.recipe.name, {f"SHA-256 of {RECIPE}": loaded.sha256}),
         Link(
             "build",
@@ -244,10 +244,6 @@ def base_card(names: Mapping[str, object]) -> str:
     while name in names:
         name = f"{name.removesuffix('.md')}.base.md"
     return name
-
-
-def _file(beside: Path, name: str) -> Resource:
-    return Resource(name=f"{EVIDENCE}/{name}", digest={"sha256": _sha256(beside / name)})
 
 
 def _sha256(path: Path) -> str:

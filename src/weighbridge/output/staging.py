@@ -41,6 +41,8 @@ OWN = frozenset({REPLACING, "replaced", "checkpoint", "journal.jsonl", "journal.
 REPLACED = "replaced"
 """In a staging directory: what stood at the target, where a file system cannot swap two names."""
 
+_ANOTHER, _ELSEWHERE = (Clause(text, Argument("output")) for text in ("name another as ", "name another place as "))
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -77,7 +79,7 @@ def claimed(target: Path, *, force: bool, source: Path | None) -> Iterator[Claim
             settled = _settle(target)
             found = _contents(target)
         except OSError as error:
-            raise _explained(error, target, Clause("name another place as ", Argument("output"))) from error
+            raise _explained(error, target, _ELSEWHERE) from error
         try:
             check_target(target, force=force, source=source)  # by a build nobody else changes it from here on
         except BuildError as error:
@@ -95,52 +97,30 @@ def check_target(target: Path, *, force: bool, source: Path | None) -> None:
     """
     where = Path(os.path.realpath(target))
     if source is not None and _overlap(where, Path(os.path.realpath(source))):
-        raise BuildError(
-            "the output directory is inside the source, or contains it",
-            where=str(target),
-            remedy=Clause("name another place as ", Argument("output")),
-        )
+        what = "the output directory is inside the source, or contains it"
+        raise BuildError(what, where=str(target), remedy=_ELSEWHERE)
     if target.is_symlink() or os.path.ismount(target) or Path.cwd().is_relative_to(where):
-        raise BuildError(
-            "a link, a mount point or the working directory cannot be replaced by a finished build",
-            where=str(target),
-            remedy=Clause("name a directory inside it as ", Argument("output")),
-        )
+        what = "a link, a mount point or the working directory cannot be replaced by a finished build"
+        raise BuildError(what, where=str(target), remedy=Clause("name a directory inside it as ", Argument("output")))
     around = next((folder for folder in where.parents if _is_checkpoint(folder)), None)
     if around is not None:
-        raise BuildError(
-            f"the output lies in a checkpoint, {around}, which would no longer be what its evidence says",
-            where=str(target),
-            remedy=Clause("name a directory beside it as ", Argument("output")),
-        )
+        what = f"the output lies in a checkpoint, {around}, which would no longer be what its evidence says"
+        raise BuildError(what, where=str(target), remedy=Clause("name a directory beside it as ", Argument("output")))
     if target.exists() and not target.is_dir():
-        raise BuildError(
-            "the output is a file", where=str(target), remedy=Clause("name a directory as ", Argument("output"))
-        )
+        remedy = Clause("name a directory as ", Argument("output"))
+        raise BuildError("the output is a file", where=str(target), remedy=remedy)
     try:
         held = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
         if held and CONFIG_FILE not in held:
-            raise BuildError(
-                f"refusing to replace this directory: it contains {held[0]!r} and no config.json: no checkpoint",
-                where=str(target),
-                remedy=Clause("name another as ", Argument("output")),
-            )
+            what = f"refusing to replace this directory: it contains {held[0]!r} and no config.json: no checkpoint"
+            raise BuildError(what, where=str(target), remedy=_ANOTHER)
         if held and not force:
-            raise BuildError(
-                "the output is not empty",
-                where=str(target),
-                remedy=Clause(
-                    "name another as ",
-                    Argument("output"),
-                    ", or replace it (",
-                    Argument("force"),
-                    ") once the new build is whole",
-                ),
-            )
+            remedy = Clause(_ANOTHER, ", or replace it (", Argument("force"), ") once the new build is whole")
+            raise BuildError("the output is not empty", where=str(target), remedy=remedy)
         with tempfile.TemporaryFile(dir=_existing_parent(target)):
             pass
     except OSError as error:
-        raise _explained(error, target, Clause("name another place as ", Argument("output"))) from error
+        raise _explained(error, target, _ELSEWHERE) from error
 
 
 def _is_checkpoint(folder: Path) -> bool:
@@ -172,11 +152,8 @@ def check_space(target: Path, needed: int) -> None:
     """
     free = shutil.disk_usage(_existing_parent(target)).free
     if free < needed:
-        raise BuildError(
-            f"the disk has {free:,} bytes free, the build takes {needed:,}",
-            where=str(target),
-            remedy=Clause("make room, or name another place as ", Argument("output")),
-        )
+        what = f"the disk has {free:,} bytes free, the build takes {needed:,}"
+        raise BuildError(what, where=str(target), remedy=Clause("make room, or ", _ELSEWHERE))
 
 
 @contextmanager
@@ -230,7 +207,7 @@ def _lock(place: Path) -> int:
         except (BlockingIOError, PermissionError) as error:
             by = os.pread(descriptor, 200, 0).decode(errors="replace")
             os.close(descriptor)
-            remedy = Clause("wait until it ends, or name another place as ", Argument("output"))
+            remedy = Clause("wait until it ends, or ", _ELSEWHERE)
             raise BuildError(f"another build of it is under way ({by})", where=str(place), remedy=remedy) from error
         except OSError:
             os.close(descriptor)
@@ -319,7 +296,7 @@ def staged(claim: Claim, *, key: str | None = None) -> Iterator[Staging]:
         staging = Staging(directory, tuple(other for other in others if other != directory))
         _make_own(staging.checkpoint)
     except OSError as error:
-        raise _explained(error, target, Clause("name another place as ", Argument("output"))) from error
+        raise _explained(error, target, _ELSEWHERE) from error
     log.info("building in %s", directory)
     kept = False
     try:
@@ -357,11 +334,8 @@ def check_private(directory: Path) -> None:
     """
     found = directory.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-        raise BuildError(
-            "an earlier run is said to have left this, but others than this user could have written into it",
-            where=str(directory),
-            remedy="remove it, and build anew",
-        )
+        what = "an earlier run is said to have left this, but others than this user could have written into it"
+        raise BuildError(what, where=str(directory), remedy="remove it, and build anew")
 
 
 def _make_own(directory: Path) -> None:
@@ -400,6 +374,7 @@ def check_exact(directory: Path, names: Collection[str]) -> None:
         BuildError: with the first that is too many or too few.
     """
     folders = {parent.as_posix() for name in names for parent in Path(name).parents}
+    remedy = "find out who writes there, and build anew"
     owner = directory.lstat().st_uid
     found = set()
     for path in sorted(directory.rglob("*")):
@@ -407,18 +382,10 @@ def check_exact(directory: Path, names: Collection[str]) -> None:
         if stat.S_ISDIR(its.st_mode) and name in folders:
             continue
         if name not in names or not _is_own(its, owner):
-            raise BuildError(
-                f"holds {name!r}, which this build did not put there",
-                where=str(directory),
-                remedy="find out who writes there, and build anew",
-            )
+            raise BuildError(f"holds {name!r}, which this build did not put there", where=str(directory), remedy=remedy)
         found.add(name)
     for name in sorted(set(names) - found):
-        raise BuildError(
-            f"no longer holds {name!r}, which this build wrote",
-            where=str(directory),
-            remedy="find out who writes there, and build anew",
-        )
+        raise BuildError(f"no longer holds {name!r}, which this build wrote", where=str(directory), remedy=remedy)
 
 
 class _Kept(BuildError):
@@ -458,7 +425,8 @@ def _take_place(staging: Staging, claim: Claim) -> None:
     elif claim.found.keys() == {"."}:
         _rename_over_nothing(new, target)
     else:
-        _check_found(target, claim, staging)
+        if _contents(target) != claim.found:
+            raise _changed(target, staging)
         _note(staging)
         if _renamed(new, target, EXCHANGE):
             if _contents(new) != claim.found:
@@ -490,11 +458,6 @@ def _rename_over_nothing(new: Path, target: Path) -> None:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
         raise _came_into_being(target, new) from error
-
-
-def _check_found(target: Path, claim: Claim, staging: Staging) -> None:
-    if _contents(target) != claim.found:
-        raise _changed(target, staging)
 
 
 def _changed(target: Path, staging: Staging) -> BuildError:
@@ -576,11 +539,9 @@ def _which(path: Path) -> tuple[int, int] | None:
 
 
 def _stranded(left: Path, target: Path) -> BuildError:
-    return BuildError(
-        f"what stood at {target} was moved here by a run that was killed, and something else stands there now",
-        where=str(left),
-        remedy="move it where you want it, or remove the directory that it lies in",
-    )
+    what = f"what stood at {target} was moved here by a run that was killed, and something else stands there now"
+    remedy = "move it where you want it, or remove the directory that it lies in"
+    return BuildError(what, where=str(left), remedy=remedy)
 
 
 NOREPLACE, EXCHANGE = 1, 2

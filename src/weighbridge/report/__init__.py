@@ -1,17 +1,6 @@
 """Reports: one tree of findings, and its presenters."""
 
-from weighbridge.report.findings import (
-    Area,
-    Areas,
-    Chain,
-    Finding,
-    Grid,
-    Link,
-    Report,
-    Section,
-    Severity,
-    Table,
-)
+from weighbridge.report.findings import Area, Areas, Chain, Finding, Grid, Link, Report, Section, Severity, Table
 from weighbridge.report.present import PRESENTERS
 from weighbridge.report.reading import read_report
 from weighbridge.report.section_ids import SectionId

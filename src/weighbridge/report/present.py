@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
+from weighbridge.errors import printable
 from weighbridge.report.columns import lay_out, longest_word, wrapped
 from weighbridge.report.findings import Areas, Finding, Grid, Report, Section, Severity, Table
-from weighbridge.report.page import as_html
+from weighbridge.report.page import as_html, figure
 from weighbridge.report.treemap import why
 
 WIDEST_GRID = 12
@@ -50,7 +51,7 @@ def as_markdown(report: Report) -> str:
         lines += [f"- {label}: {value}" for label, value in section.facts.items()]
         for table in _tables(section):
             lines += ["", _row(table.columns), _row(["---"] * len(table.columns))]
-            lines += [_row([_figure(cell) for cell in row]) for row in table.rows]
+            lines += [_row([figure(cell) for cell in row]) for row in table.rows]
         if section.findings:
             lines += [
                 "",
@@ -72,21 +73,19 @@ PRESENTERS: Mapping[str, Callable[[Report], str]] = {
 def _tables(section: Section) -> Iterator[Table]:
     """Tables, what decided about areas, and grids that are narrow enough to be read as such."""
     yield from section.tables
-    for figure in section.figures:
-        if isinstance(figure, Areas) and (decided := why(figure)):
+    for shown in section.figures:
+        if isinstance(shown, Areas) and (decided := why(shown)):
             yield Table(("what decided", "bytes"), tuple((because.by, because.size) for because in decided))
-        if isinstance(figure, Grid) and len(figure.columns) <= WIDEST_GRID:
-            rows = zip(figure.rows, figure.values, strict=True)
+        if isinstance(shown, Grid) and len(shown.columns) <= WIDEST_GRID:
+            rows = zip(shown.rows, shown.values, strict=True)
             cells = ((row, *("" if value is None else f"{value:.2f}" for value in values)) for row, values in rows)
-            yield Table((f"{figure.corner}: {figure.title}", *figure.columns), tuple(cells))
+            yield Table((f"{shown.corner}: {shown.title}", *shown.columns), tuple(cells))
 
 
 def _printable(value: Any) -> Any:
     """What holds text, with every character escaped that could steer a terminal or break a row: strangers wrote it."""
     if isinstance(value, str) and not isinstance(value, Severity):
-        return "".join(
-            character if character.isprintable() else character.encode("unicode_escape").decode() for character in value
-        )
+        return printable(value)
     if isinstance(value, tuple):
         return tuple(map(_printable, value))
     if isinstance(value, dict):
@@ -102,9 +101,9 @@ def _text_section(section: Section, width: int) -> list[str]:
     lines = wrapped(f"{section.title}: {section.summary}", sentence, f"{state}  ", "    ")
     label_width = max(map(len, section.facts), default=0)
     for label, value in section.facts.items():
-        lines += _text_fact(f"    {label:<{label_width}}  ", _figure(value), sentence)
+        lines += _text_fact(f"    {label:<{label_width}}  ", figure(value), sentence)
     for number, table in enumerate(_tables(section)):
-        rows = [[_figure(cell) for cell in row] for row in table.rows]
+        rows = [[figure(cell) for cell in row] for row in table.rows]
         lines += [""] if number else []
         lines += [f"    {line}".rstrip() for line in lay_out(table.columns, rows, width - 4)]
     for finding in section.findings:
@@ -132,15 +131,9 @@ def _text_finding(finding: Finding, width: int) -> list[str]:
 
 
 def _markdown_finding(finding: Finding) -> str:
-    what = (finding.severity, f"`{finding.rule}`", f"`{finding.where}`", _figure(finding.count))
+    what = (finding.severity, f"`{finding.rule}`", f"`{finding.where}`", figure(finding.count))
     return _row((*what, finding.message, finding.explained or finding.remedy))
 
 
 def _row(cells: tuple[str, ...] | list[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def _figure(value: str | int | float) -> str:
-    if isinstance(value, float):
-        return f"{value:,.2f}"
-    return f"{value:,}" if isinstance(value, int) else value

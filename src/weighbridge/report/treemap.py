@@ -88,26 +88,25 @@ def draw(areas: Areas) -> Drawing:
     M. Wattenberg, 2002, call such a treemap a strip).
     """
     kinds = _kinds(areas)
-    numbers = {(kind.kept, kind.name): kind.number for kind in kinds}
-    return Drawing(tuple(_boxes(areas, numbers)), kinds)
+    return Drawing(tuple(_boxes(areas, kinds)), tuple(kinds.values()))
 
 
-def _kinds(areas: Areas) -> tuple[Kind, ...]:
+def _kinds(areas: Areas) -> dict[tuple[bool, str], Kind]:
     """Kinds, the most bytes first; those that are quantized and those that are kept are numbered apart."""
-    sizes: dict[tuple[bool, str], int] = {}
+    sizes: Counter[tuple[bool, str]] = Counter()
     for area in areas.areas:
-        sizes[area.kept, area.kind] = sizes.get((area.kept, area.kind), 0) + area.size
-    ordered = sorted(sizes, key=lambda kind: -sizes[kind])
+        sizes[area.kept, area.kind] += area.size
+    ordered = [kind for kind, _ in sizes.most_common()]
     quantized = [kind for kind in ordered if not kind[0]]
     kept = [kind for kind in ordered if kind[0]]
     numbers = {kind: min(number, QUANTIZED_KINDS - 1) for number, kind in enumerate(quantized)}
     numbers |= {kind: QUANTIZED_KINDS + min(number, KEPT_KINDS - 1) for number, kind in enumerate(kept)}
-    return tuple(Kind(numbers[kind], kind[1], sizes[kind], kind[0]) for kind in ordered)
+    return {kind: Kind(numbers[kind], kind[1], sizes[kind], kind[0]) for kind in ordered}
 
 
 def why(areas: Areas) -> tuple[Because, ...]:
     """What decided about the bytes, and why; the most bytes first, and nothing where nobody knows."""
-    kinds = {(kind.kept, kind.name): kind for kind in _kinds(areas)}
+    kinds = _kinds(areas)
     found: dict[tuple[str, bool, str], Counter[str]] = {}
     for area in areas.areas:
         if area.by:
@@ -125,7 +124,7 @@ def why(areas: Areas) -> tuple[Because, ...]:
     )
 
 
-def _boxes(areas: Areas, numbers: dict[tuple[bool, str], int]) -> Iterator[Box]:
+def _boxes(areas: Areas, kinds: dict[tuple[bool, str], Kind]) -> Iterator[Box]:
     groups: dict[str, list[Area]] = {}
     for area in _joined(areas):
         groups.setdefault(area.group, []).append(area)
@@ -137,7 +136,7 @@ def _boxes(areas: Areas, numbers: dict[tuple[bool, str], int]) -> Iterator[Box]:
         head = HEAD if height > 2 * HEAD and width > 2 * HEAD else 0.0
         places = _rows([area.size for area in groups[name]], (x, y + head, width, height - head))
         for area, place in zip(groups[name], places, strict=True):
-            yield Box(*place, area, area.part, area.size, numbers[area.kept, area.kind])
+            yield Box(*place, area, area.part, area.size, kinds[area.kept, area.kind].number)
 
 
 def _joined(areas: Areas) -> Iterator[Area]:
@@ -182,21 +181,13 @@ def _in_rows(sizes: Sequence[int], room: Rectangle, count: int) -> list[Rectangl
     rows: dict[int, list[int]] = {}
     for size, end in zip(sizes, accumulate(sizes), strict=True):
         rows.setdefault((2 * end - size) * count // (2 * total), []).append(size)
-    placed = []
-    top = 0
+    placed, top = [], 0
     for row in rows.values():
-        left = 0
-        for size in row:
-            placed.append(
-                (
-                    x + width * left / sum(row),
-                    y + height * top / total,
-                    width * size / sum(row),
-                    height * sum(row) / total,
-                )
-            )
-            left += size
-        top += sum(row)
+        whole = sum(row)
+        for size, end in zip(row, accumulate(row), strict=True):
+            left = x + width * (end - size) / whole
+            placed.append((left, y + height * top / total, width * size / whole, height * whole / total))
+        top += whole
     return placed
 
 

@@ -135,26 +135,19 @@ def _sequence(items: Sequence[Any], flags: int) -> _Node:
     nodes += [_word(word)] if word else []
     if len(nodes) == 1:
         return nodes[0]
-    forwards = [node.ahead for node in nodes]
-    backwards = [node.back for node in reversed(nodes)]
+    return _Node(_one_by_one([node.ahead for node in nodes]), _one_by_one([node.back for node in reversed(nodes)]))
 
-    def ahead(text: _Text, positions: int) -> int:
+
+def _one_by_one(steps: Sequence[Step]) -> Step:
+    def all_of_them(text: _Text, positions: int) -> int:
         text.take()
-        for step in forwards:
+        for step in steps:
             if not positions:
                 return 0
             positions = step(text, positions)
         return positions
 
-    def back(text: _Text, positions: int) -> int:
-        text.take()
-        for step in backwards:
-            if not positions:
-                return 0
-            positions = step(text, positions)
-        return positions
-
-    return _Node(ahead, back)
+    return all_of_them
 
 
 def _node(code: Any, argument: Any, flags: int) -> _Node:
@@ -206,10 +199,6 @@ class _Characters(NamedTuple):
 def _character(holds: Callable[[str], bool]) -> _Node:
     one = _Characters(holds)
     return _Node(one.ahead, one.back, one)
-
-
-def _literal(argument: int, flags: int) -> _Node:
-    return _character(_equal(argument, flags))
 
 
 def _not_literal(argument: int, flags: int) -> _Node:
@@ -299,22 +288,18 @@ def _boundaries(text: _Text, inside: bool) -> int:
 
 def _branch(argument: tuple[Any, Sequence[Any]], flags: int) -> _Node:
     nodes = [_sequence(items, flags) for items in argument[1]]
+    return _Node(_together([node.ahead for node in nodes]), _together([node.back for node in nodes]))
 
-    def ahead(text: _Text, positions: int) -> int:
+
+def _together(steps: Sequence[Step]) -> Step:
+    def any_of_them(text: _Text, positions: int) -> int:
         text.take()
         reached = 0
-        for node in nodes:
-            reached |= node.ahead(text, positions)
+        for step in steps:
+            reached |= step(text, positions)
         return reached
 
-    def back(text: _Text, positions: int) -> int:
-        text.take()
-        reached = 0
-        for node in nodes:
-            reached |= node.back(text, positions)
-        return reached
-
-    return _Node(ahead, back)
+    return any_of_them
 
 
 def _group(argument: tuple[Any, int, int, Sequence[Any]], flags: int) -> _Node:
@@ -356,10 +341,6 @@ def _repeated(step: Step, least: int, most: int | None) -> Step:
     return repeated
 
 
-def _assert(argument: tuple[int, Sequence[Any]], flags: int) -> _Node:
-    return _where(_asserted(argument, flags))
-
-
 def _assert_not(argument: tuple[int, Sequence[Any]], flags: int) -> _Node:
     asserted = _asserted(argument, flags)
     return _where(lambda text: text.every & ~asserted(text))
@@ -373,12 +354,8 @@ def _asserted(argument: tuple[int, Sequence[Any]], flags: int) -> Callable[[_Tex
     return lambda text: step(text, text.every)
 
 
-def _failure(_argument: None, _flags: int) -> _Node:
-    return _where(lambda _: 0)
-
-
 _MAKERS: Mapping[Any, Callable[[Any, int], _Node]] = {
-    _CODES.LITERAL: _literal,
+    _CODES.LITERAL: lambda code, flags: _character(_equal(code, flags)),
     _CODES.NOT_LITERAL: _not_literal,
     _CODES.ANY: _any,
     _CODES.IN: _set,
@@ -387,7 +364,7 @@ _MAKERS: Mapping[Any, Callable[[Any, int], _Node]] = {
     _CODES.SUBPATTERN: _group,
     _CODES.MAX_REPEAT: _repeat,
     _CODES.MIN_REPEAT: _repeat,
-    _CODES.ASSERT: _assert,
+    _CODES.ASSERT: lambda argument, flags: _where(_asserted(argument, flags)),
     _CODES.ASSERT_NOT: _assert_not,
-    _CODES.FAILURE: _failure,
+    _CODES.FAILURE: lambda _, __: _where(lambda _: 0),
 }

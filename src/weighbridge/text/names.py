@@ -144,10 +144,6 @@ def _rectangles(points: list[tuple[int, ...]]) -> Iterator[tuple[tuple[int, ...]
 
 
 def _ranges(numbers: tuple[int, ...]) -> str:
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
+    # What follows on one another is equally far from its place.
+    runs = [[number for _, number in run] for _, run in groupby(enumerate(numbers), lambda at: at[1] - at[0])]
     return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

@@ -255,11 +255,8 @@ def sglang_capacity(structure: Structure, shape: CacheShape, demand: Demand) -> 
 
 def _left(demand: Demand, weights: Weights, reserve: int) -> int:
     """Bytes for the cache, once weights and reserve are taken from the share of the card."""
-    return (
-        int(demand.memory * demand.utilization)
-        - weights.total
-        - (reserve if demand.reserve is None else demand.reserve)
-    )
+    spared = reserve if demand.reserve is None else demand.reserve
+    return int(demand.memory * demand.utilization) - weights.total - spared
 
 
 def _ceil_div(total: int, part: int) -> int:
@@ -304,11 +301,9 @@ def _layer_types(text: Mapping[str, Any], count: int, *, where: str) -> Sequence
         if text.get("sliding_window") and text.get("use_sliding_window", True):
             uneven = uneven or "sliding_window"
         if uneven:
-            raise StructureError(
-                f"has {uneven} and no layer_types, so which layers cache what is not known",
-                where=where,
-                remedy="write layer_types into it as transformers does when it saves the model",
-            )
+            what = f"has {uneven} and no layer_types, so which layers cache what is not known"
+            remedy = "write layer_types into it as transformers does when it saves the model"
+            raise StructureError(what, where=where, remedy=remedy)
         return [_FULL] * count
     if not isinstance(types, list) or len(types) != count:
         raise StructureError(f"layer_types must name a type for each of the {count} layers", where=where)

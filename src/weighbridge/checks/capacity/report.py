@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checks.capacity.accounting import (
@@ -46,7 +46,7 @@ def capacity_section(checkpoint: Checkpoint, demand: Demand) -> Section:
         facts=_assumptions(demand, found[0].context),
         tables=(
             Table(COLUMNS, tuple(_row(capacity) for capacity in found)),
-            Table(PARTS, tuple(_parts(capacity) for capacity in found)),
+            Table(PARTS, tuple((one.server, *astuple(one.weights)) for one in found)),
         ),
     )
 
@@ -60,11 +60,6 @@ def _row(capacity: Capacity) -> tuple[str | int | float, ...]:
         capacity.tokens,
         capacity.requests,
     )
-
-
-def _parts(capacity: Capacity) -> tuple[str | int | float, ...]:
-    weights = capacity.weights
-    return capacity.server, weights.payload, weights.rotary, weights.twice, weights.loaded
 
 
 def _assumptions(demand: Demand, context: int) -> dict[str, str | int]:

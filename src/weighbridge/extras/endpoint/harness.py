@@ -178,7 +178,8 @@ def request(endpoint: Endpoint, setting: Setting, harness: Harness, *, output: P
         "timeout": TIMEOUT,
         "tokenized_requests": False,
     }
-    backend = {"tokenizer_backend": None} if chat else _tokenizer(harness.tokenizer)
+    named = {"tokenizer_backend": "huggingface", "tokenizer": harness.tokenizer}
+    backend = {"tokenizer_backend": None} if chat else named
     told = {
         "model": "local-chat-completions" if chat else "local-completions",
         "model_args": {**model, **backend},
@@ -193,10 +194,6 @@ def request(endpoint: Endpoint, setting: Setting, harness: Harness, *, output: P
         "output_path": str(output),
     }
     return {key: value for key, value in told.items() if value is not None}
-
-
-def _tokenizer(name: str | None) -> dict[str, Any]:
-    return {"tokenizer_backend": "huggingface", "tokenizer": name}
 
 
 def read_scores(raw: bytes, task: str, *, where: str) -> tuple[Score, ...]:
@@ -250,10 +247,8 @@ def _mapping(content: Mapping[str, Any], key: str, *, where: str) -> dict[str, A
 def _stopped(said: str, setting: Setting, harness: Harness) -> HarnessError:
     """Why the harness stopped, from the last line in which it says so."""
     if "No module named lm_eval" in said:
-        return HarnessError(
-            "there is no lm_eval in its environment",
-            where=str(harness.python),
-            remedy=Clause("install 'weighbridge[eval]' into it, or name another as ", Argument("harness")),
-        )
+        what = "there is no lm_eval in its environment"
+        remedy = Clause("install 'weighbridge[eval]' into it, or name another as ", Argument("harness"))
+        return HarnessError(what, where=str(harness.python), remedy=remedy)
     lines = [line.strip() for line in said.splitlines() if "Error" in line or "not found" in line]
     return HarnessError(f"the harness stopped ({lines[-1][:300] if lines else 'it says no more'})", where=setting.task)

@@ -76,15 +76,21 @@ class Figures:
     first_slow: float
     each: float
 
-    @property
     def throughput(self) -> float:
         """Tokens generated a second, all requests together."""
         return self.output_tokens / self.seconds
 
-    @property
     def rate(self) -> float:
         """Tokens a second within one request, once it has begun."""
         return 1 / self.each
+
+    def first_ms(self) -> float:
+        """The median time to the first token in milliseconds."""
+        return 1000 * self.first
+
+    def first_slow_ms(self) -> float:
+        """Its 99th percentile, likewise."""
+        return 1000 * self.first_slow
 
 
 COUNTS = ("prompt_tokens", "completion_tokens")
@@ -185,11 +191,9 @@ def _ask(endpoint: Endpoint, load: Load, number: int) -> _Answer:
     where = f"{endpoint.url}/v1/completions"
     asked, generated = (usage.get(key) for key in COUNTS) if isinstance(usage, dict) else (None, None)
     if not isinstance(asked, int) or not isinstance(generated, int):
-        raise EndpointError(
-            "does not say how many tokens it generated",
-            where=where,
-            remedy="take a server that knows stream_options.include_usage, as vLLM and SGLang do",
-        )
+        what = "does not say how many tokens it generated"
+        remedy = "take a server that knows stream_options.include_usage, as vLLM and SGLang do"
+        raise EndpointError(what, where=where, remedy=remedy)
     if first is None or generated < 2:
         raise EndpointError(f"generated {generated:,} tokens, of which no time between two can be told", where=where)
     return _Answer(first, whole, asked, generated)

@@ -56,10 +56,9 @@ def _sentence(sides: Mapping[str, Measured]) -> str:
     """Tokens a second of the build, and how that compares."""
     build = sides[BUILD]
     at_once = build.load.concurrency
-    figure = _rate if at_once == 1 else _throughput
-    says = f"{build.middle(figure):,.1f} tokens a second" + (
-        f" with {at_once:,} requests at once" if at_once > 1 else ""
-    )
+    figure = Figures.rate if at_once == 1 else Figures.throughput
+    says = f"{build.middle(figure):,.1f} tokens a second"
+    says += f" with {at_once:,} requests at once" if at_once > 1 else ""
     return says + "".join(f", {ratio:.2f} times the source's" for ratio in _compared(sides, figure))
 
 
@@ -68,7 +67,7 @@ def _single(sides: Mapping[str, Measured]) -> Table:
     ordered = [side for side in (SOURCE, BUILD) if side in sides]
     rows: list[Row] = [
         (name, *(sides[side].middle(figure) for side in ordered), *_compared(sides, figure))
-        for name, figure in (("time to first token, ms", _first), ("tokens a second", _rate))
+        for name, figure in (("time to first token, ms", Figures.first_ms), ("tokens a second", Figures.rate))
     ]
     return Table(("figure", *ordered, *_comparison(sides)), tuple(rows))
 
@@ -90,10 +89,10 @@ def _by_concurrency(measured: Sequence[Measured], sides: Sequence[str]) -> Table
         rows.append(
             (
                 concurrency,
-                *(at[side].middle(_throughput) for side in ordered),
-                *_compared(at, _throughput),
-                *(at[side].middle(_first) for side in ordered),
-                *(at[side].middle(_slow) for side in ordered),
+                *(at[side].middle(Figures.throughput) for side in ordered),
+                *_compared(at, Figures.throughput),
+                *(at[side].middle(Figures.first_ms) for side in ordered),
+                *(at[side].middle(Figures.first_slow_ms) for side in ordered),
                 f"{max(map(_spread, at.values())):.0%}",
             )
         )
@@ -112,21 +111,5 @@ def _compared(sides: Mapping[str, Measured], figure: Callable[[Figures], float])
 
 def _spread(one: Measured) -> float:
     """How far the slowest round lies from the fastest, as a share of the median."""
-    found = [figures.throughput for figures in one.rounds]
-    return (max(found) - min(found)) / one.middle(_throughput)
-
-
-def _first(figures: Figures) -> float:
-    return 1000 * figures.first
-
-
-def _slow(figures: Figures) -> float:
-    return 1000 * figures.first_slow
-
-
-def _rate(figures: Figures) -> float:
-    return figures.rate
-
-
-def _throughput(figures: Figures) -> float:
-    return figures.throughput
+    found = [figures.throughput() for figures in one.rounds]
+    return (max(found) - min(found)) / one.middle(Figures.throughput)

@@ -13,10 +13,18 @@ from weighbridge.base.source import fetch
 from weighbridge.checkpoint.model import Checkpoint, read_small
 from weighbridge.engines.oneshot.load import load_tokenizer
 from weighbridge.errors import StructureError
-from weighbridge.extras.quality.forward import Dtype, open_forward
-from weighbridge.extras.quality.measure import measure
-from weighbridge.extras.quality.metrics import LEVEL, RESAMPLES, SEED, Interval, Measured, interval
-from weighbridge.extras.quality.text import Windows, open_text, take_windows
+from weighbridge.extras.quality.forward import Dtype, Forward, open_forward
+from weighbridge.extras.quality.metrics import (
+    LEVEL,
+    RESAMPLES,
+    SEED,
+    Interval,
+    Measured,
+    gathered,
+    interval,
+    measure_window,
+)
+from weighbridge.extras.quality.text import Tokens, Windows, open_text, take_windows
 from weighbridge.progress import Progress
 from weighbridge.recipe.quality import Quality
 from weighbridge.report import Finding, Report, Section, Severity, Table
@@ -89,6 +97,27 @@ def evaluate(
     return found
 
 
+def measure(source: Forward, build: Forward, tokens: Tokens, *, progress: Progress) -> Measured:
+    """Compare what two models expect after each token, window by window.
+
+    Args:
+        tokens: [windows, tokens].
+
+    Raises:
+        StructureError: their vocabularies are not the same.
+    """
+    if source.vocabulary != build.vocabulary:
+        what = f"has {build.vocabulary:,} tokens, and {source.label} has {source.vocabulary:,}"
+        raise StructureError(what, where=build.label, remedy="name the source that it was built from")
+    windows = []
+    with progress.stage(f"reading with {build.label}", tokens.nbytes):
+        for window in tokens:
+            one, other = (model.log_probabilities(window) for model in (source, build))
+            windows.append(measure_window(one, other, window))
+            progress.advance(window.nbytes)
+    return gathered(windows)
+
+
 def judge(built: Checkpoint, source: Checkpoint, limits: Quality, progress: Progress, *, device: str = "cpu") -> Report:
     """Measure a build and hold it against a recipe's limits.
 
@@ -131,24 +160,14 @@ def section_of(found: Evaluated, source: Checkpoint, limits: Quality | None = No
     seen = found.measured
     kl, agreement, ratio = (figures(seen)[name] for name in ("kl", "agreement", "ratio"))
     source_perplexity, build_perplexity = (interval([losses], np.exp) for losses in (seen.source_loss, seen.build_loss))
+    kept = interval([seen.source_loss, seen.build_loss], lambda base, build: 100 * np.exp(base - build))
     retained = interval([seen.build_hits, seen.source_hits], lambda build, base: 100 * build / base)
+    source_hits, build_hits = (percent(interval([hits])) for hits in (seen.source_hits, seen.build_hits))
     rows = (
         ("KL divergence, nats a token", "", shown(kl, KL_DIGITS), ""),
         ("same most probable token", "", percent(agreement), ""),
-        (
-            "perplexity",
-            shown(source_perplexity),
-            shown(build_perplexity),
-            shown(
-                interval([seen.source_loss, seen.build_loss], lambda base, build: 100 * np.exp(base - build)), unit=" %"
-            ),
-        ),
-        (
-            "next token hit",
-            percent(interval([seen.source_hits])),
-            percent(interval([seen.build_hits])),
-            shown(retained, unit=" %"),
-        ),
+        ("perplexity", shown(source_perplexity), shown(build_perplexity), shown(kept, unit=" %")),
+        ("next token hit", source_hits, build_hits, shown(retained, unit=" %")),
     )
     findings = [*_beyond({"max_kl": kl, "min_agreement": agreement, "max_perplexity_ratio": ratio}, limits)]
     findings += _four_bit_source(found, source)
@@ -179,16 +198,8 @@ def comparison(builds: Sequence[Evaluated], source: Checkpoint) -> Section:
     for found in sorted(builds, key=lambda item: (item.bits, item.build.label)):
         kl, agreement, ratio = figures(found.measured).values()
         perplexity = interval([found.measured.build_loss], np.exp)
-        rows.append(
-            (
-                found.build.label,
-                f"{found.bits:.3f}",
-                shown(kl, KL_DIGITS),
-                percent(agreement),
-                shown(perplexity),
-                shown(ratio, 4),
-            )
-        )
+        own = shown(kl, KL_DIGITS), percent(agreement), shown(perplexity), shown(ratio, 4)
+        rows.append((found.build.label, f"{found.bits:.3f}", *own))
     columns = ("build", "bits a weight", "KL, nats a token", "same token", "perplexity", "times the source's")
     tables = [Table(columns, tuple(rows))]
     pairs = [_paired(one, other) for one, other in combinations(builds, 2) if one.weight_bits == other.weight_bits]

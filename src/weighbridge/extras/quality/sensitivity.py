@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from weighbridge import auditing
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.errors import StructureError
-from weighbridge.extras.quality.assess import KL_DIGITS, shown
+from weighbridge.extras.quality.assess import KL_DIGITS, measure, shown
 from weighbridge.extras.quality.forward import Dtype, Forward, open_forward, open_partly_restored
-from weighbridge.extras.quality.measure import measure
 from weighbridge.extras.quality.metrics import Measured, interval
 from weighbridge.extras.quality.text import Windows
 from weighbridge.families import Role
@@ -141,14 +140,8 @@ def pareto_section(found: Sequence[Choice]) -> Section:
     for choice in sorted(found, key=lambda item: (item.bits, item.measured.kl.mean())):
         is_on = not any(_dominates(other, choice) for other in found)
         front += is_on
-        rows.append(
-            (
-                choice.name,
-                f"{choice.bits:.3f}",
-                shown(interval([choice.measured.kl]), KL_DIGITS),
-                "yes" if is_on else "",
-            )
-        )
+        kl = shown(interval([choice.measured.kl]), KL_DIGITS)
+        rows.append((choice.name, f"{choice.bits:.3f}", kl, "yes" if is_on else ""))
     return Section(
         "bits-and-divergence",
         "bits against divergence",

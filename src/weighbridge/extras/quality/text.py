@@ -91,11 +91,8 @@ def take_windows(text: Text, tokenizer: Any, *, count: int) -> Windows:
     ids = np.asarray(tokenizer(text.content, add_special_tokens=False, verbose=False)["input_ids"], np.int64)
     whole = len(ids) // WINDOW
     if whole < 2:
-        raise DatasetError(
-            f"has {len(ids):,} tokens; two windows of {WINDOW} are the least that an interval can be given for",
-            where=text.name,
-            remedy="take a longer text",
-        )
+        what = f"has {len(ids):,} tokens; two windows of {WINDOW} are the least that an interval can be given for"
+        raise DatasetError(what, where=text.name, remedy="take a longer text")
     chosen = np.unique(np.linspace(0, whole - 1, min(count, whole)).round().astype(np.int64))
     windows = ids[: whole * WINDOW].reshape(whole, WINDOW)[chosen]
     first = tokenizer("a")["input_ids"][:1]

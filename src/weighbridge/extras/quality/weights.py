@@ -101,11 +101,9 @@ def activations_of(weight: Weight) -> Activations | None:
     local = "input_global_scale" if "input_global_scale" in module.stored else "input_scale"
     scale = float(read_scale(weight.reader, module.stored[local], local))
     if not (np.isfinite(scale) and scale > 0):
-        raise StructureError(
-            f"{module.name}.{local} is {scale}, where a scale is finite and positive",
-            where=weight.label,
-            remedy="calibrate with more text, or show every expert every token (calibration.experts: all)",
-        )
+        what = f"{module.name}.{local} is {scale}, where a scale is finite and positive"
+        remedy = "calibrate with more text, or show every expert every token (calibration.experts: all)"
+        raise StructureError(what, where=weight.label, remedy=remedy)
     if module.form == modelopt.METHOD and args.dynamic == "local":
         scale = float(np.float32(1) / np.float32(scale))
     return Activations(args, scale)

@@ -63,7 +63,6 @@ class ServingCheck:
         python: of the serving environment.
         token_ids: texts whose tokens are scored.
         log: where the server's own log goes.
-        transformers: whether transformers is asked as a second client.
     """
 
     checkpoint: Checkpoint
@@ -71,7 +70,6 @@ class ServingCheck:
     python: Path
     token_ids: Sequence[Sequence[int]]
     log: Path
-    transformers: bool = True
 
 
 def check(request: ServingCheck, *, progress: Progress) -> Report:
@@ -94,8 +92,7 @@ def check(request: ServingCheck, *, progress: Progress) -> Report:
         sections.append(agreement_section(client, served, exact, rounded, id="agreement-served"))
         if request.source is not None:
             sections.append(_source_section(request, served, progress))
-        if request.transformers:
-            sections.append(_transformers_section(request, exact, rounded))
+        sections.append(_transformers_section(request, exact, rounded))
     holds = all(section.holds for section in sections)
     return Report(
         "serve-check",
@@ -115,29 +112,18 @@ def loading_section(checkpoint: Checkpoint, answer: Answer, *, log: Path | None 
     """What the server's loader made of a checkpoint."""
     findings = loading_findings(checkpoint, answer, towers=loads_towers(checkpoint))
     errors = sum(finding.severity is Severity.ERROR for finding in findings)
-    used = len({key for key, _, _ in answer.writes})
-    summary = (
-        f"{errors} things are wrong"
-        if errors
-        else f"all {len(answer.parameters):,} parameters are filled or need not be"
-    )
+    filled = f"all {len(answer.parameters):,} parameters are filled or need not be"
     facts: dict[str, str | int] = {
         "model": answer.model or "none was made",
         "parameters": len(answer.parameters),
         "tensors of the checkpoint": len(checkpoint.structure),
-        "tensors used": used,
+        "tensors used": len({key for key, _, _ in answer.writes}),
         "device": answer.device,
     }
     if errors and log is not None:
         facts["the server's log"] = str(log)
-    return Section(
-        "loading",
-        f"loading into {_server(answer)}",
-        summary,
-        tuple(findings),
-        facts,
-        _harmless_tables(checkpoint, answer),
-    )
+    summary, tables = f"{errors} things are wrong" if errors else filled, _harmless_tables(checkpoint, answer)
+    return Section("loading", f"loading into {_server(answer)}", summary, tuple(findings), facts, tables)
 
 
 def agreement_section(client: str, served: Scores, exact: Scores, rounded: Scores, *, id: SectionId) -> Section:
@@ -172,11 +158,8 @@ def token_windows(checkpoint: Checkpoint, text: str, *, windows: int, length: in
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     taken = length - len(before)
     if len(ids) < windows * taken:
-        raise ServingError(
-            f"the text has {len(ids):,} tokens, and {windows} windows of {taken} are asked for",
-            where=Argument("text"),
-            remedy="name a longer text, or fewer or shorter windows",
-        )
+        what = f"the text has {len(ids):,} tokens, and {windows} windows of {taken} are asked for"
+        raise ServingError(what, where=Argument("text"), remedy="name a longer text, or fewer or shorter windows")
     step = (len(ids) - taken) // max(windows - 1, 1)
     return [before + ids[start * step : start * step + taken] for start in range(windows)]
 
@@ -260,39 +243,29 @@ def _exact_section(request: ServingCheck, progress: Progress) -> Section:
     answer = ask_server(request.checkpoint, request, exact=True)
     title = f"{_server(answer)} in float32, inputs as they are"
     if not answer.log_probabilities:
-        finding = Finding(
-            "serve/not-exact",
-            Severity.WARNING,
-            "the server",
-            f"cannot be run in float32: {answer.refused}",
-            remedy="the comparison in BFloat16 stands alone; it is less sharp",
-        )
+        what = f"cannot be run in float32: {answer.refused}"
+        remedy = "the comparison in BFloat16 stands alone; it is less sharp"
+        finding = Finding("serve/not-exact", Severity.WARNING, "the server", what, remedy=remedy)
         return Section("agreement-exact", title, "could not be compared", (finding,))
     higher, own = own_scores(request.checkpoint, request.token_ids, EXACT, progress)
     return agreement_section(title, served_scores(answer), higher, own, id="agreement-exact")
 
 
 def _disagreement(client: str, found: Agreement) -> Finding:
-    return Finding(
-        "serve/disagrees",
-        Severity.ERROR,
-        client,
-        f"computes something else than the checkpoint means: its log-probabilities differ by "
-        f"{found.difference:.3g} nats (root mean square) where {found.allowed:.3g} are allowed",
-        remedy="docs/explanation/serving.md says what the bounds mean; suspect how the client reads scales first",
-    )
+    what = f"computes something else than the checkpoint means: its log-probabilities differ by {_by_how_much(found)}"
+    remedy = "docs/explanation/serving.md says what the bounds mean; suspect how the client reads scales first"
+    return Finding("serve/disagrees", Severity.ERROR, client, what, remedy=remedy)
 
 
 def _source_disagreement(source: str, found: Agreement) -> Finding:
-    return Finding(
-        "serve/source-disagrees",
-        Severity.WARNING,
-        source,
-        f"is computed otherwise by the server, too: its log-probabilities differ by {found.difference:.3g} nats (root "
-        f"mean square) where {found.allowed:.3g} are allowed",
-        remedy="suspect how the server or transformers computes this architecture, or what config.json leaves out, "
-        "before you suspect the build",
-    )
+    what = f"is computed otherwise by the server, too: its log-probabilities differ by {_by_how_much(found)}"
+    remedy = "suspect how the server or transformers computes this architecture, or what config.json leaves out, "
+    remedy += "before you suspect the build"
+    return Finding("serve/source-disagrees", Severity.WARNING, source, what, remedy=remedy)
+
+
+def _by_how_much(found: Agreement) -> str:
+    return f"{found.difference:.3g} nats (root mean square) where {found.allowed:.3g} are allowed"
 
 
 def _agreement_table(found: Agreement) -> Table:
@@ -316,21 +289,11 @@ def _source_section(request: ServingCheck, served: Scores, progress: Progress) -
     assert request.source is not None
     log = request.log.with_name(f"{request.log.stem}-source{request.log.suffix}")
     answer = ask_server(request.source, request, exact=False, log=log)
+    label, title = request.source.label, "the source in the same server"
     if not answer.log_probabilities:
-        return Section(
-            "source-served",
-            "the source in the same server",
-            "it gave no log-probabilities",
-            (
-                Finding(
-                    "serve/source-refused",
-                    Severity.WARNING,
-                    request.source.label,
-                    f"cannot be compared with: {answer.refused or 'it does not load whole'}",
-                    remedy=f"see {log}",
-                ),
-            ),
-        )
+        what = f"cannot be compared with: {answer.refused or 'it does not load whole'}"
+        refused = Finding("serve/source-refused", Severity.WARNING, label, what, remedy=f"see {log}")
+        return Section("source-served", title, "it gave no log-probabilities", (refused,))
     source = served_scores(answer)
     difference = served - source
     exact, rounded = own_scores(request.source, request.token_ids, SERVED, progress)
@@ -342,9 +305,9 @@ def _source_section(request: ServingCheck, served: Scores, progress: Progress) -
     )
     return Section(
         "source-served",
-        "the source in the same server",
+        title,
         f"quantization changes log-probabilities by {difference.mean():+.4f} nats a token on average (for information)",
-        () if found.holds else (_source_disagreement(request.source.label, found),),
+        () if found.holds else (_source_disagreement(label, found),),
         tables=(Table(("figure", "value"), rows),),
     )
 

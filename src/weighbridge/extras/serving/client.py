@@ -54,11 +54,8 @@ def ask(request: Request, *, python: Path, log: Path) -> Answer:
                 cwd=scratch,
             )
         if done.returncode or not answered.is_file() or answered.stat().st_size > MAX_ANSWER_BYTES:
-            raise ServingError(
-                f"the server ended without an answer (exit code {done.returncode})",
-                where=str(log),
-                remedy="its last lines say why",
-            )
+            what = f"the server ended without an answer (exit code {done.returncode})"
+            raise ServingError(what, where=str(log), remedy="its last lines say why")
         return read_answer(answered.read_bytes(), where="the server's answer")
 
 

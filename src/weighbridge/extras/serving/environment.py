@@ -73,7 +73,6 @@ def make_environment(directory: Path, *, log: Path, step: Callable[[str], object
     python = python_of(directory)
     pip = (str(python), "-m", "pip", "--disable-pip-version-check")
     constrained = ("install", "--constraint", str(REQUIREMENTS))
-    done = False
     try:
         with log.open("wb") as output:
             for what, command in (
@@ -86,10 +85,9 @@ def make_environment(directory: Path, *, log: Path, step: Callable[[str], object
                 _run(command, output, log)
         _declare_schemas(python)
         shutil.copy(REQUIREMENTS, directory / STAMP)
-        done = True
-    finally:
-        if not done:
-            shutil.rmtree(directory, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
 
 
 def _declare_schemas(python: Path) -> None:
@@ -103,8 +101,5 @@ def _declare_schemas(python: Path) -> None:
 def _run(command: tuple[str, ...], output: object, log: Path) -> None:
     done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)  # type: ignore[call-overload]  # noqa: S603
     if done.returncode:
-        raise ServingError(
-            f"the serving environment cannot be made: '{' '.join(command[:6])} …' failed",
-            where=str(log),
-            remedy="its last lines say why",
-        )
+        what = f"the serving environment cannot be made: '{' '.join(command[:6])} …' failed"
+        raise ServingError(what, where=str(log), remedy="its last lines say why")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import QUANTIZATION_PARAMETERS, split_parameter
+from weighbridge.checks import alike
 from weighbridge.checks.scales import GLOBAL_SCALES
 from weighbridge.extras.serving.answer import Answer, Region
 from weighbridge.families import Role
@@ -73,13 +74,9 @@ def loading_findings(checkpoint: Checkpoint, answer: Answer, *, towers: bool) ->
 
 def _refused(answer: Answer) -> Iterator[Finding]:
     if answer.refused:
-        yield Finding(
-            "serve/refused",
-            Severity.ERROR,
-            "the server",
-            f"does not serve it: {answer.refused}",
-            remedy="see the findings beside this one, and the server's log",
-        )
+        what = f"does not serve it: {answer.refused}"
+        remedy = "see the findings beside this one, and the server's log"
+        yield Finding("serve/refused", Severity.ERROR, "the server", what, remedy=remedy)
 
 
 def _quantized_routers(checkpoint: Checkpoint) -> Iterator[Finding]:
@@ -88,15 +85,12 @@ def _quantized_routers(checkpoint: Checkpoint) -> Iterator[Finding]:
         for module, tensors in checkpoint.modules.items()
         if checkpoint.family.role_of(module) is Role.ROUTER and tensors.keys() & QUANTIZATION_PARAMETERS
     ]
-    for pattern in compact(routers):
-        yield Finding(
-            "serve/quantized-router",
-            Severity.ERROR,
-            str(pattern),
-            "is quantized; servers compute routers in the dtype they are stored in, and have no place for scales",
-            count=len(pattern),
-            remedy="add it to ignore and build again",
-        )
+    yield from alike.findings(
+        "serve/quantized-router",
+        routers,
+        "is quantized; servers compute routers in the dtype they are stored in, and have no place for scales",
+        "add it to ignore and build again",
+    )
 
 
 def _split_groups(checkpoint: Checkpoint, answer: Answer) -> Iterator[Finding]:
@@ -111,15 +105,9 @@ def _split_groups(checkpoint: Checkpoint, answer: Answer) -> Iterator[Finding]:
             if len(values) > 1:
                 by_problem.setdefault(f"have different values of {local}", []).append(group.parent)
     for problem, parents in by_problem.items():
-        for pattern in compact(parents):
-            yield Finding(
-                "serve/split-group",
-                Severity.ERROR,
-                str(pattern),
-                f"its merged linears {problem}; a server computes them as one and takes the first's or the largest",
-                count=len(pattern),
-                remedy="build with fused groups (recipes name them under fused_groups)",
-            )
+        what = f"its merged linears {problem}; a server computes them as one and takes the first's or the largest"
+        remedy = "build with fused groups (recipes name them under fused_groups)"
+        yield from alike.findings("serve/split-group", parents, what, remedy)
 
 
 def _not_finite(answer: Answer) -> Iterator[Finding]:
@@ -129,14 +117,9 @@ def _not_finite(answer: Answer) -> Iterator[Finding]:
     for kind, keys in by_kind.items():
         for pattern in compact(keys):
             elements = sum(answer.not_finite[key] for key in pattern)
-            yield Finding(
-                "serve/not-finite",
-                Severity.ERROR,
-                str(pattern),
-                f"the {kind} holds {elements:,} values that are NaN or infinite",
-                count=len(pattern),
-                remedy="the checkpoint is damaged or was calibrated with too little; build it again",
-            )
+            what = f"the {kind} holds {elements:,} values that are NaN or infinite"
+            remedy = "the checkpoint is damaged or was calibrated with too little; build it again"
+            yield Finding("serve/not-finite", Severity.ERROR, str(pattern), what, count=len(pattern), remedy=remedy)
 
 
 def _unfilled(checkpoint: Checkpoint, answer: Answer) -> Iterator[Finding]:
@@ -154,32 +137,15 @@ def _unfilled(checkpoint: Checkpoint, answer: Answer) -> Iterator[Finding]:
             missing |= keys
             if not keys:
                 box = ", ".join(f"{begin}:{end}" for begin, end in region)
-                yield Finding(
-                    "serve/unfilled",
-                    Severity.ERROR,
-                    parameter,
-                    f"[{box}] of it was filled by no tensor of the checkpoint, and holds whatever lay in memory",
-                    remedy="the checkpoint lacks a tensor; build it again",
-                )
-    for pattern in compact(missing):
-        yield Finding(
-            "serve/missing",
-            Severity.ERROR,
-            str(pattern),
-            "is not in the checkpoint; the server loads it without a word and computes with what lies in memory",
-            count=len(pattern),
-            remedy="build it again",
-        )
+                what = f"[{box}] of it was filled by no tensor of the checkpoint, and holds whatever lay in memory"
+                remedy = "the checkpoint lacks a tensor; build it again"
+                yield Finding("serve/unfilled", Severity.ERROR, parameter, what, remedy=remedy)
+    what = "is not in the checkpoint; the server loads it without a word and computes with what lies in memory"
+    yield from alike.findings("serve/missing", missing, what, "build it again")
     for harmless, parameters in at_default.items():
-        for pattern in compact(parameters):
-            yield Finding(
-                "serve/left-at-default",
-                Severity.WARNING,
-                str(pattern),
-                harmless.reason,
-                count=len(pattern),
-                remedy=harmless.remedy,
-            )
+        yield from alike.findings(
+            "serve/left-at-default", parameters, harmless.reason, harmless.remedy, severity=Severity.WARNING
+        )
 
 
 def missing_keys(answer: Answer, parameter: str, region: Region) -> set[str]:
@@ -229,13 +195,9 @@ def _renumbered(key: str, old: tuple[int, ...], parameter: str, new: tuple[int, 
 
 def _not_used(checkpoint: Checkpoint, answer: Answer, *, towers: bool) -> Iterator[Finding]:
     if answer.homeless_writes:
-        yield Finding(
-            "serve/not-watched",
-            Severity.ERROR,
-            answer.model,
-            "lists names before it loads tensors, so which of them it used cannot be tracked",
-            remedy="this check does not fit this model's loader; report the model",
-        )
+        what = "lists names before it loads tensors, so which of them it used cannot be tracked"
+        remedy = "this check does not fit this model's loader; report the model"
+        yield Finding("serve/not-watched", Severity.ERROR, answer.model, what, remedy=remedy)
         return
     if not answer.keys:
         return  # refused before anything was read
@@ -248,16 +210,9 @@ def _not_used(checkpoint: Checkpoint, answer: Answer, *, towers: bool) -> Iterat
             if not (answer.refused and key not in answer.keys):
                 aside.setdefault((what, reason(key)), []).append(key)
     for (what, why), keys in aside.items():
-        for pattern in compact(keys):
-            yield Finding(
-                "serve/not-used",
-                Severity.NOTE if why else Severity.ERROR,
-                str(pattern),
-                what,
-                count=len(pattern),
-                explained=why,
-                remedy="" if why else "the checkpoint holds what its config does not ask for; build it again",
-            )
+        severity = Severity.NOTE if why else Severity.ERROR
+        remedy = "" if why else "the checkpoint holds what its config does not ask for; build it again"
+        yield from alike.findings("serve/not-used", keys, what, remedy, severity=severity, explained=why)
 
 
 def _reasons(checkpoint: Checkpoint, answer: Answer, *, towers: bool) -> Callable[[str], str]:
@@ -283,9 +238,5 @@ def _reasons(checkpoint: Checkpoint, answer: Answer, *, towers: bool) -> Callabl
 
 def _replaced(answer: Answer) -> Iterator[Finding]:
     for sentence in answer.replaced:
-        yield Finding(
-            "serve/replaced-kernel",
-            Severity.NOTE,
-            sentence.partition(":")[0],
-            f"no kernel for this machine ({answer.device}); for this check {sentence.partition(': ')[2]}",
-        )
+        what = f"no kernel for this machine ({answer.device}); for this check {sentence.partition(': ')[2]}"
+        yield Finding("serve/replaced-kernel", Severity.NOTE, sentence.partition(":")[0], what)

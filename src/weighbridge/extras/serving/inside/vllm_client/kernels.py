@@ -44,8 +44,9 @@ def replace_kernels(*, exact: bool) -> list[str]:
     moe = f"{schemes}.compressed_tensors_moe.compressed_tensors_moe"
     modelopt = "vllm.model_executor.layers.quantization.modelopt"
     oracle = "vllm.model_executor.layers.fused_moe.oracle"
-    nvfp4_backend = import_module(f"{oracle}.nvfp4").NvFp4MoeBackend.EMULATION
-    wna16_backend = import_module(f"{oracle}.int_wna16").WNA16MoEBackend
+    fp8 = import_module(f"{oracle}.fp8").Fp8MoeBackend.NONE
+    nvfp4 = import_module(f"{oracle}.nvfp4").NvFp4MoeBackend.EMULATION
+    wna16 = import_module(f"{oracle}.int_wna16").WNA16MoEBackend.EMULATION
     used: list[str] = []
 
     def experts(module: str, method: str, select: str, backend: Any, weights: Callable[[Any, Any, int], Any]) -> None:
@@ -53,34 +54,19 @@ def replace_kernels(*, exact: bool) -> list[str]:
         setattr(owner, select, lambda *_, **__: (backend, None))
         _take_over(getattr(owner, method), weights, used, exact=exact)
 
-    experts(
-        f"{moe}_w8a8_fp8",
-        "CompressedTensorsW8A8Fp8MoEMethod",
-        "select_fp8_moe_backend",
-        import_module(f"{oracle}.fp8").Fp8MoeBackend.NONE,
-        fp8_expert,
-    )
-    experts(
-        f"{moe}_w4a4_nvfp4",
-        "CompressedTensorsW4A4Nvfp4MoEMethod",
-        "select_nvfp4_moe_backend",
-        nvfp4_backend,
-        nvfp4_expert,
-    )
-    experts(
-        f"{moe}_wna16",
-        "CompressedTensorsWNA16MoEMethod",
-        "select_wna16_moe_backend",
-        wna16_backend.EMULATION,
-        integer_expert,
-    )
-    experts(modelopt, "ModelOptNvFp4FusedMoE", "select_nvfp4_moe_backend", nvfp4_backend, modelopt_expert)
+    for kind in (
+        (f"{moe}_w8a8_fp8", "CompressedTensorsW8A8Fp8MoEMethod", "select_fp8_moe_backend", fp8, fp8_expert),
+        (f"{moe}_w4a4_nvfp4", "CompressedTensorsW4A4Nvfp4MoEMethod", "select_nvfp4_moe_backend", nvfp4, nvfp4_expert),
+        (f"{moe}_wna16", "CompressedTensorsWNA16MoEMethod", "select_wna16_moe_backend", wna16, integer_expert),
+        (modelopt, "ModelOptNvFp4FusedMoE", "select_nvfp4_moe_backend", nvfp4, modelopt_expert),
+    ):
+        experts(*kind)
     choice = "init_nvfp4_linear_kernel"
     for module in (f"{schemes}.schemes.compressed_tensors_w4a4_nvfp4", modelopt):
         setattr(import_module(module), choice, lambda use_a16=False: Nvfp4Linear(use_a16 or exact, used))
     if exact:
-        fp8 = import_module(f"{schemes}.schemes.compressed_tensors_w8a8_fp8").CompressedTensorsW8A8Fp8
-        _take_over_linears(fp8, fp8_linear, used)
+        floats = import_module(f"{schemes}.schemes.compressed_tensors_w8a8_fp8").CompressedTensorsW8A8Fp8
+        _take_over_linears(floats, fp8_linear, used)
         integers = import_module(f"{schemes}.schemes.compressed_tensors_wNa16").CompressedTensorsWNA16
         _take_over_linears(integers, integer_linear, used)
     return used
