@@ -10,6 +10,9 @@ BLOCK_BYTES = 1024 * 1024
 GAP_BYTES = 16 * 1024
 """What may lie between two runs that are read in one call: that much is copied while another call is made."""
 
+LINES = 16
+"""How many lines of the stored matrix are turned at a time: so many stay in the cache while all their columns are."""
+
 
 class Columns(NamedTuple):
     """Columns of a stored matrix that are the rows of a weight.
@@ -74,4 +77,5 @@ def gather(
             for row in range(count):
                 read(first + row * line, stored[row * run : (row + 1) * run])
         lying = np.ndarray((count, rows), kind, stored, strides=(apart, columns.step * size))
-        wanted[:, begin : begin + count] = lying.T
+        for some in range(0, count, LINES):
+            wanted[:, begin + some : begin + min(some + LINES, count)] = lying[some : some + LINES].T
