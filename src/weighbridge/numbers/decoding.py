@@ -222,6 +222,7 @@ _E8M0_VALUES = np.append(np.ldexp(np.float32(1), np.arange(-127, 128)), np.nan).
 _E4M3, _E2M1, _INTEGER = 0, 1, 2
 _ELEMENTS = {"E4M3": _E4M3, "E2M1": _E2M1, "INTEGER": _INTEGER}
 _BYTES, _NIBBLES, _WORDS = 0, 1, 2
+_NOT_HALF, _HALF, _NORMAL_HALF = 0, 1, 2
 _PACKINGS = {"bytes": _BYTES, "nibbles": _NIBBLES, "awq": _WORDS}
 _SHIFTS = np.array([4 * place for place in AWQ_ORDER], np.uint32)
 """Where in a word of AWQ the code of each of its eight rows begins."""
@@ -335,6 +336,16 @@ def _integer_row_in_normal_half(codes: Any, flipped: Any, offset: Any, zeros: An
 
 
 @jit
+def _integers(rounded: Any, codes: Any, flipped: Any, offset: Any, zeros: Any, scales: Any, weight: Any) -> None:
+    if rounded == _NORMAL_HALF:
+        _integer_row_in_normal_half(codes, flipped, offset, zeros, scales, weight)
+    elif rounded == _HALF:
+        _integer_row_in_half(codes, flipped, offset, zeros, scales, weight)
+    else:
+        _integer_row(codes, flipped, offset, zeros, scales, weight)
+
+
+@jit
 def _e4m3_row_in_half(codes: Any, scales: Any, weight: Any) -> Any:
     largest = uint8(0)
     for column in range(codes.shape[0]):
@@ -414,10 +425,7 @@ def _decode(
                 largest_code = max(largest_code, _e4m3_row(own, scale_of_column, weight[row]))
         elif element == _E2M1:
             _e2m1_row(own, scale_of_column, weight[row])
-        elif in_half and normal:
-            _integer_row_in_normal_half(own, flipped, offset, zero_of_column, scale_of_column, weight[row])
-        elif in_half:
-            _integer_row_in_half(own, flipped, offset, zero_of_column, scale_of_column, weight[row])
         else:
-            _integer_row(own, flipped, offset, zero_of_column, scale_of_column, weight[row])
+            rounded = _HALF if in_half and not normal else _NORMAL_HALF if in_half else _NOT_HALF
+            _integers(rounded, own, flipped, offset, zero_of_column, scale_of_column, weight[row])
     return largest_code
