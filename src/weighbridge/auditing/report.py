@@ -98,7 +98,7 @@ def _whole(audit: Audit) -> Section:
         facts["surely seen where smoothed"] = f"a code moved by {audit.smoothed_limit:.3g} steps"
     where = "" if _derives(audit) else "; the parts that failed say where"
     summary = f"{conclusion(audit)}: {decides}{where}"
-    return Section("audit", "the audit", summary, facts=facts, judges=_derives(audit))
+    return Section("audit", "the audit", summary, facts=facts, failed=not _derives(audit))
 
 
 def _limits(audit: Audit) -> str:

@@ -146,6 +146,7 @@ class Section:
         facts: what the section rests on (label -> value).
         figures: what is better seen than read.
         judges: whether something was held against something. What only tells is shown as neither held nor failed.
+        failed: whether it failed by findings that stand in the sections behind it.
     """
 
     id: SectionId
@@ -156,13 +157,14 @@ class Section:
     tables: tuple[Table, ...] = ()
     figures: tuple[Areas | Grid | Chain, ...] = ()
     judges: bool = True
+    failed: bool = False
 
     def __post_init__(self) -> None:
         _make_safe(self, "title", "summary")
 
     @property
     def holds(self) -> bool:
-        return not any(finding.severity is Severity.ERROR for finding in self.findings)
+        return not self.failed and not any(finding.severity is Severity.ERROR for finding in self.findings)
 
 
 def _plain(value: Any) -> Any:
