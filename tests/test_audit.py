@@ -235,7 +235,7 @@ def test_missing_tensors_are_named(mini_build: Path, mini: Path, tmp_path: Path)
     found = look(altered(mini_build, tmp_path / "copy", lambda tensors: tensors.pop(name)), mini)
     assert [(left.kind, left.names, left.excused) for left in found.leftovers] == [("dropped", (name,), False)]
     assert conclusion(found) == "does not derive from the base"
-    assert [(section.id, section.holds) for section in sections(found)][0] == ("audit", False)
+    assert next((section.id, section.holds) for section in sections(found)) == ("audit", False)
 
 
 def test_surplus_tensor_is_named(mini_build: Path, mini: Path, tmp_path: Path) -> None:
