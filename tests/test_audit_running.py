@@ -18,7 +18,7 @@ from tests.checkpoints import copy_checkpoint, shards_of
 from tests.conftest import Command
 from tests.hub_server import serve, truncated
 from tests.test_audit import altered, diverging, look
-from weighbridge.auditing import Sample, assess
+from weighbridge.auditing import Sample, assess, method_of
 from weighbridge.auditing.measure import Measure
 from weighbridge.auditing.pairing import KeptPair, Pairing, pair
 from weighbridge.auditing.pieces import cut
@@ -112,7 +112,7 @@ def test_journal_under_the_name_of_another_audit_is_not_believed(
     assert look(mini_build, mini).found == 0
 
 
-def test_memory_is_counted_with_the_largest_piece(
+def test_memory_is_counted_with_the_largest_strip(
     mini_build: Path, mini: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows that share a scale stay together, however many a config says that they are."""
@@ -126,7 +126,8 @@ def test_memory_is_counted_with_the_largest_piece(
     look(mini_build, mini)
     monkeypatch.setattr("weighbridge.auditing.assess.PIECE_BYTES", 1024)
     look(mini_build, mini)
-    largest = max(piece.nbytes for piece in cut(pair(open_directory(mini_build), open_directory(mini), ())))
+    pieces = cut(pair(open_directory(mini_build), open_directory(mini), ()))
+    largest = max(strip.nbytes for piece in pieces for strip in piece.strips)
     assert counted == [WORKER_PIECES * PIECE_BYTES, WORKER_PIECES * largest]
 
 
@@ -282,7 +283,8 @@ def test_hub_that_breaks_off_is_one_sentence(
 
 
 def test_what_a_hub_is_asked_for_and_what_is_held_of_it(mini: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of 8 MiB, the last 16 of them, and as many that wait to be hashed: 256 MiB are reserved for a side."""
+    """Blocks of 8 MiB, the last 16 of them, and as many that wait to be hashed: 256 MiB are reserved for a side, of
+    however many shards."""
     size = 40 * 1024 * 1024 * 8
     checkpoint = replace(open_directory(mini), shards={})
     asked: list[tuple[int, int]] = []
@@ -294,7 +296,7 @@ def test_what_a_hub_is_asked_for_and_what_is_held_of_it(mini: Path, monkeypatch:
     monkeypatch.setattr(reading, "find_snapshot", lambda _: type("Snapshot", (), {"label": "hub"})())
     monkeypatch.setattr(reading, "read_bytes", answer)
     reader = reading.HubReader(checkpoint)
-    reader._sizes["shard"], reader._hashes["shard"] = size, reading._BlockHash()
+    reader._sizes, reader._hashes = {"shard": size, "other": size}, reading._BlockHashes(["shard", "other"])
     block = 8 * 1024 * 1024
     byte = memoryview(bytearray(1))
     for number in range(39, 22, -1):  # 17, from the end, none of which can be hashed yet
@@ -304,7 +306,9 @@ def test_what_a_hub_is_asked_for_and_what_is_held_of_it(mini: Path, monkeypatch:
     assert len(asked) == 17, "is held"
     reader.read("shard", 39 * block, byte)
     assert len(asked) == 18, "is not held any more"
-    assert len(reader._hashes["shard"]._early) == 16
+    for number in range(39, 22, -1):
+        reader.read("other", number * block, byte)
+    assert len(reader._hashes._early) == 16
     assert 2 * 16 * block == reading.HUB_BYTES
 
 
@@ -322,3 +326,11 @@ def test_digest_of_blocks_that_come_in_any_order_is_the_files(mini: Path, monkey
         reader.read(shards_of(mini)[0].name, begin, target)
         assert bytes(target) == content[begin : begin + len(target)]
     assert reader.digest(shards_of(mini)[0].name) == hashlib.sha256(content).hexdigest()
+
+
+def test_audit_of_a_base_that_is_read_otherwise_now_is_another(mini_build: Path, mini: Path) -> None:
+    build, base = open_directory(mini_build), open_directory(mini)
+    method = method_of(build, None)
+    other = replace(base, config={**base.config, "quantization_config": {"quant_method": "gptq"}})
+    assert assess._key(build, base, method, None) != assess._key(build, other, method, None)
+    assert assess._key(build, base, method, None) == assess._key(build, open_directory(mini), method, None)

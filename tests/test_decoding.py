@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from weighbridge.formats.codecs import CODES, SCALES, Codec, Packing
+from weighbridge.formats.codecs import CODES, SCALES, Codec, Packing, coded
+from weighbridge.formats.schemes import QuantizationArgs, Scheme
+from weighbridge.formats.tensors import Tensor
 from weighbridge.numbers.decoding import Raw, UnusableCodes, decoded
 
 GROUP, ROWS, GROUPS = 16, 8, 4
@@ -45,3 +47,35 @@ def test_products_are_rounded_as_halves_whatever_their_size(
     wide = halves.astype(np.float32).view(np.uint32)
     expected = ((wide + 0x7FFF + ((wide >> 16) & 1)) >> 16).astype(np.uint16)
     assert (decoded(codec(bits), raw, 0, ROWS, (ROWS, COLUMNS)) == expected).all()
+
+
+@given(
+    codes=arrays.arrays(np.uint8, (ROWS, COLUMNS), elements=st.sampled_from([8, 8, 8, 8, 8, 8, 9])),
+    zero=arrays.arrays(np.bool_, (ROWS, GROUPS)),
+)
+def test_scales_of_zero_may_stand_over_codes_of_zero_alone(
+    codes: np.ndarray[tuple[int, int], np.dtype[np.uint8]], zero: np.ndarray[tuple[int, int], np.dtype[np.bool_]]
+) -> None:
+    scales = np.where(zero, 0, 0x3C00).astype(np.uint16)
+    stored = (codes[:, ::2] | (codes[:, 1::2] << 4)).astype(np.uint8)
+    raw = {CODES: Raw("U8", stored), SCALES: Raw("F16", scales.view(np.uint8).reshape(ROWS, -1))}
+    tiles = (codes.reshape(ROWS, GROUPS, GROUP) != 8).any(axis=2)
+    if (tiles & zero).any():
+        with pytest.raises(UnusableCodes, match=r"the scale is 0\.0"):
+            decoded(codec(4), raw, 0, ROWS, (ROWS, COLUMNS))
+    else:
+        assert (decoded(codec(4), raw, 0, ROWS, (ROWS, COLUMNS)) == np.where(codes == 9, 0x3F80, 0)).all()
+
+
+def test_zero_points_of_blocks_keep_no_rows_together_and_words_do() -> None:
+    args = QuantizationArgs(8, "int", "block", symmetric=False, block_structure=(1 << 20, 128))
+    scheme = Scheme(args, QuantizationArgs(8, "int", "token", dynamic=True))
+    blocks = {
+        "weight": Tensor("I8", (256, 128)),
+        "weight_scale": Tensor("BF16", (1, 1)),
+        "weight_zero_point": Tensor("I8", (1, 1)),
+    }
+    assert coded("compressed-tensors", "int-quantized", scheme, blocks).unit == 1
+    words = Scheme(QuantizationArgs(4, "int", "group", symmetric=False, group_size=128))
+    stored = {"qweight": Tensor("I32", (256, 8)), "qzeros": Tensor("I32", (2, 8)), "scales": Tensor("F16", (2, 64))}
+    assert coded("awq", "", words, stored).unit == 8

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.checkpoints import RawTensor, Tensors, read_tensors, write_tensors
+from tests.checkpoints import RawTensor, Tensors, edit_tensors, read_tensors, write_tensors
 from tests.conftest import Command
 from weighbridge.checkpoint.model import open_directory
 from weighbridge.planning import make_plan
@@ -139,6 +141,25 @@ def test_fused_experts_that_are_kept_are_copied_one_by_one(
         outcome = call_build(path, "--model", source, "--output", tmp_path / f"{source.name}-build", "--audit")
         assert outcome.code == 0, outcome.err + outcome.out
     assert read_tensors(tmp_path / "fused-build") == read_tensors(tmp_path / "single-build")
+
+
+@pytest.mark.parametrize("architecture", LAYOUTS)
+def test_one_element_of_experts_that_are_kept_is_found_however_they_lie(
+    architecture: str, tmp_path: Path, call_validate: Command
+) -> None:
+    fused, single = pair(tmp_path, architecture)
+    parameters = sum(math.prod(tensor.shape) for tensor in read_tensors(single).values())
+    same = call_validate(single, "--source", fused, "--format", "json")
+    assert same.report["metrics"]["elements_checked_count"] == parameters
+    name = next(name for name in read_tensors(single) if name.endswith("up_proj.weight"))
+
+    def alter(tensors: Tensors) -> None:
+        tensors[name] = replace(tensors[name], data=tensors[name].data[:-1] + b"\x41")
+
+    edit_tensors(single, alter)
+    judged = call_validate(single, "--source", fused)
+    assert judged.code == 1, judged.err
+    assert name in judged.out
 
 
 @pytest.mark.parametrize(

@@ -360,6 +360,21 @@ DAMAGES: dict[str, tuple[str, Callable[[Tensors], object], str]] = {
         lambda tensors: tensors.update({f"{Q_PROJ}.weight_scale_inv": torch.ones(3, 2)}),
         "which is not [2, 2]",
     ),
+    **{
+        f"codes that are no matrix, {way}": (
+            way,
+            lambda tensors: tensors.update({f"{Q_PROJ}.weight": tensors[f"{Q_PROJ}.weight"].reshape(-1)[0].clone()}),
+            "and no matrix",
+        )
+        for way in (BLOCKS, "compressed-tensors fp8 rows", "modelopt fp8")
+    },
+    "zero points that lie the other way round": (
+        "int4 with F16 scales and zero points",
+        lambda tensors: tensors.update(
+            {f"{Q_PROJ}.weight_zero_point": tensors[f"{Q_PROJ}.weight_zero_point"].T.contiguous()}
+        ),
+        "weight_zero_point is",
+    ),
     "no scales": (BLOCKS, lambda tensors: tensors.pop(f"{Q_PROJ}.weight_scale_inv"), "it has no weight_scale"),
     "codes that nothing declares": (
         BLOCKS,
@@ -483,6 +498,23 @@ def test_what_is_not_decoded_is_refused_in_one_sentence(
     assert not (tmp_path / "build").exists()
 
 
+@pytest.mark.parametrize("way", [BLOCKS, "awq", "gptq", "compressed-tensors nvfp4"])
+def test_one_element_of_a_copy_of_floats_that_is_another_is_found_where_it_lies(
+    way: str, published: Callable[[str], tuple[Path, Path]], tmp_path: Path, call_validate: Command
+) -> None:
+    source, floats = published(way)
+    copy = copy_checkpoint(floats, tmp_path / "copy")
+    whole = call_validate(copy, "--source", source, "--format", "json")
+    assert whole.report["metrics"]["elements_checked_count"] == sum(
+        tensor.numel() for tensor in load_file(copy / "model.safetensors").values()
+    )
+    damage(copy, lambda tensors: tensors[f"{Q_PROJ}.weight"].view(torch.int16)[200, 77].add_(1))
+    judged = call_validate(copy, "--source", source)
+    assert judged.code == 1, judged.err
+    assert f"{Q_PROJ}.weight" in judged.out
+    assert "1 of 65,536" in " ".join(judged.out.split())
+
+
 CONTRADICTIONS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "zero points": ("gptq", lambda source: _declare(source, sym=True), "qzeros: holds zero points beside the middle"),
     "zero points of AWQ": ("awq", lambda source: _declare(source, zero_point=False), "qzeros: holds zero points"),
@@ -490,6 +522,16 @@ CONTRADICTIONS: dict[str, tuple[str, Callable[[Path], object], str]] = {
         "gptq in activation order",
         lambda source: _declare(source, desc_act=False),
         "g_idx: groups columns that do not lie side by side",
+    ),
+    "zero points the other way round": (
+        "int4 with F16 scales and zero points",
+        lambda source: damage(
+            source,
+            lambda tensors: tensors.update(
+                {f"{Q_PROJ}.weight_zero_point": tensors[f"{Q_PROJ}.weight_zero_point"].T.contiguous()}
+            ),
+        ),
+        "weight_zero_point is",
     ),
     "shape": (
         "int4 of Kimi",

@@ -21,7 +21,7 @@ from weighbridge.checkpoint.model import open_directory
 from weighbridge.engines.streaming.work import do
 from weighbridge.errors import StructureError
 from weighbridge.machine.hashing import hash_file, hash_shard
-from weighbridge.machine.standing import changed, standing_of
+from weighbridge.machine.standing import changed, opened, standing_of
 from weighbridge.output.shards import carry_files
 from weighbridge.planning import make_plan
 from weighbridge.progress import Progress
@@ -270,3 +270,10 @@ def test_refusal_says_what_where_and_what_to_do() -> None:
     assert str(changed("x/config.json")) == (
         "x/config.json: has changed while it was read; nothing is said of it; run this again when nobody writes there"
     )
+
+
+def test_file_that_is_written_to_while_it_is_hashed_for_the_first_time_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "shard"
+    path.write_bytes(b"as it was")
+    with pytest.raises(StructureError, match="has changed while it was read"), opened(path, None, where="shard"):
+        path.write_bytes(b"otherwise!")

@@ -168,7 +168,8 @@ def audit(
     key = _key(checkpoint, base, method, sample)
     journal = Journal(cache_directory("audits") / f"{key}.jsonl", key.encode())
     blocks = sum(HUB_BYTES for side in (checkpoint, base) if side.directory is None)
-    largest = max((piece.nbytes for piece in pieces), default=0)  # a row of blocks may be larger than a piece should be
+    # A row of blocks may be larger than a piece should be.
+    largest = max((strip.nbytes for piece in pieces for strip in piece.strips), default=0)
     ahead = WINDOW_BYTES if any(item.source.as_columns for item in pairing.pairs) else 0
     each = WORKER_PIECES * max(PIECE_BYTES, largest) + ahead
     workers = affordable_workers(resources.workers, resources.memory - blocks, each=each)
@@ -417,6 +418,7 @@ def _key(checkpoint: Checkpoint, base: Checkpoint, method: Method, sample: Sampl
                 {name: [tensor.dtype, *tensor.shape] for name, tensor in side.structure.items()}
                 for side in (checkpoint, base)
             ],
+            "read as": [[repr(side.declaration), side.config] for side in (checkpoint, base)],
             "schemes": {module: repr(scheme) for module, scheme in checkpoint.schemes.items()},
             "shards": [identities(side) for side in (checkpoint, base)],
             "method": repr(method),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from weighbridge.checkpoint.consistency import check_consistent
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import (
     QUANTIZATION_PARAMETERS,
@@ -103,6 +104,8 @@ def pair(checkpoint: Checkpoint, base: Checkpoint, groups: Sequence[FusedGroup] 
             decoded here.
     """
     check_decoded(base)
+    if base.declaration is not None:
+        check_consistent(base)
     source, stored = _as_floats(base, regions(base)), regions(checkpoint)
     schemes = schemes_of(checkpoint)
     modules = modules_of(stored, schemes)

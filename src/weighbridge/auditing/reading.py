@@ -63,4 +63,6 @@ def _read_rows(reader: Reader, region: Region, spans: Spans, buffer: Bytes) -> A
         size = rows.tensor.nbytes
         fill(reader, rows, memoryview(buffer.data)[position : position + size])
         position += size
-    return buffer.view(ARRAYS.get(region.tensor.dtype, np.dtype(np.uint8))).reshape(-1, region.tensor.shape[-1])
+    array = buffer.view(ARRAYS.get(region.tensor.dtype, np.dtype(np.uint8)))
+    columns = region.tensor.shape[-1]
+    return array.reshape(len(array) // columns if columns else sum(count for _, count in spans), columns)

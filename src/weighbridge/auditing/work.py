@@ -29,7 +29,7 @@ from weighbridge.auditing.pairing import KeptPair, Pair, Pairing, QuantizedPair
 from weighbridge.auditing.pieces import Spans, Strip, cut, cut_by_elements, units_of
 from weighbridge.auditing.reading import ARRAYS, read
 from weighbridge.formats import FORMATS
-from weighbridge.formats.tensors import FLOATING_SOURCES
+from weighbridge.formats.tensors import DTYPE_BITS, FLOATING_SOURCES
 from weighbridge.work.pieces import Piece
 from weighbridge.work.reading import Reader
 from weighbridge.work.regions import Region
@@ -115,22 +115,25 @@ def in_rows(region: Region, item: KeptPair) -> Region:
 
 
 def _compare(job: Job, item: KeptPair, strip: Strip) -> Difference:
+    """Compare bit by bit, element by element, however the rows lie."""
     dtype = item.source.tensor.dtype
     one, other = (
         read(reader, in_rows(region, item), strip.spans, purpose).view(np.uint8).reshape(-1)
         for reader, region, purpose in ((job.base, item.source, "source"), (job.checkpoint, item.stored, "weight"))
     )
-    if not len(one) or bool((one == other).all()):
-        return Difference(strip.rows)
-    each = len(one) // strip.rows
-    wrong = (one != other).reshape(-1, each).any(axis=1)
-    first = int(wrong.argmax())
+    element = max(1, DTYPE_BITS[dtype] // 8)
+    elements = len(one) // element
+    if bool((one == other).all()):
+        return Difference(elements)
+    columns = elements // strip.rows
+    wrong = (one != other).reshape(-1, element).any(axis=1)
+    row, column = divmod(int(wrong.argmax()), columns)
     largest = 0.0
     if dtype in FLOATING_SOURCES:
         with np.errstate(all="ignore"):
             values = [float_values(side.view(ARRAYS[dtype]), dtype)[wrong] for side in (one, other)]
             largest = float(np.abs(values[0].astype(np.float64) - values[1]).max())
-    return Difference(strip.rows, int(wrong.sum()), largest, _row_of(strip.spans, first))
+    return Difference(elements, int(wrong.sum()), largest, _row_of(strip.spans, row) * columns + column)
 
 
 @dataclass(frozen=True, slots=True)

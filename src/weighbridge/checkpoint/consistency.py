@@ -20,6 +20,7 @@ from weighbridge.checkpoint.readable import check_judged
 from weighbridge.checkpoint.stored_layouts import layout_notes, layout_problems
 from weighbridge.checkpoint.stored_schemes import accepted, agrees, scheme_problems
 from weighbridge.checkpoint.strays import is_code, is_scale
+from weighbridge.errors import StructureError
 from weighbridge.formats.compressed_tensors import METHOD as COMPRESSED_TENSORS
 from weighbridge.formats.declaration import Declaration
 from weighbridge.formats.layouts import LAYOUTS
@@ -70,6 +71,17 @@ def inconsistencies(checkpoint: Checkpoint) -> list[Finding]:
     problems += _strays(others, modules, named={name for _, name, _, _ in problems})
     problems += _bare_weights(structure, modules)
     return [*foreign, *findings_of(problems), *findings]
+
+
+def check_consistent(checkpoint: Checkpoint) -> None:
+    """Refuse a quantized checkpoint that contradicts itself: nothing can be made of it, or held against it.
+
+    Raises:
+        StructureError: with what is wrong with it.
+    """
+    wrong = next((finding for finding in inconsistencies(checkpoint) if finding.severity is Severity.ERROR), None)
+    if wrong is not None:
+        raise StructureError(f"contradicts itself: {wrong.where} {wrong.message}", where=checkpoint.label)
 
 
 def _without(modules: Modules, taken: Collection[str]) -> Modules:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import lcm, prod
+from math import lcm
 from typing import Literal, NamedTuple
 
 from weighbridge.formats import compressed_tensors, modelopt
@@ -106,7 +106,7 @@ class Coded:
         publisher may call a block as high as they like.
         """
         return lcm(
-            *(reading.each for role, reading in self.readings.items() if role in (CODES, ZEROS) and reading.each)
+            *(reading.each for reading in self.readings.values() if reading.tensor.dtype == "I32" and reading.each)
         )
 
 
@@ -140,10 +140,10 @@ def _coded(method: str, form: str, scheme: Scheme, stored: tuple[tuple[str, Tens
 def _compressed_tensors(_: str, scheme: Scheme, stored: Stored) -> Coded:
     args = scheme.weights
     packed = scheme.format.endswith("pack-quantized")
-    codes = _need(stored, "weight_packed" if packed else "weight", {"U8", "I32"} if packed else {"F8_E4M3", "I8"})
+    codes = _matrix(stored, "weight_packed" if packed else "weight", {"U8", "I32"} if packed else {"F8_E4M3", "I8"})
     per_byte = 2 if codes.dtype == "U8" else 1
     columns = codes.shape[-1] * (32 // args.num_bits if codes.dtype == "I32" else per_byte)
-    weight = _weight(codes, columns)
+    weight = Tensor(DECODED, (codes.shape[0], columns))
     readings = {CODES: Reading("weight_packed" if packed else "weight", codes)}
     readings |= _scales(args, stored, "weight_scale", weight)
     if not args.symmetric:
@@ -162,8 +162,8 @@ def _compressed_tensors(_: str, scheme: Scheme, stored: Stored) -> Coded:
 
 def _modelopt(_: str, scheme: Scheme, stored: Stored) -> Coded:
     args = scheme.weights
-    codes = _need(stored, "weight", {"U8"} if args.num_bits == 4 else {"F8_E4M3"})
-    weight = _weight(codes, codes.shape[-1] * (2 if args.num_bits == 4 else 1))
+    codes = _matrix(stored, "weight", {"U8"} if args.num_bits == 4 else {"F8_E4M3"})
+    weight = Tensor(DECODED, (codes.shape[0], codes.shape[-1] * (2 if args.num_bits == 4 else 1)))
     readings = {CODES: Reading("weight", codes), **_scales(args, stored, "weight_scale", weight)}
     if args.strategy == "tensor_group":
         readings[SHARED] = _whole(stored, "weight_scale_2", {"F32"})
@@ -179,8 +179,8 @@ def _fp8(form: str, scheme: Scheme, stored: Stored) -> Coded:
     """
     args = scheme.weights
     four_bits = args.num_bits == 4
-    codes = _need(stored, "weight", {"I8", "U8"} if four_bits else {"F8_E4M3"})
-    weight = _weight(codes, codes.shape[-1] * (2 if four_bits else 1))
+    codes = _matrix(stored, "weight", {"I8", "U8"} if four_bits else {"F8_E4M3"})
+    weight = Tensor(DECODED, (codes.shape[0], codes.shape[-1] * (2 if four_bits else 1)))
     names = ["scale"] if form == DEEPSEEK_V4 else []
     name = next((name for name in (*names, "weight_scale_inv") if name in stored), "weight_scale")
     readings = {CODES: Reading("weight", codes), **_scales(args, stored, name, weight)}
@@ -237,7 +237,7 @@ def _mxfp4(_: str, scheme: Scheme, stored: Stored) -> Coded:
     if len(blocks.shape) != 3 or blocks.shape[2] != 16:
         raise Undecodable(f"its blocks are {blocks}")
     codes = Tensor(blocks.dtype, (blocks.shape[0], 16 * blocks.shape[1]))
-    weight = _weight(codes, 2 * codes.shape[1])
+    weight = Tensor(DECODED, (codes.shape[0], 2 * codes.shape[1]))
     readings = {CODES: Reading("blocks", codes), **_scales(scheme.weights, stored, "scales", weight)}
     return Coded(_codec(scheme.weights, readings), weight, readings)
 
@@ -334,9 +334,14 @@ def _zero_points(args: QuantizationArgs, stored: Stored, scales: Reading, weight
     if found.dtype == "I32":
         each = 32 // args.num_bits
         shape = (-(-weight.shape[0] // each), shape[1])
-    if prod(found.shape) != prod(shape):
+    if _spread(found.shape) != _spread(shape):
         raise Undecodable(f"{local} is {found}, which is not {list(shape)}")
     return Reading(local, Tensor(found.dtype, shape), each)
+
+
+def _spread(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes along which there is more than one."""
+    return tuple(axis for axis in shape if axis != 1)
 
 
 def _whole(stored: Stored, local: str, kinds: frozenset[str] | set[str]) -> Reading:
@@ -355,7 +360,8 @@ def _need(stored: Stored, local: str, kinds: frozenset[str] | set[str]) -> Tenso
     return found
 
 
-def _weight(codes: Tensor, columns: int) -> Tensor:
-    if len(codes.shape) != 2 or not codes.parameters:
-        raise Undecodable(f"its codes are {codes}, and no matrix")
-    return Tensor(DECODED, (codes.shape[0], columns))
+def _matrix(stored: Stored, local: str, kinds: frozenset[str] | set[str]) -> Tensor:
+    found = _need(stored, local, kinds)
+    if len(found.shape) != 2 or not found.parameters:
+        raise Undecodable(f"its codes are {found}, and no matrix")
+    return found

@@ -84,6 +84,7 @@ def opened(path: Path, known: Standing | None, *, where: str) -> Iterator[io.Fil
     """
     with path.open("rb", buffering=0) as file:
         check_same(file.fileno(), known, where=where)
+        known = known or standing_of(os.fstat(file.fileno()))
         yield file
         check_same(file.fileno(), known, where=where)
     check_stands(path, known, where=where)

@@ -167,13 +167,23 @@ def _check_scales(
     Raises:
         UnusableCodes: with the first of them.
     """
+    wrong = unusable & ((scales != 0) | _has_codes(codec, plain, order, before, scales.shape))
+    if wrong.any():
+        why = f"the scale is {scales[wrong][0]}, where only finite and positive values have a meaning"
+        raise UnusableCodes(SCALES, why)
+
+
+def _has_codes(
+    codec: Codec, plain: npt.NDArray[np.uint16], order: Order | None, before: int, tiles: tuple[int, ...]
+) -> npt.NDArray[np.bool_]:
+    """Whether a tile holds a code that is not zero, for all tiles at once: a stranger may send millions of zeros."""
     height, width = codec.height or before + len(plain), codec.width or plain.shape[1]
     tile_of = np.arange(plain.shape[1]) // width if order is None else order
-    for down, across in np.argwhere(unusable):
-        tile = plain[max(down * height - before, 0) : (down + 1) * height - before, tile_of == across]
-        if scales[down, across] != 0 or (tile & 0x7FFF).any():
-            why = f"the scale is {scales[down, across]}, where only finite and positive values have a meaning"
-            raise UnusableCodes(SCALES, why)
+    down = (before + np.arange(len(plain))) // height
+    rows, columns = np.nonzero(plain & 0x7FFF)
+    found = np.zeros(tiles, np.bool_)
+    found[down[rows], tile_of[columns]] = True
+    return found
 
 
 def _zero_points(codec: Codec, raw: Raw, tiles: tuple[int, int]) -> Floats:

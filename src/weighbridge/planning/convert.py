@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from weighbridge.checkpoint.coded import OF_THE_CACHE
+from weighbridge.checkpoint.consistency import check_consistent
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import FUSED_EXPERTS, Place, split_parameter
 from weighbridge.errors import Argument, Clause, StructureError
@@ -25,7 +26,7 @@ from weighbridge.planning.model import (
     tied_heads,
 )
 from weighbridge.planning.quantize import KV_CACHE_SCALES, check_names
-from weighbridge.planning.units import Unit, check_floats, check_source, units_of
+from weighbridge.planning.units import Unit, check_floats, units_of
 from weighbridge.recipe import Conversion, LoadedRecipe
 from weighbridge.text.patterns import PatternList, pattern_list
 
@@ -57,7 +58,7 @@ def plan_rewrite(loaded: LoadedRecipe, source: Checkpoint, changes: Conversion) 
     Raises:
         StructureError: as `plan_conversion`.
     """
-    check_source(source)
+    check_consistent(source)
     if source.declaration is not None and source.declaration.attention:
         raise StructureError("a config group of attention is not converted", where=source.label)
     target = loaded.recipe.format

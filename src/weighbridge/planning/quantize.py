@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
+from weighbridge.checkpoint.consistency import check_consistent
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import is_embedding, split_parameter
 from weighbridge.errors import BuildError, StructureError
@@ -16,7 +17,7 @@ from weighbridge.formats.schemes import Scheme, SchemeMismatch
 from weighbridge.formats.tensors import FLOATING_SOURCES, Tensor
 from weighbridge.planning.declare import declaration_of, declare
 from weighbridge.planning.model import Decision, Obstacle, Part, Plan, by_entry
-from weighbridge.planning.units import Unit, check_floats, check_source, units_of
+from weighbridge.planning.units import Unit, check_floats, units_of
 from weighbridge.recipe import LoadedRecipe
 from weighbridge.text.patterns import PatternList, pattern_list
 
@@ -47,7 +48,7 @@ def plan_quantization(loaded: LoadedRecipe, source: Checkpoint) -> Plan:
         if recipe.method == "oneshot":
             what = f"is already quantized ({source.declaration.quant_method}), and calibration starts from floats"
             raise BuildError(what, where=source.label, remedy="name the base model it was made from")
-        check_source(source)
+        check_consistent(source)
     for unit in units_of(source):
         if unit.place.tensor in source.dropped and unit.stored is None:
             continue

@@ -5,25 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from weighbridge.checkpoint.consistency import inconsistencies
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import FusedExperts, Place, place_of, split_experts, split_parameter
 from weighbridge.errors import StructureError
 from weighbridge.formats.codecs import CODES
 from weighbridge.formats.tensors import Tensor
 from weighbridge.planning.model import Stored
-from weighbridge.report import Severity
-
-
-def check_source(source: Checkpoint) -> None:
-    """Refuse a quantized source that contradicts itself.
-
-    Raises:
-        StructureError: with what is wrong with it.
-    """
-    wrong = next((finding for finding in inconsistencies(source) if finding.severity is Severity.ERROR), None)
-    if wrong is not None:
-        raise StructureError(f"contradicts itself: {wrong.where} {wrong.message}", where=source.label)
 
 
 def check_floats(unit: Unit, *, where: str) -> None:

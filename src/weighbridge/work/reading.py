@@ -6,8 +6,9 @@ import hashlib
 import math
 import os
 import threading
+import weakref
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Protocol
@@ -112,7 +113,7 @@ class HubReader:
         self._sizes = {name: header.data_offset + _payload(header) for name, header in checkpoint.shards.items()}
         self._lock = threading.Lock()
         self._blocks: OrderedDict[tuple[str, int], Future[bytes]] = OrderedDict()
-        self._hashes = {name: _BlockHash() for name in checkpoint.shards}
+        self._hashes = _BlockHashes(checkpoint.shards)
 
     def read(self, file: str, offset: int, target: memoryview) -> None:
         """See `Reader`."""
@@ -127,10 +128,9 @@ class HubReader:
 
     def digest(self, file: str) -> str:
         """SHA-256 (hex) of a whole shard."""
-        hashed = self._hashes[file]
-        while hashed.next * BLOCK_BYTES < self._sizes[file]:
-            hashed.offer(hashed.next, self._block(file, hashed.next))
-        return hashed.sha256.hexdigest()
+        while (index := self._hashes.next(file)) * BLOCK_BYTES < self._sizes[file]:
+            self._hashes.offer(file, index, self._block(file, index))
+        return self._hashes.digest(file)
 
     def _block(self, file: str, index: int) -> bytes:
         key = file, index
@@ -152,28 +152,38 @@ class HubReader:
                     self._blocks.pop(key, None)
                 future.set_exception(error)
                 raise
-            self._hashes[file].offer(index, content)
+            self._hashes.offer(file, index, content)
             future.set_result(content)
         return future.result()
 
 
-class _BlockHash:
-    """A digest of blocks that come nearly in order; those that come far too early are forgotten, and fetched again."""
+class _BlockHashes:
+    """Digests of files whose blocks come nearly in order. So many that come too early are kept, of all files together;
+    more are forgotten, and fetched again once a digest is asked for."""
 
-    def __init__(self) -> None:
-        self.sha256 = hashlib.sha256()
-        self.next = 0
-        self._early: dict[int, bytes] = {}
+    def __init__(self, files: Iterable[str]) -> None:
+        self._hashed = {file: (hashlib.sha256(), 0) for file in files}
+        self._early: dict[tuple[str, int], bytes] = {}
         self._lock = threading.Lock()
 
-    def offer(self, index: int, content: bytes) -> None:
+    def next(self, file: str) -> int:
+        """The first block of a file that is not hashed."""
+        return self._hashed[file][1]
+
+    def digest(self, file: str) -> str:
+        """SHA-256 (hex) of what is hashed of a file."""
+        return self._hashed[file][0].hexdigest()
+
+    def offer(self, file: str, index: int, content: bytes) -> None:
         """Take a block; what was seen before is passed over."""
         with self._lock:
-            if index >= self.next and (len(self._early) < CACHED_BLOCKS or index == self.next):
-                self._early[index] = content
-            while self.next in self._early:
-                self.sha256.update(self._early.pop(self.next))
-                self.next += 1
+            sha256, following = self._hashed[file]
+            if index == following or (index > following and len(self._early) < CACHED_BLOCKS):
+                self._early[file, index] = content
+            while (early := self._early.pop((file, following), None)) is not None:
+                sha256.update(early)
+                following += 1
+            self._hashed[file] = sha256, following
 
 
 def _payload(header: Header) -> int:
@@ -210,7 +220,7 @@ class _Ahead(threading.local):
     """
 
     def __init__(self) -> None:
-        self.read: tuple[Reader, str, int] | None = None
+        self.read: tuple[weakref.ref[Reader], str, int] | None = None  # whose files are closed once nobody reads them
         self.columns = Columns(0, 1, 0)
         self.rows: Bytes = np.empty((0, 0), np.uint8)
         self.buffer: Bytes = np.empty(0, np.uint8)
@@ -218,7 +228,8 @@ class _Ahead(threading.local):
     def part(self, reader: Reader, region: Region, columns: Columns) -> Bytes | None:
         """The rows of a region, in these columns; None where not all of them are at hand."""
         passed = (columns.first - self.columns.first) // columns.step
-        same = self.read == (reader, region.file, region.offset) and self.columns.after(passed) == columns
+        same = self.read == (weakref.ref(reader), region.file, region.offset)
+        same = same and self.columns.after(passed) == columns
         part = self.rows[passed : passed + region.tensor.shape[0]] if same and passed >= 0 else self.rows[:0]
         return part if part.nbytes == region.tensor.nbytes else None
 
@@ -236,7 +247,8 @@ class _Ahead(threading.local):
             self.buffer = np.empty(max(WINDOW_BYTES, count * row_bytes), np.uint8)
         rows = self.buffer[: count * row_bytes]
         _gather(reader, region._replace(tensor=Tensor(region.tensor.dtype, (count, *rest))), columns, rows.data)
-        self.read, self.columns, self.rows = (reader, region.file, region.offset), columns, rows.reshape(count, -1)
+        self.read = weakref.ref(reader), region.file, region.offset
+        self.columns, self.rows = columns, rows.reshape(count, -1)
 
 
 _ahead = _Ahead()

@@ -142,7 +142,9 @@ def write(
     lean = lean and not any(part.action == "rewrite" for part in plan.parts)
     regions = (region for piece in pieces for strip in piece.strips for region in strip.reads.values())
     ahead = WINDOW_BYTES if any(region.as_columns for region in regions) else 0
-    each = (WORKER_PIECES_CPU if lean else WORKER_PIECES) * PIECE_BYTES + ahead
+    # A row of blocks may be larger than a piece should be.
+    largest = max((strip.weight.nbytes for piece in pieces for strip in piece.strips), default=0)
+    each = (WORKER_PIECES_CPU if lean else WORKER_PIECES) * max(PIECE_BYTES, largest) + ahead
     workers = affordable_workers(resources.workers, resources.memory, each=each)
     log.info("%d pieces, %d workers, on %s", len(pieces), workers, ", ".join(resources.devices))
     with RayExecutor(resources.ray) if resources.ray else Threads(workers) as executor:
@@ -289,8 +291,9 @@ class _Run:
         head = len(layout.head)
         spans = {tensor: (head + begin, head + end) for tensor, (begin, end) in layout.ranges.items()}
         path, final = self.jobs[0].output / name, name.removesuffix(UNFINISHED)
-        outcome.shard_digests[final], tensors = hash_shard(path, spans)
-        outcome.standings[final] = standing_of(path.lstat())
+        standing = standing_of(path.lstat())
+        outcome.shard_digests[final], tensors = hash_shard(path, spans, known=standing)
+        outcome.standings[final] = standing
         outcome.tensor_digests.update(tensors)
 
     def _check_written(self, done: Done, outcome: Outcome) -> None:
