@@ -1,7 +1,8 @@
 """A base that its publisher quantized: what its codes mean, by the audit's own reading of them.
 
 Builds start from the BF16 values that upstream's dequantizers give; so does the audit. Codes are looked up in tables,
-spread under their scales and rounded; nothing here is shared with what decodes them for a build.
+spread under their scales and rounded, by arithmetic that no build uses. Where codes, scales and zero points lie, and in
+which order, is read off one description for both (`weighbridge.formats.codecs`), which tests hold against upstream.
 """
 
 from __future__ import annotations

@@ -121,7 +121,8 @@ def _reason_to_keep(module: str, weight: Tensor, family: Family) -> str:
 def _misfits(wanted: Mapping[str, Tensor], scheme: str, family: Family) -> dict[str, str]:
     """Modules whose width no group of a scheme divides -> why they are kept.
 
-    None where they are the bulk, or experts, of which servers want all in one scheme: then the scheme does not fit.
+    Empty where they are most of the weights, or experts, which servers want all in one scheme: then the scheme itself
+    does not fit.
     """
     args = PRESETS[scheme].weights
     if args.group_size is None:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 PIECE_BYTES = 4 * 1024 * 1024
-"""Bytes of unquantized weight in a piece, unless a single row (or row of blocks) is larger."""
+"""Bytes of unquantized weight in a strip, and in a piece, unless a single row (or row of blocks) is larger, or rows lie
+as columns: of these a piece is what is read ahead at a time."""
 
 
 class Strip(Protocol):
@@ -50,7 +51,7 @@ def in_strips(rows: int, row_bytes: int, unit: int = 1) -> Iterator[range]:
 
 
 def in_pieces(strips: Iterable[tuple[S, int]]) -> tuple[Piece[S], ...]:
-    """Strips in their order, each with its bytes of unquantized weight, put together into pieces."""
+    """Strips in their order, each with what it counts for, put together into pieces of `PIECE_BYTES`."""
     pieces: list[list[S]] = []
     filled = 0
     for strip, size in strips:

@@ -215,7 +215,7 @@ class _Ahead(threading.local):
 
     Attributes:
         read: by whom, and of which file; None before anything is.
-        columns: in which matrix they lie, and which is the first.
+        columns: which columns they are, from the first that was read on.
         rows: as bytes.
     """
 

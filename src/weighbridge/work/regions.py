@@ -79,7 +79,7 @@ class Region(NamedTuple):
         return Region(self.file, self.offset + first * self.tensor.nbytes // max(total, 1), tensor)
 
     def beside(self, first: int, count: int, each: int) -> Region:
-        """What goes along with rows of a weight: `each` of them with one row here, or with all where that is 0."""
+        """What goes along with rows of a weight: `each` rows of it share one row here; 0: all of them do."""
         if not each:
             return self
         begin = first // each

@@ -18,8 +18,8 @@ STEP_BYTES = 32 * 1024 * 1024
 class FollowingHash:
     """SHA-256 of files, a step at a time, at a distance behind those who read them first.
 
-    The distance is short, so that the bytes are still in the page cache. It is not nothing, so that there is something
-    left to hash beside the last shard, whose own digest can begin only when all its pieces are written.
+    The distance is short, so that the bytes are still in the page cache. While the last shard is
+    hashed, whose digest can begin only when all its pieces are written, some of the source is left to hash beside it.
 
     Args:
         paths: the files, each as it stood when it was read first.

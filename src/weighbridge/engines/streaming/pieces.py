@@ -31,7 +31,8 @@ class Strip:
         reads: local name -> where it lies in the source; `COPY` for a weight, as floats or as codes.
         scheme: what they are quantized with; None to copy or dequantize them.
         rewrite: for a module whose codes go along, in which form.
-        group: the fused group whose largest value they share (an index), or None.
+        group: index of the modules whose largest value they share: a fused group, or the module alone where its scheme
+            has one scale for all of it; None where nothing is shared.
         names: local name -> name of the output tensor; `COPY` is the local name of what is copied.
         writes: local name -> this strip's share of that tensor. What stands once for a module is written by its first
             strip alone.
@@ -94,7 +95,7 @@ def cut(plan: Plan, source: Checkpoint, shards: Sequence[OutputShard]) -> tuple[
 
 
 def _counted(strip: Strip) -> int:
-    """What a strip counts for in a piece: of what lies as columns, a piece takes what is read at a time."""
+    """What a strip counts for in a piece: one of rows that lie as columns is as large as a read-ahead window."""
     if not any(region.as_columns for region in strip.reads.values()):
         return strip.weight.nbytes
     return strip.nbytes * PIECE_BYTES // WINDOW_BYTES

@@ -43,7 +43,7 @@ class Done:
 
 
 def largest(job: Job, piece: Piece[Strip]) -> dict[int, float]:
-    """The largest absolute value of each fused group's weights in a piece (group number -> value).
+    """The largest absolute value of the weights of each group in a piece (`Strip.group` -> value).
 
     Raises:
         BuildError: a weight holds NaN or infinity.
