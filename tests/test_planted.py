@@ -22,6 +22,7 @@ from weighbridge import evidence
 from weighbridge.building.judging import judge
 from weighbridge.building.making import Work, make
 from weighbridge.checkpoint.model import open_directory
+from weighbridge.engines.streaming import work
 from weighbridge.engines.streaming.pieces import Job, cut
 from weighbridge.engines.streaming.work import read_back
 from weighbridge.machine.hashing import hash_shard
@@ -409,7 +410,7 @@ def test_what_is_planted_when_it_was_signed_is_refused(
 def test_weights_that_are_changed_before_they_are_hashed_are_refused(
     mini: Path, tmp_path: Path, call_build: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def change_first(path: Path, spans: Any) -> Any:
+    def change_first(path: Path, spans: Any, **_: Any) -> Any:
         flipped(path.parent)
         return hash_shard(path, spans)
 
@@ -417,3 +418,12 @@ def test_weights_that_are_changed_before_they_are_hashed_are_refused(
     outcome = call_build("fp8-dynamic", "--model", mini, "--output", tmp_path / "build")
     assert outcome.code == 2, outcome
     assert "is not what this build wrote" in outcome.err
+
+
+def test_a_shard_that_became_a_link_is_not_written_through(tmp_path: Path) -> None:
+    elsewhere, shard = tmp_path / "elsewhere", tmp_path / "shard"
+    elsewhere.write_bytes(b"somebody's")
+    shard.symlink_to(elsewhere)
+    with pytest.raises(OSError, match="symbolic links"):
+        work._write(shard, 0, b"codes")
+    assert elsewhere.read_bytes() == b"somebody's"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -102,7 +103,7 @@ def read_back(job: Job, piece: Piece[Strip]) -> str:
     for strip in piece.strips:
         for region in strip.writes.values():
             digest = hashlib.sha256()
-            with (job.output / region.file).open("rb", buffering=0) as file:
+            with _opened(job.output / region.file, os.O_RDONLY, "rb") as file:
                 file.seek(region.offset)
                 for block in blocks_of(file, region.tensor.nbytes):
                     digest.update(block)
@@ -169,8 +170,13 @@ def _read(job: Job, region: Region, purpose: str = COPY) -> Bytes:
     return buffer
 
 
+def _opened(path: Path, flags: int, mode: str) -> io.FileIO:
+    """A file of the output, which must not have become a link."""
+    return io.FileIO(os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC), mode)
+
+
 def _write(path: Path, offset: int, content: memoryview | bytes) -> None:
-    with path.open("r+b", buffering=0) as file:
+    with _opened(path, os.O_RDWR, "r+b") as file:
         written = 0
         while written < len(content):
             written += os.pwrite(file.fileno(), content[written:], offset + written)
