@@ -15,10 +15,10 @@ from weighbridge.auditing.arithmetic import narrowed
 from weighbridge.auditing.grid import E2M1_VALUES, Array, Floats, e4m3_values, e8m0_values, float_values
 from weighbridge.errors import StructureError
 from weighbridge.formats.codecs import AWQ_ORDER, CODES, DECODED, ORDER, SCALES, SHAPE, SHARED, ZEROS, Codec
-from weighbridge.work.regions import Coded, Region
+from weighbridge.work.regions import CodedRows, Region
 
 
-def decoded(coded: Coded, count: int, read: Callable[[Region], Array]) -> Array:
+def decoded(coded: CodedRows, count: int, read: Callable[[Region], Array]) -> Array:
     """Rows of a weight that is stored as codes: BF16 as bit patterns, uint16 [count, columns].
 
     Args:
@@ -62,7 +62,7 @@ def decoded(coded: Coded, count: int, read: Callable[[Region], Array]) -> Array:
     return bits[coded.first - begin : coded.first - begin + count]
 
 
-def _contradiction(coded: Coded, role: str, why: str) -> StructureError:
+def _contradiction(coded: CodedRows, role: str, why: str) -> StructureError:
     where = f"the base, {coded.stored[role].file}: {coded.module}.{coded.how.readings[role].local}"
     return StructureError(why, where=where, remedy="it contradicts itself: compare its digests with the published ones")
 

@@ -7,13 +7,12 @@ from typing import NamedTuple
 
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import Place
-from weighbridge.formats.codecs import CODES
-from weighbridge.formats.codecs import Coded as How
+from weighbridge.formats.codecs import CODES, Coded
 from weighbridge.formats.tensors import Tensor
 from weighbridge.machine.columns import Columns
 
 
-class Coded(NamedTuple):
+class CodedRows(NamedTuple):
     """Codes that rows of a weight are read off.
 
     Attributes:
@@ -24,7 +23,7 @@ class Coded(NamedTuple):
     """
 
     module: str
-    how: How
+    how: Coded
     stored: Mapping[str, Region]
     first: int = 0
 
@@ -48,7 +47,7 @@ class Region(NamedTuple):
     offset: int
     tensor: Tensor
     columns: Columns | None = None
-    coded: Coded | None = None
+    coded: CodedRows | None = None
 
     @property
     def nbytes(self) -> int:
@@ -115,7 +114,7 @@ def rows_at(place: Place, tensors: Mapping[str, Region], rows: int) -> Region:
     return Region(whole.file, whole.offset, Tensor(whole.tensor.dtype, (rows, *inner)), columns)
 
 
-def coded_rows(module: str, how: How, places: Mapping[str, Place], tensors: Mapping[str, Region]) -> Region:
+def coded_rows(module: str, how: Coded, places: Mapping[str, Place], tensors: Mapping[str, Region]) -> Region:
     """A weight that is stored as codes.
 
     Args:
@@ -127,4 +126,4 @@ def coded_rows(module: str, how: How, places: Mapping[str, Place], tensors: Mapp
         for role, reading in how.readings.items()
     }
     codes = stored[CODES]
-    return Region(codes.file, codes.offset, how.weight, coded=Coded(module, how, stored))
+    return Region(codes.file, codes.offset, how.weight, coded=CodedRows(module, how, stored))

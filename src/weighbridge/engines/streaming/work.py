@@ -22,7 +22,7 @@ from weighbridge.numbers import NonFiniteWeight, load_kernels
 from weighbridge.numbers.encoding import SOURCES
 from weighbridge.work.pieces import Piece
 from weighbridge.work.reading import Buffers, Bytes, read_stored
-from weighbridge.work.regions import Coded, Region
+from weighbridge.work.regions import CodedRows, Region
 
 WEIGHT, WEIGHT_SHAPE = "weight", "weight_shape"
 
@@ -134,7 +134,7 @@ def _weight(job: Job, strip: Strip) -> npt.NDArray[np.generic]:
     return _read(job, region).view(SOURCES[strip.weight.dtype].array).reshape(strip.weight.shape)
 
 
-def _decoded(job: Job, coded: Coded, count: int) -> npt.NDArray[np.generic]:
+def _decoded(job: Job, coded: CodedRows, count: int) -> npt.NDArray[np.generic]:
     from weighbridge.numbers.decoding import Raw, UnusableCodes, decoded  # numba, which a copy does without
 
     stored = {
