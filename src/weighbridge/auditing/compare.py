@@ -28,7 +28,7 @@ from weighbridge.progress import Progress
 from weighbridge.report import Finding, Section, Severity, Table
 from weighbridge.text.names import compact
 from weighbridge.work.pieces import PIECE_BYTES, in_strips
-from weighbridge.work.reading import Reader, reader_of
+from weighbridge.work.reading import HUB_BYTES, Reader, reader_of
 from weighbridge.work.regions import Region
 
 SAME_SCALE = 2.0**-22
@@ -102,7 +102,8 @@ def compare(one: Checkpoint, other: Checkpoint, *, resources: Resources, progres
     sides = _sides(one), _sides(other)
     shared = [_Shared(name, (sides[0][name], sides[1][name])) for name in sides[0] if name in sides[1]]
     partings: dict[str, Parting] = {}
-    workers = affordable_workers(resources.workers, resources.memory, each=WORKER_PIECES * PIECE_BYTES)
+    blocks = sum(HUB_BYTES for side in (one, other) if side.directory is None)
+    workers = affordable_workers(resources.workers, resources.memory - blocks, each=WORKER_PIECES * PIECE_BYTES)
     readers = reader_of(one), reader_of(other)
     with (
         progress.stage("comparing", sum(item.sides[0].weight.nbytes for item in shared)),
