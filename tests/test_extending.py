@@ -80,6 +80,14 @@ def test_changed_list_keeps_comments_and_lines(tmp_path: Path) -> None:
     assert loaded.location("ignore", 1).endswith("child.yaml:6")
 
 
+@pytest.mark.parametrize("end", ["", "\n", "  # Nothing follows.\n", "\n# Nothing follows.\n\n"])
+@pytest.mark.parametrize("after", ["", "fused_groups: []\n"])
+def test_what_ends_an_extended_list_is_no_reason_of_what_is_added(end: str, after: str, tmp_path: Path) -> None:
+    child = "name: child\nextends: parent.yaml\nignore:\n  add:\n    - ours\n"
+    text = load_recipe(str(write(tmp_path, parent=PARENT + end + after, child=child))).raw.decode()
+    assert text.endswith(f"  - re:.*router\n  - ours\n{after}")
+
+
 MAPPINGS = """\
 ignore:
   - pattern: lm_head

@@ -53,6 +53,23 @@ def test_entries_of_a_unit_stand_in_its_place_with_their_reasons_and_lines(tmp_p
     assert loaded.location("base").endswith("recipe.yaml:3")
 
 
+@pytest.mark.parametrize(
+    "end", ["", "\n", "  # Nothing follows.\n", "# Nothing follows.\n", "\n# Nothing follows.\n\n"]
+)
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "ignore:\n  - use: unit.yaml\n  - last\n",
+        "ignore:\n  - use: unit.yaml\n  - use: other.yaml\n",
+        "ignore:\n  - use: unit.yaml\n# Not tied.\nfused_groups: []\n",
+    ],
+)
+def test_what_ends_a_unit_is_no_reason_of_what_follows_its_use(recipe: str, end: str, tmp_path: Path) -> None:
+    other = "ignore:\n  - other\n"
+    ended = load_recipe(str(write(tmp_path, recipe, unit=UNIT + end, other=other + end))).raw
+    assert ended == load_recipe(str(write(tmp_path, recipe, unit=UNIT, other=other))).raw
+
+
 def test_unit_of_the_catalogue_is_used_from_anywhere(tmp_path: Path) -> None:
     loaded = load_recipe(str(write(tmp_path, "ignore:\n- use: head-and-embedding\n")))
     assert loaded.recipe.ignored == ("lm_head", "re:.*embed_tokens$")

@@ -8,7 +8,7 @@ which file they are of.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -133,15 +133,7 @@ def _entries(use: _Use, directory: Path) -> tuple[Item, ...]:
         what = "a unit uses no other unit"
         raise RecipeError(what, where=unit.place((HELD, nested)), remedy="let the recipe use both")
     _, *items = items_of((top_level(raw, unit)[HELD],), (HELD,), unit.place((HELD,)))
-    return (*items[:-1], _without_empty_end(items[-1]))
-
-
-def _without_empty_end(item: Item) -> Item:
-    *before, last = item.blocks
-    lines = last.lines
-    while not lines[-1].strip():
-        lines = lines[:-1]
-    return replace(item, blocks=(*before, replace(last, lines=lines)))
+    return tuple(items)
 
 
 def _check_doubles(
