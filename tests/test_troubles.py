@@ -687,6 +687,10 @@ BUILD_TROUBLES: dict[str, Trouble] = {
         ),
         ("--log-file", "holds a key"),
     ),
+    "shards without end": (
+        lambda bench: bench.to(bench.out, "--shard-size", "9223373TB"),
+        ("--shard-size", "more than any machine has"),
+    ),
     "shards of no size": (
         lambda bench: bench.to(bench.out, "--shard-size", "0"),
         ("--shard-size", "more than nothing"),
@@ -766,6 +770,10 @@ VALIDATE_TROUBLES: dict[str, Trouble] = {
     "unknown format": (lambda _: (MINI_LOCK, "--format", "xml"), ("xml", "markdown")),
     "unknown option": (lambda _: (MINI_LOCK, "--recipes", "x"), ("--recipes",)),
     "no workers": (lambda bench: (bench.build, "--source", "mini", "--workers", "-1"), ("--workers", "at least 1")),
+    "memory without end": (
+        lambda bench: (bench.build, "--source", "mini", "--memory", f"{'9' * 400}GB"),
+        ("--memory", "more than any machine has"),
+    ),
     "memory that is no size": (lambda bench: (bench.build, "--source", "mini", "--memory", "lots"), ("lots", "2GiB")),
 }
 
