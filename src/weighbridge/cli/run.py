@@ -162,7 +162,9 @@ def parsed(parser: Parser, arguments: Sequence[str] | None) -> argparse.Namespac
     with shown_as("json" if _asks_for_events(arguments) else "auto"):
         options = parser.parse_args(arguments)
     options.spelled = {item.dest: max(item.option_strings, key=len) for item in parser._actions if item.option_strings}
-    options.given = {name for name, value in vars(options).items() if value != parser.get_default(name)}
+    unsaid = argparse.Namespace(**dict.fromkeys(options.spelled))  # what is there already gets no default
+    said = vars(parser.parse_args(arguments, unsaid))
+    options.given = {name for name in options.spelled if said[name] is not None}
     return options
 
 
