@@ -759,6 +759,18 @@ VALIDATE_TROUBLES: dict[str, Trouble] = {
         lambda bench: (MINI_LOCK, "--report", bench.place / "nowhere" / "report.json"),
         ("report.json", "cannot be written"),
     ),
+    "report among processes": (
+        lambda _: (MINI_LOCK, "--report", f"/proc/{os.getpid()}/report.json"),
+        ("report.json", "cannot be written", "another directory"),
+    ),
+    "report in a file system of the kernel": (
+        lambda _: (MINI_LOCK, "--report", "/sys/report.json"),
+        ("report.json", "cannot be written", "another directory"),
+    ),
+    "lock among processes": (
+        lambda _: (MINI_LOCK, "--write-lock", f"/proc/{os.getpid()}/some.lock"),
+        ("some.lock", "cannot be written", "another directory"),
+    ),
     "lock in a directory that is not there": (
         lambda bench: (MINI_LOCK, "--write-lock", bench.place / "nowhere" / "some.lock"),
         ("some.lock", "cannot be written"),
