@@ -144,6 +144,14 @@ def test_unit_that_cannot_be_used_is_refused_with_its_place(
     assert sentence in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "spelt", ["- use: unit.yaml", "-  use: unit.yaml", "-   use:   unit.yaml  # why", "- use : unit.yaml"]
+)
+def test_unit_is_used_on_a_line_of_its_own_however_it_is_spaced(spelt: str, tmp_path: Path) -> None:
+    loaded = load_recipe(str(write(tmp_path, f"ignore:\n  - first\n  {spelt}\n  - last\n", unit=UNIT)))
+    assert loaded.recipe.ignored == ("first", "a", "re:.*b", "last")
+
+
 def test_list_in_one_line_uses_no_unit(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"recipe\.yaml:6: use must stand on a line of its own"):
         load_recipe(str(write(tmp_path, "ignore: [{use: tied-head}]\n")))

@@ -7,6 +7,7 @@ which file they are of.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -21,6 +22,7 @@ from weighbridge.text.strict_yaml import Document, parse_yaml
 USE = "use"
 HELD = "ignore"
 """The one key of a unit's file."""
+_ALONE = re.compile(rf"\s*-\s+{USE}\s*:")
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def with_units(blocks: Sequence[Block], at: tuple[str, ...], document: Document,
     for use in uses:
         here = use.line - block.first
         line = block.lines[here]
-        if not line.lstrip().startswith(f"- {USE}:"):
+        if not _ALONE.match(line):
             what = f"{USE} must stand on a line of its own"
             raise RecipeError(what, where=use.place, remedy=f"write '- {USE}: {use.name}', an item a line")
         indent = line[: len(line) - len(line.lstrip())]
