@@ -395,3 +395,21 @@ def test_next_run_says_that_it_put_back_what_a_killed_one_had_moved(tmp_path: Pa
         "what a killed run had moved aside stands at the target again",
         "the build that a run was killed in stands at its target; what it replaced was removed",
     } == settled
+
+
+@pytest.mark.parametrize(
+    ("left", "goes"),
+    [
+        *(("journal.jsonl", True), (".journal.jsonl.3oqynwkc", True), ("unfinished", True)),
+        *(("journal.new", False), (".journal", False), ("other", False)),
+    ],
+)
+def test_what_is_left_of_a_killed_run_goes_where_a_build_put_all_of_it_there(
+    left: str, goes: bool, tmp_path: Path
+) -> None:
+    target = write(tmp_path / "target", OLD)
+    directory = target.with_name(".target.staging-key")
+    directory.mkdir(0o700)
+    write(directory, {left: b""})
+    with claimed(target, force=True, source=None):
+        assert directory.exists() is not goes

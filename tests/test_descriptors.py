@@ -21,9 +21,10 @@ from tests.described import UNMADE, architectures, config_of, described, write_d
 from weighbridge.checkpoint.model import Checkpoint, open_directory
 from weighbridge.checkpoint.modules import ExpertTensor, split_experts
 from weighbridge.cli.schema import PLACES
-from weighbridge.errors import RecipeError
+from weighbridge.errors import RecipeError, StructureError
 from weighbridge.extras.quality.forward import _place_of, _slots
 from weighbridge.families import UNKNOWN, Family, Role, descriptors, families, family_of
+from weighbridge.families.catalogue import units
 from weighbridge.families.json_schema import family_schema, write_family_schema
 from weighbridge.formats.tensors import Tensor
 from weighbridge.linting import lint
@@ -57,6 +58,17 @@ def test_no_architecture_and_no_type_is_of_two_families() -> None:
     for said in ("architectures", "model_types"):
         names = Counter(name for own in descriptors().values() for name in getattr(own, said))
         assert [name for name, count in names.items() if count > 1] == []
+
+
+@pytest.mark.parametrize(("folder", "read"), [("descriptors", descriptors), ("units", units)])
+def test_mistake_is_located_in_the_file_that_makes_it(
+    folder: str, read: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "mine.yaml").write_text("nam: x\n")
+    monkeypatch.setattr("weighbridge.families.catalogue.resources.files", lambda _: tmp_path)
+    with pytest.raises(StructureError, match=f"^families/{folder}/mine.yaml:1: "):
+        read.__wrapped__()
 
 
 def test_published_schema_is_that_of_the_models_and_takes_every_descriptor() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from weighbridge.formats.schemes import PRESETS
 from weighbridge.formats.tensors import Tensor
 from weighbridge.linting import lint
 from weighbridge.linting.drafting import draft_recipe
-from weighbridge.planning import Plan, make_plan
+from weighbridge.planning import Plan, find_merged_groups, make_plan
 from weighbridge.recipe import load_recipe, read_recipe
 from weighbridge.report import Severity
 from weighbridge.text.patterns import pattern_list
@@ -65,6 +66,58 @@ def test_every_scheme_that_is_offered_can_be_drafted(scheme: str) -> None:
     assert plan.loaded.recipe.name == scheme.lower().replace("_", "-")
     assert len(plan.schemes) == 11_725
     assert [finding for finding in lint(plan) if finding.severity is Severity.ERROR] == []
+
+
+# A family, a parent's last name, the members that it has -> those that servers merge there.
+MERGED = {
+    "whisper's own attention": ("whisper", "self_attn", ("q_proj", "k_proj", "v_proj"), ("q_proj", "k_proj", "v_proj")),
+    "whisper's other attention": ("whisper", "encoder_attn", ("q_proj", "k_proj", "v_proj"), ("k_proj", "v_proj")),
+    "olmo's attention": ("olmo_hybrid", "self_attn", ("q_proj", "k_proj", "v_proj"), ("q_proj", "k_proj", "v_proj")),
+    "olmo's state": (
+        *("olmo_hybrid", "linear_attn", ("q_proj", "k_proj", "v_proj", "g_proj")),
+        ("q_proj", "k_proj", "v_proj", "g_proj"),
+    ),
+    "kimi's attention": ("kimi_linear", "self_attn", ("q_proj", "k_proj", "v_proj"), ("q_proj", "k_proj", "v_proj")),
+    "kimi's state": (
+        *("kimi_linear", "self_attn", ("q_proj", "k_proj", "v_proj", "b_proj", "f_a_proj")),
+        ("q_proj", "k_proj", "v_proj", "b_proj", "f_a_proj"),
+    ),
+}
+
+
+def _attention(family: str, parent: str, members: tuple[str, ...]) -> Checkpoint:
+    names = [f"model.layers.0.{parent}.{member}.weight" for member in members]
+    return Checkpoint("made here", {name: Tensor("BF16", (64, 64)) for name in names}, {"model_type": family})
+
+
+@pytest.mark.parametrize("case", MERGED)
+def test_members_are_of_the_group_that_servers_merge_under_their_parent(case: str) -> None:
+    family, parent, members, merged = MERGED[case]
+    source = _attention(family, parent, members)
+    expected = (f"model.layers.0.{parent}", merged, ())
+    assert find_merged_groups(source.modules, source.family) == (expected,)
+    merge = source.family.merge_of(f"{expected[0]}.{merged[-1]}")
+    assert merge is not None
+    assert {*merged} <= {*merge.members}
+    plan = drafted(source, "org/model", "NVFP4A16")
+    assert plan.fused_groups == (expected,)
+
+
+@pytest.mark.parametrize("case", MERGED)
+def test_groups_of_other_parents_are_no_mistake_of_this_one(case: str) -> None:
+    family, parent, members, _merged = MERGED[case]
+    content = {
+        "name": "test",
+        "description": "A test.",
+        "base": {"model": "org/model", "licence": "mit"},
+        "method": "model_free_ptq",
+        "scheme": "NVFP4A16",
+        "fused_groups": [own for _, _, _, own in MERGED.values()],
+    }
+    found = lint(
+        make_plan(read_recipe(json.dumps(content).encode(), where=str(PATH)), _attention(family, parent, members))
+    )
+    assert [finding for finding in found if finding.rule.startswith("fused/")] == []
 
 
 # Widths are those of Llama, 4096 and 14336, and of one more linear. A width -> the group size that the draft takes.

@@ -80,6 +80,14 @@ def test_changed_list_keeps_comments_and_lines(tmp_path: Path) -> None:
     assert loaded.location("ignore", 1).endswith("child.yaml:6")
 
 
+@pytest.mark.parametrize("end", ["", "\n", "  # Nothing follows.\n", "\n# Nothing follows.\n\n"])
+@pytest.mark.parametrize("after", ["", "fused_groups: []\n"])
+def test_what_ends_an_extended_list_is_no_reason_of_what_is_added(end: str, after: str, tmp_path: Path) -> None:
+    child = "name: child\nextends: parent.yaml\nignore:\n  add:\n    - ours\n"
+    text = load_recipe(str(write(tmp_path, parent=PARENT + end + after, child=child))).raw.decode()
+    assert text.endswith(f"  - re:.*router\n  - ours\n{after}")
+
+
 MAPPINGS = """\
 ignore:
   - pattern: lm_head
@@ -155,6 +163,11 @@ WRONG_CHANGES = {
     "an entry that is there": ("ignore:\n  add:\n    - lm_head\n", "already"),
     "a list that is not there": ("allow:\n  add:\n    - a because b\n", "has no allow to change"),
     "what is no list": ("base:\n  add:\n    - a\n", "base is no list"),
+    "a unit that is taken away": (
+        "ignore:\n  remove:\n    - use: tied-head\n",
+        "ignore.remove names a unit, and units are removed by their entries",
+    ),
+    "what is no entry": ("ignore:\n  remove:\n    - pattern: lm_head\n", "ignore.remove is a list of entries"),
     "neither": ("ignore:\n  remov:\n    - lm_head\n", "did you mean remove?"),
     "entries in one line": ("ignore:\n  add: [a, b]\n", "an entry a line"),
 }
@@ -209,6 +222,14 @@ def test_chain_of_recipes_is_followed(tmp_path: Path) -> None:
     path = write(tmp_path, parent=PARENT, middle=middle, child="name: child\nextends: middle.yaml\nignore: []\n")
     recipe = load_recipe(str(path)).recipe
     assert (recipe.scheme, recipe.ignored) == ("FP8_BLOCK", ())
+
+
+def test_chain_of_recipes_ends_somewhere(tmp_path: Path) -> None:
+    recipes = {f"r{number}": f"name: r\nextends: r{number - 1}.yaml\n" for number in range(1, 10)}
+    path = write(tmp_path, r0=PARENT, **recipes)
+    assert load_recipe(str(tmp_path / "r8.yaml")).recipe.ignored == ("lm_head", "re:.*router")
+    with pytest.raises(RecipeError, match=r"r1\.yaml:2: is recipe 9 of those that extend one another, and 8 may; say "):
+        load_recipe(str(path))
 
 
 def test_recipe_of_the_catalogue_is_extended_by_its_name(tmp_path: Path) -> None:

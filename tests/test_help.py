@@ -125,6 +125,12 @@ PASSED_OVER = {
     ),
     "a plan in shards": ("build", "fp8-dynamic --plan --model mini --shard-size 1GB", "--shard-size"),
     "a draft by workers": ("build", "--new-recipe org/name --workers 1", "--workers"),
+    "a plan with what a build has by itself": (
+        "build",
+        "fp8-dynamic --plan --model mini --memory 2GiB --shard-size 5GB",
+        "--memory and --shard-size",
+    ),
+    "a seed that is none": ("validate", "x --evidence --sample 5 --seed 7", "--sample and --seed"),
     "a card's cache without a card": ("build", "fp8-dynamic --plan --model mini --kv-dtype fp8", "--kv-dtype"),
     "a card of a build": ("build", "fp8-dynamic --model mini --gpu 24GB", "--gpu"),
     "a cluster that nobody asked for": ("build", "fp8-dynamic --model mini --ray 1.2.3.4:1", "--ray"),
@@ -192,6 +198,26 @@ def test_file_that_would_become_part_of_the_build_is_refused(option: str, call_b
 def test_target_says_which_variables_it_needs(target: str, needed: str) -> None:
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, f"make {target} needs {needed};" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "begins"),
+    [
+        (("--report", "plan.json"), "{"),
+        (("--report", "plan.html"), "<!DOCTYPE html>"),
+        (("--format", "text", "--report", "plan.json"), "recipe: "),
+        (("--format=text", "--report", "plan.html"), "recipe: "),
+        (("--report", "plan.txt", "--format", "json"), "{"),
+        (("--report", "plan"), "recipe: "),
+    ],
+)
+def test_report_is_kept_in_the_form_that_is_asked_for_or_else_in_that_of_its_name(
+    arguments: tuple[str, ...], begins: str, call_build: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call_build("fp8-dynamic", "--plan", "--model", "mini", *arguments).code == 0
+    (kept,) = tmp_path.iterdir()
+    assert kept.read_text().startswith(begins)
 
 
 def test_page_that_is_kept_is_not_printed(call_build: Command, tmp_path: Path) -> None:

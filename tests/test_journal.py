@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,43 @@ def test_link_is_neither_read_nor_written_through(journal: Journal, tmp_path: Pa
     journal.add(8, SEEN)
     assert journal.finished() == {8: SEEN}
     assert elsewhere.read_bytes() == content
+
+
+def give_away(path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file away")
+    os.chown(path, 12345, -1)
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("put", [pipe, give_away])
+def test_what_is_no_journal_of_this_user_is_not_read_and_gives_way(
+    put: Callable[[Path], object], journal: Journal
+) -> None:
+    put(journal.path)
+    assert journal.finished() == {}
+    journal.rewrite({8: SEEN})
+    journal.add(9, SEEN)
+    assert journal.finished() == {8: SEEN, 9: SEEN}
+    assert journal.path.stat().st_mode & 0o777 == 0o600
+
+
+def test_pipe_in_its_place_is_not_waited_for(journal: Journal) -> None:
+    pipe(journal.path)
+    with pytest.raises(OSError, match="No such device"):
+        journal.add(8, SEEN)
+
+
+def test_nothing_is_left_of_a_journal_that_cannot_be_begun(journal: Journal) -> None:
+    journal.forget()
+    journal.path.mkdir()
+    with pytest.raises(OSError, match="directory"):
+        journal.rewrite({})
+    assert list(journal.path.parent.iterdir()) == [journal.path]
 
 
 def test_another_run_may_take_the_journal_away(journal: Journal) -> None:

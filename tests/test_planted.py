@@ -173,6 +173,11 @@ def link_journal(staging: Path) -> None:
     (staging / "journal.jsonl").symlink_to(staging.parent.parent / "journal")
 
 
+def pipe_for_journal(staging: Path) -> None:
+    (staging / "journal.jsonl").unlink()
+    os.mkfifo(staging / "journal.jsonl")
+
+
 PLANTS: dict[str, Callable[[Path], object]] = {
     "a file": lambda staging: write_below(staging / "checkpoint/modeling_evil.py"),
     "what a killed run left of a file": lambda staging: write_below(staging / "checkpoint/.config.json.3oqynwkc"),
@@ -198,7 +203,9 @@ PLANTS: dict[str, Callable[[Path], object]] = {
     "a journal of nonsense": lambda staging: (staging / "journal.jsonl").write_text(
         f'[0,{{}}]\n{"0" * 64} [0,{{}}]\n[]\nnull\n"x"\n\xff\n'
     ),
-    "a link where the journal is begun": lambda staging: (staging / "journal.new").symlink_to(victim(staging)),
+    "a pipe in the journal's place": pipe_for_journal,
+    "what a killed run left of a journal": lambda staging: write_below(staging / ".journal.jsonl.3oqynwkc"),
+    "a link with the name of that": lambda staging: (staging / ".journal.jsonl.3oqynwkc").symlink_to(victim(staging)),
 }
 
 

@@ -687,6 +687,10 @@ BUILD_TROUBLES: dict[str, Trouble] = {
         ),
         ("--log-file", "holds a key"),
     ),
+    "shards without end": (
+        lambda bench: bench.to(bench.out, "--shard-size", "9223373TB"),
+        ("--shard-size", "more than any machine has"),
+    ),
     "shards of no size": (
         lambda bench: bench.to(bench.out, "--shard-size", "0"),
         ("--shard-size", "more than nothing"),
@@ -755,6 +759,18 @@ VALIDATE_TROUBLES: dict[str, Trouble] = {
         lambda bench: (MINI_LOCK, "--report", bench.place / "nowhere" / "report.json"),
         ("report.json", "cannot be written"),
     ),
+    "report among processes": (
+        lambda _: (MINI_LOCK, "--report", f"/proc/{os.getpid()}/report.json"),
+        ("report.json", "cannot be written", "another directory"),
+    ),
+    "report in a file system of the kernel": (
+        lambda _: (MINI_LOCK, "--report", "/sys/report.json"),
+        ("report.json", "cannot be written", "another directory"),
+    ),
+    "lock among processes": (
+        lambda _: (MINI_LOCK, "--write-lock", f"/proc/{os.getpid()}/some.lock"),
+        ("some.lock", "cannot be written", "another directory"),
+    ),
     "lock in a directory that is not there": (
         lambda bench: (MINI_LOCK, "--write-lock", bench.place / "nowhere" / "some.lock"),
         ("some.lock", "cannot be written"),
@@ -766,6 +782,10 @@ VALIDATE_TROUBLES: dict[str, Trouble] = {
     "unknown format": (lambda _: (MINI_LOCK, "--format", "xml"), ("xml", "markdown")),
     "unknown option": (lambda _: (MINI_LOCK, "--recipes", "x"), ("--recipes",)),
     "no workers": (lambda bench: (bench.build, "--source", "mini", "--workers", "-1"), ("--workers", "at least 1")),
+    "memory without end": (
+        lambda bench: (bench.build, "--source", "mini", "--memory", f"{'9' * 400}GB"),
+        ("--memory", "more than any machine has"),
+    ),
     "memory that is no size": (lambda bench: (bench.build, "--source", "mini", "--memory", "lots"), ("lots", "2GiB")),
 }
 

@@ -53,6 +53,23 @@ def test_entries_of_a_unit_stand_in_its_place_with_their_reasons_and_lines(tmp_p
     assert loaded.location("base").endswith("recipe.yaml:3")
 
 
+@pytest.mark.parametrize(
+    "end", ["", "\n", "  # Nothing follows.\n", "# Nothing follows.\n", "\n# Nothing follows.\n\n"]
+)
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "ignore:\n  - use: unit.yaml\n  - last\n",
+        "ignore:\n  - use: unit.yaml\n  - use: other.yaml\n",
+        "ignore:\n  - use: unit.yaml\n# Not tied.\nfused_groups: []\n",
+    ],
+)
+def test_what_ends_a_unit_is_no_reason_of_what_follows_its_use(recipe: str, end: str, tmp_path: Path) -> None:
+    other = "ignore:\n  - other\n"
+    ended = load_recipe(str(write(tmp_path, recipe, unit=UNIT + end, other=other + end))).raw
+    assert ended == load_recipe(str(write(tmp_path, recipe, unit=UNIT, other=other))).raw
+
+
 def test_unit_of_the_catalogue_is_used_from_anywhere(tmp_path: Path) -> None:
     loaded = load_recipe(str(write(tmp_path, "ignore:\n- use: head-and-embedding\n")))
     assert loaded.recipe.ignored == ("lm_head", "re:.*embed_tokens$")
@@ -125,6 +142,14 @@ def test_unit_that_cannot_be_used_is_refused_with_its_place(
     with pytest.raises(RecipeError) as refused:
         load_recipe(str(write(tmp_path, f"ignore:\n  # why\n  {items}\n", unit=unit)))
     assert sentence in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "spelt", ["- use: unit.yaml", "-  use: unit.yaml", "-   use:   unit.yaml  # why", "- use : unit.yaml"]
+)
+def test_unit_is_used_on_a_line_of_its_own_however_it_is_spaced(spelt: str, tmp_path: Path) -> None:
+    loaded = load_recipe(str(write(tmp_path, f"ignore:\n  - first\n  {spelt}\n  - last\n", unit=UNIT)))
+    assert loaded.recipe.ignored == ("first", "a", "re:.*b", "last")
 
 
 def test_list_in_one_line_uses_no_unit(tmp_path: Path) -> None:

@@ -236,7 +236,7 @@ def _verdict(name: str, path: Path, own: str | None, planned: str | None) -> Ver
 def _listed(name: str, own: Any, planned: list[str], checkpoint: Checkpoint, plan: Plan) -> Verdict:
     """A list of what is kept: the plan's own entries, and plain names of modules that are kept."""
     kept = set(checkpoint.modules) - set(checkpoint.schemes) | set(plan.modules) - set(plan.schemes) | plan.tied_modules
-    groups = find_fused_groups(kept, plan.loaded.recipe.fused_groups)
+    groups = find_fused_groups(kept, plan.loaded.recipe.fused_groups, plan.source.family)
     allowed = {*planned, *kept, *(f"{group.parent}.{member}" for group in groups for member in group.absent)}
     alike = isinstance(own, list) and all(isinstance(entry, str) and entry in allowed for entry in own)
     return Verdict(Kind.KEY, name, *((State.HARMLESS, SPELLING) if alike else (State.NOT_JUDGED, FOREIGN)))

@@ -20,7 +20,7 @@ from weighbridge.machine.installation import need
 from weighbridge.machine.resources import Resources, beside_what_is_held
 from weighbridge.machine.standing import Standing
 from weighbridge.output import shards
-from weighbridge.output.staging import Staging, check_space
+from weighbridge.output.staging import JOURNAL, Staging, check_space
 from weighbridge.planning import Plan, plan_rewrite
 from weighbridge.planning.declare import compressed_tensors_config, declaration_of
 from weighbridge.progress import Progress
@@ -221,7 +221,7 @@ def _write(work: Work, staging: Staging, progress: Progress, *, hashed: Checkpoi
         work.plan,
         work.source,
         staging.checkpoint,
-        journal=Journal(staging.directory / "journal.jsonl", key),
+        journal=Journal(staging.directory / JOURNAL, key),
         hashed=hashed,
         resources=work.resources,
         progress=progress,

@@ -53,13 +53,13 @@ def _kept_unmerged(checkpoint: Checkpoint) -> Iterator[Finding]:
     listed, family = set(declaration.ignore), checkpoint.family
     asked: dict[str, list[str]] = defaultdict(list)
     for module, tensors in checkpoint.modules.items():
-        parent, _, own = module.rpartition(".")
-        merged = family.merged_into.get(own)
-        if merged is None or module in checkpoint.schemes or is_quantized(tensors) or not is_decoder_linear(module):
+        parent = module.rpartition(".")[0]
+        merge = family.merge_of(module)
+        if merge is None or module in checkpoint.schemes or is_quantized(tensors) or not is_decoder_linear(module):
             continue
-        members = [f"{parent}.{name}" for name in family.merged[merged]]
+        members = [f"{parent}.{name}" for name in merge.members]
         if not all(expression_of(member) in listed for member in members if member in checkpoint.modules):
-            asked[f"{parent}.{merged}"].append(module)
+            asked[f"{parent}.{merge.into}"].append(module)
     sought = declared_schemes(declaration, asked, where=checkpoint.label)
     found = [module for merged in sought for module in asked[merged]]
     for pattern in compact(found):

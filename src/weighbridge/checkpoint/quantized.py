@@ -139,8 +139,9 @@ def _runs(module: str) -> tuple[str, ...]:
 def _partners(module: str, family: Family) -> Iterator[str]:
     """What servers merge a module with."""
     parent, _, own = module.rpartition(".")
-    if own in family.merged_into:
-        yield from (f"{parent}.{member}" for member in family.merged[family.merged_into[own]] if member != own)
+    merge = family.merge_of(module)
+    if merge is not None:
+        yield from (f"{parent}.{member}" for member in merge.members if member != own)
 
 
 def _pattern_lists(entries: Iterable[str]) -> list[PatternList]:

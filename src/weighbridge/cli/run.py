@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -162,7 +163,9 @@ def parsed(parser: Parser, arguments: Sequence[str] | None) -> argparse.Namespac
     with shown_as("json" if _asks_for_events(arguments) else "auto"):
         options = parser.parse_args(arguments)
     options.spelled = {item.dest: max(item.option_strings, key=len) for item in parser._actions if item.option_strings}
-    options.given = {name for name, value in vars(options).items() if value != parser.get_default(name)}
+    unsaid = argparse.Namespace(**dict.fromkeys(options.spelled))  # what is there already gets no default
+    said = vars(parser.parse_args(arguments, unsaid))
+    options.given = {name for name in options.spelled if said[name] is not None}
     return options
 
 
@@ -267,18 +270,21 @@ def check_writable(path: Path | None) -> None:
     """Refuse a file that could not be written, before the work that would go into it is done.
 
     Raises:
-        WeighbridgeError: its directory is not there, it is a directory itself or holds a key or the like, or
-            its name leads nowhere.
+        WeighbridgeError: its directory is not there or takes no files, it is a directory itself or holds a key or the
+            like, or its name leads nowhere.
     """
     if path is None:
         return
     remedy = "name a file in a directory that exists"
     try:
-        _behind_links(path)
+        target = _behind_links(path)
         reason = "it is a directory" if path.is_dir() else "there is no such directory"
         if path.is_file() and holds_a_key(path):
             reason, remedy = "it holds a key, which would be lost", "name another file, or move this one away"
         elif not path.is_dir() and path.absolute().parent.is_dir():
+            remedy = "name a file in another directory"
+            if _is_replaced(target):
+                tempfile.TemporaryFile(dir=target.parent).close()  # rights do not tell of what is no disk, or read-only
             return
     except OSError as error:
         reason = error.strerror or str(error)
@@ -299,7 +305,7 @@ def keep(path: Path, content: bytes) -> None:
         sys.stdout.flush()
         with os.fdopen(os.dup(int(target.name)), "wb") as stream:
             stream.write(content)
-    elif target.exists() and not target.is_file():
+    elif not _is_replaced(target):
         with target.open("wb") as there:
             there.write(content)
     else:
@@ -320,6 +326,11 @@ def _behind_links(path: Path) -> Path:
         following = target.parent / target.readlink()
         target = Path(os.path.realpath(following.parent)) / following.name
     return target
+
+
+def _is_replaced(target: Path) -> bool:
+    """Whether a file takes its place: it is none of the streams of this process, no device and no pipe."""
+    return not _is_stream(target) and (target.is_file() or not target.exists())
 
 
 def _is_stream(path: Path) -> bool:

@@ -37,13 +37,13 @@ def family_of(config: Mapping[str, Any]) -> Family:
 @cache
 def descriptors() -> Mapping[str, Descriptor]:
     """File name without its end -> descriptor, in the order of names."""
-    return {name: _read(content, name, Descriptor) for name, content in _files("descriptors")}
+    return dict(_read("descriptors", Descriptor))
 
 
 @cache
 def units() -> Mapping[str, Unit]:
     """Name -> unit."""
-    return {name: _read(content, name, Unit) for name, content in _files("units")}
+    return dict(_read("units", Unit))
 
 
 def families() -> tuple[Family, ...]:
@@ -68,16 +68,12 @@ def _by_type() -> Mapping[str, str]:
     return {kind: name for name, own in descriptors().items() for kind in own.model_types}
 
 
-def _files(folder: str) -> Iterator[tuple[str, bytes]]:
+def _read(folder: str, kind: type[_Kind]) -> Iterator[tuple[str, _Kind]]:
     found = resources.files(__package__).joinpath(folder)
     for item in sorted(found.iterdir(), key=lambda item: item.name):
         if item.name.endswith(".yaml"):
-            yield item.name.removesuffix(".yaml"), item.read_bytes()
-
-
-def _read(raw: bytes, name: str, kind: type[_Kind]) -> _Kind:
-    document = parse_yaml(raw, where=f"families/{name}.yaml", error=StructureError)
-    return validate(document, kind, error=StructureError)
+            document = parse_yaml(item.read_bytes(), where=f"families/{folder}/{item.name}", error=StructureError)
+            yield item.name.removesuffix(".yaml"), validate(document, kind, error=StructureError)
 
 
 UNKNOWN = Family("unknown", known=False, published=(), units=(units()[COMMON],))

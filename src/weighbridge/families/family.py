@@ -58,9 +58,17 @@ class Family:
         return {merge.into: merge.members for merge in self.merges if not merge.unquantized}
 
     @cached_property
-    def merged_into(self) -> Mapping[str, str]:
-        """A member's name -> that of the linear that it is merged into."""
-        return {member: into for into, members in self.merged.items() for member in members}
+    def merged_under(self) -> Mapping[frozenset[str], str]:
+        """Members of a merged linear -> last part of the name of the one parent that has it so; empty for any."""
+        return {frozenset(merge.members): merge.under for merge in self.merges if not merge.unquantized}
+
+    def merge_of(self, module: str) -> Merge | None:
+        """What servers merge a module into: what lies under its parent alone, or else the widest; None for nothing."""
+        parent, _, member = module.rpartition(".")
+        places = ("", parent.rpartition(".")[2])
+        merges = [merge for merge in self.merges if member in merge.members and merge.under in places]
+        quantized = [merge for merge in merges if not merge.unquantized]
+        return max(quantized, key=lambda merge: (bool(merge.under), len(merge.members)), default=None)
 
     @cached_property
     def experts(self) -> tuple[Experts, ...]:

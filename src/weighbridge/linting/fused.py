@@ -8,7 +8,7 @@ from typing import NamedTuple
 from weighbridge.formats.schemes import Scheme
 from weighbridge.linting.rules import Raised
 from weighbridge.linting.served import Served, served_by_plan
-from weighbridge.planning import FusedGroup, Plan
+from weighbridge.planning import FusedGroup, Plan, find_merged_groups
 from weighbridge.text.names import compact, expert_of
 from weighbridge.text.patterns import pattern_list
 
@@ -94,19 +94,13 @@ def _not_listed(group: FusedGroup) -> _Problem:
 
 def _unlisted(plan: Plan) -> Iterator[FusedGroup]:
     """Linears that vLLM merges and that no fused group of the recipe names together."""
-    groups = [set(group) for group in plan.loaded.recipe.fused_groups]
-    merged = plan.source.family.merged.values()
-    merges = [members for members in merged if not any(group.issuperset(members) for group in groups)]
-    merge_of = {member: members for members in merges for member in members}
-    found: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-    for module in plan.modules:
-        parent, _, member = module.rpartition(".")
-        if member in merge_of:
-            found.setdefault((parent, merge_of[member]), []).append(member)
-    for (parent, members), present in found.items():
-        if len(present) > 1:
-            absent = tuple(member for member in members if member not in present)
-            yield FusedGroup(parent, tuple(member for member in members if member in present), absent)
+    listed: dict[str, list[set[str]]] = {}
+    for group in plan.fused_groups:
+        listed.setdefault(group.parent, []).append({*group.members, *group.absent})
+    for group in find_merged_groups(plan.modules, plan.source.family):
+        members = {*group.members, *group.absent}
+        if not any(members <= others for others in listed.get(group.parent, ())):
+            yield group
 
 
 def _uneven(group: FusedGroup, schemes: Mapping[str, Scheme], rules: Mapping[str, str]) -> _Problem | None:

@@ -74,7 +74,15 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666 & ~umask()
+    put_in_place(path, content, stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666 & ~umask())
+
+
+def put_in_place(path: Path, content: bytes, mode: int) -> None:
+    """The same with these permissions, whatever stands there: a link is replaced, not followed.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -12,6 +12,7 @@ from weighbridge.errors import Argument, WeighbridgeError
 DEFAULT_MEMORY = 2 * 1024**3
 DEFAULT_SHARD_SIZE = 5_000_000_000
 
+_LARGEST = 2**63
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 
 
@@ -46,7 +47,10 @@ def parse_size(text: str) -> int:
     if match is None:
         raise ValueError(f"{text!r} is no size such as 5GB or 2GiB")
     number, prefix, binary = match.groups()
-    return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix.lower() or " "))
+    size = float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix.lower() or " ")
+    if size >= _LARGEST:
+        raise ValueError(f"{text!r} is more than any machine has")
+    return int(size)
 
 
 def beside_what_is_held(resources: Resources) -> Resources:

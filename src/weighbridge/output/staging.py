@@ -36,10 +36,12 @@ Contents = Mapping[str, Standing]
 
 REPLACING = "replacing.json"
 """In a staging directory: which directory takes the target's place, written down before anything is renamed."""
-OWN = frozenset({REPLACING, "replaced", "checkpoint", "journal.jsonl", "journal.new", "unfinished"})
-"""What a build puts into its staging directory; one that holds anything else is none of ours."""
 REPLACED = "replaced"
 """In a staging directory: what stood at the target, where a file system cannot swap two names."""
+JOURNAL = "journal.jsonl"
+"""In a staging directory: which pieces are finished."""
+OWN = frozenset({REPLACING, REPLACED, "checkpoint", JOURNAL, "unfinished"})
+"""What a build puts into its staging directory; one that holds anything else is none of ours."""
 
 _ANOTHER, _ELSEWHERE = (Clause(text, Argument("output")) for text in ("name another as ", "name another place as "))
 
@@ -511,11 +513,16 @@ def _settle(target: Path) -> str:
             (directory / REPLACING).unlink()
         elif new is not None:
             raise _stranded(aside if _which(aside) is not None else checkpoint, target)
-        elif _which(checkpoint) is None and {path.name for path in directory.iterdir()} <= OWN:
+        elif _which(checkpoint) is None and all(_is_of_a_build(path.name) for path in directory.iterdir()):
             shutil.rmtree(directory)  # it was renamed, and the rest is of no use
     for sentence in said:
         log.info("%s: %s", target, sentence)
     return "; ".join(said)
+
+
+def _is_of_a_build(name: str) -> bool:
+    """Whether a build put it into its staging directory, or was killed while it began the journal anew."""
+    return name in OWN or name.startswith(f".{JOURNAL}.")
 
 
 def _noted(path: Path) -> tuple[int, int] | None:

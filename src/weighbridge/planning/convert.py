@@ -241,6 +241,7 @@ def _declaration(parts: Sequence[Part], source: Checkpoint, merged: Sequence[Seq
     else:
         members = {scheme: [module for module in quantized if quantized[module] == scheme] for scheme in schemes}
         groups = tuple(Group(tuple(sorted(members[scheme])), scheme) for scheme in schemes)
-    absent = {f"{group.parent}.{member}" for group in find_fused_groups(kept, merged) for member in group.absent}
+    fused = find_fused_groups(kept, merged, source.family)
+    absent = {f"{group.parent}.{member}" for group in fused for member in group.absent}
     ignore = sorted(kept | absent | tied_heads(source.config, [part.module for part in parts]))
     return declaration_in(groups, ignore, source.declaration.kv_cache if source.declaration else None)

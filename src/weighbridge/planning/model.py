@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -137,28 +137,58 @@ class FusedGroup(NamedTuple):
     absent: tuple[str, ...]
 
 
-def find_fused_groups(modules: Iterable[str], groups: Sequence[Sequence[str]]) -> tuple[FusedGroup, ...]:
-    """Where `groups` of member names occur among modules, with two members or more in one parent module."""
-    found: dict[tuple[str, int], list[str]] = {}
-    group_of = {member: index for index, members in enumerate(groups) for member in members}
+def find_fused_groups(
+    modules: Iterable[str], groups: Collection[Sequence[str]], family: Family
+) -> tuple[FusedGroup, ...]:
+    """Where `groups` of member names occur among modules, with two members or more in one parent module.
+
+    A member is of one group in each parent, though several may name it: of that which the family has under this parent
+    alone, or else of that which the parent has most of.
+    """
+    found: dict[str, set[str]] = {}
+    named = {member for members in groups for member in members}
     for module in modules:
         parent, _, member = module.rpartition(".")
-        if member in group_of:
-            found.setdefault((parent, group_of[member]), []).append(member)
+        if member in named:
+            found.setdefault(parent, set()).add(member)
     return tuple(
         FusedGroup(
             parent,
-            tuple(member for member in groups[index] if member in present),
-            tuple(member for member in groups[index] if member not in present),
+            tuple(member for member in members if member in present),
+            tuple(member for member in members if member not in present),
         )
-        for (parent, index), present in found.items()
-        if len(present) > 1
+        for parent, present in found.items()
+        for members in _groups_of(parent.rpartition(".")[2], present, groups, family)
     )
+
+
+def _groups_of(
+    parent: str, present: set[str], groups: Collection[Sequence[str]], family: Family
+) -> list[Sequence[str]]:
+    """The groups of which a parent has two members or more that are of no group before, the likeliest first.
+
+    Args:
+        parent: last part of its name.
+        present: the members that it has.
+    """
+
+    def likelihood(members: Sequence[str]) -> tuple[bool, int, int]:
+        shared = len(present.intersection(members))
+        return under.get(frozenset(members)) == parent, shared, -len(members)
+
+    under = family.merged_under
+    meant = [members for members in groups if under.get(frozenset(members), "") in ("", parent)]
+    chosen: list[Sequence[str]] = []
+    for members in sorted(meant, key=likelihood, reverse=True):
+        shared = present.intersection(members)
+        if len(shared) > 1 and all(shared.isdisjoint(other) for other in chosen):
+            chosen.append(members)
+    return chosen
 
 
 def find_merged_groups(modules: Iterable[str], family: Family) -> tuple[FusedGroup, ...]:
     """Where linears that servers merge occur among modules of a family."""
-    return find_fused_groups(modules, tuple(family.merged.values()))
+    return find_fused_groups(modules, family.merged.values(), family)
 
 
 @dataclass(frozen=True)
@@ -216,7 +246,7 @@ class Plan:
     @cached_property
     def fused_groups(self) -> tuple[FusedGroup, ...]:
         """The recipe's fused groups as they occur: those with two members or more in one parent module."""
-        return find_fused_groups(self.modules, self.loaded.recipe.fused_groups)
+        return find_fused_groups(self.modules, self.loaded.recipe.fused_groups, self.source.family)
 
     @cached_property
     def declaration(self) -> Declaration | None:

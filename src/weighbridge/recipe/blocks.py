@@ -75,7 +75,7 @@ class Item:
 
 
 def items_of(blocks: Sequence[Block], path: tuple[str, ...], place: str) -> list[Item]:
-    """What stands before a list's items, then each of them with the comments above it.
+    """What stands before a list's items, then each with the comments above it; what follows the last is left out.
 
     Raises:
         RecipeError: items do not stand each on lines of their own.
@@ -99,7 +99,7 @@ def items_of(blocks: Sequence[Block], path: tuple[str, ...], place: str) -> list
     end = _end(lines, starts, document, path)
     edges = [1, *starts, end]
     cut = [lines[begin - 1 : after - 1] for begin, after in pairwise(edges)]
-    cut[-1] = _without_what_follows(cut[-1]) if len(path) > 1 else cut[-1]
+    cut[-1] = _without_what_follows(cut[-1])
     called = [(), *(_names(item) for item in value)]
     return [Item(one, names, _in_one_file(part)) for one, names, part in zip([None, *value], called, cut, strict=True)]
 

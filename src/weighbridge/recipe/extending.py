@@ -15,7 +15,7 @@ from pathlib import Path
 from weighbridge.errors import RecipeError
 from weighbridge.recipe.blocks import Block, indent_of, items_of, moved, text_of, top_level
 from weighbridge.recipe.catalogue import find_recipe, shown
-from weighbridge.recipe.units import uses_of, with_units
+from weighbridge.recipe.units import USE, uses_of, with_units
 from weighbridge.text.strict_yaml import Document, Origin, parse_yaml
 
 EXTENDS = "extends"
@@ -69,8 +69,11 @@ def _resolved(path: Path, raw: bytes, document: Document, *, seen: tuple[Path, .
     if not isinstance(extended, str) or not extended:
         raise RecipeError("extends must be the name or file of a recipe", where=place)
     parent = path.parent / extended if extended.endswith((".yaml", ".yml")) else find_recipe(extended)
-    if parent.resolve() in seen or len(seen) > DEEPEST:
+    if parent.resolve() in seen:
         raise RecipeError(f"{extended} extends this recipe in turn", where=place, remedy="extend one that does not")
+    if len(seen) > DEEPEST:
+        what = f"is recipe {len(seen)} of those that extend one another, and {DEEPEST} may"
+        raise RecipeError(what, where=place, remedy=f"say here what {extended} says")
     try:
         content = parent.read_bytes()
     except OSError as error:
@@ -124,6 +127,9 @@ def _changed(theirs: Sequence[Block], own: Sequence[Block], key: str, document: 
     head, *items = items_of(theirs, (key,), place)
     added = items_of(own, (key, ADD), place)[1:] if document.value[key].get(ADD) else []
     removed = document.value[key].get(REMOVE) or []
+    if isinstance(removed, list) and any(isinstance(name, dict) and USE in name for name in removed):
+        what = f"{key}.{REMOVE} names a unit, and units are removed by their entries"
+        raise RecipeError(what, where=place, remedy="name the entries that are not to be ignored")
     if not isinstance(removed, list) or not all(isinstance(name, str) for name in removed):
         raise RecipeError(f"{key}.{REMOVE} is a list of entries", where=place)
     names = [name for item in items for name in item.names]

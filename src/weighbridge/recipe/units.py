@@ -7,8 +7,9 @@ which file they are of.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from weighbridge.text.strict_yaml import Document, parse_yaml
 USE = "use"
 HELD = "ignore"
 """The one key of a unit's file."""
+_ALONE = re.compile(rf"\s*-\s+{USE}\s*:")
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def with_units(blocks: Sequence[Block], at: tuple[str, ...], document: Document,
     for use in uses:
         here = use.line - block.first
         line = block.lines[here]
-        if not line.lstrip().startswith(f"- {USE}:"):
+        if not _ALONE.match(line):
             what = f"{USE} must stand on a line of its own"
             raise RecipeError(what, where=use.place, remedy=f"write '- {USE}: {use.name}', an item a line")
         indent = line[: len(line) - len(line.lstrip())]
@@ -133,15 +135,7 @@ def _entries(use: _Use, directory: Path) -> tuple[Item, ...]:
         what = "a unit uses no other unit"
         raise RecipeError(what, where=unit.place((HELD, nested)), remedy="let the recipe use both")
     _, *items = items_of((top_level(raw, unit)[HELD],), (HELD,), unit.place((HELD,)))
-    return (*items[:-1], _without_empty_end(items[-1]))
-
-
-def _without_empty_end(item: Item) -> Item:
-    *before, last = item.blocks
-    lines = last.lines
-    while not lines[-1].strip():
-        lines = lines[:-1]
-    return replace(item, blocks=(*before, replace(last, lines=lines)))
+    return tuple(items)
 
 
 def _check_doubles(

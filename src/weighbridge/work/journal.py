@@ -6,10 +6,12 @@ import hashlib
 import hmac
 import json
 import os
-import tempfile
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from weighbridge.machine.cache import put_in_place
 
 
 class Journal:
@@ -25,25 +27,25 @@ class Journal:
 
     def finished(self) -> dict[int, Any]:
         """The pieces that the journal says are done, by number, each with what was written down of it."""
-        try:
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:  # a pipe that nobody writes to would be waited for
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:  # none, or a link
             return {}
         with os.fdopen(descriptor, "rb") as file:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+                return {}
             *lines, _torn = file.read().split(b"\n")
         parted = [line.partition(b" ") for line in lines]
         return dict(json.loads(entry) for code, _, entry in parted if hmac.compare_digest(code, self._code(entry)))
 
     def rewrite(self, done: Mapping[int, Any]) -> None:
         """Begin again with these pieces: what was torn or found altered is forgotten."""
-        handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.writelines(self._line(piece, what) for piece, what in done.items())
-        Path(temporary).replace(self.path)
+        put_in_place(self.path, b"".join(self._line(piece, what) for piece, what in done.items()), 0o600)
 
     def add(self, piece: int, what: Any) -> None:
         """Write down a finished piece, and what JSON has of it. A kill leaves a whole line or one that does not end."""
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(self.path, flags, 0o600)
         try:
             os.write(descriptor, self._line(piece, what))
