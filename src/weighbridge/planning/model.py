@@ -137,6 +137,10 @@ class FusedGroup(NamedTuple):
     absent: tuple[str, ...]
 
 
+_Split = tuple[tuple[str, ...], tuple[str, ...]]
+"""The members of a group that a parent has, and those that it has not."""
+
+
 def find_fused_groups(
     modules: Iterable[str], groups: Collection[Sequence[str]], family: Family
 ) -> tuple[FusedGroup, ...]:
@@ -151,20 +155,17 @@ def find_fused_groups(
         parent, _, member = module.rpartition(".")
         if member in named:
             found.setdefault(parent, set()).add(member)
-    return tuple(
-        FusedGroup(
-            parent,
-            tuple(member for member in members if member in present),
-            tuple(member for member in members if member not in present),
-        )
-        for parent, present in found.items()
-        for members in _groups_of(parent.rpartition(".")[2], present, groups, family)
-    )
+    alike: dict[tuple[str, frozenset[str]], list[_Split]] = {}  # experts are many
+    groups_of: list[FusedGroup] = []
+    for parent, present in found.items():
+        kind = parent.rpartition(".")[2], frozenset(present)
+        if kind not in alike:
+            alike[kind] = _groups_of(*kind, groups, family)
+        groups_of += [FusedGroup(parent, *split) for split in alike[kind]]
+    return tuple(groups_of)
 
 
-def _groups_of(
-    parent: str, present: set[str], groups: Collection[Sequence[str]], family: Family
-) -> list[Sequence[str]]:
+def _groups_of(parent: str, present: frozenset[str], groups: Collection[Sequence[str]], family: Family) -> list[_Split]:
     """The groups of which a parent has two members or more that are of no group before, the likeliest first.
 
     Args:
@@ -183,7 +184,13 @@ def _groups_of(
         shared = present.intersection(members)
         if len(shared) > 1 and all(shared.isdisjoint(other) for other in chosen):
             chosen.append(members)
-    return chosen
+    return [
+        (
+            tuple(member for member in members if member in present),
+            tuple(member for member in members if member not in present),
+        )
+        for members in chosen
+    ]
 
 
 def find_merged_groups(modules: Iterable[str], family: Family) -> tuple[FusedGroup, ...]:
