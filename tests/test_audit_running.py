@@ -81,6 +81,19 @@ def test_interrupted_audit_goes_on(
     assert list(journals.iterdir()) == []
 
 
+def test_audit_that_the_user_interrupts_says_that_it_can_go_on(
+    mini_build: Path, mini: Path, journals: Path, call_validate: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("weighbridge.auditing.run.look", interrupt)
+    outcome = call_validate(mini_build, "--source", mini)
+    said = "error: interrupted; what was audited is kept; give the same command again to go on\n"
+    assert (outcome.code, outcome.err) == (2, said)
+    assert [path.suffix for path in journals.iterdir()] == [".jsonl"]
+
+
 def test_journal_of_a_file_that_was_touched_is_not_believed(
     mini_build: Path, mini: Path, tmp_path: Path, journals: Path, stopping: Callable[[int], list[int]]
 ) -> None:

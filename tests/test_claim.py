@@ -17,7 +17,7 @@ from tests.checkpoints import contents, without_evidence
 from tests.conftest import ROOT, environment
 from weighbridge.errors import BuildError
 from weighbridge.output import staging
-from weighbridge.output.staging import claimed, staged
+from weighbridge.output.staging import Interrupted, claimed, staged
 
 OLD = {"config.json": b"old", "model.safetensors": b"old weights", "sub/file": b"old"}
 NEW = {"config.json": b"new", "model.safetensors": b"new weights"}
@@ -413,3 +413,21 @@ def test_what_is_left_of_a_killed_run_goes_where_a_build_put_all_of_it_there(
     write(directory, {left: b""})
     with claimed(target, force=True, source=None):
         assert directory.exists() is not goes
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [("key", "interrupted; what is done is kept in "), (None, "")],
+)
+def test_interrupted_build_says_what_is_kept_and_nothing_where_nothing_is(
+    key: str | None, said: str, tmp_path: Path
+) -> None:
+    target = tmp_path / "target"
+    with (
+        pytest.raises((KeyboardInterrupt, Interrupted)) as caught,
+        claimed(target, force=False, source=None) as claim,
+        staged(claim, key=key),
+    ):
+        raise KeyboardInterrupt("an audit can go on")
+    assert str(caught.value).startswith(said) if said else not caught.value.args
+    assert (no_second_name(target) == []) is (key is None)

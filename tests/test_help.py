@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, Command, call_main, environment, run_script
+from tests.conftest import MINI_LOCK, ROOT, Command, call_main, environment, run_script
 from weighbridge.__main__ import COMMANDS
 from weighbridge.cli.run import Parser, parsed
 
@@ -218,6 +218,24 @@ def test_report_is_kept_in_the_form_that_is_asked_for_or_else_in_that_of_its_nam
     assert call_build("fp8-dynamic", "--plan", "--model", "mini", *arguments).code == 0
     (kept,) = tmp_path.iterdir()
     assert kept.read_text().startswith(begins)
+
+
+@pytest.mark.parametrize(
+    ("command", "works"),
+    [
+        (("validate", MINI_LOCK), "weighbridge.api.validate_sides"),
+        (("build", "fp8-dynamic", "--plan", "--model", "mini"), "weighbridge.api.lint"),
+    ],
+)
+def test_command_that_begins_anew_says_no_more_than_that_it_was_interrupted(
+    command: tuple[str, ...], works: str, call_build: Command, call_validate: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(works, interrupt)
+    outcome = (call_build if command[0] == "build" else call_validate)(*command[1:])
+    assert (outcome.code, outcome.err) == (2, "error: interrupted\n")
 
 
 def test_page_that_is_kept_is_not_printed(call_build: Command, tmp_path: Path) -> None:

@@ -82,6 +82,23 @@ def test_floats_made_of_what_is_published_quantized_are_said_to_be(base: str, sa
     assert [said in item.message for item in found] == ([True] if said else [])
 
 
+@pytest.mark.parametrize(
+    ("base", "rule"),
+    [
+        ("google/gemma-4-26B-A4B-it", "source/rounded-before"),  # by its lock
+        ("google/gemma-4-31B-it", "source/rounded-before"),  # by its family: there is no lock of it
+        ("openai/gpt-oss-20b", "source/quantized"),
+        ("deepseek-ai/DeepSeek-R1", "source/quantized"),
+        ("somebody/a-model-of-their-own", "source/quantized"),
+    ],
+)
+def test_codes_of_what_is_published_in_floats_are_an_error(base: str, rule: str) -> None:
+    named = {"model": base, "revision": "0" * 40, "licence": "apache-2.0"}
+    found = findings(recipe(base=named, scheme="NVFP4A16"), "references/weighbridge/gemma-4-mini-FP8-dynamic.yaml")
+    said = [item for item in found if item.rule.startswith("source/")]
+    assert [(item.rule, item.severity) for item in said] == [(rule, RULES[rule].severity)]
+
+
 # --- entries that match nothing, or not what they seem to -------------------------------------------------------------
 
 

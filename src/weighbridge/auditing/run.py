@@ -52,6 +52,7 @@ def run(
 
     Raises:
         StructureError, HubError: a side cannot be read.
+        KeyboardInterrupt: with what the user can do.
     """
     known = {number: seen for number, seen in journal.finished().items() if number < len(pieces)}
     journal.rewrite(known)
@@ -70,10 +71,14 @@ def run(
         return ()
 
     total = sum(piece.nbytes for piece in todo) + sum(size for size, _ in hashing.values())
-    with progress.stage("auditing", total), Threads(workers) as threads:
-        tasks = [Task(partial(threads.submit, hash_it), partial(keep, name)) for name, (_, hash_it) in hashing.items()]
-        tasks += [Task(partial(threads.submit, look, job, piece), partial(finish, piece)) for piece in todo]
-        in_turn(tasks, workers)
+    try:
+        with progress.stage("auditing", total), Threads(workers) as threads:
+            hashes = hashing.items()
+            tasks = [Task(partial(threads.submit, hash_it), partial(keep, name)) for name, (_, hash_it) in hashes]
+            tasks += [Task(partial(threads.submit, look, job, piece), partial(finish, piece)) for piece in todo]
+            in_turn(tasks, workers)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("what was audited is kept; give the same command again to go on") from None
     figures.seen = _added(done[piece.number] for piece in pieces)
     return figures
 

@@ -82,7 +82,7 @@ def _explain(error: BaseException, options: argparse.Namespace | None) -> int:
         case ModuleNotFoundError() if str(error.name).partition(".")[0] != "weighbridge":
             sentence = f"needs the package {error.name}, which is not installed; pip install 'weighbridge[build]'"
         case KeyboardInterrupt():
-            sentence = "interrupted; run the same command again to go on"
+            sentence = "; ".join(("interrupted", *map(str, error.args)))
         case Exception() if NOW.events is not None:
             traceback.print_exception(error)
             _complain(f"{type(error).__name__}: {first_line(error)}; this is a mistake of this program")

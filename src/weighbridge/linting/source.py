@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from weighbridge.account.redirects import redirects
-from weighbridge.base.locks import known_lock
+from weighbridge.base.locks import lock_file
 from weighbridge.checkpoint.forgotten import forgotten
+from weighbridge.checkpoint.lock import StructureLock, read_lock
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import FUSED_EXPERTS
 from weighbridge.checkpoint.weights import INDEX_FILE, other_weights, taken_by
@@ -24,7 +26,7 @@ FLOATS = ("BF16", "F16", "F32")
 def check(plan: Plan) -> Iterator[Raised]:
     """A base without a revision, and fused experts whose axes are not in the order in which they will be split."""
     base = plan.loaded.recipe.base
-    lock = known_lock(base.model)
+    lock = _lock_of(base.model)
     if base.revision is None:
         yield Raised(
             "base/unpinned",
@@ -41,14 +43,37 @@ def check(plan: Plan) -> Iterator[Raised]:
     yield from _experts_layout(plan)
 
 
-def _another_family(plan: Plan, base: Checkpoint | None) -> Iterator[Raised]:
+def _lock_of(model: str) -> StructureLock | None:
+    """The lock of a base model; None where there is none."""
+    path = lock_file(model)
+    return None if path is None else read_lock(path).lock
+
+
+class _Published(NamedTuple):
+    """Whether a model is published quantized, and in what, as its family says it."""
+
+    quantized: bool
+    precision: str = ""
+
+
+def _published(model: str, lock: StructureLock | None) -> _Published | None:
+    """How a model is published, by its family or its lock; None where neither knows."""
+    published = [each.precision for own in descriptors().values() for each in own.published if each.model == model]
+    coded = [precision for precision in published if not precision.startswith(FLOATS)]
+    if coded or (lock is not None and lock.quantization is not None):
+        return _Published(quantized=True, precision="".join(coded[:1]))
+    return _Published(quantized=False) if published or lock is not None else None
+
+
+def _another_family(plan: Plan, base: StructureLock | None) -> Iterator[Raised]:
     """A model of another type than the recipe's base: its parts have other names, which entries are written for."""
     ours, theirs = plan.source.config.get("model_type"), None if base is None else base.config.get("model_type")
     if base is None or None in (ours, theirs) or ours == theirs:
         return
     models = {name: name.rpartition("/")[0] for name in recipe_names()}
-    types = {model: _type_of(model) for model in {*models.values()}}
-    alike = [name for name, model in models.items() if types[model] == ours]
+    locks = {model: _lock_of(model) for model in {*models.values()}}
+    types = {model: lock.config.get("model_type") for model, lock in locks.items() if lock is not None}
+    alike = [name for name, model in models.items() if types.get(model) == ours]
     same = [name for name in alike if name.endswith(f"/{plan.loaded.recipe.name}")] or alike
     remedy = f"{' and '.join(same)} {'are' if len(same) > 1 else 'is'} for models like this one" if same else ""
     yield Raised(
@@ -59,7 +84,7 @@ def _another_family(plan: Plan, base: Checkpoint | None) -> Iterator[Raised]:
     )
 
 
-def _quantized(plan: Plan, base: Checkpoint | None) -> Iterator[Raised]:
+def _quantized(plan: Plan, base: StructureLock | None) -> Iterator[Raised]:
     """A source that its publisher rounded already: what is quantized anew is rounded twice."""
     declaration = plan.source.declaration
     anew = [part.module for part in plan.parts if part.action == "requantize"]
@@ -71,7 +96,8 @@ def _quantized(plan: Plan, base: Checkpoint | None) -> Iterator[Raised]:
         "second time, and what the first rounding lost is not in the build"
     )
     named = plan.loaded.recipe.base.model
-    if base is not None and base.declaration is None:
+    published = _published(named, base)
+    if published is not None and not published.quantized:
         remedy = f"start from {named}, which is published in floats"
         yield Raised("source/rounded-before", plan.source.label, what, remedy, len(anew))
         return
@@ -79,14 +105,13 @@ def _quantized(plan: Plan, base: Checkpoint | None) -> Iterator[Raised]:
     yield Raised("source/quantized", plan.source.label, what, remedy, len(anew))
 
 
-def _made_floats(plan: Plan, base: Checkpoint | None) -> Iterator[Raised]:
+def _made_floats(plan: Plan, base: StructureLock | None) -> Iterator[Raised]:
     """Floats in the place of a base whose publisher has codes alone: somebody made them of those, rounding included."""
     named = plan.loaded.recipe.base.model
-    published = [each.precision for own in descriptors().values() for each in own.published if each.model == named]
-    coded = [precision for precision in published if not precision.startswith(FLOATS)]
-    if plan.source.declaration is not None or not (coded or (base is not None and base.declaration is not None)):
+    published = _published(named, base)
+    if plan.source.declaration is not None or published is None or not published.quantized:
         return
-    how = f" ({coded[0]})" if coded else ""
+    how = f" ({published.precision})" if published.precision else ""
     yield Raised(
         "source/made-floats",
         plan.source.label,
@@ -101,12 +126,6 @@ def _dropped(plan: Plan) -> Iterator[Raised]:
     for why in dict.fromkeys(plan.dropped.values()):
         for pattern in compact([name for name, own in plan.dropped.items() if own == why]):
             yield Raised("source/dropped", str(pattern), why, count=len(pattern))
-
-
-def _type_of(model: str) -> object:
-    """The type of a base model by its lock; None where there is none."""
-    lock = known_lock(model)
-    return None if lock is None else lock.config.get("model_type")
 
 
 def _other_weights(source: Checkpoint) -> Iterator[Raised]:

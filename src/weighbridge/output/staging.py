@@ -314,9 +314,7 @@ def staged(claim: Claim, *, key: str | None = None) -> Iterator[Staging]:
         raise _explained(error, target, _go_on(directory) if kept else "nothing was left behind") from error
     except KeyboardInterrupt:
         kept = key is not None
-        if not kept:
-            raise
-        raise Interrupted(directory) from None
+        raise (Interrupted(directory) if kept else KeyboardInterrupt()) from None  # what else was said to go on is gone
     finally:
         if not kept:
             shutil.rmtree(directory, ignore_errors=True)
