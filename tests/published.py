@@ -240,6 +240,7 @@ def _fp8_dequantized(tensors: Tensors, _: Path) -> Tensors:
 
 # --- DeepSeek V4: exponents as scales, experts in four bits --------------------------------------------------------
 
+V4 = {"architectures": ["DeepseekV4ForCausalLM"], "model_type": "deepseek_v4"}
 OF_V4: Mapping[str, tuple[int, int]] = {f"{LAYER}.attn.wq_a": (HIDDEN, HIDDEN), f"{LAYER}.attn.wo_b": (HIDDEN, INNER)}
 EXPERTS_OF_V4: Mapping[str, tuple[int, int]] = {
     f"{LAYER}.ffn.experts.{expert}.{name}": (HIDDEN, INNER) if name == "w2" else (INNER, HIDDEN)
@@ -545,14 +546,14 @@ WAYS: Mapping[str, Way] = {
         BLOCKS,
         _blocks_under_exponents,
         _dequantized_by_transformers,
-        config={"architectures": ["DeepseekV4ForCausalLM"], "model_type": "deepseek_v4"},
+        config=V4,
         linears=OF_V4,
     ),
     "fp4 experts of DeepSeek V4": Way(
         BLOCKS,
         _experts_under_exponents,
         _dequantized_by_transformers,
-        config={"architectures": ["DeepseekV4ForCausalLM"], "model_type": "deepseek_v4"},
+        config=V4,
         linears=EXPERTS_OF_V4,
     ),
     "fp8 tensors": Way(

@@ -137,7 +137,7 @@ def test_memory_is_counted_with_the_largest_strip(
 
     monkeypatch.setattr("weighbridge.auditing.assess.affordable_workers", count)
     look(mini_build, mini)
-    monkeypatch.setattr("weighbridge.auditing.assess.PIECE_BYTES", 1024)
+    monkeypatch.setattr("weighbridge.work.reading.PIECE_BYTES", 1024)
     look(mini_build, mini)
     pieces = cut(pair(open_directory(mini_build), open_directory(mini), ()))
     largest = max(strip.nbytes for piece in pieces for strip in piece.strips)

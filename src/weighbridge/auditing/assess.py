@@ -55,7 +55,7 @@ from weighbridge.progress import Progress
 from weighbridge.version import __version__
 from weighbridge.work.journal import Journal
 from weighbridge.work.pieces import PIECE_BYTES
-from weighbridge.work.reading import HUB_BYTES, WINDOW_BYTES, HubReader, reader_of
+from weighbridge.work.reading import HUB_BYTES, HubReader, reader_of, worker_bytes
 
 log = logging.getLogger(__name__)
 
@@ -168,10 +168,8 @@ def audit(
     key = _key(checkpoint, base, method, sample)
     journal = Journal(cache_directory("audits") / f"{key}.jsonl", key.encode())
     blocks = sum(HUB_BYTES for side in (checkpoint, base) if side.directory is None)
-    # A row of blocks may be larger than a piece should be.
     largest = max((strip.nbytes for piece in pieces for strip in piece.strips), default=0)
-    ahead = WINDOW_BYTES if any(item.source.as_columns for item in pairing.pairs) else 0
-    each = WORKER_PIECES * max(PIECE_BYTES, largest) + ahead
+    each = worker_bytes(WORKER_PIECES, largest, (item.source for item in pairing.pairs))
     workers = affordable_workers(resources.workers, resources.memory - blocks, each=each)
     stored, source = reader_of(checkpoint), reader_of(base)
     offset = has_offset_norms(base.config)

@@ -10,8 +10,9 @@ import numpy as np
 
 from weighbridge.auditing.pairing import KeptPair, Pair, Pairing
 from weighbridge.formats.tensors import DTYPE_BITS
-from weighbridge.work.pieces import PIECE_BYTES, Piece, in_pieces, in_strips
-from weighbridge.work.reading import WINDOW_BYTES
+from weighbridge.work.pieces import Piece, in_pieces, in_strips
+from weighbridge.work.reading import share_of_piece
+from weighbridge.work.regions import Region
 
 KEPT_ROW = 4096
 """Elements that count as a row of a kept tensor."""
@@ -53,15 +54,16 @@ class Sample:
 
 def cut(pairing: Pairing, sample: Sample | None = None) -> tuple[Piece[Strip], ...]:
     """Cut a pairing into pieces, in the order of the base's bytes."""
-    strips = (strip for index, item in enumerate(pairing.pairs) for strip in _strips(item, index, sample))
-    return in_pieces((strip, _counted(pairing.pairs[strip.pair], strip)) for strip in strips)
+    return in_pieces(
+        (strip, share_of_piece([_read_at(item, strip)], strip.nbytes))
+        for index, item in enumerate(pairing.pairs)
+        for strip in _strips(item, index, sample)
+    )
 
 
-def _counted(item: Pair, strip: Strip) -> int:
-    """What a strip counts for in a piece: one of rows that lie as columns is as large as a read-ahead window."""
-    if not item.source.as_columns:
-        return strip.nbytes
-    return item.source.rows(0, strip.rows).nbytes * PIECE_BYTES // WINDOW_BYTES
+def _read_at(item: Pair, strip: Strip) -> Region:
+    """As many rows of the base as a strip has, where they lie as columns; which of them does not matter."""
+    return item.source.rows(0, strip.rows) if item.source.as_columns else item.source
 
 
 def cut_by_elements(item: KeptPair) -> bool:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from weighbridge.checkpoint.lock import ReadLock, open_lock, read_lock
+from weighbridge.checkpoint.lock import ReadLock, expand_lock, open_lock, read_lock
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.errors import StructureError
 from weighbridge.machine.installation import HERE
@@ -34,8 +34,8 @@ def lock_file(name: object) -> Path | None:
     return path if inside else None
 
 
-def reference_lock(name: str) -> Checkpoint:
-    """Open a structure lock in references/ by its name.
+def read_reference(name: str) -> ReadLock:
+    """Read a structure lock in references/ by its name, and expand none of its patterns.
 
     Raises:
         StructureError: there is none, or it is malformed.
@@ -43,7 +43,16 @@ def reference_lock(name: str) -> Checkpoint:
     path = lock_file(name)
     if path is None:
         raise StructureError("references/ holds no lock of this name", where=name)
-    return open_lock(path)
+    return read_lock(path)
+
+
+def reference_lock(name: str) -> Checkpoint:
+    """Open a structure lock in references/ by its name.
+
+    Raises:
+        StructureError: as for `read_reference`.
+    """
+    return expand_lock(read_reference(name))
 
 
 def known_lock(name: object) -> Checkpoint | None:

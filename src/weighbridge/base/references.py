@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weighbridge.base.locks import lock_file, reference_lock, source_locks
+from weighbridge.base.locks import lock_file, read_reference, source_locks
 from weighbridge.checkpoint.lock import ReadLock, expand_lock, read_lock
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.opening import open_checkpoint
@@ -43,9 +43,9 @@ def find_references(
     if base is None:
         return ()
     return tuple(
-        AgainstReference(lock, tuple(entry.explains))
+        AgainstReference(expand_lock(read), tuple(entry.explains))
         for entry in entries
-        if (lock := reference_lock(entry.lock)).origin.base == base.origin.base
+        if (read := read_reference(entry.lock)).origin.base == base.origin.base
     )
 
 

@@ -8,7 +8,7 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +23,7 @@ from weighbridge.errors import StructureError
 from weighbridge.formats.tensors import DTYPE_BITS, Tensor
 from weighbridge.machine.columns import Columns, gather
 from weighbridge.machine.standing import Standing, check_same
+from weighbridge.work.pieces import PIECE_BYTES
 from weighbridge.work.regions import Region
 
 Bytes = npt.NDArray[np.uint8]
@@ -206,6 +207,27 @@ class Buffers(threading.local):
 
 WINDOW_BYTES = 8 * 1024 * 1024
 """What is read at a time of rows that lie as columns: for a few of them nearly all of the matrix has to be passed."""
+
+
+def share_of_piece(regions: Collection[Region], weight_bytes: int) -> int:
+    """What a strip counts for in a piece: its weight, or of rows that lie as columns what is read ahead at a time."""
+    if not any(region.as_columns for region in regions):
+        return weight_bytes
+    return sum(region.nbytes for region in regions) * PIECE_BYTES // WINDOW_BYTES
+
+
+def worker_bytes(copies: int, largest: int, regions: Iterable[Region]) -> int:
+    """Bytes of memory that a worker takes.
+
+    Args:
+        copies: pieces that it holds at most.
+        largest: bytes of the largest strip: a row of blocks may be larger than a piece should be.
+        regions: what is read; rows that lie as columns are read ahead.
+    """
+    ahead = WINDOW_BYTES if any(region.as_columns for region in regions) else 0
+    return copies * max(PIECE_BYTES, largest) + ahead
+
+
 WORTH_AHEAD = WINDOW_BYTES // 16
 """Of less than this nothing is read ahead: it is a sample, or the scales beside codes."""
 

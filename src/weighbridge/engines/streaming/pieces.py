@@ -14,8 +14,8 @@ from weighbridge.formats.schemes import Scheme
 from weighbridge.formats.tensors import DTYPE_BITS, Tensor
 from weighbridge.output.shards import OutputShard
 from weighbridge.planning import Part, Plan
-from weighbridge.work.pieces import PIECE_BYTES, Piece, in_pieces, in_strips
-from weighbridge.work.reading import WINDOW_BYTES, Reader
+from weighbridge.work.pieces import Piece, in_pieces, in_strips
+from weighbridge.work.reading import Reader, share_of_piece
 from weighbridge.work.regions import Region, coded_rows, rows_at, tensor_regions
 
 COPY = ""
@@ -91,14 +91,7 @@ def cut(plan: Plan, source: Checkpoint, shards: Sequence[OutputShard]) -> tuple[
             part, tensors, places, groups.get(part.module) if part.makes_codes else None, plan.loaded.recipe.format
         )
     )
-    return in_pieces((strip, _counted(strip)) for strip in strips)
-
-
-def _counted(strip: Strip) -> int:
-    """What a strip counts for in a piece: one of rows that lie as columns is as large as a read-ahead window."""
-    if not any(region.as_columns for region in strip.reads.values()):
-        return strip.weight.nbytes
-    return strip.nbytes * PIECE_BYTES // WINDOW_BYTES
+    return in_pieces((strip, share_of_piece(strip.reads.values(), strip.weight.nbytes)) for strip in strips)
 
 
 def group_numbers(plan: Plan) -> dict[str, int]:

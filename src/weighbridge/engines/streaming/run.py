@@ -30,7 +30,7 @@ from weighbridge.progress import Progress
 from weighbridge.version import __version__
 from weighbridge.work.journal import Journal
 from weighbridge.work.pieces import PIECE_BYTES, Piece
-from weighbridge.work.reading import WINDOW_BYTES, reader_of
+from weighbridge.work.reading import reader_of, worker_bytes
 from weighbridge.work.running import Executor, Task, Threads, in_turn
 
 log = logging.getLogger(__name__)
@@ -140,11 +140,12 @@ def write(
     pieces = cut(plan, source, shards)
     lean = all(device == "cpu" for device in resources.devices)
     lean = lean and not any(part.action == "rewrite" for part in plan.parts)
-    regions = (region for piece in pieces for strip in piece.strips for region in strip.reads.values())
-    ahead = WINDOW_BYTES if any(region.as_columns for region in regions) else 0
-    # A row of blocks may be larger than a piece should be.
-    largest = max((strip.weight.nbytes for piece in pieces for strip in piece.strips), default=0)
-    each = (WORKER_PIECES_CPU if lean else WORKER_PIECES) * max(PIECE_BYTES, largest) + ahead
+    strips = [strip for piece in pieces for strip in piece.strips]
+    each = worker_bytes(
+        WORKER_PIECES_CPU if lean else WORKER_PIECES,
+        max((strip.weight.nbytes for strip in strips), default=0),
+        (region for strip in strips for region in strip.reads.values()),
+    )
     workers = affordable_workers(resources.workers, resources.memory, each=each)
     log.info("%d pieces, %d workers, on %s", len(pieces), workers, ", ".join(resources.devices))
     with RayExecutor(resources.ray) if resources.ray else Threads(workers) as executor:
