@@ -15,10 +15,8 @@ another.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import float32, int32, uint16, uint32
@@ -26,7 +24,7 @@ from numba.core.cgutils import get_or_insert_function
 from numba.core.types import none
 from numba.extending import intrinsic
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+from weighbridge.machine.compiling import jit
 
 BF16, F16, F32 = 0, 1, 2
 """Dtypes to which a quotient or a scale is rounded."""
@@ -90,15 +88,6 @@ class Rule(NamedTuple):
     largest_power: np.float32
 
 
-def _jit(function: Function) -> Function:
-    """Compiled at the first call of a process, or taken from numba's cache where it has a directory for one."""
-    try:
-        compiled = numba.njit(nogil=True, error_model="numpy", cache=True)(function)
-    except RuntimeError:
-        compiled = numba.njit(nogil=True, error_model="numpy")(function)
-    return cast(Function, compiled)
-
-
 @intrinsic  # type: ignore[untyped-decorator]
 def _float_of(_context: Any, _bits: Any) -> Any:
     """The float32 of a bit pattern."""
@@ -148,24 +137,24 @@ def _largest_of_16(_context: Any, _array: Any, _first: Any) -> Any:
 # --- the definition
 
 
-@_jit
+@jit
 def _power(value: Any, smallest: Any) -> Any:
     """The largest power of two not above the magnitude of `value`, but at least `smallest`."""
     return _float_of(uint32(max(uint32(_bits_of(value) & 0x7F800000), _bits_of(smallest))))
 
 
-@_jit
+@jit
 def _over(power: Any) -> Any:
     """1 / `power` of a power of two."""
     return _float_of(uint32(uint32(254 << 23) - _bits_of(power)))
 
 
-@_jit
+@jit
 def _within(places: Any, value: Any) -> Any:
     return min(max(value, places.lowest), places.highest)
 
 
-@_jit
+@jit
 def _nearest(places: Any, value: Any) -> Any:
     """The place nearest to `value`, ties to even."""
     value = _within(places, value)
@@ -174,14 +163,14 @@ def _nearest(places: Any, value: Any) -> Any:
     return float32(float32(steps * float32(power / places.fraction)) + places.zero)
 
 
-@_jit
+@jit
 def _to_bf16(value: Any) -> Any:
     bits = _bits_of(value)
     rounded = uint32((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000)
     return _float_of(rounded if uint32(bits & 0x7FFFFFFF) <= 0x7F800000 else uint32(0x7FC00000))
 
 
-@_jit
+@jit
 def _to_f16(value: Any) -> Any:
     bits = _bits_of(value)
     magnitude = uint32(bits & 0x7FFFFFFF)
@@ -193,7 +182,7 @@ def _to_f16(value: Any) -> Any:
     return _float_of(uint32((finite if magnitude < 0x477FF000 else beyond) | (bits & 0x80000000)))
 
 
-@_jit
+@jit
 def _rounded(dtype: Any, value: Any) -> Any:
     """A float32 rounded to a dtype of weights, ties to even."""
     if dtype == BF16:
@@ -204,7 +193,7 @@ def _rounded(dtype: Any, value: Any) -> Any:
 # --- reading rows
 
 
-@_jit
+@jit
 def _widen(weight: Any, is_bf16: Any, out: Any) -> None:
     if is_bf16:
         for column in range(out.shape[0]):
@@ -214,7 +203,7 @@ def _widen(weight: Any, is_bf16: Any, out: Any) -> None:
             out[column] = float32(weight[column])
 
 
-@_jit
+@jit
 def _split(row: Any, nibbles: Any, codes: Any) -> Any:
     """The codes of a row, a byte each; returns whether what is stored beyond the last column is zero."""
     columns = codes.shape[0]
@@ -236,7 +225,7 @@ def _split(row: Any, nibbles: Any, codes: Any) -> Any:
     return rest == 0
 
 
-@_jit
+@jit
 def _decode(row: Any, nibbles: Any, places: Any, codes: Any, values: Any) -> Any:
     """The places of a row's codes; returns whether what is stored beyond the last column is zero.
 
@@ -266,7 +255,7 @@ def _decode(row: Any, nibbles: Any, places: Any, codes: Any, values: Any) -> Any
     return ends_with_zeros
 
 
-@_jit
+@jit
 def _spread(tiles: Any, width: Any, out: Any) -> None:
     """Figures of tiles, one for each column."""
     whole = out.shape[0] // 16
@@ -280,7 +269,7 @@ def _spread(tiles: Any, width: Any, out: Any) -> None:
             out[tile * width : (tile + 1) * width] = tiles[tile]
 
 
-@_jit
+@jit
 def _spread_tiles(tiles: Any, row: Any, row_divisors: Any, row_zeros: Any) -> None:
     """Divisors and zero points of a row, one for each column; rows come in their order, and those of a tile stay."""
     divisors, zeros, height, width, zero_points = tiles
@@ -290,7 +279,7 @@ def _spread_tiles(tiles: Any, row: Any, row_divisors: Any, row_zeros: Any) -> No
             _spread(zeros[row // height], width, row_zeros)
 
 
-@_jit
+@jit
 def _sum_of_products(values: Any, others: Any, lanes: Any) -> Any:
     """The sum of products of float32 values, in lanes that LLVM may add side by side."""
     lanes[:] = 0
@@ -310,7 +299,7 @@ def _sum_of_products(values: Any, others: Any, lanes: Any) -> Any:
 # --- scales
 
 
-@_jit
+@jit
 def extremes(weights: Any, is_bf16: Any, height: Any, width: Any, smallest: Any, largest: Any) -> Any:
     """Fill the smallest and the largest value of each tile; False if a value is NaN or infinite.
 
@@ -342,7 +331,7 @@ def extremes(weights: Any, is_bf16: Any, height: Any, width: Any, smallest: Any,
     return least > int32(-0x7F800001) and most < int32(0x7F800000)
 
 
-@_jit
+@jit
 def magnitudes(weights: Any, is_bf16: Any, height: Any, width: Any, smallest: Any, largest: Any) -> Any:
     """Fill the largest magnitude of each tile, and its opposite; otherwise as `extremes`, in less time."""
     rows, columns = weights.shape
@@ -368,7 +357,7 @@ def magnitudes(weights: Any, is_bf16: Any, height: Any, width: Any, smallest: An
     return most < int32(0x7F800000)
 
 
-@_jit
+@jit
 def _magnitudes_of_16(row: Any, smallest: Any, largest: Any) -> Any:
     """One row of BF16 in tiles of sixteen; the largest of all as the bit pattern of a float32."""
     most = int32(0)
@@ -380,13 +369,13 @@ def _magnitudes_of_16(row: Any, smallest: Any, largest: Any) -> Any:
     return most
 
 
-@_jit
+@jit
 def _of_order(ordered: Any) -> Any:
     """The float32 of a bit pattern with those of negative values turned round."""
     return _float_of(uint32(int32(ordered ^ int32(int32(ordered >> 31) & int32(0x7FFFFFFF)))))
 
 
-@_jit
+@jit
 def _e4m3(value: Any) -> Any:
     """The E4M3 nearest to a value that is not negative, 448 at most."""
     value = min(value, float32(448))
@@ -394,7 +383,7 @@ def _e4m3(value: Any) -> Any:
     return float32(float32(np.rint(float32(value * float32(_over(power) * float32(8))))) * float32(power / float32(8)))
 
 
-@_jit
+@jit
 def _power_of_two(rule: Any, largest: Any) -> Any:
     """The power of two of the largest value, or the next from 7/4 of it on, over the largest that is a code.
 
@@ -408,20 +397,20 @@ def _power_of_two(rule: Any, largest: Any) -> Any:
     return max(float32(scale * float32(2)) if above else scale, float32(2.0**-127))
 
 
-@_jit
+@jit
 def _under_global(rule: Any, magnitude: Any) -> Any:
     """compressed-tensors' scale under a global one."""
     scale = _e4m3(float32(rule.shared * _rounded(rule.dtype, float32(magnitude / rule.half_range))))
     return float32(0.125) if scale == 0 else scale
 
 
-@_jit
+@jit
 def _of_modelopt(rule: Any, magnitude: Any) -> Any:
     scale = float32(magnitude / float32(rule.half_range * rule.shared))
     return _e4m3(float32(1) if scale == 0 else max(scale, float32(2.0**-9)))
 
 
-@_jit
+@jit
 def _between(rule: Any, smallest: Any, largest: Any) -> Any:
     """A scale for codes from the smallest to the largest value, and the zero point."""
     low, high = min(smallest, float32(0)), max(largest, float32(0))
@@ -432,7 +421,7 @@ def _between(rule: Any, smallest: Any, largest: Any) -> Any:
     return (rule.epsilon if scale == 0 else scale), float32(np.rint(float32(0) if scale == 0 else zero))
 
 
-@_jit
+@jit
 def _scales(rule: Any, smallest: Any, largest: Any, scales: Any, divisors: Any, zeros: Any) -> None:
     """Fill the scales that the tiles of a row must have, what their weights are divided by, and their zero points.
 
@@ -465,7 +454,7 @@ def _scales(rule: Any, smallest: Any, largest: Any, scales: Any, divisors: Any, 
             zeros[tile] = 0
 
 
-@_jit
+@jit
 def wrong_scales(rule: Any, smallest: Any, largest: Any, scales: Any, zeros: Any) -> Any:
     """How many tiles have another scale, or another zero point, than their values give.
 
@@ -483,7 +472,7 @@ def wrong_scales(rule: Any, smallest: Any, largest: Any, scales: Any, zeros: Any
     return wrong
 
 
-@_jit
+@jit
 def _differing(scales: Any, other_scales: Any, zeros: Any, other_zeros: Any) -> Any:
     wrong = uint32(0)
     for tile in range(scales.shape[0]):
@@ -491,7 +480,7 @@ def _differing(scales: Any, other_scales: Any, zeros: Any, other_zeros: Any) -> 
     return wrong
 
 
-@_jit
+@jit
 def needed(rule: Any, smallest: Any, largest: Any, divisors: Any, zeros: Any) -> None:
     """Fill what the weights of each tile are divided by under the scale that their values give, and its zero point."""
     scales = np.empty(divisors.shape[1], np.float32)
@@ -499,7 +488,7 @@ def needed(rule: Any, smallest: Any, largest: Any, divisors: Any, zeros: Any) ->
         _scales(rule, smallest[down], largest[down], scales, divisors[down], zeros[down])
 
 
-@_jit
+@jit
 def _are_far(
     half_range: Any,
     between: Any,
@@ -521,7 +510,7 @@ def _are_far(
     return count
 
 
-@_jit
+@jit
 def far_energy(
     weights: Any,
     is_bf16: Any,
@@ -569,7 +558,7 @@ class ScaleFigures(NamedTuple):
     subnormal: int
 
 
-@_jit
+@jit
 def look_at_scales(scales: Any, tiny: Any) -> Any:
     """What scales (float32 [tiles down, tiles across]) look like; `tiny` is their dtype's smallest normal value."""
     dead, bad, subnormal = 0, 0, 0
@@ -581,7 +570,7 @@ def look_at_scales(scales: Any, tiny: Any) -> Any:
     return ScaleFigures(dead, bad, subnormal)
 
 
-@_jit
+@jit
 def _look_at_scales(scales: Any, tiny: Any) -> Any:
     dead, bad, subnormal = uint32(0), uint32(0), uint32(0)
     for tile in range(scales.shape[0]):
@@ -619,7 +608,7 @@ class Figures(NamedTuple):
     steps: float
 
 
-@_jit
+@jit
 def _divide(dtype: Any, zero_points: Any, weights: Any, divisors: Any, zeros: Any, out: Any) -> None:
     """Where weights lie on the grid if every operation is rounded to a dtype, which is `F32` if none is.
 
@@ -639,7 +628,7 @@ def _divide(dtype: Any, zero_points: Any, weights: Any, divisors: Any, zeros: An
             out[column] = _rounded(dtype, out[column])
 
 
-@_jit
+@jit
 def _examine(places: Any, weights: Any, asked: Any, values: Any, divisors: Any, zeros: Any, differences: Any) -> Any:
     """One row; fills the differences of its weights from what is stored.
 
@@ -660,14 +649,14 @@ def _examine(places: Any, weights: Any, asked: Any, values: Any, divisors: Any, 
     return wrong, saturated, zeroed, nan_codes, steps
 
 
-@_jit
+@jit
 def _steps_off(places: Any, place: Any, value: Any) -> Any:
     """How many steps of the grid a value is from a place, or from the end that this lies beyond."""
     place = _within(places, place)
     return float32(abs(float32(place - value)) * float32(_over(_power(place, places.smallest)) * places.fraction))
 
 
-@_jit
+@jit
 def _fewest_steps(places: Any, ones: Any, others: Any, values: Any) -> Any:
     """The largest number of steps by which a value of a row is off both of two places, as bits of a float32."""
     steps = uint32(0)
@@ -678,7 +667,7 @@ def _fewest_steps(places: Any, ones: Any, others: Any, values: Any) -> Any:
     return steps
 
 
-@_jit
+@jit
 def examine(
     weights: Any,
     is_bf16: Any,
@@ -737,13 +726,13 @@ def examine(
     return Figures(wrong, signal, noise, saturated, zeroed, nan_codes, _float_of(steps))
 
 
-@_jit
+@jit
 def _is_between(places: Any, place: Any, spare: Any, value: Any) -> Any:
     """Whether `value` is the nearest to something no further than `spare` from `place`."""
     return (_nearest(places, float32(place - spare)) <= value) & (value <= _nearest(places, float32(place + spare)))
 
 
-@_jit
+@jit
 def _not_nearest(
     places: Any, dtype: Any, weights: Any, values: Any, divisors: Any, zeros: Any, slacks: Any, wrong: Any
 ) -> None:
@@ -759,7 +748,7 @@ def _not_nearest(
         wrong[column] = not near
 
 
-@_jit
+@jit
 def not_nearest(
     weights: Any,
     is_bf16: Any,
@@ -802,7 +791,7 @@ def not_nearest(
     return count, first
 
 
-@_jit
+@jit
 def _directions(places: Any, weights: Any, values: Any, divisors: Any, zeros: Any, stored: Any) -> Any:
     """Codes above and below the nearest; fills the weights that are stored."""
     ups, downs = uint32(0), uint32(0)
@@ -817,7 +806,7 @@ def _directions(places: Any, weights: Any, values: Any, divisors: Any, zeros: An
     return ups, downs
 
 
-@_jit
+@jit
 def directions(
     weights: Any,
     is_bf16: Any,
@@ -860,7 +849,7 @@ def directions(
     return ups, downs
 
 
-@_jit
+@jit
 def squared_steps(weights: Any, is_bf16: Any, places: Any, tiles: Any, sum_of_row: Any) -> None:
     """Fill the sum of squares, for each row, of the steps of the grid where its weights lie, times their divisors.
 
@@ -884,7 +873,7 @@ def squared_steps(weights: Any, is_bf16: Any, places: Any, tiles: Any, sum_of_ro
         sum_of_row[row] = _sum_of_products(steps, steps, lanes)
 
 
-@_jit
+@jit
 def nearest_values(weights: Any, is_bf16: Any, dtype: Any, places: Any, tiles: Any, out: Any) -> None:
     """Fill the places (float32 [rows, columns], less zero points) that are nearest to weights; see `examine`."""
     rows, columns = weights.shape

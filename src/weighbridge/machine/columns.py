@@ -10,9 +10,6 @@ BLOCK_BYTES = 1024 * 1024
 GAP_BYTES = 16 * 1024
 """What may lie between two runs that are read in one call: that much is copied while another call is made."""
 
-LINES = 16
-"""How many lines of the stored matrix are turned at a time: so many stay in the cache while all their columns are."""
-
 
 class Columns(NamedTuple):
     """Columns of a stored matrix that are the rows of a weight.
@@ -60,6 +57,8 @@ def gather(
     """
     import numpy as np  # most checkpoints need none of this
 
+    from weighbridge.machine.turning import turn
+
     size, rows, inner = element * columns.each, shape[0], shape[1] // columns.each
     run, line = ((rows - 1) * columns.step + 1) * size, columns.width * size
     together = line - run <= GAP_BYTES
@@ -77,5 +76,8 @@ def gather(
             for row in range(count):
                 read(first + row * line, stored[row * run : (row + 1) * run])
         lying = np.ndarray((count, rows), kind, stored, strides=(apart, columns.step * size))
-        for some in range(0, count, LINES):
-            wanted[:, begin + some : begin + min(some + LINES, count)] = lying[some : some + LINES].T
+        turned = wanted[:, begin : begin + count]
+        if columns.each == 1:
+            turn(lying, turned)
+        else:
+            turned[:] = lying.T

@@ -17,7 +17,8 @@ from numba.extending import overload
 
 from weighbridge.formats.schemes import Scheme, stored_tensors
 from weighbridge.formats.tensors import Tensor
-from weighbridge.numbers.compiling import bits_of, float_of, jit
+from weighbridge.machine.compiling import jit
+from weighbridge.numbers.casts import bits_of, float_of
 from weighbridge.numbers.encoding import (
     HALF_RANGE,
     INTEGER_BITS,
@@ -31,6 +32,7 @@ from weighbridge.numbers.encoding import (
     stored_scales,
 )
 from weighbridge.numbers.interface import NonFiniteWeight, checked
+from weighbridge.numbers.tiles import is_narrow, spread
 
 _E4M3, _E2M1, _INTEGER = 0, 1, 2  # elements
 _FLOAT, _E4M3_UNDER_GLOBAL, _E8M0 = 0, 1, 2  # scales
@@ -165,6 +167,27 @@ def _raise_to_amax(row: Any, width: Any, amax: Any) -> None:
 
 
 @jit
+def _largest_of_pairs(values: Any, largest: Any) -> None:
+    for pair in range(largest.shape[0]):
+        largest[pair] = max(_magnitude(values[2 * pair]), _magnitude(values[2 * pair + 1]))
+
+
+@jit
+def _raise_to_amax_of_narrow(row: Any, scratch: Any, amax: Any) -> None:
+    """`_raise_to_amax` for all narrow tiles at once; `scratch` has room for the row."""
+    begin, size = 0, row.shape[0] // 2
+    values = scratch[:size]
+    _largest_of_pairs(row, values)
+    while size > amax.shape[0]:
+        begin, size = begin + size, size // 2
+        halved = scratch[begin : begin + size]
+        _largest_of_pairs(values, halved)
+        values = halved
+    for tile in range(size):
+        amax[tile] = max(amax[tile], values[tile])
+
+
+@jit
 def _scale_float(largest: Any, element: Any, numbers: Any, stored: Any, divisors: Any) -> None:
     """Scales in the weight's dtype, stored as the bit patterns of float32."""
     for tile in range(largest.shape[0]):
@@ -283,19 +306,23 @@ def _quantize(
     largest = np.empty(across, np.float32)
     divisors = np.empty(across, np.float32)
     divisor_of_column = np.empty(columns, np.float32)
+    narrow = is_narrow(width, columns)
+    elements, scratch = np.empty(columns, bits.dtype), np.empty(columns, np.float32)
     pairs = np.zeros(codes.shape[1], np.uint16)
     for down in range(stored.shape[0]):
         first, last = down * height, min((down + 1) * height, rows)
         amax[:] = 0
         for row in range(first, last):
-            _raise_to_amax(bits[row], width, amax)
+            if narrow:
+                _raise_to_amax_of_narrow(bits[row], elements, amax)
+            else:
+                _raise_to_amax(bits[row], width, amax)
         for tile in range(across):
             if amax[tile] >= numbers.non_finite:
                 return False
             largest[tile] = _widened(amax[tile]) if numbers.given_amax < 0 else numbers.given_amax
         _scale(scale, largest, bits[0, 0], numbers, stored[down], divisors)
-        for tile in range(across):
-            divisor_of_column[tile * width : (tile + 1) * width] = divisors[tile]
+        spread(divisors, width, scratch, divisor_of_column)
         for row in range(first, last):
             if nibbles:
                 _encode(element, scale, bits[row], divisor_of_column, numbers, pairs.view(np.uint8)[:columns])

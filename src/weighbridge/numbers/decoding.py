@@ -15,11 +15,14 @@ import numpy.typing as npt
 from numba import float32, uint8, uint16, uint32
 
 from weighbridge.formats.codecs import AWQ_ORDER, CODES, ORDER, SCALES, SHAPE, SHARED, ZEROS, Codec
-from weighbridge.numbers.compiling import bits_of, float_of, jit
+from weighbridge.machine.compiling import jit
+from weighbridge.numbers.casts import bits_of, float_of
 from weighbridge.numbers.encoding import SOURCES
+from weighbridge.numbers.tiles import spread
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
+Words = npt.NDArray[np.uint32]
 Order = npt.NDArray[np.int32]
 
 
@@ -42,6 +45,31 @@ class UnusableCodes(ValueError):
         super().__init__(why)
 
 
+class _Rows(NamedTuple):
+    """What rows of codes are multiplied with.
+
+    Attributes:
+        scales: those that are stored, float32 [tiles down, across].
+        divided: the same once the scale of the whole is applied to them.
+        zeros: what is taken from integer codes, float32 of the same shape; [1, 1] where it is the same for all.
+        order: the group of each column, where groups of columns do not lie side by side.
+        rows: counted from the first row of their first tile.
+        columns: of the weight.
+    """
+
+    scales: Floats
+    divided: Floats
+    zeros: Floats
+    order: Order | None
+    rows: range
+    columns: int
+
+    def usable(self, codec: Codec) -> npt.NDArray[np.bool_]:
+        """Which scales of tiles have a meaning whatever their codes are."""
+        sign = self.scales != 0 if codec.element == "INTEGER" else self.scales > 0
+        return np.isfinite(self.scales) & sign
+
+
 def decoded(
     codec: Codec, stored: Mapping[str, Raw], first: int, count: int, shape: tuple[int, int]
 ) -> npt.NDArray[np.uint16]:
@@ -56,6 +84,39 @@ def decoded(
         UnusableCodes: a scale that is zero, infinite or NaN above codes that are not zero, a code or product that is no
             number, or what contradicts the declaration.
     """
+    rows = _rows(codec, stored, first, count, shape)
+    weight, is_number = _multiplied(codec, stored[CODES].array, rows, rows.divided)
+    if not is_number:
+        raise UnusableCodes(CODES, "holds codes that stand for NaN")
+    usable = rows.usable(codec)
+    if not usable.all():
+        plain, _ = _multiplied(codec, stored[CODES].array, rows, np.ones_like(rows.divided))
+        _check_scales(codec, rows, ~usable, plain)
+    if _largest_of(weight.reshape(-1)) >= _INFINITY:
+        raise UnusableCodes(SCALES, "makes weights of its codes that no BF16 holds")
+    return weight
+
+
+def largest(codec: Codec, stored: Mapping[str, Raw], first: int, count: int, shape: tuple[int, int]) -> float:
+    """The largest magnitude among the rows that `decoded` gives for the same arguments, exactly.
+
+    Products are rounded in the order of their codes, so that of a tile only the outermost codes are multiplied.
+
+    Raises:
+        UnusableCodes: as `decoded`.
+    """
+    rows = _rows(codec, stored, first, count, shape)
+    across = rows.divided.shape[1]
+    found = _INFINITY
+    if rows.order is None and across * _WIDE <= rows.columns and rows.usable(codec).all():
+        found = int(_largest_of_rows(_codes(codec, stored[CODES].array, rows), rows.divided))
+    if found >= _INFINITY:  # or what has no short cut
+        found = int(_largest_of(decoded(codec, stored, first, count, shape).reshape(-1)))
+    return float((np.uint32(found) << np.uint32(16)).view(np.float32))
+
+
+def _rows(codec: Codec, stored: Mapping[str, Raw], first: int, count: int, shape: tuple[int, int]) -> _Rows:
+    """See `decoded`."""
     if SHAPE in stored:
         _check_shape(stored[SHAPE], shape)
     columns = shape[1]
@@ -64,49 +125,68 @@ def decoded(
     rows = range(before, before + count)
     tiles = -(-rows.stop // (codec.height or rows.stop)), -(-columns // (codec.width or columns))
     assert scales.shape == tiles, (codec, scales.shape, tiles)
-    divided = _under_shared(codec, scales, stored)
-    zeros = _zero_points(codec, stored[ZEROS], tiles) if ZEROS in stored else None
-    codes = stored[CODES].array
+    # What is stored with a sign of its own becomes an offset by flipping it.
+    zeros = np.full((1, 1), codec.offset if codec.offset is not None else 128, np.float32)
+    if ZEROS in stored:
+        zeros = np.ascontiguousarray(_zero_points(codec, stored[ZEROS], tiles) + zeros)
     order = _order(codec, stored[ORDER], tiles[1]) if ORDER in stored else None
-    weight, is_number = _multiplied(codec, codes, divided, zeros, order, rows, columns)
-    if not is_number:
-        raise UnusableCodes(CODES, "holds codes that stand for NaN")
-    unusable = ~(np.isfinite(scales) & (scales != 0 if codec.element == "INTEGER" else scales > 0))
-    if unusable.any():
-        plain, _ = _multiplied(codec, codes, np.ones_like(divided), zeros, order, rows, columns)
-        _check_scales(codec, scales, unusable, order, plain, before)
-    if _largest_of(weight.reshape(-1)) >= _INFINITY:
-        raise UnusableCodes(SCALES, "makes weights of its codes that no BF16 holds")
-    return weight
+    return _Rows(scales, _under_shared(codec, scales, stored), zeros, order, rows, columns)
 
 
-def _multiplied(
-    codec: Codec, codes: Bytes, scales: Floats, zeros: Floats | None, order: Order | None, rows: range, columns: int
-) -> tuple[npt.NDArray[np.uint16], bool]:
-    """The weight, and whether no code stands for NaN.
+class _Codes(NamedTuple):
+    """Codes as the loops take them.
 
-    Args:
-        rows: counted from the first row of their first tile.
+    Attributes:
+        codes: uint8 [rows, bytes].
+        words: uint32 [rows / 8, columns], where eight rows share a word, in the place of `codes`.
+        flipped: uint32, bits of an integer's code to be turned over before its zero point is taken from it.
+        zeros: see `_Rows`.
+        height, width: of a tile.
+        before: rows of the first tile that lie before the first.
+        rows, columns: of what is decoded.
     """
-    weight = np.empty((len(rows), columns), np.uint16)
-    codes = np.ascontiguousarray(codes)
+
+    codes: Bytes
+    words: Words
+    element: int
+    packing: int
+    flipped: np.uint32
+    zeros: Floats
+    height: int
+    width: int
+    in_half: bool
+    before: int
+    rows: int
+    columns: int
+
+
+def _codes(codec: Codec, stored: Bytes, rows: _Rows) -> _Codes:
+    stored = np.ascontiguousarray(stored)
+    in_words = codec.packing == "awq"
+    return _Codes(
+        codes=_NO_CODES if in_words else stored,
+        words=stored.view(np.uint32) if in_words else _NO_WORDS,
+        element=_ELEMENTS[codec.element],
+        packing=_PACKINGS[codec.packing],
+        flipped=np.uint32(0x80 if codec.element == "INTEGER" and codec.offset is None else 0),
+        zeros=rows.zeros,
+        height=codec.height or rows.rows.stop,
+        width=codec.width or rows.columns,
+        in_half=codec.in_half,
+        before=rows.rows.start,
+        rows=len(rows.rows),
+        columns=rows.columns,
+    )
+
+
+def _multiplied(codec: Codec, codes: Bytes, rows: _Rows, scales: Floats) -> tuple[npt.NDArray[np.uint16], bool]:
+    """The weight, and whether no code stands for NaN."""
+    weight = np.empty((len(rows.rows), rows.columns), np.uint16)
     largest_code = _decode(
-        _NO_CODES if codec.packing == "awq" else codes,
-        codes.view(np.uint32) if codec.packing == "awq" else _NO_WORDS,
-        _ELEMENTS[codec.element],
-        _PACKINGS[codec.packing],
-        # What is stored with a sign of its own becomes an offset by flipping it.
-        np.uint32(0x80 if codec.element == "INTEGER" and codec.offset is None else 0),
-        np.float32(codec.offset if codec.offset is not None else 128),
+        _codes(codec, codes, rows),
         np.ascontiguousarray(scales),
-        np.zeros((1, 1), np.float32) if zeros is None else zeros,
-        zeros is not None,
-        np.zeros(1, np.int32) if order is None else order,
-        order is not None,
-        codec.height or rows.stop,
-        codec.width or columns,
-        codec.in_half,
-        rows.start,
+        np.zeros(1, np.int32) if rows.order is None else rows.order,
+        rows.order is not None,
         weight,
     )
     return weight, largest_code != _E4M3_NAN
@@ -150,24 +230,17 @@ def _under_shared(codec: Codec, scales: Floats, stored: Mapping[str, Raw]) -> Fl
         return np.ascontiguousarray(scales / divisor)
 
 
-def _check_scales(
-    codec: Codec,
-    scales: Floats,
-    unusable: npt.NDArray[np.bool_],
-    order: Order | None,
-    plain: npt.NDArray[np.uint16],
-    before: int,
-) -> None:
+def _check_scales(codec: Codec, rows: _Rows, unusable: npt.NDArray[np.bool_], plain: npt.NDArray[np.uint16]) -> None:
     """Refuse scales that mean nothing. One that is zero means zero: it may stand over codes of zero.
 
     Args:
         plain: the codes as numbers, under scales of one.
-        before: rows of the first tile that lie before them.
 
     Raises:
         UnusableCodes: with the first of them.
     """
-    wrong = unusable & ((scales != 0) | _has_codes(codec, plain, order, before, scales.shape))
+    scales = rows.scales
+    wrong = unusable & ((scales != 0) | _has_codes(codec, plain, rows.order, rows.rows.start, scales.shape))
     if wrong.any():
         why = f"the scale is {scales[wrong][0]}, where only finite and positive values have a meaning"
         raise UnusableCodes(SCALES, why)
@@ -234,8 +307,10 @@ _ELEMENTS = {"E4M3": _E4M3, "E2M1": _E2M1, "INTEGER": _INTEGER}
 _BYTES, _NIBBLES, _WORDS = 0, 1, 2
 _NOT_HALF, _HALF, _NORMAL_HALF = 0, 1, 2
 _PACKINGS = {"bytes": _BYTES, "nibbles": _NIBBLES, "awq": _WORDS}
-_SHIFTS = np.array([4 * place for place in AWQ_ORDER], np.uint32)
-"""Where in a word of AWQ the code of each of its eight rows begins."""
+_ROWS_OF_PLACES = np.argsort(AWQ_ORDER)
+"""Which of eight rows the code at each place of a word of AWQ belongs to."""
+_WIDE = 64
+"""Columns of a tile from which on looking for its outermost codes takes less than multiplying all of them."""
 _NO_CODES, _NO_WORDS = np.zeros((1, 1), np.uint8), np.zeros((1, 1), np.uint32)
 _INFINITY, _E4M3_NAN = 0x7F80, 0x7F
 
@@ -284,10 +359,15 @@ def _unpack(packed: Any, pairs: Any) -> None:
 
 
 @jit
-def _unpack_place(words: Any, shift: Any, codes: Any) -> None:
-    """The four-bit code at one place of each word."""
-    for column in range(words.shape[0]):
-        codes[column] = uint8((words[column] >> shift) & 0xF)
+def _unpack_words(words: Any, pairs: Any, eight: Any) -> None:
+    """The four-bit codes of the eight rows that share these words."""
+    for place in range(0, 8, 2):
+        for column in range(words.shape[0]):
+            pairs[column] = uint8(words[column] >> uint32(4 * place))
+        low, high = eight[_ROWS_OF_PLACES[place]], eight[_ROWS_OF_PLACES[place + 1]]
+        for column in range(words.shape[0]):
+            low[column] = pairs[column] & 0xF
+            high[column] = pairs[column] >> 4
 
 
 @jit
@@ -298,9 +378,9 @@ def _e4m3(code: Any) -> Any:
 
 
 @jit
-def _place(code: Any, flipped: Any, offset: Any, zero: Any) -> Any:
+def _place(code: Any, flipped: Any, zero: Any) -> Any:
     """The number that an integer's code stands for, less its zero point."""
-    return float32(float32(float32(uint32(code) ^ flipped) - offset) - zero)
+    return float32(float32(uint32(code) ^ flipped) - zero)
 
 
 @jit
@@ -324,35 +404,35 @@ def _e2m1_row(codes: Any, scales: Any, weight: Any) -> None:
 
 
 @jit
-def _integer_row(codes: Any, flipped: Any, offset: Any, zeros: Any, scales: Any, weight: Any) -> None:
+def _integer_row(codes: Any, flipped: Any, zeros: Any, scales: Any, weight: Any) -> None:
     for column in range(codes.shape[0]):
-        weight[column] = _to_bf16(float32(_place(codes[column], flipped, offset, zeros[column]) * scales[column]))
+        weight[column] = _to_bf16(float32(_place(codes[column], flipped, zeros[column]) * scales[column]))
 
 
 @jit
-def _integer_row_in_half(codes: Any, flipped: Any, offset: Any, zeros: Any, scales: Any, weight: Any) -> None:
+def _integer_row_in_half(codes: Any, flipped: Any, zeros: Any, scales: Any, weight: Any) -> None:
     for column in range(codes.shape[0]):
         weight[column] = _to_bf16(
-            _rounded_to_half(float32(_place(codes[column], flipped, offset, zeros[column]) * scales[column]))
+            _rounded_to_half(float32(_place(codes[column], flipped, zeros[column]) * scales[column]))
         )
 
 
 @jit
-def _integer_row_in_normal_half(codes: Any, flipped: Any, offset: Any, zeros: Any, scales: Any, weight: Any) -> None:
+def _integer_row_in_normal_half(codes: Any, flipped: Any, zeros: Any, scales: Any, weight: Any) -> None:
     for column in range(codes.shape[0]):
         weight[column] = _to_bf16(
-            _rounded_to_normal_half(float32(_place(codes[column], flipped, offset, zeros[column]) * scales[column]))
+            _rounded_to_normal_half(float32(_place(codes[column], flipped, zeros[column]) * scales[column]))
         )
 
 
 @jit
-def _integers(rounded: Any, codes: Any, flipped: Any, offset: Any, zeros: Any, scales: Any, weight: Any) -> None:
+def _integers(rounded: Any, codes: Any, flipped: Any, zeros: Any, scales: Any, weight: Any) -> None:
     if rounded == _NORMAL_HALF:
-        _integer_row_in_normal_half(codes, flipped, offset, zeros, scales, weight)
+        _integer_row_in_normal_half(codes, flipped, zeros, scales, weight)
     elif rounded == _HALF:
-        _integer_row_in_half(codes, flipped, offset, zeros, scales, weight)
+        _integer_row_in_half(codes, flipped, zeros, scales, weight)
     else:
-        _integer_row(codes, flipped, offset, zeros, scales, weight)
+        _integer_row(codes, flipped, zeros, scales, weight)
 
 
 @jit
@@ -366,14 +446,10 @@ def _e4m3_row_in_half(codes: Any, scales: Any, weight: Any) -> Any:
 
 
 @jit
-def _spread(values: Any, width: Any, order: Any, has_order: Any, spread: Any) -> None:
-    """The value of each column's tile: tiles lie side by side, or columns say which is theirs."""
-    if has_order:
-        for column in range(order.shape[0]):
-            spread[column] = values[order[column]]
-    else:
-        for tile in range(values.shape[0]):
-            spread[tile * width : (tile + 1) * width] = values[tile]
+def _spread_by(order: Any, values: Any, spread: Any) -> None:
+    """The value of each column's group, where columns say which is theirs."""
+    for column in range(order.shape[0]):
+        spread[column] = values[order[column]]
 
 
 @jit
@@ -385,57 +461,99 @@ def _largest_of(weight: Any) -> Any:
 
 
 @jit
-def _decode(
-    codes: Any,
-    words: Any,
-    element: Any,
-    packing: Any,
-    flipped: Any,
-    offset: Any,
-    scales: Any,
-    zeros: Any,
-    has_zeros: Any,
-    order: Any,
-    has_order: Any,
-    height: Any,
-    width: Any,
-    in_half: Any,
-    before: Any,
-    weight: Any,
-) -> Any:
-    """Fill `weight` (uint16 [rows, columns]); of E4M3 it gives the largest magnitude of a code.
+def _codes_of_row(coded: Any, row: Any, pairs: Any, eight: Any) -> Any:
+    """The codes of a row, one a byte; rows that share words are asked for one after the other."""
+    if coded.packing == _NIBBLES:
+        _unpack(coded.codes[row], pairs)
+        return pairs.view(np.uint8)[: coded.columns]
+    if coded.packing == _WORDS:
+        if row % 8 == 0:
+            _unpack_words(coded.words[row // 8], pairs.view(np.uint8), eight)
+        return eight[row % 8]
+    return coded.codes[row, : coded.columns]
 
-    Before its first row lie `before` others of the same tile.
-    """
-    rows, columns = weight.shape
-    scale_of_column = np.empty(columns, np.float32)
-    zero_of_column = np.zeros(columns, np.float32)
-    pairs = np.empty(codes.shape[1], np.uint16)
-    own = np.empty(columns, np.uint8)
+
+@jit
+def _row(element: Any, rounded: Any, codes: Any, flipped: Any, zeros: Any, scales: Any, weight: Any) -> Any:
+    """Multiply codes, each with a scale of its own; of E4M3 it gives the largest magnitude of a code."""
+    if element == _E4M3:
+        if rounded != _NOT_HALF:
+            return _e4m3_row_in_half(codes, scales, weight)
+        return _e4m3_row(codes, scales, weight)
+    if element == _E2M1:
+        _e2m1_row(codes, scales, weight)
+    else:
+        _integers(rounded, codes, flipped, zeros, scales, weight)
+    return uint8(0)
+
+
+@jit
+def _rounding(in_half: Any, scales: Any) -> Any:
+    return _NOT_HALF if not in_half else _NORMAL_HALF if _are_normal(scales) else _HALF
+
+
+@jit
+def _decode(coded: Any, scales: Any, order: Any, has_order: Any, weight: Any) -> Any:
+    """Fill `weight` (uint16 [rows, columns]); of E4M3 it gives the largest magnitude of a code."""
+    columns, zeros = coded.columns, coded.zeros
+    scale_of_column, scratch = np.empty(columns, np.float32), np.empty(columns, np.float32)
+    zero_of_column = np.full(columns, zeros[0, 0], np.float32)
+    pairs, eight = np.empty((columns + 1) // 2, np.uint16), np.empty((8, columns), np.uint8)
     largest_code = uint8(0)
-    normal = False
-    for row in range(rows):
-        tile = (before + row) // height
-        if row == 0 or (before + row) % height == 0:
-            normal = _are_normal(scales[tile])
-            _spread(scales[tile], width, order, has_order, scale_of_column)
-            if has_zeros:
-                _spread(zeros[tile], width, order, has_order, zero_of_column)
-        if packing == _NIBBLES:
-            _unpack(codes[row], pairs)
-            own = pairs.view(np.uint8)[:columns]
-        elif packing == _WORDS:
-            _unpack_place(words[row // 8], _SHIFTS[row % 8], own)
-        else:
-            own = codes[row, :columns]
-        if element == _E4M3:
-            if in_half:
-                largest_code = max(largest_code, _e4m3_row_in_half(own, scale_of_column, weight[row]))
+    rounded = _NOT_HALF
+    for row in range(coded.rows):
+        tile = (coded.before + row) // coded.height
+        if row == 0 or (coded.before + row) % coded.height == 0:
+            rounded = _rounding(coded.in_half, scales[tile])
+            if has_order:
+                _spread_by(order, scales[tile], scale_of_column)
             else:
-                largest_code = max(largest_code, _e4m3_row(own, scale_of_column, weight[row]))
-        elif element == _E2M1:
-            _e2m1_row(own, scale_of_column, weight[row])
-        else:
-            rounded = _HALF if in_half and not normal else _NORMAL_HALF if in_half else _NOT_HALF
-            _integers(rounded, own, flipped, offset, zero_of_column, scale_of_column, weight[row])
+                spread(scales[tile], coded.width, scratch, scale_of_column)
+            if zeros.size > 1 and has_order:
+                _spread_by(order, zeros[tile], zero_of_column)
+            elif zeros.size > 1:
+                spread(zeros[tile], coded.width, scratch, zero_of_column)
+        own = _codes_of_row(coded, row, pairs, eight)
+        code = _row(coded.element, rounded, own, coded.flipped, zero_of_column, scale_of_column, weight[row])
+        largest_code = max(largest_code, code)
     return largest_code
+
+
+@jit
+def _outermost(codes: Any, width: Any, kept: Any, flipped: Any, lowest: Any, highest: Any) -> None:
+    """Of each tile the codes that stand for its smallest and its largest number; of `kept` bits alone."""
+    for tile in range(lowest.shape[0]):
+        part = codes[tile * width : (tile + 1) * width]
+        low, high = uint8(255), uint8(0)
+        for column in range(part.shape[0]):
+            code = uint8((part[column] & kept) ^ flipped)
+            low, high = min(low, code), max(high, code)
+        lowest[tile], highest[tile] = uint8(low ^ flipped), uint8(high ^ flipped)
+
+
+@jit
+def _largest_of_rows(coded: Any, scales: Any) -> Any:
+    """The largest magnitude of what `_decode` makes of the same, or more where a code stands for no number."""
+    across, columns, zeros = scales.shape[1], coded.columns, coded.zeros
+    # Of floats the sign plays no part.
+    kept = uint8(0xFF) if coded.element == _INTEGER else uint8(0x7F) if coded.element == _E4M3 else uint8(0x7)
+    lowest, highest = np.empty(across, np.uint8), np.empty(across, np.uint8)
+    zero_of_tile = np.full(across, zeros[0, 0], np.float32)
+    products = np.empty(across, np.uint16)
+    pairs, eight = np.empty((columns + 1) // 2, np.uint16), np.empty((8, columns), np.uint8)
+    found = uint16(0)
+    rounded = _NOT_HALF
+    for row in range(coded.rows):
+        tile = (coded.before + row) // coded.height
+        if row == 0 or (coded.before + row) % coded.height == 0:
+            rounded = _rounding(coded.in_half, scales[tile])
+        if zeros.size > 1:
+            zero_of_tile[:] = zeros[tile]
+        own = _codes_of_row(coded, row, pairs, eight)
+        _outermost(own, coded.width, kept, uint8(coded.flipped), lowest, highest)
+        for outermost in (lowest, highest):
+            code = _row(coded.element, rounded, outermost, coded.flipped, zero_of_tile, scales[tile], products)
+            found = max(found, _largest_of(products))
+            if code == _E4M3_NAN:
+                return uint16(_INFINITY)
+    return found

@@ -6,10 +6,11 @@ import hashlib
 import io
 import os
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,8 @@ from weighbridge.numbers.encoding import SOURCES
 from weighbridge.work.pieces import Piece
 from weighbridge.work.reading import Buffers, Bytes, read_stored
 from weighbridge.work.regions import CodedRows, Region
+
+Answer = TypeVar("Answer")
 
 WEIGHT, WEIGHT_SHAPE = "weight", "weight_shape"
 
@@ -50,12 +53,11 @@ def largest(job: Job, piece: Piece[Strip]) -> dict[int, float]:
         BuildError: a weight holds NaN or infinity.
         StructureError: the source cannot be read, or is no longer the one whose header was read.
     """
-    kernels = load_kernels(job.device)
     found: dict[int, float] = {}
     for strip in piece.strips:
         if strip.group is not None:
             with _refused_by_name(strip):
-                value = kernels.amax(_weight(job, strip), strip.weight.dtype)
+                value = _largest(job, strip)
             found[strip.group] = max(found.get(strip.group, 0.0), value)
     return found
 
@@ -130,12 +132,25 @@ def _weight(job: Job, strip: Strip) -> npt.NDArray[np.generic]:
     """The rows of a weight: as the source has them, or as its codes mean them."""
     region = strip.reads[COPY]
     if region.coded is not None:
-        return _decoded(job, region.coded, strip.weight.shape[0])
+        from weighbridge.numbers.decoding import decoded  # numba, which a copy does without
+
+        return _of_codes(job, region.coded, strip.weight.shape[0], decoded)
     return _read(job, region).view(SOURCES[strip.weight.dtype].array).reshape(strip.weight.shape)
 
 
-def _decoded(job: Job, coded: CodedRows, count: int) -> npt.NDArray[np.generic]:
-    from weighbridge.numbers.decoding import Raw, UnusableCodes, decoded  # numba, which a copy does without
+def _largest(job: Job, strip: Strip) -> float:
+    """The largest absolute value of the rows of a weight."""
+    region = strip.reads[COPY]
+    if region.coded is None:
+        return load_kernels(job.device).amax(_weight(job, strip), strip.weight.dtype)
+    from weighbridge.numbers.decoding import largest
+
+    return _of_codes(job, region.coded, strip.weight.shape[0], largest)
+
+
+def _of_codes(job: Job, coded: CodedRows, count: int, ask: Callable[..., Answer]) -> Answer:
+    """What a function of `weighbridge.numbers.decoding` says of so many rows."""
+    from weighbridge.numbers.decoding import Raw, UnusableCodes
 
     stored = {
         role: Raw(region.tensor.dtype, _read(job, region, role).reshape(region.tensor.shape[0], -1))
@@ -143,7 +158,7 @@ def _decoded(job: Job, coded: CodedRows, count: int) -> npt.NDArray[np.generic]:
     }
     rows, columns = coded.how.weight.shape
     try:
-        return decoded(coded.how.codec, stored, coded.first, count, (rows, columns))
+        return ask(coded.how.codec, stored, coded.first, count, (rows, columns))
     except UnusableCodes as problem:
         raise BuildError(
             str(problem),

@@ -1,4 +1,4 @@
-"""How loops are compiled, and the two casts between a float32 and its bit pattern that numba lacks.
+"""The two casts between a float32 and its bit pattern that numba lacks.
 
 numba's cache notices no change of this file: whoever makes one touches the files that use it. The audit has casts of
 its own, as it shares nothing with the kernels.
@@ -6,27 +6,11 @@ its own, as it shares nothing with the kernels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
-import numba
 from llvmlite import ir
 from numba import float32, uint32
 from numba.extending import intrinsic
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def jit(function: Function) -> Function:
-    """Compiled at the first call of a process, or taken from numba's cache where it has a directory for one.
-
-    A division that could raise for zero would keep LLVM from vectorizing its loop.
-    """
-    try:
-        compiled = numba.njit(nogil=True, error_model="numpy", cache=True)(function)
-    except RuntimeError:
-        compiled = numba.njit(nogil=True, error_model="numpy")(function)
-    return cast(Function, compiled)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
