@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         diff,
         lint,
         load_recipe,
+        online,
         open_checkpoint,
         plan,
         reproduce,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from weighbridge.evidence.signing import Verifier
     from weighbridge.machine.resources import Resources
     from weighbridge.planning import Plan
+    from weighbridge.planning.online import Online
     from weighbridge.progress import Progress
     from weighbridge.recipe import LoadedRecipe
     from weighbridge.report import Finding, Report, Section, Severity
@@ -52,8 +54,8 @@ if TYPE_CHECKING:
 _ROOMS = {
     **dict.fromkeys(
         (
-            *("audit", "build", "diff", "lint", "load_recipe", "open_checkpoint", "plan", "reproduce", "validate"),
-            "verify",
+            *("audit", "build", "diff", "lint", "load_recipe", "online", "open_checkpoint", "plan", "reproduce"),
+            *("validate", "verify"),
         ),
         "api",
     ),
@@ -61,6 +63,7 @@ _ROOMS = {
     "Demand": "checks.capacity.accounting",
     "Finding": "report",
     "LoadedRecipe": "recipe",
+    "Online": "planning.online",
     "Plan": "planning",
     "Progress": "progress",
     "Report": "report",
@@ -88,6 +91,7 @@ __all__ = [
     "Finding",
     "HubError",
     "LoadedRecipe",
+    "Online",
     "Plan",
     "Progress",
     "RecipeError",
@@ -105,6 +109,7 @@ __all__ = [
     "diff",
     "lint",
     "load_recipe",
+    "online",
     "open_checkpoint",
     "plan",
     "reproduce",

@@ -18,6 +18,7 @@ COMMANDS: Mapping[str, tuple[str, tuple[str, ...], str]] = {
     "lint": ("lint", (), "what the rules say of recipes"),
     "recipes": ("recipes", (), "list the catalogue, for a model or a GPU"),
     "diff": ("diff", (), "what differs between two checkpoints"),
+    "online": ("online", (), "vLLM's configuration for quantizing while it loads"),
     "explain": ("explain", (), "what a rule watches for"),
     "validate": ("validate", (), "check a checkpoint: structure, numbers, evidence"),
     "reproduce": ("reproduce", (), "build a checkpoint again from its evidence"),

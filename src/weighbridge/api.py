@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from weighbridge.evidence import Signer
     from weighbridge.evidence.signing import Verifier
     from weighbridge.planning import Plan
+    from weighbridge.planning.online import Online
 
 Name = str | os.PathLike[str]
 ENGINES = ("streaming", "upstream")
@@ -111,6 +112,17 @@ def lint(plan: Plan, *, references: Sequence[str] = (), demand: Demand | None = 
     base = base_of(plan.loaded, plan.source)
     report = report_plan(plan, find_references(plan.loaded, base, _several(references)), demand)
     return replace(report, head=_recipe_head(plan.loaded), metrics=_metrics(plan.predicted))
+
+
+def online(plan: Plan) -> Online:
+    """vLLM's configuration for quantizing, while it loads the base, what a plan quantizes.
+
+    Raises:
+        BuildError: vLLM cannot do it; with what stands against it.
+    """
+    from weighbridge.planning.online import online as configured
+
+    return configured(plan)
 
 
 def build(
