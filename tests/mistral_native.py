@@ -95,6 +95,16 @@ AUDIO: dict[str, Any] = {
         }
     },
 }
+LARGE: dict[str, Any] = {
+    **MOE,
+    "vision_encoder": {
+        **TOWER,
+        "mm_projector_id": "patch_merge",
+        "spatial_merge_size": 2,
+        "add_pre_mm_projector_layer_norm": True,
+    },
+}
+"""What Mistral-Large-3 has: latent attention, experts, and a tower whose patches are merged."""
 KINDS: dict[str, dict[str, Any]] = {"dense": DENSE, "moe": MOE, "vision": VISION, "audio": AUDIO}
 
 Shapes = dict[str, tuple[int, ...]]
@@ -156,7 +166,12 @@ def _attention(name: str, params: dict[str, Any]) -> Shapes:
 def _vision(tower: dict[str, Any]) -> Shapes:
     width, patch = tower["hidden_size"], tower["patch_size"]
     here = "vision_encoder.transformer.layers.0"
+    merged: Shapes = {
+        "patch_merger.merging_layer.weight": (width, width * tower.get("spatial_merge_size", 1) ** 2),
+        "pre_mm_projector_norm.weight": (width,),
+    }
     return {
+        **(merged if "mm_projector_id" in tower else {}),
         "vision_encoder.patch_conv.weight": (width, tower["num_channels"], patch, patch),
         "vision_encoder.ln_pre.weight": (width,),
         f"{here}.attention_norm.weight": (width,),
@@ -235,3 +250,28 @@ def write_mistral(directory: Path, params: dict[str, Any], tensors: Tensors | No
     (directory / TEKKEN).write_text('{"config": {"pattern": ".", "default_vocab_size": 256}, "vocab": []}')
     (directory / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A tiny model\n")
     return directory
+
+
+def in_fp8(params: dict[str, Any], *, activations: str | None = "TENSOR") -> tuple[dict[str, Any], Tensors]:
+    """The same model in Mistral's own FP8: linears of the text under one scale each, ``qscale_weight``.
+
+    Args:
+        activations: what ``qscheme_act`` says; with ``NO_SCALES`` there is no ``qscale_act``.
+    """
+    import torch  # stays away from every other
+
+    tensors: Tensors = {}
+    for name, tensor in tensors_of(params).items():
+        if not (name.startswith("layers.") and len(tensor.shape) == 2) or ".gate." in name:
+            tensors[name] = tensor
+            continue
+        values = torch.frombuffer(bytearray(tensor.data), dtype=torch.bfloat16).reshape(tensor.shape).float()
+        scale = values.abs().max() / 448
+        codes = (values / scale).to(torch.float8_e4m3fn).view(torch.uint8)
+        tensors[name] = RawTensor("F8_E4M3", tensor.shape, codes.numpy().tobytes())
+        module = name.removesuffix(".weight")
+        tensors[f"{module}.qscale_weight"] = RawTensor("F32", (), np.float32(scale).tobytes())
+        if activations != "NO_SCALES":
+            tensors[f"{module}.qscale_act"] = RawTensor("F32", (), np.float32(0.5).tobytes())
+    said = {"qformat_weight": "fp8_e4m3"} | ({} if activations is None else {"qscheme_act": activations})
+    return {**params, "quantization": said}, tensors

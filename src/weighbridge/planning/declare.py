@@ -49,10 +49,16 @@ def declare(
         declaration: what is meant, in compressed-tensors' words.
         parts: what is written; where none is quantized, nor the KV cache, there is no config.
         format: in whose words it is to be declared: ``compressed-tensors`` or ``modelopt``.
+
+    Raises:
+        RecipeError: modelopt has no words for it, or no server reads these in the config of this source.
     """
     if all(part.scheme is None for part in parts) and (declaration.groups or declaration.kv_cache is None):
         return None, {}
     if format == modelopt.METHOD:
+        if source.family.params:
+            what = "is in Mistral's own form, which vLLM reads in compressed-tensors' words alone"
+            raise RecipeError(what, where=source.label, remedy="take format: compressed-tensors")
         return _modelopt(declaration, parts, source)
     return compressed_tensors_config(as_servers_call_it(declaration, parts, source)), {}
 
