@@ -221,6 +221,20 @@ def tensors_of(params: dict[str, Any]) -> Tensors:
     }
 
 
+def loud_tensors(params: dict[str, Any]) -> Tensors:
+    """As `tensors_of`, with rows of queries and keys that are of very different sizes."""
+    random = np.random.default_rng(20261129)
+    return {
+        name: bf16(np.ones(shape) if "norm" in name else random.normal(0, 0.08, shape) * _loudness(name, shape, random))
+        for name, shape in shapes_of(params).items()
+    }
+
+
+def _loudness(name: str, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray[Any, Any]:
+    turned = name.endswith(("attention.wq.weight", "attention.wk.weight"))
+    return 10.0 ** random.uniform(-0.7, 0.7, (shape[0], 1)) if turned else np.ones(1)
+
+
 def bf16(values: np.ndarray[Any, Any]) -> RawTensor:
     """Values as BF16, cut off."""
     bits = values.astype("<f4").view("<u4")
@@ -229,7 +243,7 @@ def bf16(values: np.ndarray[Any, Any]) -> RawTensor:
 
 def write_mistral(directory: Path, params: dict[str, Any], tensors: Tensors | None = None, *, shards: int = 1) -> Path:
     """Write a checkpoint with this params.json into `directory`, as Mistral publishes them."""
-    directory.mkdir(parents=True)
+    directory.mkdir(parents=True, exist_ok=True)
     tensors = tensors_of(params) if tensors is None else tensors
     names = list(tensors)
     if shards == 1:
