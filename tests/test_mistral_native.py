@@ -202,7 +202,7 @@ def test_layers_of_which_some_are_kept_are_named_one_by_one_and_several_schemes_
     assert judged.code == 0, judged.out
 
 
-# As mistralai/Mistral-Small-4-119B-2603-NVFP4 and Mistral-Large-3-675B-Instruct-2512 are published.
+# As params.json of mistralai/Mistral-Small-4-119B-2603-NVFP4 is quoted in the tests of two public repositories.
 PUBLISHED = [
     *("model.embed_tokens", "re:patch_merger.*", "re:vision_encoder.*", "re:vision_language_adapter.*"),
     *("re:.*kv_a_proj_with_mqa$", "re:.*q_a_proj$", "re:.*gate$", "re:.*self_attn.*", "re:.*attention.*", "lm_head"),
