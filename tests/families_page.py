@@ -18,8 +18,8 @@ HEAD = """\
 What is known of the families of models that people serve: what their parts are called, how their experts lie, what
 servers merge, and what these load unquantized. It stands as data in `src/weighbridge/families/descriptors/`, one file a
 family, and drafts, lint, plans and reports ask it. A model is known by `architectures` in its config.json, or else by
-`model_type`; of any other a draft says first that its family is unknown, and roles are read off the names that many
-families share.
+`model_type`, or in Mistral's own form by the keys of params.json; of any other a draft says first that its family is
+unknown, and roles are read off the names that many families share.
 
 How each row was tried, in the tests of this repository:
 
@@ -28,10 +28,11 @@ How each row was tried, in the tests of this repository:
   exact, and equal to `model_free_ptq` tensor by tensor (where that takes it; fused experts that lie otherwise are held
   against the same experts one by one).
   *names* where transformers has no such class: the descriptor rests on published names alone.
-- **vLLM**: *served* where vLLM 0.32 (on a CPU, in a campaign that `make test-all` runs) loads an FP8_DYNAMIC build of
-  a small model with random weights and computes the log-probabilities that our own forward does; *registry* where its
-  registry has one of the architectures, and no server ran. What it merges and what it makes without a quantization
-  config is read off its source by `tests/vllm_source.py`.
+- **vLLM**: *served* where vLLM 0.32 (on a CPU, in a campaign that `make test-all` runs) loads an FP8_DYNAMIC build of a
+  small model with random weights and computes the log-probabilities that our own forward does; *registry* where its
+  registry has one of the architectures, and no server ran; *params.json* for Mistral's own form, which vLLM gives an
+  architecture by its keys (a campaign loads a dense build of it, and compares it with its source). What it merges and
+  what it makes without a quantization config is read off its source by `tests/vllm_source.py`.
 - **loads unquantized**: what lint refuses to quantize (`serve/unquantized`, `quantize/router`).
 
 """
@@ -64,7 +65,7 @@ def _row(own: Descriptor, registered: frozenset[str], made: bool) -> str:
     unquantized += [member for merge in family.merges if merge.unquantized for member in merge.members]
     cells = (
         own.name,
-        ", ".join(own.architectures),
+        ", ".join(own.architectures) or f"params.json with {', '.join(own.params)}",
         "; ".join(f"{each.model}: {each.precision}" for each in own.published),
         "layout" if made else "names",
         _by_vllm(own, registered),
@@ -76,6 +77,8 @@ def _row(own: Descriptor, registered: frozenset[str], made: bool) -> str:
 
 
 def _by_vllm(own: Descriptor, registered: frozenset[str]) -> str:
+    if own.params:
+        return "params.json"
     if not SERVED.keys().isdisjoint(own.architectures):
         return "served"
     return "registry" if registered.intersection(own.architectures) else "no"

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.checkpoints import CONFIG
 from tests.strategies import structures
 from weighbridge.base.locks import reference_lock
 from weighbridge.checkpoint.model import Checkpoint, FileFact
-from weighbridge.checks.diff import CONFIG, UNCOMPARED_KEYS, Difference, diff, explain, group
+from weighbridge.checks.diff import UNCOMPARED_KEYS, Difference, diff, explain, group
 from weighbridge.formats.declaration import Declaration
 from weighbridge.formats.schemes import PRESETS, QuantizationArgs
 from weighbridge.formats.tensors import Structure, Tensor

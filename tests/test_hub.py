@@ -19,7 +19,7 @@ from huggingface_hub.utils._http import default_client_factory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests import xet_storage
+from tests import mistral_native, xet_storage
 from tests.checkpoints import (
     CONFIG,
     INDEX,
@@ -190,6 +190,21 @@ def test_modelopts_own_file_is_read_remembered_and_downloaded(
         assert named.declaration is not None
         assert (named.declaration.quant_method, named.declaration.format) == ("modelopt", "FP8")
         assert json.loads((download(named) / "hf_quant_config.json").read_bytes()) == document
+
+
+def test_mistrals_own_form_is_read_by_its_headers_downloaded_and_found_again(
+    tmp_path: Path, visit: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = mistral_native.write_mistral(tmp_path / "it", mistral_native.DENSE, shards=2)
+    with serve({TINY: directory}) as hub:
+        visit(hub.endpoint)
+        opened, here = open_hub(HubId(TINY)), open_directory(directory)
+        assert (opened.structure, opened.config) == (here.structure, here.config)
+        assert sorted(opened.shards) == sorted(here.shards)
+        local = open_directory(download(opened))
+        assert (local.structure, local.config) == (here.structure, here.config)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert open_hub(HubId(TINY, opened.origin.revision)).structure == here.structure
 
 
 def test_weights_that_do_not_belong_are_not_touched(hub: Hub) -> None:

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.checkpoints import read_tensors, shards_of
+from tests.checkpoints import CONFIG, read_tensors, shards_of
 from tests.conftest import FP8_DYNAMIC
 from weighbridge.base.locks import reference_lock
 from weighbridge.base.references import find_references
 from weighbridge.checkpoint.model import Checkpoint, open_directory
-from weighbridge.checks.diff import CONFIG, diff, explain
+from weighbridge.checks.diff import diff, explain
 from weighbridge.errors import StructureError
 from weighbridge.formats.quantization import resolve
 from weighbridge.formats.schemes import PRESETS

@@ -6,12 +6,16 @@ WEIGHBRIDGE_SERVING_PYTHON names another environment.
 from __future__ import annotations
 
 import json
+import math
+import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from urllib.request import Request, urlopen
 
 import pytest
 
+from tests import mistral_native
 from tests.checkpoints import copy_checkpoint
 from tests.conftest import Command, Once, call_main, run_script
 from tests.damage import DAMAGES, damaged
@@ -22,6 +26,7 @@ from tests.vllm_server import serving
 from weighbridge.cli import serve_check
 from weighbridge.extras.endpoint.server import open_endpoint
 from weighbridge.extras.serving.answer import ServingError
+from weighbridge.extras.serving.client import environment
 from weighbridge.recipe import load_recipe
 from weighbridge.samples.trained.text import write_calibration
 
@@ -163,3 +168,53 @@ def test_a_build_answers_over_the_openai_api(
         with urlopen(request) as response:
             answer = json.load(response)
     assert "Paris" in answer["choices"][0]["message"]["content"]
+
+
+SCORED = """\
+import json, sys, vllm
+model = vllm.LLM(
+    model=sys.argv[1], enforce_eager=True, max_model_len=64, dtype="bfloat16", skip_tokenizer_init=True,
+    enable_prefix_caching=False, seed=0,
+)
+texts = [[(7 * number + 31 * row) % 255 + 1 for number in range(48)] for row in range(4)]
+asked = vllm.SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0, detokenize=False)
+scored = model.generate([{"prompt_token_ids": text} for text in texts], asked, use_tqdm=False)
+found = [
+    found[token].logprob
+    for text, each in zip(texts, scored)
+    for token, found in zip(text[1:], each.prompt_logprobs[1:])
+]
+json.dump(found, open(sys.argv[2], "w"))
+"""
+"""What the client does, without a tokenizer: Mistral's is no file of a few lines."""
+
+
+def test_mistrals_own_form_loads_by_vllms_names_and_rows_that_it_reorders_are_wrong(
+    python: Path, tmp_path: Path
+) -> None:
+    loud = mistral_native.loud_tensors(mistral_native.DENSE)
+    source = mistral_native.write_mistral(tmp_path / "source", mistral_native.DENSE, loud)
+    recipe = tmp_path / "draft.yaml"
+    arguments = ("--new-recipe", "an/model", "--model", source, "--licence", "apache-2.0", "--output", recipe)
+    assert run_script("build.py", *arguments).code == 0
+    everything = tmp_path / "all.yaml"
+    kept = re.sub(r"  - re:\.\*w[kqv]\.\*\n", "", recipe.read_text())
+    everything.write_text(f"{kept}  - [wq, wk, wv]\nallow:\n  - serve/turned-rows because this is what is measured\n")
+    answers = {}
+    for name, named in (("drafted", recipe), ("everything", everything), ("source", None)):
+        checkpoint = source if named is None else tmp_path / name
+        if named is not None:
+            outcome = run_script("build.py", named, "--model", source, "--output", checkpoint)
+            assert outcome.code == 0, outcome.err + outcome.out
+        answer, log = tmp_path / f"{name}.json", tmp_path / f"{name}.log"
+        with log.open("wb") as output:
+            command = [str(python), "-c", SCORED, str(checkpoint), str(answer)]
+            subprocess.run(command, env=environment(threads=1), stdout=output, stderr=output, check=False, cwd=tmp_path)
+        assert answer.exists(), log.read_text()[-2000:]
+        answers[name] = json.loads(answer.read_text())
+
+    def distance(name: str) -> float:
+        pairs = zip(answers[name], answers["source"], strict=True)
+        return math.sqrt(sum((own - other) ** 2 for own, other in pairs) / len(answers["source"]))
+
+    assert distance("drafted") < 0.5 < 1 < distance("everything")

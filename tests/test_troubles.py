@@ -253,9 +253,9 @@ DAMAGES: dict[str, Damage] = {
     "link to itself": (lambda model: linked(model, "README.md", "README.md"), ("README.md", "links to itself")),
     "pipe among the files": (lambda model: os.mkfifo(model / "pipe"), ("pipe", "no regular file")),
     "no config.json": (lambda model: (model / CONFIG).unlink(), ("holds no config.json",)),
-    "Mistral's own form": (
+    "Mistral's own config beside weights of the other form": (
         lambda model: (model / CONFIG).rename(model / "params.json"),
-        ("is in Mistral's own form (params.json instead of config.json)", "Hugging Face's form"),
+        ("has params.json, no config.json", "wholly in one form"),
     ),
     "config.json that is not JSON": (lambda model: rewrite(model / CONFIG, b"{'a': 1}"), (CONFIG, "not JSON")),
     "config.json that is not UTF-8": (lambda model: rewrite(model / CONFIG, b'{"a": "\xe4"}'), (CONFIG, "UTF-8")),

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tests.checkpoints import CONFIG, RawTensor, Tensors, edit_config, write_shard, write_tensors
+from tests.mistral_native import DENSE, MOE, write_mistral
 
 HIDDEN, INNER, HEADS, KV, LAYERS, VOCAB = 64, 128, 4, 32, 2, 256
 
@@ -83,11 +84,27 @@ def _gpt_oss(directory: Path) -> None:
     write_gpt_oss(directory)
 
 
+def _mistral(directory: Path) -> None:
+    _in_mistrals_form(directory, DENSE)
+
+
+def _mistral_experts(directory: Path) -> None:
+    _in_mistrals_form(directory, {**DENSE, "moe": {**MOE["moe"], "num_shared_experts": 0}})
+
+
+def _in_mistrals_form(directory: Path, params: dict[str, Any]) -> None:
+    for path in directory.iterdir():
+        path.unlink()
+    write_mistral(directory, params)
+
+
 MADE: dict[str, Callable[[Path], None]] = {
     "made/left-behind": _left_behind,
     "made/forgotten": _forgotten,
     "made/redirected": _redirected,
     "made/gpt-oss": _gpt_oss,
+    "made/mistral": _mistral,
+    "made/mistral-experts": _mistral_experts,
 }
 """Sources that examples of docs/reference/rules.md are planned for -> how each is made of the tiny Llama."""
 

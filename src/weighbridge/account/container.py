@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 
 from weighbridge.account.leaves import kind_of, leaves
 from weighbridge.account.model import Kind, State, Verdict
-from weighbridge.checkpoint.weights import INDEX_FILE
 from weighbridge.text.strict_json import parse_object
 
 WRITTEN = "what every writer of safetensors puts there"
@@ -24,23 +23,23 @@ def judge_metadata(shard: str, metadata: Mapping[str, str]) -> Iterator[Verdict]
         yield Verdict(Kind.KEY, f"{shard}:__metadata__.{key}", state, by)
 
 
-def judge_index(raw: bytes) -> Iterator[Verdict]:
-    """The keys of the index beside its weight_map, which is held against the headers.
+def judge_index(name: str, raw: bytes) -> Iterator[Verdict]:
+    """The keys of the index of this name beside its weight_map, which is held against the headers.
 
     transformers 5.17 takes a ``dtype`` from there (``_get_dtype``), so that no key passes that is not a record.
 
     Raises:
         StructureError: it is not JSON.
     """
-    document = parse_object(raw, where=INDEX_FILE)
+    document = parse_object(raw, where=name)
     metadata = {key: value for key, value in document.items() if key != "weight_map"}
     found = leaves(metadata)
     if _SIZES[0] not in found:
-        yield Verdict(Kind.KEY, f"{INDEX_FILE}:{'.'.join(_SIZES[0])}", State.HARMLESS, f"absent: {RECORD}")
+        yield Verdict(Kind.KEY, f"{name}:{'.'.join(_SIZES[0])}", State.HARMLESS, f"absent: {RECORD}")
     for path, text in found.items():
         record = (path in _SIZES and kind_of(text) == "number") or (path, text) == (("metadata",), "{}")
         state, by = (State.HARMLESS, RECORD) if record else (State.NOT_JUDGED, UNKNOWN)
-        yield Verdict(Kind.KEY, f"{INDEX_FILE}:{'.'.join(path)}", state, by)
+        yield Verdict(Kind.KEY, f"{name}:{'.'.join(path)}", state, by)
 
 
 def is_plainly_written(raw: bytes) -> bool:

@@ -13,9 +13,9 @@ from weighbridge.account.model import Kind, State, Verdict
 from weighbridge.account.quantization import judge_hf_quant_config, judge_quantization
 from weighbridge.account.redirects import redirects_beside
 from weighbridge.checkpoint.listing import UNCARRIED_DIRECTORIES
-from weighbridge.checkpoint.model import CONFIG_FILE, EVIDENCE, Checkpoint
+from weighbridge.checkpoint.model import EVIDENCE, Checkpoint
 from weighbridge.checkpoint.needed import needed
-from weighbridge.checkpoint.weights import INDEX_FILE, PUBLISHERS_FOLDERS, SINGLE_FILE, is_weights, taken_by
+from weighbridge.checkpoint.weights import PUBLISHERS_FOLDERS, is_weights, taken_by
 from weighbridge.errors import StructureError
 from weighbridge.formats import modelopt
 from weighbridge.planning import Plan
@@ -53,7 +53,7 @@ def judge_files(checkpoint: Checkpoint, base: Base | None, plan: Plan | None) ->
     Raises:
         StructureError, HubError: a file cannot be read.
     """
-    yield from judge_config(checkpoint.config, checkpoint.structure, base)
+    yield from judge_config(checkpoint, base)
     yield from judge_quantization(checkpoint, plan, base)
     for name in sorted(checkpoint.files.keys() | checkpoint.shards.keys()):
         yield from _judge_file(name, checkpoint, base, plan)
@@ -68,18 +68,18 @@ def judge_files(checkpoint: Checkpoint, base: Base | None, plan: Plan | None) ->
 def judge_lock(checkpoint: Checkpoint, base: Base | None) -> Iterator[Verdict]:
     """The keys of config.json that a lock has; of its files it knows no more than digests, if that."""
     if checkpoint.config and checkpoint.declaration is not None:
-        yield from judge_config(checkpoint.config, checkpoint.structure, base)
+        yield from judge_config(checkpoint, base)
 
 
 def _judge_file(name: str, checkpoint: Checkpoint, base: Base | None, plan: Plan | None) -> Iterator[Verdict]:
     if name in checkpoint.shards:
-        yield _file(name, State.HELD, "config.json, tensor by tensor", *_called(name, checkpoint, base))
+        yield _file(name, State.HELD, f"{checkpoint.form.config}, tensor by tensor", *_called(name, checkpoint, base))
         yield from judge_metadata(name, checkpoint.shards[name].metadata)
-    elif name == CONFIG_FILE:
+    elif name == checkpoint.form.config:
         yield _by_keys(name, checkpoint)
-    elif name == INDEX_FILE:
+    elif name == checkpoint.form.index:
         yield _by_keys(name, checkpoint)
-        yield from judge_index(_content(checkpoint, name))
+        yield from judge_index(name, _content(checkpoint, name))
     elif is_weights(name):
         yield _judge_weights(name, checkpoint, base)
     elif (why := harmless(name)) is not None:
@@ -106,10 +106,11 @@ def harmless(name: str) -> str | None:
 
 def _called(name: str, checkpoint: Checkpoint, base: Base | None) -> Iterator[Finding]:
     """The one shard of a checkpoint without an index is looked for by its name; vLLM alone takes any."""
-    if INDEX_FILE not in checkpoint.files and name != SINGLE_FILE:
+    form = checkpoint.form
+    if form.index not in checkpoint.files and name != form.single:
         severity = Severity.WARNING if base is None else Severity.ERROR
-        what = f"is no name by which transformers finds a shard, which is {SINGLE_FILE}"
-        yield Finding("account/shard-name", severity, name, what, remedy=f"call it {SINGLE_FILE}")
+        what = f"is no name by which transformers finds a shard, which is {form.single}"
+        yield Finding("account/shard-name", severity, name, what, remedy=f"call it {form.single}")
 
 
 def _is_modelopt(checkpoint: Checkpoint) -> bool:
@@ -120,7 +121,7 @@ def _judge_weights(name: str, checkpoint: Checkpoint, base: Base | None) -> Verd
     """Weights that no shard is: somebody would take them in place of what is judged here."""
     if name.startswith(PUBLISHERS_FOLDERS) and (base is None or _is_the_same(name, checkpoint, base)):
         return _file(name, State.HARMLESS, "what publishers keep for other programs; no server looks there")
-    indexed = INDEX_FILE in checkpoint.files
+    indexed = checkpoint.form.index in checkpoint.files
     finding = Finding(
         "account/other-weights",
         Severity.ERROR,
@@ -214,7 +215,7 @@ def _folders(checkpoint: Checkpoint) -> Iterator[Verdict]:
 def _missing(checkpoint: Checkpoint, base: Base) -> Iterator[Verdict]:
     """What the base has and the checkpoint lacks: a server goes on without it, and answers otherwise."""
     for name in sorted(base.checkpoint.files.keys() - checkpoint.files.keys() - base.checkpoint.shards.keys()):
-        made_anew = name in (CONFIG_FILE, INDEX_FILE, modelopt.HF_QUANT_CONFIG)
+        made_anew = name in base.checkpoint.read_beside
         known = base.listed or base.checkpoint.files[name].sha256 is not None
         if not known or made_anew or is_weights(name) or harmless(name) is not None:
             continue

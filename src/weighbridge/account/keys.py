@@ -16,10 +16,9 @@ from weighbridge.account.base import Base
 from weighbridge.account.leaves import Path, kind_of, leaves, shown
 from weighbridge.account.model import Kind, State, Verdict
 from weighbridge.account.sizes import BY, sizes_by_tensors
-from weighbridge.checkpoint.model import CONFIG_FILE
+from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.errors import StructureError
 from weighbridge.formats.quantization import without_quantization
-from weighbridge.formats.tensors import Structure
 from weighbridge.report import Finding, Severity
 from weighbridge.text.strict_yaml import Strict, parse_yaml, validate
 
@@ -88,22 +87,22 @@ def meaning_beside(path: Path) -> Meaning:
     return State.HELD, "how text, pictures or sound go into the model, or how its answer is drawn"
 
 
-def judge_config(own: Mapping[str, Any], structure: Structure, base: Base | None) -> Iterator[Verdict]:
-    """Every key of config.json but those of the quantization config, against the base's.
+def judge_config(checkpoint: Checkpoint, base: Base | None) -> Iterator[Verdict]:
+    """Every key of the config but those of the quantization config, against the base's.
 
     Without a base, sizes are held against the tensors.
     """
-    bare = without_quantization(own)
+    bare, file = without_quantization(checkpoint.config), checkpoint.form.config
     if base is None or not base.checkpoint.config:
-        sizes = {_name(CONFIG_FILE, path): wrong for path, wrong in sizes_by_tensors(bare, structure)}
+        sizes = {_name(file, path): wrong for path, wrong in sizes_by_tensors(bare, checkpoint.structure)}
         by = NOTHING_TO_HOLD_AGAINST if base is None else UNSEEN_KEY
-        for verdict in judge_document(CONFIG_FILE, bare, None, meaning_in_config, against=""):
+        for verdict in judge_document(file, bare, None, meaning_in_config, against=""):
             unheld = Verdict(verdict.kind, verdict.name, verdict.state, by)
             yield _by_tensors(verdict, sizes[verdict.name]) if verdict.name in sizes else unheld
         return
     theirs = without_quantization(base.checkpoint.config)
-    verdicts = judge_document(CONFIG_FILE, bare, theirs, meaning_in_config, against=base.name)
-    known = {_name(CONFIG_FILE, path) for path in _renamed(leaves(theirs))}
+    verdicts = judge_document(file, bare, theirs, meaning_in_config, against=base.name)
+    known = {_name(file, path) for path in _renamed(leaves(theirs))}
     for verdict in verdicts:
         if base.has_whole_config or verdict.name in known:
             yield verdict
@@ -140,7 +139,7 @@ def judge_document(
             yield Verdict(Kind.KEY, _name(file, path), State.NOT_JUDGED, NOTHING_TO_HOLD_AGAINST)
         return
     ours, theirs = leaves(own), leaves(base)
-    if file == CONFIG_FILE:
+    if meaning is meaning_in_config:
         ours, theirs = _renamed(ours), _renamed(theirs)
     if len(ours) + len(theirs) > MOST_KEYS:
         raise StructureError(f"holds more than {MOST_KEYS:,} keys", where=file)

@@ -14,7 +14,7 @@ from typing import Any
 from weighbridge.account.base import Base
 from weighbridge.account.leaves import Path, leaves, shown
 from weighbridge.account.model import Kind, State, Verdict
-from weighbridge.checkpoint.model import CONFIG_FILE, Checkpoint
+from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import split_parameter
 from weighbridge.formats import modelopt
 from weighbridge.formats.compressed_tensors import METHOD as COMPRESSED_TENSORS
@@ -50,7 +50,7 @@ _DEFAULTS: Mapping[str, Any] = {"symmetric": True, "dynamic": False, "observer_k
 
 def judge_quantization(checkpoint: Checkpoint, plan: Plan | None, base: Base | None) -> Iterator[Verdict]:
     """Every key of the quantization config in config.json, and of whatever else stands where one could."""
-    found = find_config(checkpoint.config, where=checkpoint.label)
+    found, file = find_config(checkpoint.config, where=checkpoint.label), checkpoint.form.config
     place = "" if found is None else found.place
     if found is not None:
         if plan is None:
@@ -59,17 +59,17 @@ def judge_quantization(checkpoint: Checkpoint, plan: Plan | None, base: Base | N
                 state, by = (State.HELD, TENSORS) if _is_known(path, text, checkpoint) else (State.NOT_JUDGED, FOREIGN)
                 if text != "null" and not _leaves_a_trace(path, found.raw, stored):
                     state, by = State.NOT_JUDGED, UNSEEN
-                yield Verdict(Kind.KEY, f"{CONFIG_FILE}:{place}.{'.'.join(path)}", state, by)
+                yield Verdict(Kind.KEY, f"{file}:{place}.{'.'.join(path)}", state, by)
         else:
-            yield from _against_plan(found.raw, f"{CONFIG_FILE}:{place}", checkpoint, plan)
-            yield from _place(place)
+            yield from _against_plan(found.raw, f"{file}:{place}", checkpoint, plan)
+            yield from _place(file, place)
     known = {} if base is None else dict(_places(base.checkpoint.config, ()))
     for path, value in _places(checkpoint.config, ()):
         name = ".".join(path)
         if name != place:
             same = path in known and json.dumps(known[path]) == json.dumps(value) and base is not None
             state, by = (State.SAME, base.name if base else "") if same else (State.NOT_JUDGED, ELSEWHERE)
-            yield Verdict(Kind.KEY, f"{CONFIG_FILE}:{name}", state, by)
+            yield Verdict(Kind.KEY, f"{file}:{name}", state, by)
 
 
 def _is_known(path: Path, text: str, checkpoint: Checkpoint) -> bool:
@@ -88,6 +88,8 @@ def _is_known(path: Path, text: str, checkpoint: Checkpoint) -> bool:
         classes.add(LINEAR)
     else:
         known |= {split_parameter(name)[0] for name in checkpoint.structure}  # norms are ignored too
+    if checkpoint.family.params:
+        known = set(map(checkpoint.family.in_vllm, known))
     return all(
         entry in classes or entry in known or (entry.startswith(REGEX_PREFIX) and _matches(entry, known))
         for entry in entries
@@ -115,7 +117,7 @@ def _leaves_a_trace(path: Path, raw: Mapping[str, Any], stored: Collection[str])
     if path[0] != "config_groups" or not _STATIC_SCALES.keys() & {*path[2:3]}:
         return True
     _, label, part, *_ = path
-    group, where = raw["config_groups"][label], f"{CONFIG_FILE}: config_groups.{label}"
+    group, where = raw["config_groups"][label], f"config_groups.{label}"
     args = read_args(group[part], where=where)
     if args.dynamic is False:
         return any(name.endswith(_STATIC_SCALES[part]) for name in stored)
@@ -180,12 +182,12 @@ def judge_hf_quant_config(raw: bytes, checkpoint: Checkpoint, plan: Plan | None)
         yield verdict
 
 
-def _place(place: str) -> Iterator[Verdict]:
+def _place(file: str, place: str) -> Iterator[Verdict]:
     if place != PLACE:
         what = "stands where not every server looks: transformers then takes the codes for weights"
-        remedy = f"move it to {PLACE} at the top of config.json"
-        finding = Finding("account/key-changed", Severity.ERROR, f"{CONFIG_FILE}:{place}", what, remedy=remedy)
-        yield Verdict(Kind.KEY, f"{CONFIG_FILE}:{place}", State.HELD, PLAN, (finding,))
+        remedy = f"move it to {PLACE} at the top of {file}"
+        finding = Finding("account/key-changed", Severity.ERROR, f"{file}:{place}", what, remedy=remedy)
+        yield Verdict(Kind.KEY, f"{file}:{place}", State.HELD, PLAN, (finding,))
 
 
 def _places(config: Mapping[str, Any], path: Path) -> Iterator[tuple[Path, Any]]:

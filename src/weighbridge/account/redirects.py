@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from weighbridge.account.leaves import Path, leaves
-from weighbridge.checkpoint.model import CONFIG_FILE, Checkpoint
+from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.formats.quantization import without_quantization
 from weighbridge.report import Finding, Severity
 
@@ -29,7 +29,7 @@ def redirects(checkpoint: Checkpoint, base: Mapping[str, Any] | None) -> Iterato
     for path, text in leaves(without_quantization(checkpoint.config)).items():
         what = _elsewhere(path, json.loads(text), checkpoint)
         if what and (theirs.get(path) != text or path[0] in _IN_PLACE_OF_SHARDS):
-            yield _finding(f"{CONFIG_FILE}:{'.'.join(path)}", what, _OTHER_MODEL)
+            yield _finding(f"{checkpoint.form.config}:{'.'.join(path)}", what, _OTHER_MODEL)
 
 
 _IN_PLACE_OF_SHARDS = ("transformers_weights", "speculators_config")

@@ -35,7 +35,7 @@ def judge_tensors(checkpoint: Checkpoint, base: Base | None, plan: Plan | None, 
         scheme = [name for name in names_of_schemes if name in checkpoint.structure]
         rest = checkpoint.structure.keys() - set(scheme)
         if scheme:
-            by = "the scheme that config.json declares"
+            by = f"the scheme that {checkpoint.form.config} declares"
             yield Judged(Kind.TENSOR, State.FOLLOWS, by, tuple(scheme))
         if rest:
             yield Judged(Kind.TENSOR, State.NOT_JUDGED, NOTHING_TO_HOLD_AGAINST, tuple(sorted(rest)))

@@ -43,7 +43,7 @@ from weighbridge.auditing.recomputed import Kept, Quantized, Recomputed, compare
 from weighbridge.auditing.run import WORKER_PIECES, Figures, run
 from weighbridge.auditing.smoothing import Smoothed, has_offset_norms, recover
 from weighbridge.auditing.work import STRICT, Allowance, Job, examine, stored_shape, volume_of, whole_scale
-from weighbridge.checkpoint.model import READ_BESIDE, Checkpoint, check_unchanged, identities
+from weighbridge.checkpoint.model import Checkpoint, check_unchanged, identities
 from weighbridge.checkpoint.modules import split_parameter
 from weighbridge.families import Family
 from weighbridge.formats.tensors import payload_bytes
@@ -188,7 +188,7 @@ def audit(
         recomputed = compare(regions(checkpoint), stored, regions(again), reader_of(again))
         quantized, kept = improved(quantized, kept, recomputed)
     for side in (checkpoint, base):
-        check_unchanged(side, (*side.shards, *READ_BESIDE & side.files.keys()))
+        check_unchanged(side, (*side.shards, *side.read_beside & side.files.keys()))
     journal.forget()
     seen = figures.seen.values()
     return Audit(

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from weighbridge.checkpoint.hub import download
-from weighbridge.checkpoint.model import CONFIG_FILE, Checkpoint, open_directory
+from weighbridge.checkpoint.model import Checkpoint, open_directory
 from weighbridge.checkpoint.modules import tensor_name
 from weighbridge.checkpoint.opening import open_checkpoint
 from weighbridge.checkpoint.readable import check_decoded
@@ -112,7 +112,8 @@ def fetch(source: Checkpoint, progress: Progress | None = None) -> Checkpoint:
     if local.structure != source.structure:
         raise StructureError("what was downloaded has other tensors than the hub's headers said", where=source.label)
     if local.config != source.config:
-        raise StructureError(f"what was downloaded has another {CONFIG_FILE} than the hub gave", where=source.label)
+        what = f"what was downloaded has another {source.form.config} than the hub gave"
+        raise StructureError(what, where=source.label)
     return local
 
 

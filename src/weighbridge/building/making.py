@@ -15,6 +15,7 @@ from weighbridge.checkpoint.listing import MAX_FILES
 from weighbridge.checkpoint.model import Checkpoint, carried_files
 from weighbridge.checks.scales import GLOBAL_SCALES
 from weighbridge.errors import Argument, BuildError, Clause
+from weighbridge.formats.quantization import without_quantization
 from weighbridge.machine.cache import secret
 from weighbridge.machine.installation import need
 from weighbridge.machine.resources import Resources, beside_what_is_held
@@ -22,7 +23,7 @@ from weighbridge.machine.standing import Standing
 from weighbridge.output import shards
 from weighbridge.output.staging import JOURNAL, Staging, check_space
 from weighbridge.planning import Plan, plan_rewrite
-from weighbridge.planning.declare import compressed_tensors_config, declaration_of
+from weighbridge.planning.declare import as_servers_call_it, compressed_tensors_config, declaration_of
 from weighbridge.progress import Progress
 from weighbridge.recipe import Conversion
 from weighbridge.report import Section, Table
@@ -158,7 +159,7 @@ def make(work: Work, staging: Staging, *, pinned: Iterable[str], progress: Progr
     config = shards.write_config(staging.checkpoint, work.plan)
     beside = digest_files(work.source, set(pinned) - carried.keys(), progress=progress)
     standings = shards.finish(staging.checkpoint, made.outcome.standings)
-    index = shards.write_index(staging.checkpoint, standings)
+    index = shards.write_index(staging.checkpoint, standings, work.source.form.index)
     return replace(
         made,
         files={**carried, **config, **index, **made.outcome.shard_digests},
@@ -201,8 +202,10 @@ def _through_upstream(work: Work, staging: Staging, progress: Progress) -> Made:
 
         by = "llmcompressor.model_free_ptq"
         upstream.quantize(work.plan, work.source, unfinished, device=device, workers=work.resources.workers or 1)
-    quantization = compressed_tensors_config(declaration_of(loaded.recipe))
-    written = shards.open_shards(unfinished, quantization, label=by)
+    declared = as_servers_call_it(declaration_of(loaded.recipe), work.plan.parts, work.source)
+    config = without_quantization(work.source.config)
+    config["quantization_config"] = compressed_tensors_config(declared)
+    written = shards.open_shards(unfinished, config, label=by)
     relaid = plan_rewrite(loaded, written, Conversion())
     laying = replace(work, plan=relaid, source=written, resources=beside_what_is_held(work.resources))
     outcome = _write(laying, staging, progress, hashed=work.source)

@@ -29,7 +29,7 @@ from weighbridge.formats.tensors import Structure, Tensor
 OF_ACTIVATIONS = frozenset(
     {
         *("input_scale", "input_global_scale", "input_zero_point", "output_scale", "output_zero_point"),
-        "activation_scale",
+        *("activation_scale", "qscale_act"),
     }
 )
 """Local names of what belongs to the activations of a module whose weight is quantized."""

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 from weighbridge.checkpoint.attention_scales import attention_problems, attention_scales
 from weighbridge.checkpoint.declared_twice import declared_twice
 from weighbridge.checkpoint.foreign_names import foreign_names, is_quantizers
-from weighbridge.checkpoint.model import CONFIG_FILE, Checkpoint
+from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modelopt_check import modelopt_findings
 from weighbridge.checkpoint.modules import FUSED_WEIGHT, QUANTIZATION_PARAMETERS, split_parameter, tensor_name
 from weighbridge.checkpoint.problems import Problem, findings_of
@@ -112,11 +112,11 @@ def _declared(checkpoint: Checkpoint, declaration: Declaration) -> Iterator[Find
     expected = formats.pop() if len(formats) == 1 else "mixed-precision"
     if checkpoint.schemes and declaration.format != expected:
         message = f"declares the format {declaration.format or 'none'}, but its schemes are stored as {expected}"
-        yield Finding("config/format", Severity.ERROR, CONFIG_FILE, message)
+        yield Finding("config/format", Severity.ERROR, checkpoint.form.config, message)
     for index, group in enumerate(declaration.groups):
         if group.format not in ("", group.scheme.format):
             message = f"config group {index} declares the format {group.format}, but {group.scheme} is stored as "
-            yield Finding("config/format", Severity.ERROR, CONFIG_FILE, message + group.scheme.format)
+            yield Finding("config/format", Severity.ERROR, checkpoint.form.config, message + group.scheme.format)
 
 
 def _notes(checkpoint: Checkpoint, declaration: Declaration, modules: Modules) -> Iterator[Finding]:
@@ -125,12 +125,12 @@ def _notes(checkpoint: Checkpoint, declaration: Declaration, modules: Modules) -
         message = (
             f"the quantization config stands in {declaration.place}, where vLLM 0.32 does not look for it by itself"
         )
-        yield Finding("config/place", Severity.WARNING, CONFIG_FILE, message)
+        yield Finding("config/place", Severity.WARNING, checkpoint.form.config, message)
     described = bool(checkpoint.schemes and declaration.place) and declaration.quant_method == COMPRESSED_TENSORS
     if described and declaration.status != "compressed":
         status = declaration.status or "not said, which means initialized"
         message = f"quantization_status is {status}: transformers takes codes for plain weights; vLLM does not read it"
-        yield Finding("config/status", Severity.WARNING, CONFIG_FILE, message, remedy="say compressed")
+        yield Finding("config/status", Severity.WARNING, checkpoint.form.config, message, remedy="say compressed")
     yield from _cache(checkpoint, declaration)
     reordered = any(scheme.weights.reordered for scheme in checkpoint.schemes.values())
     if reordered and declaration.quant_method == COMPRESSED_TENSORS:
@@ -138,7 +138,9 @@ def _notes(checkpoint: Checkpoint, declaration: Declaration, modules: Modules) -
             "actorder is group: compressed-tensors 0.19 and vLLM 0.32 refuse such a config (activation ordering by "
             "group is no longer supported); older releases read it, with weight_g_idx"
         )
-        yield Finding("config/actorder", Severity.WARNING, CONFIG_FILE, message, remedy="build with actorder: weight")
+        yield Finding(
+            "config/actorder", Severity.WARNING, checkpoint.form.config, message, remedy="build with actorder: weight"
+        )
     if declaration.quant_method in LAYOUTS:
         yield from layout_notes(checkpoint)
         if declaration.quant_method == MODELOPT:
@@ -162,10 +164,10 @@ def _cache(checkpoint: Checkpoint, declaration: Declaration) -> Iterator[Finding
     served = (cache.type, cache.num_bits, cache.symmetric) == ("float", 8, True)
     if unsaid:
         message = f"kv_cache_scheme leaves out {' and '.join(unsaid)}: vLLM 0.32 stops there, and takes no default"
-        yield Finding("config/kv-cache", Severity.WARNING, CONFIG_FILE, message, remedy="say it")
+        yield Finding("config/kv-cache", Severity.WARNING, checkpoint.form.config, message, remedy="say it")
     elif not served or cache.strategy not in ("tensor", "attn_head"):
         message = f"declares the KV cache {cache}: vLLM 0.32 stops at any but symmetric FP8 per tensor or attn_head"
-        yield Finding("config/kv-cache", Severity.WARNING, CONFIG_FILE, message)
+        yield Finding("config/kv-cache", Severity.WARNING, checkpoint.form.config, message)
 
 
 def _order(checkpoint: Checkpoint, declaration: Declaration, modules: Modules) -> tuple[list[Finding], set[str]]:
@@ -176,7 +178,7 @@ def _order(checkpoint: Checkpoint, declaration: Declaration, modules: Modules) -
     """
     if not declaration.place or declaration.quant_method != COMPRESSED_TENSORS:
         return [], set()
-    where = f"{checkpoint.label}/{CONFIG_FILE}"
+    where = f"{checkpoint.label}/{checkpoint.form.config}"
     others = resolve_as_compressed_tensors(declaration, modules, where=where)
     alike: dict[tuple[Severity, str], list[str]] = {}
     mistaken = set()

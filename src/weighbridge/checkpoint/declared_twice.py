@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from weighbridge.checkpoint.model import CONFIG_FILE, Checkpoint
+from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.quantized import declared_schemes
 from weighbridge.formats.declaration import Declaration
 from weighbridge.formats.modelopt import HF_QUANT_CONFIG, METHOD
@@ -22,19 +22,20 @@ def declared_twice(checkpoint: Checkpoint) -> list[Finding]:
         StructureError: modelopt's own is malformed.
     """
     ours = checkpoint.declaration
-    if checkpoint.quant_config is None or ours is None or checkpoint.declared_in != CONFIG_FILE:
+    if checkpoint.quant_config is None or ours is None or checkpoint.declared_in != checkpoint.form.config:
         return []
     theirs = read_document(checkpoint.quant_config, where=f"{checkpoint.label}/{HF_QUANT_CONFIG}")
     if ours.quant_method != METHOD:
-        return [_finding(HF_QUANT_CONFIG, "the quantization", ours.quant_method, METHOD)]
+        return [_finding(HF_QUANT_CONFIG, checkpoint.form.config, "the quantization", ours.quant_method, METHOD)]
     return list(_differences(checkpoint, ours, theirs))
 
 
 def _differences(checkpoint: Checkpoint, ours: Declaration, theirs: Declaration) -> Iterator[Finding]:
+    config = checkpoint.form.config
     if ours.kv_cache != theirs.kv_cache:
-        yield _finding(CONFIG_FILE, "the KV cache", str(ours.kv_cache or "none"), str(theirs.kv_cache or "none"))
+        yield _finding(config, config, "the KV cache", str(ours.kv_cache or "none"), str(theirs.kv_cache or "none"))
     if ours.format != theirs.format:
-        yield _finding(CONFIG_FILE, "quant_algo", ours.format or "none", theirs.format or "none")
+        yield _finding(config, config, "quant_algo", ours.format or "none", theirs.format or "none")
         return
     sides = [declared_schemes(side, checkpoint.modules, where=checkpoint.label) for side in (ours, theirs)]
     different: dict[tuple[str, str], list[str]] = {}
@@ -44,9 +45,9 @@ def _differences(checkpoint: Checkpoint, ours: Declaration, theirs: Declaration)
             different.setdefault((own, other), []).append(module)
     for (own, other), modules in different.items():
         for pattern in compact(modules):
-            yield _finding(str(pattern), "it", own, other, count=len(pattern))
+            yield _finding(str(pattern), config, "it", own, other, count=len(pattern))
 
 
-def _finding(where: str, what: str, ours: str, theirs: str, *, count: int = 1) -> Finding:
-    message = f"{what} is {ours} by {CONFIG_FILE}, and {theirs} by {HF_QUANT_CONFIG}"
+def _finding(where: str, config: str, what: str, ours: str, theirs: str, *, count: int = 1) -> Finding:
+    message = f"{what} is {ours} by {config}, and {theirs} by {HF_QUANT_CONFIG}"
     return Finding("config/declared-twice", Severity.ERROR, where, message, count=count, remedy=REMEDY)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
+from weighbridge.checkpoint.form import MISTRAL
 from weighbridge.checkpoint.header import read_header
 from weighbridge.checkpoint.hub import read_other_header
 from weighbridge.checkpoint.model import Checkpoint
@@ -35,12 +36,16 @@ def forgotten(checkpoint: Checkpoint) -> Iterator[tuple[str, list[str]]]:
     """
     templates = {split_name(name)[0] for name in checkpoint.structure}
     speculative = _speaks_of_mtp(checkpoint.config)
-    for file in other_weights(checkpoint.files, checkpoint.shards):
-        if file.endswith(".safetensors") and "/" not in file and not file.startswith("consolidated"):
+    for file in other_weights(checkpoint.files, checkpoint.shards, checkpoint.form.index):
+        if file.endswith(".safetensors") and "/" not in file and _is_of_form(file, checkpoint):
             names = _tensors(checkpoint, file) - checkpoint.structure.keys()
             own = sorted(name for name in names if split_name(name)[0] in templates or (speculative and _is_mtp(name)))
             if own:
                 yield file, own
+
+
+def _is_of_form(file: str, checkpoint: Checkpoint) -> bool:
+    return checkpoint.form is MISTRAL or not file.startswith(MISTRAL.stem)
 
 
 def _tensors(checkpoint: Checkpoint, file: str) -> Set[str]:

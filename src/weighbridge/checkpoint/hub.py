@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from weighbridge.checkpoint.file_names import fault_of
+from weighbridge.checkpoint.form import HUGGING_FACE, MISTRAL, find_form, read_config
 from weighbridge.checkpoint.header import LENGTH_BYTES, Header, header_length, parse_header
 from weighbridge.checkpoint.hub_client import (
     HubUnreachable,
@@ -36,7 +37,6 @@ from weighbridge.checkpoint.hub_client import (
 )
 from weighbridge.checkpoint.listing import list_files
 from weighbridge.checkpoint.model import (
-    CONFIG_FILE,
     Checkpoint,
     FileFact,
     Origin,
@@ -49,12 +49,11 @@ from weighbridge.checkpoint.model import (
     read_index,
     read_small,
 )
-from weighbridge.checkpoint.weights import INDEX_FILE
 from weighbridge.errors import HubError, StructureError
 from weighbridge.formats.modelopt import HF_QUANT_CONFIG
 from weighbridge.machine.cache import cache_directory, write_atomically
 from weighbridge.progress import Progress
-from weighbridge.text.strict_json import MAX_JSON_BYTES, parse_config, parse_object
+from weighbridge.text.strict_json import MAX_JSON_BYTES, parse_object
 
 log = logging.getLogger(__name__)
 
@@ -160,26 +159,30 @@ def find_cached(hub_id: HubId) -> Cached | None:
     commit = cached_commit(hub_id.repository, hub_id.revision)
     if commit is None or not _COMMIT.fullmatch(commit):
         return None
-    config = cached_file(hub_id.repository, CONFIG_FILE, commit=commit)
+    found = (cached_file(hub_id.repository, form.config, commit=commit) for form in (HUGGING_FACE, MISTRAL))
+    config = next(filter(None, found), None)
     if config is None:
         return None
     label = _label(hub_id, commit)
     names = list_files(config.parent, label=label)
     lacking = "" if any(name.endswith(".safetensors") for name in names) else "its weights"
-    if INDEX_FILE in names:
-        index = read_index(read_small(config.parent / INDEX_FILE, label=label), where=f"{label}/{INDEX_FILE}")
+    named = find_form(names, label=label).index
+    if named in names:
+        index = read_index(read_small(config.parent / named, label=label), where=f"{label}/{named}")
         lacking = next(iter(sorted(set(index.values()) - set(names))), "")
     return Cached(commit, config.parent, label, lacking)
 
 
 def _open_by_headers(hub_id: HubId) -> Checkpoint:
     snapshot = find_snapshot(hub_id)
+    form = find_form(snapshot.files, label=snapshot.label)
     index = None
-    if INDEX_FILE in snapshot.files:
-        index = _read(snapshot, INDEX_FILE, lambda raw: read_index(raw, where=f"{snapshot.label}/{INDEX_FILE}"))
-    shards = choose_shards(snapshot.files, index, label=snapshot.label)
-    check_config_is_there(snapshot.files, label=snapshot.label)
-    config = _read(snapshot, CONFIG_FILE, lambda raw: parse_config(raw, where=f"{snapshot.label}/{CONFIG_FILE}"))
+    if form.index in snapshot.files:
+        index = _read(snapshot, form.index, lambda raw: read_index(raw, where=f"{snapshot.label}/{form.index}"))
+    shards = choose_shards(snapshot.files, index, form, label=snapshot.label)
+    check_config_is_there(snapshot.files, form, label=snapshot.label)
+    where = f"{snapshot.label}/{form.config}"
+    config = _read(snapshot, form.config, lambda raw: read_config(raw, form, where=where))
     quant_config = None
     if HF_QUANT_CONFIG in snapshot.files:
         where = f"{snapshot.label}/{HF_QUANT_CONFIG}"
@@ -240,7 +243,7 @@ def download(checkpoint: Checkpoint, progress: Progress | None = None) -> Path:
     from huggingface_hub import hf_hub_download, set_client_factory
 
     origin = checkpoint.origin
-    names = [*checkpoint.shards, *carried_files(checkpoint), CONFIG_FILE, INDEX_FILE, HF_QUANT_CONFIG]
+    names = [*checkpoint.shards, *carried_files(checkpoint), *sorted(checkpoint.read_beside)]
 
     def cached(name: str) -> Path | None:
         return cached_file(origin.repository, name, commit=origin.revision)
@@ -259,7 +262,7 @@ def download(checkpoint: Checkpoint, progress: Progress | None = None) -> Path:
                 log.info("downloading %s/%s", where, name)
                 with downloads(progress, where=f"{where}/{name}") as bar:
                     hf_hub_download(origin.repository, name, revision=origin.revision, tqdm_class=bar)
-    config = cached(CONFIG_FILE)
+    config = cached(checkpoint.form.config)
     if config is None or missing():
         raise HubError("the hub returned another commit than was asked for", where=checkpoint.label)
     if origin.branch:

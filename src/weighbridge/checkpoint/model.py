@@ -1,4 +1,4 @@
-"""A checkpoint as its headers, index and config.json describe it, wherever it lies."""
+"""A checkpoint as its headers, index and config describe it, wherever it lies."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from weighbridge.checkpoint.coded import CodedModule, coded_modules, dropped_scales
+from weighbridge.checkpoint.form import MISTRAL, Form, find_form, form_of, read_config
 from weighbridge.checkpoint.header import Header, check_names, read_header
 from weighbridge.checkpoint.listing import list_files
 from weighbridge.checkpoint.modules import FusedExperts, check_experts, fused_experts, quantizable_modules
+from weighbridge.checkpoint.own_names import in_own_names
 from weighbridge.checkpoint.quantized import quantized_modules
-from weighbridge.checkpoint.weights import INDEX_FILE, SINGLE_FILE, is_pickle, is_weights
+from weighbridge.checkpoint.weights import is_pickle, is_weights
 from weighbridge.errors import StructureError
 from weighbridge.families import Family, family_of
 from weighbridge.formats import modelopt, modelopt_reading
@@ -24,13 +26,7 @@ from weighbridge.formats.quantization import read_declaration
 from weighbridge.formats.schemes import Scheme
 from weighbridge.formats.tensors import Structure, Tensor
 from weighbridge.machine.standing import Standing, check_same, check_stands, standing_of
-from weighbridge.text.strict_json import MAX_JSON_BYTES, parse_config, parse_object
-
-CONFIG_FILE = "config.json"
-MISTRALS_CONFIG = "params.json"
-"""What stands in its place where weights are called as Mistral calls them (consolidated.safetensors)."""
-READ_BESIDE = frozenset({CONFIG_FILE, INDEX_FILE, modelopt.HF_QUANT_CONFIG})
-"""The files beside the shards that say what the shards hold."""
+from weighbridge.text.strict_json import MAX_JSON_BYTES, parse_object
 
 GITS_OWN = (".gitattributes", ".github", ".gitignore")
 """What git and its hosts keep at the top of a repository: no part of a model, and no signature covers it."""
@@ -89,9 +85,10 @@ class Checkpoint:
     Attributes:
         label: how messages call it.
         structure: tensor name -> dtype and shape.
-        config: config.json, parsed; for a lock what it keeps of it.
-        declaration: its quantization config as written, in config.json or in modelopt's own file; None where it
-            declares none.
+        config: config.json, parsed, or what stands in its place (`weighbridge.checkpoint.form`); for a lock what it
+            keeps of it.
+        declaration: its quantization config as written, in the config or in modelopt's own file, and by names of this
+            checkpoint; None where it declares none.
         schemes: module -> scheme, for every module of the structure that the declaration quantizes.
         shards: file name -> header; empty where only a lock is at hand.
         files: every other file's name -> size and digest, as far as known.
@@ -112,8 +109,18 @@ class Checkpoint:
 
     @cached_property
     def family(self) -> Family:
-        """The family that its config.json names; the unknown one where it names none that is described."""
+        """The family that its config names; the unknown one where it names none that is described."""
         return family_of(self.config)
+
+    @property
+    def form(self) -> Form:
+        """What its files are called."""
+        return form_of(self.family)
+
+    @property
+    def read_beside(self) -> frozenset[str]:
+        """The files beside the shards that say what the shards hold."""
+        return frozenset({self.form.config, self.form.index, modelopt.HF_QUANT_CONFIG})
 
     @cached_property
     def fused_experts(self) -> Mapping[str, FusedExperts]:
@@ -122,9 +129,9 @@ class Checkpoint:
 
     @property
     def declared_in(self) -> str:
-        """The file that says how it is quantized: config.json, or modelopt's own where that is the only one."""
+        """The file that says how it is quantized: its config, or modelopt's own where that is the only one."""
         alone = self.declaration is not None and self.declaration.place == modelopt.HF_QUANT_CONFIG
-        return modelopt.HF_QUANT_CONFIG if alone else CONFIG_FILE
+        return modelopt.HF_QUANT_CONFIG if alone else self.form.config
 
     @cached_property
     def modules(self) -> Mapping[str, Mapping[str, Tensor]]:
@@ -160,7 +167,7 @@ def assemble(
 ) -> Checkpoint:
     """Put headers, index and config together, holding each against the others.
 
-    What config.json declares goes before `quant_config`, as in vLLM; whether they agree is for who judges.
+    What the config declares goes before `quant_config`, as in vLLM; whether they agree is for who judges.
 
     Raises:
         StructureError: a tensor in two shards, or index and headers that disagree; or a malformed quantization config.
@@ -179,10 +186,11 @@ def assemble(
             raise StructureError(f"the index names tensor {name!r} in {shard}, which does not hold it", where=label)
     if not structure:
         raise StructureError("holds no tensor", where=label)
-    fused = fused_experts(structure, family_of(config))
+    family = family_of(config)
+    fused = fused_experts(structure, family)
     check_experts(structure, fused, where=label)
-    declaration = read_declaration(config, where=f"{label}/{CONFIG_FILE}")
-    declared_in = CONFIG_FILE
+    declared_in = form_of(family).config
+    declaration = read_declaration(config, where=f"{label}/{declared_in}")
     if declaration is None and quant_config is not None:
         declared_in = modelopt.HF_QUANT_CONFIG
         declaration = modelopt_reading.read_document(quant_config, where=f"{label}/{declared_in}")
@@ -200,8 +208,10 @@ def assemble(
     vars(checkpoint)["fused_experts"] = fused  # cached, and the same
     if declaration is None:
         return checkpoint
-    schemes = quantized_modules(declaration, checkpoint.modules, checkpoint.family, where=f"{label}/{declared_in}")
-    resolved = replace(checkpoint, schemes=schemes)
+    where = f"{label}/{declared_in}"
+    declaration = in_own_names(declaration, checkpoint.modules, family, where=where)
+    schemes = quantized_modules(declaration, checkpoint.modules, family, where=where)
+    resolved = replace(checkpoint, declaration=declaration, schemes=schemes)
     vars(resolved).update(fused_experts=fused, modules=checkpoint.modules)  # likewise
     return resolved
 
@@ -228,16 +238,17 @@ def open_directory(
         raw, read[name] = _read_known(directory / name, label=label)
         return raw
 
+    form = find_form(names, label=label)
     index = None
-    if INDEX_FILE in names:
-        index = read_index(content(INDEX_FILE), where=f"{label}/{INDEX_FILE}")
+    if form.index in names:
+        index = read_index(content(form.index), where=f"{label}/{form.index}")
         missing = sorted(set(index.values()) - set(names))
         if missing:
             what = f"the index names the shard {missing[0]}, which is not there"
             raise StructureError(what, where=label, remedy="fetch or copy the checkpoint again, whole")
-    shard_names = choose_shards(names, index, label=label)
-    check_config_is_there(names, label=label)
-    config = parse_config(content(CONFIG_FILE), where=f"{label}/{CONFIG_FILE}")
+    shard_names = choose_shards(names, index, form, label=label)
+    check_config_is_there(names, form, label=label)
+    config = read_config(content(form.config), form, where=f"{label}/{form.config}")
     quant_config = None
     if modelopt.HF_QUANT_CONFIG in names:
         quant_config = parse_object(content(modelopt.HF_QUANT_CONFIG), where=f"{label}/{modelopt.HF_QUANT_CONFIG}")
@@ -256,7 +267,7 @@ def open_directory(
 
 
 def read_index(raw: bytes, *, where: str) -> dict[str, str]:
-    """Read ``model.safetensors.index.json``: tensor name -> shard.
+    """Read an index (``model.safetensors.index.json``): tensor name -> shard.
 
     Raises:
         StructureError: malformed, or a shard that is not a plain file name.
@@ -292,7 +303,7 @@ def check_shard_name(shard: object, *, where: str) -> str:
     return shard
 
 
-def choose_shards(names: Iterable[str], index: Mapping[str, str] | None, *, label: str) -> list[str]:
+def choose_shards(names: Iterable[str], index: Mapping[str, str] | None, form: Form, *, label: str) -> list[str]:
     """The shards that hold a checkpoint's tensors, sorted: those that the index names, or the single file.
 
     Raises:
@@ -301,13 +312,13 @@ def choose_shards(names: Iterable[str], index: Mapping[str, str] | None, *, labe
     if index is not None:
         return sorted(set(index.values()))
     candidates = sorted(name for name in names if name.endswith(".safetensors") and "/" not in name)
-    if SINGLE_FILE in candidates:
-        return [SINGLE_FILE]
+    if form.single in candidates:
+        return [form.single]
     if len(candidates) == 1:
         return candidates
     if candidates:
         raise StructureError(
-            f"holds {len(candidates)} safetensors files and no {INDEX_FILE} that says which belong to it", where=label
+            f"holds {len(candidates)} safetensors files and no {form.index} that says which belong to it", where=label
         )
     pickles = sorted(filter(is_pickle, names))
     if pickles:
@@ -321,20 +332,21 @@ def choose_shards(names: Iterable[str], index: Mapping[str, str] | None, *, labe
     )
 
 
-def check_config_is_there(names: Iterable[str], *, label: str) -> None:
+def check_config_is_there(names: Iterable[str], form: Form, *, label: str) -> None:
     """Refuse weights without the file that says what they are.
 
     Raises:
-        StructureError: no config.json among a checkpoint's files.
+        StructureError: no config of this form among a checkpoint's files.
     """
     present = set(names)
-    if MISTRALS_CONFIG in present and CONFIG_FILE not in present:
-        what = f"is in Mistral's own form ({MISTRALS_CONFIG} instead of {CONFIG_FILE}), which is not read here"
-        remedy = "name a repository in Hugging Face's form, or convert it with transformers' script for this model"
+    if form.config in present:
+        return
+    if MISTRAL.config in present:
+        what = f"has {MISTRAL.config}, no {form.config}, and weights that are not called {MISTRAL.stem}*.safetensors"
+        remedy = "Mistral's own form has those; name a checkpoint that is wholly in one form"
         raise StructureError(what, where=label, remedy=remedy)
-    if CONFIG_FILE not in present:
-        what = f"holds no {CONFIG_FILE}, which says what model it is and how its weights are stored"
-        raise StructureError(what, where=label, remedy="take it from where the weights come from")
+    what = f"holds no {form.config}, which says what model it is and how its weights are stored"
+    raise StructureError(what, where=label, remedy="take it from where the weights come from")
 
 
 def _file_fact(path: Path, read: Standing | None, *, label: str) -> FileFact:
@@ -381,7 +393,7 @@ def standing_in(checkpoint: Checkpoint, name: str) -> Standing | None:
 def carried_files(checkpoint: Checkpoint) -> list[str]:
     """Names of the files that a build carries over: no weights, nothing that says how they are stored, no evidence of
     another build, nothing of git's."""
-    written = (CONFIG_FILE, modelopt.HF_QUANT_CONFIG)
+    written = (checkpoint.form.config, modelopt.HF_QUANT_CONFIG)
     return sorted(
         name
         for name in checkpoint.files

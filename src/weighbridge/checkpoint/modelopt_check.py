@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from weighbridge.checkpoint.model import CONFIG_FILE, Checkpoint
+from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.quantized import declared_schemes, is_quantized
 from weighbridge.formats.layouts import is_decoder_linear
 from weighbridge.formats.modelopt import expression_of
@@ -37,7 +37,7 @@ def _weights_alone(checkpoint: Checkpoint) -> Iterator[Finding]:
         what = "the weights alone are quantized (W4A16_NVFP4): servers compute with the activations as they are"
     else:
         return
-    yield Finding("config/weights-alone", Severity.NOTE, CONFIG_FILE, what, count=len(alone))
+    yield Finding("config/weights-alone", Severity.NOTE, checkpoint.declared_in, what, count=len(alone))
 
 
 def _kept_unmerged(checkpoint: Checkpoint) -> Iterator[Finding]:

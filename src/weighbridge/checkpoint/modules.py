@@ -39,10 +39,12 @@ QUANTIZATION_PARAMETERS = frozenset(
         "qzeros",
         "scales",
         "g_idx",
+        "qscale_weight",
+        "qscale_act",
     }
 )
 """Local names under which quantization stores things beside a weight, or for it: compressed-tensors', modelopt's,
-DeepSeek's, transformers', AutoGPTQ's and AutoAWQ's."""
+DeepSeek's, transformers', AutoGPTQ's, AutoAWQ's and Mistral's."""
 
 FUSED_SUFFIXES = ("_weight_scale_2", "_weight_scale", "_input_scale", "_scale_inv", "_blocks", "_scales")
 """What the tensors that belong to a fused expert tensor are called after it: modelopt's, transformers', gpt-oss'."""

@@ -14,8 +14,7 @@ from functools import cache
 from typing import Any
 
 from weighbridge.checkpoint.file_names import check_file_names, check_publishable
-from weighbridge.checkpoint.model import BEHAVIOUR_FILES, CONFIG_FILE, EVIDENCE, Checkpoint, carried_files
-from weighbridge.checkpoint.weights import INDEX_FILE
+from weighbridge.checkpoint.model import BEHAVIOUR_FILES, EVIDENCE, Checkpoint, carried_files
 from weighbridge.errors import StructureError
 
 _NAMED = sorted(map(re.escape, BEHAVIOUR_FILES))
@@ -110,7 +109,7 @@ def left_behind(source: Checkpoint, named: Sequence[str]) -> list[str]:
     ]
 
 
-_WRITTEN = (CONFIG_FILE, INDEX_FILE, "README.md", "README.base.md", f"{EVIDENCE}/README.md")
+_WRITTEN = ("README.md", "README.base.md", f"{EVIDENCE}/README.md")
 """What a build writes itself, beside shards: nothing goes along that differs from it in case alone."""
 
 
@@ -135,6 +134,6 @@ def with_what_goes_along(source: Checkpoint, named: Sequence[str]) -> Checkpoint
     left = frozenset(left_behind(source, named))
     kept = replace(source, files={name: fact for name, fact in source.files.items() if name not in left})
     vars(kept).update({"modules": source.modules})  # cached, and the same
-    check_file_names({*carried_files(kept), *_WRITTEN}, where=source.label)
+    check_file_names({*carried_files(kept), source.form.config, source.form.index, *_WRITTEN}, where=source.label)
     check_publishable(carried_files(kept), where=source.label)
     return kept

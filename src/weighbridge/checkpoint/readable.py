@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from weighbridge.checkpoint.form import HUGGING_FACE
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import FUSED_WEIGHT
 from weighbridge.errors import StructureError
@@ -27,6 +28,20 @@ def check_judged(checkpoint: Checkpoint) -> None:
             f"cannot be judged: quantized by {declaration.quant_method}, {unread}",
             where=f"{checkpoint.label}/{checkpoint.declared_in}",
             remedy="hold it against what its producer publishes, or judge a build in a form that is read here",
+        )
+
+
+def check_read_by_transformers(checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint that transformers has no config for, where its models are to compute.
+
+    Raises:
+        StructureError: it is in Mistral's own form.
+    """
+    if checkpoint.form is not HUGGING_FACE:
+        raise StructureError(
+            f"is in Mistral's own form ({checkpoint.form.config}), of which transformers makes no model",
+            where=checkpoint.label,
+            remedy=f"name the model in Hugging Face's form ({HUGGING_FACE.config}, {HUGGING_FACE.stem}*.safetensors)",
         )
 
 

@@ -11,8 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from itertools import chain
 
-INDEX_FILE = "model.safetensors.index.json"
-SINGLE_FILE = "model.safetensors"
 INDEX_SUFFIX = ".index.json"
 
 PICKLES = frozenset({".bin", ".ckpt", ".distcp", ".joblib", ".pdparams", ".pickle", ".pkl", ".pt", ".pt2", ".pth"})
@@ -57,10 +55,10 @@ def is_pickle(name: str) -> bool:
     return name.lower().endswith(tuple(PICKLES))
 
 
-def other_weights(files: Iterable[str], shards: Iterable[str]) -> Iterator[str]:
-    """The files that hold weights and are neither a shard nor the index of the shards, in order."""
+def other_weights(files: Iterable[str], shards: Iterable[str], index: str) -> Iterator[str]:
+    """The files that hold weights and are neither a shard nor `index`, that of the shards, in order."""
     shards = frozenset(shards)
-    return (name for name in sorted(files) if is_weights(name) and name not in shards and name != INDEX_FILE)
+    return (name for name in sorted(files) if is_weights(name) and name not in shards and name != index)
 
 
 def taken_by(name: str, *, indexed: bool) -> str:

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 from weighbridge.checkpoint.model import EVIDENCE, Checkpoint
-from weighbridge.checkpoint.weights import INDEX_FILE
 from weighbridge.checks.areas import kinds_of_tensors
 from weighbridge.checks.diff import Difference, diff_settings, diff_structures, group
 from weighbridge.checks.validation import describe, difference_finding
@@ -50,8 +49,8 @@ def _files_of_one(before: Checkpoint, after: Checkpoint) -> list[tuple[str, bool
     """Files that one of them alone has, and whether it is the second; of a lock nobody knows all."""
     if not before.shards or not after.shards:
         return []
-    ours, theirs = ({*side.files} - {*side.shards} for side in (after, before))
-    named = [name for name in sorted(ours ^ theirs) if not name.startswith(f"{EVIDENCE}/") and name != INDEX_FILE]
+    ours, theirs = ({*side.files} - {*side.shards, side.form.index} for side in (after, before))
+    named = [name for name in sorted(ours ^ theirs) if not name.startswith(f"{EVIDENCE}/")]
     return [(name, name in ours) for name in named]
 
 

@@ -18,8 +18,6 @@ from weighbridge.text.names import NamePattern, compact, parse_pattern
 
 UNCOMPARED_KEYS = frozenset({"quantization_config", "compression_config", "transformers_version", "_name_or_path"})
 """Keys of config.json that say how it was made, or that are compared by effect."""
-
-CONFIG = "config.json"
 """The name under which differences of the quantization config as a whole stand."""
 
 
@@ -29,7 +27,7 @@ class Difference:
 
     Attributes:
         kind: what kind of difference.
-        name: the tensor, the module (kind ``scheme``), or `CONFIG`.
+        name: the tensor, the module (kind ``scheme``), or the config.
         checkpoint: what it is in the checkpoint; empty where it has no such thing; for what is renamed the rule.
         reference: what it is in the reference; for what is renamed what it is called there.
     """
@@ -205,11 +203,13 @@ def _quantization_differences(checkpoint: Checkpoint, reference: Checkpoint) -> 
     own_method = "none" if ours is None else f"{ours.quant_method} {ours.format}".strip()
     other_method = "none" if theirs is None else f"{theirs.quant_method} {theirs.format}".strip()
     if own_method != other_method:
-        yield Difference("quantization-config", CONFIG, own_method, other_method)
+        yield Difference("quantization-config", checkpoint.form.config, own_method, other_method)
     if ours is None or theirs is None:
         return
     if ours.kv_cache != theirs.kv_cache:
-        yield Difference("kv-cache", CONFIG, str(ours.kv_cache or "none"), str(theirs.kv_cache or "none"))
+        yield Difference(
+            "kv-cache", checkpoint.form.config, str(ours.kv_cache or "none"), str(theirs.kv_cache or "none")
+        )
     shared = checkpoint.modules.keys() & reference.modules.keys()
     for module in sorted(shared):
         own, other = checkpoint.schemes.get(module), reference.schemes.get(module)
@@ -237,7 +237,9 @@ def _config_differences(checkpoint: Checkpoint, reference: Checkpoint) -> Iterat
     ours, theirs = dict(_leaves(checkpoint.config)), dict(_leaves(reference.config))
     for key in sorted(ours.keys() | theirs.keys()):
         if ours.get(key) != theirs.get(key):
-            yield Difference("config", f"{CONFIG}:{key}", _shown(ours.get(key)), _shown(theirs.get(key)))
+            yield Difference(
+                "config", f"{checkpoint.form.config}:{key}", _shown(ours.get(key)), _shown(theirs.get(key))
+            )
 
 
 def _shown(value: str | None) -> str:

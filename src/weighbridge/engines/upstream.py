@@ -5,8 +5,8 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from weighbridge.checkpoint.model import CONFIG_FILE, Checkpoint
-from weighbridge.checkpoint.weights import INDEX_FILE
+from weighbridge.checkpoint.form import HUGGING_FACE
+from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.engines.quiet import quieted
 from weighbridge.errors import BuildError
 from weighbridge.planning import Plan
@@ -29,9 +29,11 @@ def quantize(plan: Plan, source: Checkpoint, output: Path, *, device: str | None
         from llmcompressor import model_free_ptq
         from safetensors import SafetensorError
 
-        for name in [*source.shards, CONFIG_FILE, INDEX_FILE]:
+        form = source.form
+        called = {form.single: HUGGING_FACE.single}  # upstream looks for one shard by this name alone
+        for name in [*source.shards, form.config, form.index]:
             if name in source.files:
-                (Path(links) / name).symlink_to((source.directory / name).resolve())
+                (Path(links) / called.get(name, name)).symlink_to((source.directory / name).resolve())
         try:
             model_free_ptq(
                 model_stub=links,

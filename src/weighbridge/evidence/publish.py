@@ -12,7 +12,7 @@ from pathlib import Path
 from weighbridge.checkpoint.file_names import check_publishable
 from weighbridge.checkpoint.hub import find_snapshot, parse_hub_id
 from weighbridge.checkpoint.hub_client import explained, hushed
-from weighbridge.checkpoint.model import EVIDENCE, READ_BESIDE, Checkpoint, FileFact, open_directory, read_small
+from weighbridge.checkpoint.model import EVIDENCE, Checkpoint, FileFact, open_directory, read_small
 from weighbridge.checkpoint.needed import needed
 from weighbridge.errors import HubError
 from weighbridge.evidence.signing import Verifier
@@ -95,7 +95,7 @@ def _others(names: Sequence[str], checkpoint: Checkpoint, named: Sequence[str]) 
         name
         for name in names
         if name not in checkpoint.shards
-        and name not in READ_BESIDE
+        and name not in checkpoint.read_beside
         and needed(name, checkpoint.config) is None
         and not any(fnmatchcase(name, pattern) for pattern in named)
     ]

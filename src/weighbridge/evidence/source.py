@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from weighbridge.base.identity import digest_files
 from weighbridge.base.locks import REFERENCES, known_lock
 from weighbridge.checkpoint.lock import open_lock, write_lock
-from weighbridge.checkpoint.model import CONFIG_FILE, EVIDENCE, Checkpoint
-from weighbridge.checkpoint.weights import INDEX_FILE, is_weights
+from weighbridge.checkpoint.model import EVIDENCE, Checkpoint
+from weighbridge.checkpoint.weights import is_weights
 from weighbridge.evidence.card import CARD, kept_card
 from weighbridge.evidence.case import Case
 from weighbridge.evidence.checked import Checked, wrong
@@ -19,8 +19,6 @@ from weighbridge.report import Finding, Severity
 
 UNPROVEN = "evidence/base-unproven"
 """The rule of a base that is not the published one by its digests."""
-MADE_ANEW = frozenset({CONFIG_FILE, INDEX_FILE, CARD})
-"""Files of a source that a build does not carry over under their own name."""
 
 
 def check_source(case: Case) -> Checked:
@@ -145,10 +143,11 @@ def _known(case: Case) -> Iterator[Checkpoint]:
 
 def _check_carried(case: Case) -> Iterator[Finding]:
     """Files that a build carries over are the source's own, byte for byte, and it has no other."""
-    kept, sources = kept_card(case.listed), case.sources
+    kept, sources, form = kept_card(case.listed), case.sources, case.start.form
+    made_anew = {form.config, form.index, CARD}  # not carried over under their own names
     for name, digest in sources.items():
         here = kept if name == CARD else name
-        carried = (here != name or name not in MADE_ANEW) and not is_weights(name)
+        carried = (here != name or name not in made_anew) and not is_weights(name)
         if carried and case.listed.get(here, digest) != digest:
             yield wrong("evidence/carried", here, f"is not the source's own {name}")
 

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from weighbridge.base.identity import digest_files
 from weighbridge.checkpoint.lock import write_lock
-from weighbridge.checkpoint.model import CONFIG_FILE, EVIDENCE, Checkpoint, Origin, carried_files
-from weighbridge.checkpoint.weights import INDEX_FILE
+from weighbridge.checkpoint.model import EVIDENCE, Checkpoint, Origin, carried_files
 from weighbridge.evidence.bom import BomFacts, write_bom
 from weighbridge.evidence.card import BASE_CARD, CARD, BaseModel, CardFacts, model_name, write_card
 from weighbridge.evidence.environment import installed
@@ -117,7 +116,8 @@ def write(directory: Path, build: FinishedBuild, *, signer: Signer | None = None
 def source_digests(source: Checkpoint, known: Mapping[str, str], *, progress: Progress) -> dict[str, str]:
     """SHA-256 (hex) of every file of a source that a build reads: shards, config, index, what is carried over, and what
     says who it is."""
-    read = {*source.shards, *carried_files(source), *({CONFIG_FILE, INDEX_FILE} & source.files.keys())}
+    described = {source.form.config, source.form.index} & source.files.keys()
+    read = {*source.shards, *carried_files(source), *described}
     return {**known, **digest_files(source, sorted(read - known.keys()), progress=progress)}
 
 

@@ -21,7 +21,9 @@ _Kind = TypeVar("_Kind", bound=Strict)
 def family_of(config: Mapping[str, Any]) -> Family:
     """The family that a config.json names by its architecture, or else by its type or that of its text model.
 
-    What no descriptor describes is the unknown family, which knows what is common to many.
+    A config that names neither may be Mistral's own (params.json), which is known by its keys: of the descriptors whose
+    keys it has, the one with most. What no descriptor describes is the unknown family, which knows what is common to
+    many.
     """
     names = config.get("architectures")
     for name in names if isinstance(names, list) else ():
@@ -31,6 +33,10 @@ def family_of(config: Mapping[str, Any]) -> Family:
         kind = part.get("model_type") if isinstance(part, Mapping) else None
         if isinstance(kind, str) and kind in _by_type():
             return _family(_by_type()[kind])
+    if config.keys().isdisjoint(("architectures", "model_type")):
+        for name, params in _by_params():
+            if config.keys() >= params:
+                return _family(name)
     return UNKNOWN
 
 
@@ -55,7 +61,7 @@ def families() -> tuple[Family, ...]:
 def _family(name: str) -> Family:
     own = descriptors()[name]
     shared = (*(units()[unit] for unit in own.units), units()[COMMON])
-    return Family(own.name, known=True, published=own.published, units=(own, *shared))
+    return Family(own.name, known=True, published=own.published, units=(own, *shared), params=own.params)
 
 
 @cache
@@ -66,6 +72,13 @@ def _by_architecture() -> Mapping[str, str]:
 @cache
 def _by_type() -> Mapping[str, str]:
     return {kind: name for name, own in descriptors().items() for kind in own.model_types}
+
+
+@cache
+def _by_params() -> tuple[tuple[str, frozenset[str]], ...]:
+    """Descriptors that are known by keys of params.json, those that ask for most first."""
+    found = [(name, frozenset(own.params)) for name, own in descriptors().items() if own.params]
+    return tuple(sorted(found, key=lambda item: -len(item[1])))
 
 
 def _read(folder: str, kind: type[_Kind]) -> Iterator[tuple[str, _Kind]]:

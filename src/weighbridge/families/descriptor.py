@@ -128,6 +128,21 @@ class Renamed(_Facts):
     model: str
 
 
+class Turned(_Facts):
+    """Linears whose rows a server reorders as it loads them: it turns a tensor called ``weight`` within each head, and
+    neither scales of rows nor packed codes.
+
+    Attributes:
+        names: parts of module names.
+        server: which, with the version whose source was read.
+        read: where in its source.
+    """
+
+    names: tuple[Name, ...] = Field(min_length=1)
+    server: str
+    read: str
+
+
 class Published(_Facts):
     """A published checkpoint of the family, and the precision in which its linears are published."""
 
@@ -147,6 +162,8 @@ class Unit(_Facts):
         experts: how fused experts lie.
         embeddings: last parts of the names of embeddings.
         in_transformers: what is called otherwise in transformers' models; all that fit are applied, in their order.
+        in_vllm: what is called otherwise in vLLM's models, where the config speaks of modules by those names; likewise.
+        turned: what servers reorder as they load it.
     """
 
     roles: tuple[Named, ...] = ()
@@ -156,11 +173,14 @@ class Unit(_Facts):
     experts: tuple[Experts, ...] = ()
     embeddings: tuple[str, ...] = ()
     in_transformers: tuple[Renamed, ...] = ()
+    in_vllm: tuple[Renamed, ...] = ()
+    turned: tuple[Turned, ...] = ()
 
     @model_validator(mode="after")
     def _compiles(self) -> Self:
-        lists = [item.names for item in (*self.roles,)] + [item.names for item in (*self.unquantized,)]
-        lists.append(tuple(item.file for item in self.in_transformers))
+        named: tuple[Named | Unquantized | Turned, ...] = (*self.roles, *self.unquantized, *self.turned)
+        lists = [item.names for item in named]
+        lists.append(tuple(item.file for item in (*self.in_transformers, *self.in_vllm)))
         for name in (*chain.from_iterable(lists), *chain.from_iterable(item.names for item in self.keeps)):
             try:
                 re.compile(name)
@@ -176,14 +196,22 @@ class Descriptor(Unit):
         name: what people call it.
         architectures: what config.json calls it, under ``architectures``.
         model_types: and under ``model_type``, where no architecture says it.
+        params: in place of both, keys that Mistral's own config (params.json) has, all of them.
         units: names of the units that it shares with others.
         published: checkpoints of it.
         facts: where what stands here was read.
     """
 
     name: str
-    architectures: tuple[str, ...] = Field(min_length=1)
+    architectures: tuple[str, ...] = ()
     model_types: tuple[str, ...] = ()
+    params: tuple[str, ...] = ()
     units: tuple[str, ...] = ()
     published: tuple[Published, ...] = Field(min_length=1)
     facts: str = ""
+
+    @model_validator(mode="after")
+    def _is_known_by_something(self) -> Self:
+        if bool(self.architectures) is bool(self.params):
+            raise ValueError("a family is known by its architectures, or by keys of params.json, and not by both")
+        return self

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-from weighbridge.families.descriptor import Experts, Merge, Published, Role, Unit, Unquantized
+from weighbridge.families.descriptor import Experts, Merge, Published, Renamed, Role, Turned, Unit, Unquantized
 from weighbridge.text.names import split_name
 
 
@@ -20,12 +20,14 @@ class Family:
         known: whether a descriptor describes it.
         published: checkpoints of it.
         units: the descriptor itself, its units, and the common facts, in the order in which they decide.
+        params: keys of params.json that it is known by; empty for what an architecture in config.json says.
     """
 
     name: str
     known: bool
     published: tuple[Published, ...]
     units: tuple[Unit, ...]
+    params: tuple[str, ...] = ()
 
     def role_of(self, module: str) -> Role:
         """The role of a module by its name; OTHER where nothing says it."""
@@ -41,10 +43,16 @@ class Family:
 
     def in_transformers(self, name: str) -> str:
         """What a tensor of this name in a file is called in transformers' model of the family."""
-        for unit in self.units:
-            for renamed in unit.in_transformers:
-                name = re.sub(rf"(?<![^.]){renamed.file}(?![^.])", renamed.model, name)
-        return name
+        return _renamed(name, (renamed for unit in self.units for renamed in unit.in_transformers))
+
+    def in_vllm(self, module: str) -> str:
+        """What a module of this name in a file is called in vLLM's model, where the config names it so."""
+        template, numbers = split_name(module)
+        return _in_vllm_template(self, template).format(*numbers) if numbers else _in_vllm(self, module)
+
+    def turned(self, module: str) -> Turned | None:
+        """What reorders the rows of a module's ``weight`` as it loads it; None where nothing does."""
+        return next((item for item, pattern in self._turned if pattern.search(module)), None)
 
     @cached_property
     def merges(self) -> tuple[Merge, ...]:
@@ -94,6 +102,10 @@ class Family:
         return (*own, *merged)
 
     @cached_property
+    def _turned(self) -> tuple[tuple[Turned, re.Pattern[str]], ...]:
+        return tuple((item, parts(item.names)) for unit in self.units for item in unit.turned)
+
+    @cached_property
     def _keeps(self) -> tuple[tuple[str, re.Pattern[str]], ...]:
         return tuple((item.why, parts(item.names)) for unit in self.units for item in unit.keeps)
 
@@ -101,6 +113,12 @@ class Family:
 def parts(names: Iterable[str]) -> re.Pattern[str]:
     """An expression that finds whole parts of a name: ``mlp`` in ``0.mlp.up_proj``, and not in ``shared_mlp``."""
     return re.compile(rf"(?:^|\.)(?:{'|'.join(names)})(?:\.|$)")
+
+
+def _renamed(name: str, rules: Iterable[Renamed]) -> str:
+    for rule in rules:
+        name = re.sub(rf"(?<![^.]){rule.file}(?![^.])", rule.model, name)
+    return name
 
 
 def _of_merge(merge: Merge) -> Unquantized:
@@ -130,6 +148,16 @@ def _role_of_template(family: Family, template: str) -> Role:
 @lru_cache(maxsize=1 << 14)
 def _unquantized_template(family: Family, template: str) -> Unquantized | None:
     return next((item for item, pattern in family._unquantized if pattern.search(template)), None)
+
+
+def _in_vllm(family: Family, module: str) -> str:
+    return _renamed(module, (renamed for unit in family.units for renamed in unit.in_vllm))
+
+
+@lru_cache(maxsize=1 << 14)
+def _in_vllm_template(family: Family, template: str) -> str:
+    """What all modules that differ only in their numbers are called: renaming leaves numbers in their order."""
+    return split_name(_in_vllm(family, template.format(*range(template.count("{}")))))[0]
 
 
 @lru_cache(maxsize=1 << 14)

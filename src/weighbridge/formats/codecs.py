@@ -173,7 +173,7 @@ def _modelopt(_: str, scheme: Scheme, stored: Stored) -> Coded:
 
 
 def _fp8(form: str, scheme: Scheme, stored: Stored) -> Coded:
-    """DeepSeek's blocks under ``weight_scale_inv``, and whole tensors under one scale of either name.
+    """DeepSeek's blocks under ``weight_scale_inv``, and whole tensors under one scale of either name, or Mistral's.
 
     DeepSeek V4 calls either ``scale``; its experts are two codes of four bits a byte, and 32 share an exponent.
     """
@@ -182,7 +182,7 @@ def _fp8(form: str, scheme: Scheme, stored: Stored) -> Coded:
     codes = _matrix(stored, "weight", {"I8", "U8"} if four_bits else {"F8_E4M3"})
     weight = Tensor(DECODED, (codes.shape[0], codes.shape[-1] * (2 if four_bits else 1)))
     names = ["scale"] if form == DEEPSEEK_V4 else []
-    name = next((name for name in (*names, "weight_scale_inv") if name in stored), "weight_scale")
+    name = next((name for name in (*names, "weight_scale_inv", "qscale_weight") if name in stored), "weight_scale")
     readings = {CODES: Reading("weight", codes), **_scales(args, stored, name, weight)}
     # Whatever the dtype of the scales, this is multiplied in F32.
     return Coded(_codec(args, readings, in_half=False), weight, readings)

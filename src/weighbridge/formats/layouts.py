@@ -104,6 +104,8 @@ def modelopt(_: str, scheme: Scheme, stored: Stored) -> Expected:
 def fp8(form: str, scheme: Scheme, stored: Stored) -> Expected:
     """``weight`` with ``weight_scale_inv`` for each block, or ``weight_scale``; DeepSeek V4 calls either ``scale``.
 
+    Mistral's own form has ``qscale_weight`` and ``qscale_act``.
+
     Experts of DeepSeek V4 are two E2M1 codes a byte (I8) with an E8M0 scale for 32; transformers' fused experts have
     ``gate_up_proj_scale_inv`` [E, …].
     """
@@ -116,7 +118,7 @@ def fp8(form: str, scheme: Scheme, stored: Stored) -> Expected:
     elif args.strategy == "block":
         scale = "weight_scale_inv"
     else:
-        scale = "weight_scale_inv" if "weight_scale_inv" in stored and "weight_scale" not in stored else "weight_scale"
+        scale = _called(stored, "weight_scale", "weight_scale_inv", "qscale_weight")
     name = FUSED if fused else "weight"
     if name not in stored:
         return {name: Wanted(())}
@@ -138,9 +140,14 @@ def fp8(form: str, scheme: Scheme, stored: Stored) -> Expected:
         found[scale] = Wanted(_whole(experts, SCALES_ANYWHERE))
     if scheme.input_activations is not None and scheme.input_activations.dynamic is False:
         # transformers calls it otherwise, and Ministral 3 is published so.
-        plainly = "activation_scale" if "activation_scale" in stored and "input_scale" not in stored else "input_scale"
+        plainly = _called(stored, "input_scale", "activation_scale", "qscale_act")
         found["_input_scale" if fused else plainly] = Wanted(_whole(experts, SCALES_ANYWHERE))
     return found
+
+
+def _called(stored: Stored, *names: str) -> str:
+    """The first of some names of one thing that is stored; the first of all where none is."""
+    return next((name for name in names if name in stored), names[0])
 
 
 def mxfp4(_form: str, _scheme: Scheme, stored: Stored) -> Expected:

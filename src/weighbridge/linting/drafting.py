@@ -15,6 +15,7 @@ from weighbridge.families import Family, Role
 from weighbridge.formats.schemes import PRESETS
 from weighbridge.formats.tensors import Tensor
 from weighbridge.linting import lint
+from weighbridge.linting.mistral_form import kept_for_turning
 from weighbridge.linting.quantized import BULK, INTEGER_GROUP_SIZES
 from weighbridge.planning import Part, Plan, find_merged_groups, make_plan, tied_heads
 from weighbridge.recipe import read_recipe
@@ -43,6 +44,9 @@ _UNKNOWN_FAMILY = """\
 # share. Compare every entry below with the model's own code before you trust it."""
 _NO_MATRIX = (
     "Not a matrix, so no scheme applies and it stays unquantized. If it holds experts, that is most of the model."
+)
+_TURNED = (
+    "vLLM reorders rows of queries and keys in this form as it loads them, and not what this scheme stores for them."
 )
 _TIED = "Tied to the embedding and not stored in the source; listed so that a server does not expect it quantized."
 
@@ -83,6 +87,8 @@ def draft_recipe(source: Checkpoint, *, model: str, licence: str, path: Path, sc
     weights |= {obstacle.module: obstacle.weight for obstacle in everything.obstacles}
     reasons = {module: _reason_to_keep(module, weight, source.family) for module, weight in weights.items()}
     reasons |= _misfits({module: weights[module] for module, why in reasons.items() if not why}, scheme, source.family)
+    unkept = [module for module, why in reasons.items() if not why]
+    reasons |= dict.fromkeys(kept_for_turning(unkept, PRESETS[scheme], source.family, source.config), _TURNED)
     wanted = sorted(module for module, reason in reasons.items() if not reason)
     if not wanted:
         what = "none of its modules is known as attention, mlp, experts or recurrent mixer, so no recipe can be drafted"

@@ -107,6 +107,10 @@ _ALL = (
     _note("serve/gpu", "Which GPUs run the scheme natively."),
     _note("serve/kv-cache", "The KV cache is declared quantized."),
     _warning("serve/experts-passed-over", "vLLM passes over experts under the names that they would be stored by."),
+    _error(
+        "serve/turned-rows", "A server reorders rows of a quantized weight, and what is stored beside it does not fit."
+    ),
+    _error("serve/no-loader", "vLLM does not load a model of this kind in Mistral's own form."),
     _note("serve/vllm", "From which vLLM release the layout loads."),
     _note("serve/transformers", "Plain transformers does not load the experts."),
     _error("source/rounded-before", "The source is quantized already, and the recipe's base is published in floats."),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from weighbridge.checkpoint.model import CONFIG_FILE, Checkpoint
+from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import FUSED_WEIGHT
 from weighbridge.families import Family, family_of
 from weighbridge.formats import FORMATS
@@ -116,7 +116,7 @@ def served_from(checkpoint: Checkpoint) -> Served | None:
         fused_groups=find_merged_groups(modules, checkpoint.family),
         tied=tied_heads(checkpoint.config, modules),
         ignored=checkpoint.declaration.ignore,
-        ignored_at=CONFIG_FILE,
+        ignored_at=checkpoint.form.config,
     )
 
 

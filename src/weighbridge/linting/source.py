@@ -11,7 +11,7 @@ from weighbridge.checkpoint.forgotten import forgotten
 from weighbridge.checkpoint.lock import StructureLock, read_lock
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import FUSED_EXPERTS
-from weighbridge.checkpoint.weights import INDEX_FILE, other_weights, taken_by
+from weighbridge.checkpoint.weights import other_weights, taken_by
 from weighbridge.families import descriptors
 from weighbridge.formats.tensors import Tensor
 from weighbridge.linting.rules import Raised
@@ -142,8 +142,8 @@ def _other_weights(source: Checkpoint) -> Iterator[Raised]:
             f"holds {len(names):,} tensors of the model that no shard has: {patterns[0]}{more}",
             "add them to the index, or take the source from its publisher again",
         )
-    indexed = INDEX_FILE in source.files
-    for file in other_weights(source.files, source.shards):
+    indexed = source.form.index in source.files
+    for file in other_weights(source.files, source.shards, source.form.index):
         if file not in lacking:
             yield Raised(
                 "source/other-weights",

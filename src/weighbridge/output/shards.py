@@ -11,8 +11,7 @@ from typing import Any
 
 from weighbridge.checkpoint.header import read_header
 from weighbridge.checkpoint.layout import Layout, lay_out
-from weighbridge.checkpoint.model import CONFIG_FILE, Checkpoint, assemble, carried_files, standing_in
-from weighbridge.checkpoint.weights import INDEX_FILE, SINGLE_FILE
+from weighbridge.checkpoint.model import Checkpoint, assemble, carried_files, standing_in
 from weighbridge.formats.tensors import Tensor, payload_bytes
 from weighbridge.machine.cache import write_atomically
 from weighbridge.machine.hashing import blocks_of
@@ -51,15 +50,12 @@ def lay_out_shards(plan: Plan, shard_size: int) -> tuple[OutputShard, ...]:
         contents[-1].update(outputs)
         placed.update(outputs)
         filled += size
-    count = len(contents)
-    names = [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
-    if count == 1:
-        names = [SINGLE_FILE]
+    names = plan.source.form.shards(len(contents))
     return tuple(OutputShard(name, lay_out(content)) for name, content in zip(names, contents, strict=True))
 
 
-def open_shards(directory: Path, quantization: Mapping[str, Any], *, label: str) -> Checkpoint:
-    """What an engine of upstream wrote into a directory: shards alone, which `quantization` describes.
+def open_shards(directory: Path, config: Mapping[str, Any], *, label: str) -> Checkpoint:
+    """What an engine of upstream wrote into a directory: shards alone, which `config` describes.
 
     Raises:
         StructureError: malformed, or no shard.
@@ -69,7 +65,7 @@ def open_shards(directory: Path, quantization: Mapping[str, Any], *, label: str)
         label=label,
         shards=headers,
         index=None,
-        config={"quantization_config": quantization},
+        config=config,
         files={},
         directory=directory,
     )
@@ -102,8 +98,8 @@ def finish(directory: Path, standings: Mapping[str, Standing]) -> dict[str, Stan
     return {name: standing_of((directory / name).lstat()) for name in standings}
 
 
-def write_index(directory: Path, names: Iterable[str]) -> dict[str, str]:
-    """Write the index of shards, where there are several.
+def write_index(directory: Path, names: Iterable[str], index: str) -> dict[str, str]:
+    """Write the index of shards under the name `index`, where there are several.
 
     Returns:
         SHA-256 (hex) of the index, by its name; nothing where one shard needs none.
@@ -115,7 +111,7 @@ def write_index(directory: Path, names: Iterable[str]) -> dict[str, str]:
     weight_map = {name: shard for shard, header in headers.items() for name in header.tensors}
     total = sum(stored.tensor.nbytes for header in headers.values() for stored in header.tensors.values())
     content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    return _written(directory, {INDEX_FILE: (json.dumps(content, indent=2) + "\n").encode()})
+    return _written(directory, {index: (json.dumps(content, indent=2) + "\n").encode()})
 
 
 def _written(directory: Path, documents: Mapping[str, bytes]) -> dict[str, str]:
@@ -126,17 +122,17 @@ def _written(directory: Path, documents: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def write_config(directory: Path, plan: Plan) -> dict[str, str]:
-    """Write config.json (the source's own keys in their order, and the quantization config) and what goes with it.
+    """Write the config (the source's own keys in their order, and the quantization config) and what goes with it.
 
     Returns:
         SHA-256 (hex) of each file that was written.
     """
     content = json.dumps(plan.output_config(), indent=2, ensure_ascii=False) + "\n"
-    return _written(directory, {CONFIG_FILE: content.encode(), **plan.documents})
+    return _written(directory, {plan.source.form.config: content.encode(), **plan.documents})
 
 
 def carry_files(source: Checkpoint, directory: Path) -> dict[str, str]:
-    """Copy every file that is neither weights nor config.json, byte for byte.
+    """Copy every file that is neither weights nor the config, byte for byte.
 
     Returns:
         SHA-256 (hex) of each.

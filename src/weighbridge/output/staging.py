@@ -24,8 +24,10 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from weighbridge.checkpoint.model import CONFIG_FILE, read_small
+from weighbridge.checkpoint.form import HUGGING_FACE, MISTRAL
+from weighbridge.checkpoint.model import read_small
 from weighbridge.errors import Argument, BuildError, Clause, StructureError
+from weighbridge.families import family_of
 from weighbridge.machine.standing import Standing, standing_of
 from weighbridge.text.strict_json import parse_config
 
@@ -113,7 +115,7 @@ def check_target(target: Path, *, force: bool, source: Path | None) -> None:
         raise BuildError("the output is a file", where=str(target), remedy=remedy)
     try:
         held = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
-        if held and CONFIG_FILE not in held:
+        if held and not {HUGGING_FACE.config, MISTRAL.config}.intersection(held):
             what = f"refusing to replace this directory: it contains {held[0]!r} and no config.json: no checkpoint"
             raise BuildError(what, where=str(target), remedy=_ANOTHER)
         if held and not force:
@@ -126,14 +128,15 @@ def check_target(target: Path, *, force: bool, source: Path | None) -> None:
 
 
 def _is_checkpoint(folder: Path) -> bool:
-    """Whether a folder holds weights and a config.json that says of which model they are."""
-    if not (folder / CONFIG_FILE).is_file() or next(folder.glob("*.safetensors"), None) is None:
+    """Whether a folder holds weights and a config that says of which model they are."""
+    configs = [folder / form.config for form in (HUGGING_FACE, MISTRAL) if (folder / form.config).is_file()]
+    if not configs or next(folder.glob("*.safetensors"), None) is None:
         return False
     try:
-        config = parse_config(read_small(folder / CONFIG_FILE, label=str(folder)), where=CONFIG_FILE)
+        config = parse_config(read_small(configs[0], label=str(folder)), where=configs[0].name)
     except StructureError:
         return False
-    return not config.keys().isdisjoint(("model_type", "architectures"))
+    return not config.keys().isdisjoint(("model_type", "architectures")) or bool(family_of(config).params)
 
 
 def _overlap(one: Path, other: Path) -> bool:

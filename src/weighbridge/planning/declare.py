@@ -1,15 +1,17 @@
-"""How the config.json of a build declares its quantization, in the words of its format."""
+"""How the config of a build declares its quantization, in the words of its format."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import is_embedding
+from weighbridge.checkpoint.own_names import entries_for
 from weighbridge.errors import RecipeError
 from weighbridge.formats import modelopt
-from weighbridge.formats.declaration import Declaration, Group
+from weighbridge.formats.declaration import LINEAR, Declaration, Group
 from weighbridge.formats.schemes import QuantizationArgs, args_to_config, to_config
 from weighbridge.planning.model import Part, tied_heads
 from weighbridge.recipe import Recipe
@@ -41,18 +43,40 @@ def declaration_in(groups: Sequence[Group], ignore: Sequence[str], kv_cache: Qua
 def declare(
     declaration: Declaration, parts: Sequence[Part], source: Checkpoint, *, format: str
 ) -> tuple[Mapping[str, Any] | None, Mapping[str, bytes]]:
-    """The quantization config that config.json holds, and the files that the format asks for beside it.
+    """The quantization config that the config holds, and the files that the format asks for beside it.
 
     Args:
         declaration: what is meant, in compressed-tensors' words.
         parts: what is written; where none is quantized, nor the KV cache, there is no config.
         format: in whose words it is to be declared: ``compressed-tensors`` or ``modelopt``.
+
+    Raises:
+        RecipeError: modelopt has no words for it, or no server reads these in the config of this source.
     """
     if all(part.scheme is None for part in parts) and (declaration.groups or declaration.kv_cache is None):
         return None, {}
     if format == modelopt.METHOD:
+        if source.family.params:
+            what = "is in Mistral's own form, which vLLM reads in compressed-tensors' words alone"
+            raise RecipeError(what, where=source.label, remedy="take format: compressed-tensors")
         return _modelopt(declaration, parts, source)
-    return compressed_tensors_config(declaration), {}
+    return compressed_tensors_config(as_servers_call_it(declaration, parts, source)), {}
+
+
+def as_servers_call_it(declaration: Declaration, parts: Sequence[Part], source: Checkpoint) -> Declaration:
+    """A declaration by the names that servers match it against; see `weighbridge.checkpoint.own_names`."""
+    if not source.family.params:
+        return declaration
+    quantized = {part.module: part.scheme for part in parts if part.scheme is not None}
+    kept = [module for module in linears(parts) if module not in quantized]
+
+    def targets(group: Group) -> tuple[str, ...]:
+        own = [module for module, scheme in quantized.items() if scheme == group.scheme]
+        others = [*kept, *(module for module, scheme in quantized.items() if scheme != group.scheme)]
+        return group.targets if LINEAR in group.targets else tuple(entries_for(own, others, source.family))
+
+    groups = tuple(replace(group, targets=targets(group)) for group in declaration.groups)
+    return replace(declaration, groups=groups, ignore=tuple(entries_for(kept, quantized, source.family)))
 
 
 def compressed_tensors_config(declaration: Declaration) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 from weighbridge.checkpoint.model import Checkpoint, Origin
 from weighbridge.checkpoint.modules import Place
+from weighbridge.checkpoint.own_names import in_own_names
 from weighbridge.families import Family
 from weighbridge.formats.codecs import Coded
 from weighbridge.formats.declaration import Declaration
@@ -226,14 +227,19 @@ class Plan:
     def predicted(self) -> Checkpoint:
         """The output, as its headers and config will describe it."""
         outputs = {name: tensor for part in self.parts for name, tensor in part.outputs.items()}
-        return Checkpoint(
+        output = Checkpoint(
             label="the plan",
             structure={**outputs, **self.additions},
             config=self.output_config(),
-            declaration=self.declaration,
             schemes=self.schemes,
             origin=Origin(base=self.source.origin.base or self.loaded.recipe.base.model),
         )
+        written = read_declaration(output.config, where="the plan")
+        if written is None:
+            return output
+        declared = replace(output, declaration=in_own_names(written, output.modules, output.family, where="the plan"))
+        vars(declared)["modules"] = output.modules  # cached, and the same
+        return declared
 
     @cached_property
     def schemes(self) -> Mapping[str, Scheme]:
@@ -255,12 +261,12 @@ class Plan:
         """The recipe's fused groups as they occur: those with two members or more in one parent module."""
         return find_fused_groups(self.modules, self.loaded.recipe.fused_groups, self.source.family)
 
-    @cached_property
+    @property
     def declaration(self) -> Declaration | None:
-        """What the output's config.json declares; None where nothing stays quantized."""
-        return read_declaration(self.output_config(), where="the plan")
+        """What the output's config declares; None where nothing stays quantized."""
+        return self.predicted.declaration
 
     def output_config(self) -> dict[str, Any]:
-        """The output's config.json: the source's own keys in their order, and the quantization config last."""
+        """The output's config: the source's own keys in their order, and the quantization config last."""
         config = without_quantization(self.source.config)
         return config if self.quantization is None else {**config, "quantization_config": self.quantization}

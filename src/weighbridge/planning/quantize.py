@@ -8,6 +8,7 @@ from functools import lru_cache
 from weighbridge.checkpoint.consistency import check_consistent
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import is_embedding, split_parameter
+from weighbridge.checkpoint.readable import check_read_by_transformers
 from weighbridge.errors import BuildError, StructureError
 from weighbridge.families import Role
 from weighbridge.formats import FORMATS
@@ -36,11 +37,13 @@ def plan_quantization(loaded: LoadedRecipe, source: Checkpoint) -> Plan:
     not ignored, and does not end in ``norm`` is quantized (``match_quantizable_tensors``, compressed-tensors 0.19.0).
 
     Raises:
-        StructureError: two tensors of the source would be written under one name; or a quantized source contradicts
-            itself, or would become floats that no server loads.
+        StructureError: two tensors of the source would be written under one name; a quantized source contradicts
+            itself, or would become floats that no server loads; or the recipe calibrates what transformers cannot load.
         BuildError: it is quantized, and the recipe calibrates.
     """
     recipe = loaded.recipe
+    if recipe.method == "oneshot":
+        check_read_by_transformers(source)
     chooser = _Chooser(loaded)
     parts: list[Part] = []
     obstacles: list[Obstacle] = []

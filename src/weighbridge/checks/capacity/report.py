@@ -30,7 +30,7 @@ def capacity_section(checkpoint: Checkpoint, demand: Demand) -> Section:
     Raises:
         StructureError: its config.json lacks what the KV cache's size depends on, or contradicts its tensors.
     """
-    where = f"config.json of {checkpoint.label}"
+    where = f"{checkpoint.form.config} of {checkpoint.label}"
     shape = read_cache_shape(checkpoint.config, where=where)
     declared = checkpoint.declaration is not None and checkpoint.declaration.kv_cache is not None
     demand = replace(demand, kv_dtype=demand.kv_dtype or ("fp8" if declared else "bf16"))

@@ -11,6 +11,7 @@ import numpy as np
 from weighbridge.base.model_card import CARD, card_metadata
 from weighbridge.base.source import fetch
 from weighbridge.checkpoint.model import Checkpoint, read_small
+from weighbridge.checkpoint.readable import check_read_by_transformers
 from weighbridge.engines.oneshot.load import load_tokenizer
 from weighbridge.errors import StructureError
 from weighbridge.extras.quality.forward import Dtype, Forward, open_forward
@@ -276,8 +277,9 @@ def check_source(source: Checkpoint, builds: Sequence[Checkpoint]) -> None:
     """Refuse what cannot be measured before anything is loaded.
 
     Raises:
-        StructureError: the source or a build is a structure lock, which has no weights.
+        StructureError: the source or a build is a structure lock, which has no weights, or transformers cannot load it.
     """
     for checkpoint in (source, *builds):
+        check_read_by_transformers(checkpoint)
         if not checkpoint.shards:
             raise StructureError("is a structure lock, which holds no weights to measure", where=checkpoint.label)

@@ -18,6 +18,7 @@ from torch import nn
 from weighbridge.auditing.pairing import ATTENTION_SCALES, HEAD
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import fused_experts, split_experts, split_parameter
+from weighbridge.checkpoint.readable import check_read_by_transformers
 from weighbridge.errors import StructureError, first_line
 from weighbridge.extras.quality.activations import Activations, fake_quantized
 from weighbridge.extras.quality.experts import QuantizedExperts
@@ -199,6 +200,7 @@ def _architecture(checkpoint: Checkpoint, dtype: Dtype) -> Any:
     from transformers.initialization import no_init_weights
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+    check_read_by_transformers(checkpoint)
     bare = without_quantization(checkpoint.config)
     _check_layers(bare, checkpoint)
     try:

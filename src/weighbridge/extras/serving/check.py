@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weighbridge.checkpoint.model import Checkpoint
+from weighbridge.checkpoint.readable import check_read_by_transformers
 from weighbridge.errors import Argument
 from weighbridge.extras.serving.answer import Answer, Request, ServingError
 from weighbridge.extras.serving.client import ask
@@ -144,9 +145,11 @@ def token_windows(checkpoint: Checkpoint, text: str, *, windows: int, length: in
 
     Raises:
         ServingError: it has no tokenizer, or the text is too short.
+        StructureError: transformers cannot load it, with which the server is compared.
     """
     from tokenizers import Tokenizer
 
+    check_read_by_transformers(checkpoint)
     assert checkpoint.directory is not None
     path = checkpoint.directory / "tokenizer.json"
     try:
