@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.reference_locks import reference_lock
 from tests.strategies import structures
-from weighbridge.base.locks import reference_lock
 from weighbridge.checkpoint.model import Checkpoint, FileFact
 from weighbridge.checks.diff import CONFIG, UNCOMPARED_KEYS, Difference, diff, explain, group
 from weighbridge.formats.declaration import Declaration

@@ -10,7 +10,8 @@ import pytest
 
 from tests import families
 from tests.conftest import ROOT, Command
-from weighbridge.base.locks import lock_path, reference_lock
+from tests.reference_locks import reference_lock
+from weighbridge.base.locks import lock_path
 from weighbridge.checkpoint.model import Checkpoint, Origin
 from weighbridge.cli.draft import DATA_FREE
 from weighbridge.errors import RecipeError

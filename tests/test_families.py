@@ -17,8 +17,8 @@ import yaml
 
 from tests import families
 from tests.conftest import Once
+from tests.reference_locks import reference_lock
 from tests.toy_models import TOYS, VOCABULARY
-from weighbridge.base.locks import reference_lock
 from weighbridge.checkpoint.model import Checkpoint, open_directory
 from weighbridge.errors import BuildError
 from weighbridge.families import UNKNOWN, Role

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 import pytest
 
 from tests.flagships import FLAGSHIPS, checkpoint, derived_lock, parameters
-from weighbridge.base.locks import lock_path, reference_lock
+from tests.reference_locks import reference_lock
+from weighbridge.base.locks import lock_path
 from weighbridge.families import Role
 from weighbridge.formats.tensors import payload_bytes
 from weighbridge.linting import lint

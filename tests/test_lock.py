@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from tests.families import LOCKED
 from tests.flagships import FLAGSHIPS
+from tests.reference_locks import reference_lock
 from tests.strategies import names, structures
-from weighbridge.base.locks import REFERENCES, reference_lock
+from weighbridge.base.locks import REFERENCES
 from weighbridge.checkpoint.consistency import inconsistencies
 from weighbridge.checkpoint.lock import open_lock, write_lock
 from weighbridge.checkpoint.model import Checkpoint, FileFact, Origin

@@ -20,13 +20,13 @@ from weighbridge.auditing.reading import ARRAYS, read
 from weighbridge.auditing.work import stored_rows, whole_scale
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import split_parameter
+from weighbridge.checkpoint.problems import findings_of, said_of
 from weighbridge.families import Family
 from weighbridge.formats import FORMATS
 from weighbridge.formats.tensors import FLOATING_SOURCES, Tensor
 from weighbridge.machine.resources import Resources, affordable_workers
 from weighbridge.progress import Progress
-from weighbridge.report import Finding, Section, Severity, Table
-from weighbridge.text.names import compact
+from weighbridge.report import Section, Table
 from weighbridge.work.pieces import PIECE_BYTES, in_strips
 from weighbridge.work.reading import HUB_BYTES, Reader, reader_of
 from weighbridge.work.regions import Region
@@ -224,16 +224,9 @@ def _parted(one: Floats, other: Floats, *, codes: int = 0, scales: int = 0, diff
 
 def _section(other: Checkpoint, partings: Mapping[str, Parting], alone: list[list[str]]) -> Section:
     apart = {name: parting for name, parting in partings.items() if not parting.same}
-    findings = [
-        Finding("compare/parts", Severity.ERROR, str(pattern), how, count=len(pattern))
-        for how, names in _by_kind(apart).items()
-        for pattern in compact(names)
-    ]
+    findings = findings_of(("compare/parts", name, _how(parting), "") for name, parting in apart.items())
     for names, who in ((alone[0], "the first"), (alone[1], "the second")):
-        findings += [
-            Finding("compare/alone", Severity.ERROR, str(pattern), f"only {who} has it", count=len(pattern))
-            for pattern in compact(names)
-        ]
+        findings += said_of(names, "compare/alone", f"only {who} has it")
     same = len(partings) - len(apart)
     summary = f"{same:,} of {len(partings):,} weights have the same codes and scales"
     if any(alone):
@@ -247,19 +240,14 @@ def _section(other: Checkpoint, partings: Mapping[str, Parting], alone: list[lis
     )
 
 
-def _by_kind(apart: Mapping[str, Parting]) -> dict[str, list[str]]:
-    kinds: dict[str, list[str]] = {}
-    for name, parting in apart.items():
-        if parting.bytes:
-            how = "is kept by both, with other values"
-        elif parting.codes == parting.elements and parting.scales == parting.elements:
-            how = "is stored in ways that have no codes in common"
-        elif parting.scales and parting.codes:
-            how = "has other codes and other scales"
-        else:
-            how = "has other scales" if parting.scales else "has other codes under the same scales"
-        kinds.setdefault(how, []).append(name)
-    return kinds
+def _how(parting: Parting) -> str:
+    if parting.bytes:
+        return "is kept by both, with other values"
+    if parting.codes == parting.elements and parting.scales == parting.elements:
+        return "is stored in ways that have no codes in common"
+    if parting.scales and parting.codes:
+        return "has other codes and other scales"
+    return "has other scales" if parting.scales else "has other codes under the same scales"
 
 
 def _table(partings: Mapping[str, Parting], family: Family) -> Table:

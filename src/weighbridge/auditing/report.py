@@ -10,6 +10,7 @@ from weighbridge.auditing.assess import Audit
 from weighbridge.auditing.judge import ORDER, Judged, Verdict
 from weighbridge.auditing.measure import Measure, decibels, signal_to_noise
 from weighbridge.auditing.recomputed import PROVEN, Quantized, names_of
+from weighbridge.checkpoint.problems import said_of
 from weighbridge.families import Family
 from weighbridge.report import Finding, Grid, Section, Severity, Table
 from weighbridge.text.names import compact, layer_of
@@ -177,30 +178,18 @@ def _kept(audit: Audit) -> Section:
         summary += f", {paired:,} are divided as the recipe says"
     findings = [*_findings(item for item in judged if item.verdict is Verdict.DIVERGES)]
     bare = [item.name for item, _ in audit.kept if item.copy_of == f"{item.name}.weight"]
-    findings += [
-        Finding(
-            "audit/left-unquantized",
-            Severity.ERROR,
-            str(pattern),
-            "holds the base's weight unquantized, under a name without .weight that no server loads",
-            count=len(pattern),
-            remedy="build with llm-compressor 0.13 or newer (0.11 and 0.12 left experts so)",
-        )
-        for pattern in compact(bare)
-    ]
+    what = "holds the base's weight unquantized, under a name without .weight that no server loads"
+    remedy = "build with llm-compressor 0.13 or newer (0.11 and 0.12 left experts so)"
+    findings += said_of(bare, "audit/left-unquantized", what, remedy)
     return Section("kept-tensors", "its kept tensors", summary, findings=tuple(findings))
 
 
 def _leftovers(audit: Audit) -> Section:
-    findings = []
-    for leftover in audit.leftovers:
-        severity = Severity.NOTE if leftover.excused else Severity.ERROR
-        findings += [
-            Finding(f"audit/{leftover.kind}", severity, str(pattern), leftover.message, count=len(pattern))
-            for pattern in compact(leftover.names)
-        ]
+    findings: list[Finding] = []
     counts = Counter[str]()
     for leftover in audit.leftovers:
+        severity = Severity.NOTE if leftover.excused else Severity.ERROR
+        findings += said_of(leftover.names, f"audit/{leftover.kind}", leftover.message, severity=severity)
         counts[leftover.kind] += len(leftover.names)
     said = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
     return Section("dropped-and-added", "dropped and added tensors", said or "none", findings=tuple(findings))

@@ -12,10 +12,10 @@ from weighbridge.formats.declaration import LINEAR, Declaration
 from weighbridge.formats.quantization import resolve, resolve_as_compressed_tensors
 from weighbridge.formats.schemes import Scheme
 from weighbridge.linting.quantized import BULK, INTEGER_GROUP_SIZES
-from weighbridge.linting.rules import Raised
+from weighbridge.linting.rules import Problem, Raised, together
 from weighbridge.linting.served import Linear, Served, served_by_plan
 from weighbridge.planning import Part, Plan
-from weighbridge.text.names import compact, expert_of, split_name
+from weighbridge.text.names import expert_of, split_name
 from weighbridge.text.patterns import REGEX_PREFIX, pattern_list
 
 TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
@@ -32,10 +32,10 @@ def check(plan: Plan) -> Iterator[Raised]:
     if served is None:
         return
     if served.declaration.groups:
-        yield from _undeclared(plan, served.declaration)
+        yield from together(_undeclared(plan, served.declaration))
     yield from _tied_head(served)
     yield from _prefixes(plan)
-    yield from _merged_targets(served)
+    yield from together(_merged_targets(served))
     yield from _expectations(served)
 
 
@@ -43,7 +43,7 @@ def check_served(served: Served) -> Iterator[Raised]:
     """The same of a checkpoint that lies there, whose declaration was held against its tensors already."""
     yield from _unnamed(served)
     yield from _tied_head(served)
-    yield from _merged_targets(served)
+    yield from together(_merged_targets(served))
     yield from _expectations(served)
 
 
@@ -68,28 +68,25 @@ def _unnamed(served: Served) -> Iterator[Raised]:
         return
     targeted = resolve(served.declaration, [linear.module for linear in served.linears], where=served.ignored_at)
     ignored = pattern_list(served.ignored)
-    unnamed = [
-        linear.module
+    message = "is in neither targets nor ignore; vLLM refuses to load such a linear layer"
+    yield from together(
+        (Problem("serve/undeclared", message, "add it to ignore"), linear.module)
         for linear in served.linears
         if linear.scheme is None
         and len(linear.weight.shape) == 2
         and served.family.role_of(linear.module) not in (Role.EMBEDDINGS, Role.NORMS)
         and linear.module not in targeted
         and not ignored.matches(linear.module)
-    ]
-    for pattern in compact(unnamed):
-        message = "is in neither targets nor ignore; vLLM refuses to load such a linear layer"
-        yield Raised("serve/undeclared", str(pattern), message, "add it to ignore", len(pattern))
+    )
 
 
 _ONE_GROUP = "put the group that is to decide first, and Linear last; better, let no two groups target one module"
 
 
-def _undeclared(plan: Plan, declaration: Declaration) -> Iterator[Raised]:
+def _undeclared(plan: Plan, declaration: Declaration) -> Iterator[tuple[Problem, str]]:
     """Modules of which config.json says something else than is stored, and linears of which it says nothing."""
     refused = {obstacle.module for obstacle in plan.obstacles}
     declared = resolve(declaration, plan.predicted.modules, where="the plan")
-    wrong: dict[tuple[str, str], list[str]] = {}
     readings = [(declared, "")]
     if (
         any(target != LINEAR for group in declaration.groups for target in group.targets)
@@ -105,7 +102,7 @@ def _undeclared(plan: Plan, declaration: Declaration) -> Iterator[Raised]:
             if ours != theirs and module not in refused and (not reader or theirs != declared.get(module)):
                 remedy = "add it to ignore" if ours is None else _ONE_GROUP
                 message = f"is {ours or 'kept'}, but config.json will declare it {reader}{theirs or 'unquantized'}"
-                wrong.setdefault((message, remedy), []).append(module)
+                yield Problem("serve/undeclared", message, remedy), module
     ignored = pattern_list(declaration.ignore)
     for part in plan.parts:
         if (
@@ -115,10 +112,7 @@ def _undeclared(plan: Plan, declaration: Declaration) -> Iterator[Raised]:
             and not ignored.matches(part.module)
         ):
             message = "is in neither targets nor ignore; vLLM refuses to load such a linear layer"
-            wrong.setdefault((message, "add it to ignore"), []).append(part.module)
-    for (message, remedy), modules in wrong.items():
-        for pattern in compact(modules):
-            yield Raised("serve/undeclared", str(pattern), message, remedy, len(pattern))
+            yield Problem("serve/undeclared", message, "add it to ignore"), part.module
 
 
 def _is_linear(part: Part, family: Family) -> bool:
@@ -161,14 +155,14 @@ def _prefixes(plan: Plan) -> Iterator[Raised]:
             )
 
 
-def _merged_targets(served: Served) -> Iterator[Raised]:
+def _merged_targets(served: Served) -> Iterator[tuple[Problem, str]]:
     """vLLM looks for a merged linear by its own name; until July 2026 it took Linear before its members' names."""
     targets = [(target, group.scheme) for group in served.declaration.groups for target in group.targets]
     patterns = pattern_list(tuple(target for target, _ in targets))
     linear = next((scheme for target, scheme in targets if target == LINEAR), None)
     if all(target == LINEAR for target, _ in targets):
         return
-    alike: dict[str, list[str]] = {}
+    remedy = "target the parent (re:.*self_attn\\..*) instead of the members"
     merged_of = {members: merged for merged, members in served.family.merged.items()}
     for parent, present, absent in served.fused_groups:
         members = (*present, *absent)
@@ -184,11 +178,7 @@ def _merged_targets(served: Served) -> Iterator[Raised]:
         if wrong is not None:
             since = "" if found[-1] not in schemes else " before PR 49483 (July 2026)"
             message = f"is one linear in servers, {merged}, and for that name vLLM{since} finds {wrong}"
-            alike.setdefault(message, []).append(parent)
-    for message, parents in alike.items():
-        for pattern in compact(parents):
-            remedy = "target the parent (re:.*self_attn\\..*) instead of the members"
-            yield Raised("serve/merged-target", str(pattern), message, remedy, len(pattern))
+            yield Problem("serve/merged-target", message, remedy), parent
 
 
 def _group_size(scheme: Scheme) -> Iterator[Raised]:
