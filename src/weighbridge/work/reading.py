@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from weighbridge.checkpoint.header import Header
-from weighbridge.checkpoint.hub import HubId, find_snapshot, read_bytes
+from weighbridge.checkpoint.hub import read_bytes, snapshot_of
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.errors import StructureError
 from weighbridge.formats.tensors import DTYPE_BITS, Tensor
@@ -110,7 +110,7 @@ class HubReader:
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self._snapshot = find_snapshot(HubId(checkpoint.origin.repository, checkpoint.origin.revision))
+        self._snapshot = snapshot_of(checkpoint)
         self._sizes = {name: header.data_offset + _payload(header) for name, header in checkpoint.shards.items()}
         self._lock = threading.Lock()
         self._blocks: OrderedDict[tuple[str, int], Future[bytes]] = OrderedDict()
