@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import reduce
 from importlib import import_module
 from importlib.metadata import version
+from typing import Any
 
 import pytest
 
@@ -74,7 +74,9 @@ def test_door_was_read_in_the_version_that_is_installed(library: str) -> None:
 @pytest.mark.parametrize(("library", "name"), [(library, name) for library in DOORS for name in DOORS[library].names])
 def test_door_is_there(library: str, name: str) -> None:
     module, _, path = name.partition(":")
-    found = reduce(lambda holder, part: getattr(holder, part, None), path.split("."), import_module(module))
+    found: Any = import_module(module)
+    for part in path.split("."):
+        found = getattr(found, part, None)
     assert found is not None, f"{library} {version(library)} has no {name}: see {DOORS[library].place}"
 
 

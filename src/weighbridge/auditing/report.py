@@ -72,7 +72,7 @@ def _how(audit: Audit) -> str:
 
 
 def _whole(audit: Audit) -> Section:
-    decides = _decides(audit)
+    decides = _counted(audit.judged) or "nothing could be compared"
     facts: dict[str, str | int] = {
         "weights quantized": f"{100 * audit.quantized_share:.2f} % of the base's",
         "bits a weight": f"{audit.bits_a_weight:.3f}",
@@ -121,16 +121,15 @@ def _limits(audit: Audit) -> str:
     return "; ".join(said)
 
 
-def _decides(audit: Audit) -> str:
-    counts = Counter(judged.verdict for judged in audit.judged)
-    said = [f"{counts[verdict]:,} {verdict}" for verdict in sorted(counts, key=lambda verdict: ORDER[verdict])]
-    return ", ".join(said) or "nothing could be compared"
+def _counted(judged: Iterable[Judged]) -> str:
+    """How many verdicts of each kind there are, the best first."""
+    counts = Counter(item.verdict for item in judged)
+    return ", ".join(f"{counts[verdict]:,} {verdict}" for verdict in sorted(counts, key=lambda item: ORDER[item]))
 
 
 def _quantized(audit: Audit) -> Section:
-    quantized = [(item, seen, judged) for item, seen, judged in audit.quantized]
-    counts = Counter(judged.verdict for _, _, judged in quantized)
-    said = ", ".join(f"{counts[verdict]:,} {verdict}" for verdict in sorted(counts, key=lambda item: ORDER[item]))
+    quantized = audit.quantized
+    said = _counted(judged for _, _, judged in quantized)
     diverging = (judged for _, _, judged in quantized if judged.verdict is Verdict.DIVERGES)
     findings = [*_findings(diverging, distrust=_DISTRUST if audit.method.said_by else _UNSAID)]
     findings += _findings(

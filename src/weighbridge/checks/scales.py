@@ -19,6 +19,7 @@ from weighbridge.errors import StructureError
 from weighbridge.formats.layouts import LAYOUTS
 from weighbridge.formats.schemes import Scheme
 from weighbridge.formats.tensors import StoredTensor
+from weighbridge.machine.standing import explained
 from weighbridge.planning import FusedGroup
 from weighbridge.report import Section
 
@@ -80,16 +81,13 @@ def read_scales(checkpoint: Checkpoint) -> dict[str, float]:
 
 
 def _read(path: Path, offset: int, wanted: Mapping[str, StoredTensor], *, where: str) -> Iterator[tuple[str, float]]:
-    try:
-        with path.open("rb") as file:
-            for name, stored in wanted.items():
-                file.seek(offset + stored.begin)
-                raw = file.read(stored.end - stored.begin)
-                if len(raw) < stored.end - stored.begin:
-                    raise StructureError("is cut off", where=where)
-                yield name, _decoded(raw, stored.tensor.dtype)
-    except OSError as error:
-        raise StructureError(f"cannot be read ({error.strerror})", where=where) from error
+    with explained(where), path.open("rb") as file:
+        for name, stored in wanted.items():
+            file.seek(offset + stored.begin)
+            raw = file.read(stored.end - stored.begin)
+            if len(raw) < stored.end - stored.begin:
+                raise StructureError("is cut off", where=where)
+            yield name, _decoded(raw, stored.tensor.dtype)
 
 
 def _decoded(raw: bytes, dtype: str) -> float:

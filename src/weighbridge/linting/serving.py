@@ -9,7 +9,7 @@ from typing import Any
 from weighbridge.families import Family, Role
 from weighbridge.formats.compressed_tensors import METHOD as COMPRESSED_TENSORS
 from weighbridge.formats.declaration import LINEAR, Declaration
-from weighbridge.formats.quantization import resolve, resolve_as_compressed_tensors
+from weighbridge.formats.quantization import resolve, resolve_as_compressed_tensors, text_config
 from weighbridge.formats.schemes import Scheme
 from weighbridge.linting.quantized import BULK, INTEGER_GROUP_SIZES
 from weighbridge.linting.rules import Problem, Raised, together
@@ -217,8 +217,7 @@ def _tensor_parallel(served: Served) -> Iterator[Raised]:
 
 def _head_counts(config: Any) -> list[int]:
     """Attention heads, and the counts of key and value heads, as far as config.json tells."""
-    text = config.get("text_config")
-    holder = text if isinstance(text, dict) else config
+    holder = text_config(config)
     names = ("num_attention_heads", "num_key_value_heads", "num_global_key_value_heads")
     counts = [holder.get(name) for name in names]
     known = [count for count in counts if type(count) is int and count > 0]

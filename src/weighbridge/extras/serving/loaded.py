@@ -12,6 +12,7 @@ from weighbridge.checkpoint.problems import Problem, findings_of, said_of
 from weighbridge.checks.scales import GLOBAL_SCALES
 from weighbridge.extras.serving.answer import Answer, Region
 from weighbridge.families import Role
+from weighbridge.formats.quantization import text_config
 from weighbridge.planning import find_merged_groups
 from weighbridge.report import Finding, Severity
 from weighbridge.text.names import compact, split_name
@@ -209,7 +210,7 @@ def _not_used(checkpoint: Checkpoint, answer: Answer, *, towers: bool) -> Iterat
 
 def _reasons(checkpoint: Checkpoint, answer: Answer, *, towers: bool) -> Callable[[str], str]:
     """Why the server may leave a key aside; empty for one that it must use."""
-    text = checkpoint.config.get("text_config") or checkpoint.config
+    text = text_config(checkpoint.config)
     layers, shared = text.get("num_hidden_layers"), text.get("num_kv_shared_layers")
     first_shared = layers - shared if isinstance(layers, int) and isinstance(shared, int) and shared else None
     has_head = any(name.rpartition(".")[0].endswith("lm_head") for name in answer.parameters)
