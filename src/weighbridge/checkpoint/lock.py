@@ -156,7 +156,7 @@ def expand_lock(read: ReadLock) -> Checkpoint:
     )
 
 
-def write_lock(checkpoint: Checkpoint, *, comment: str = "") -> str:
+def write_lock(checkpoint: Checkpoint) -> str:
     """A checkpoint's structure lock as YAML text; `open_lock` reads it back to an equal structure and equal schemes.
 
     Its config.json stands there without the quantization config, which stands by effect, so that it can be planned.
@@ -182,8 +182,7 @@ def write_lock(checkpoint: Checkpoint, *, comment: str = "") -> str:
     config = without_quantization(checkpoint.config)
     if config:
         content["config"] = config
-    head = "".join(f"# {line}\n" for line in comment.splitlines())
-    return head + yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=1000)
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=1000)
 
 
 def tensor_lines(structure: Structure) -> list[str]:
