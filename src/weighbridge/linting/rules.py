@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from weighbridge.report import Severity
 from weighbridge.text.names import compact
@@ -48,22 +47,14 @@ class Raised:
     entry: int | None = None
 
 
-class Problem(NamedTuple):
-    """What is wrong with a module, or a group of them, without its name."""
-
-    rule: str
-    message: str
-    remedy: str = ""
-
-
-def together(found: Iterable[tuple[Problem, str]]) -> Iterator[Raised]:
-    """What is wrong with named modules, once for each pattern of the names with the same problem."""
-    alike: dict[Problem, list[str]] = {}
-    for problem, name in found:
-        alike.setdefault(problem, []).append(name)
-    for problem, names in alike.items():
-        for pattern in compact(names):
-            yield Raised(problem.rule, str(pattern), problem.message, problem.remedy, len(pattern))
+def together(found: Iterable[Raised]) -> Iterator[Raised]:
+    """What is wrong with single modules, once for each pattern of those with the same problem."""
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for raised in found:
+        alike.setdefault((raised.rule, raised.message, raised.remedy), []).append(raised.where)
+    for (rule, message, remedy), modules in alike.items():
+        for pattern in compact(modules):
+            yield Raised(rule, str(pattern), message, remedy, len(pattern))
 
 
 def _error(id: str, sentence: str, *, allowable: bool = True) -> Rule:

@@ -12,7 +12,7 @@ from weighbridge.formats.declaration import LINEAR, Declaration
 from weighbridge.formats.quantization import resolve, resolve_as_compressed_tensors, text_config
 from weighbridge.formats.schemes import Scheme
 from weighbridge.linting.quantized import BULK, INTEGER_GROUP_SIZES
-from weighbridge.linting.rules import Problem, Raised, together
+from weighbridge.linting.rules import Raised, together
 from weighbridge.linting.served import Linear, Served, served_by_plan
 from weighbridge.planning import Part, Plan
 from weighbridge.text.names import expert_of, split_name
@@ -70,7 +70,7 @@ def _unnamed(served: Served) -> Iterator[Raised]:
     ignored = pattern_list(served.ignored)
     message = "is in neither targets nor ignore; vLLM refuses to load such a linear layer"
     yield from together(
-        (Problem("serve/undeclared", message, "add it to ignore"), linear.module)
+        Raised("serve/undeclared", linear.module, message, "add it to ignore")
         for linear in served.linears
         if linear.scheme is None
         and len(linear.weight.shape) == 2
@@ -83,7 +83,7 @@ def _unnamed(served: Served) -> Iterator[Raised]:
 _ONE_GROUP = "put the group that is to decide first, and Linear last; better, let no two groups target one module"
 
 
-def _undeclared(plan: Plan, declaration: Declaration) -> Iterator[tuple[Problem, str]]:
+def _undeclared(plan: Plan, declaration: Declaration) -> Iterator[Raised]:
     """Modules of which config.json says something else than is stored, and linears of which it says nothing."""
     refused = {obstacle.module for obstacle in plan.obstacles}
     declared = resolve(declaration, plan.predicted.modules, where="the plan")
@@ -102,7 +102,7 @@ def _undeclared(plan: Plan, declaration: Declaration) -> Iterator[tuple[Problem,
             if ours != theirs and module not in refused and (not reader or theirs != declared.get(module)):
                 remedy = "add it to ignore" if ours is None else _ONE_GROUP
                 message = f"is {ours or 'kept'}, but config.json will declare it {reader}{theirs or 'unquantized'}"
-                yield Problem("serve/undeclared", message, remedy), module
+                yield Raised("serve/undeclared", module, message, remedy)
     ignored = pattern_list(declaration.ignore)
     for part in plan.parts:
         if (
@@ -112,7 +112,7 @@ def _undeclared(plan: Plan, declaration: Declaration) -> Iterator[tuple[Problem,
             and not ignored.matches(part.module)
         ):
             message = "is in neither targets nor ignore; vLLM refuses to load such a linear layer"
-            yield Problem("serve/undeclared", message, "add it to ignore"), part.module
+            yield Raised("serve/undeclared", part.module, message, "add it to ignore")
 
 
 def _is_linear(part: Part, family: Family) -> bool:
@@ -155,7 +155,7 @@ def _prefixes(plan: Plan) -> Iterator[Raised]:
             )
 
 
-def _merged_targets(served: Served) -> Iterator[tuple[Problem, str]]:
+def _merged_targets(served: Served) -> Iterator[Raised]:
     """vLLM looks for a merged linear by its own name; until July 2026 it took Linear before its members' names."""
     targets = [(target, group.scheme) for group in served.declaration.groups for target in group.targets]
     patterns = pattern_list(tuple(target for target, _ in targets))
@@ -178,7 +178,7 @@ def _merged_targets(served: Served) -> Iterator[tuple[Problem, str]]:
         if wrong is not None:
             since = "" if found[-1] not in schemes else " before PR 49483 (July 2026)"
             message = f"is one linear in servers, {merged}, and for that name vLLM{since} finds {wrong}"
-            yield Problem("serve/merged-target", message, remedy), parent
+            yield Raised("serve/merged-target", parent, message, remedy)
 
 
 def _group_size(scheme: Scheme) -> Iterator[Raised]:

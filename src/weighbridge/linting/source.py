@@ -14,7 +14,7 @@ from weighbridge.checkpoint.modules import FUSED_EXPERTS
 from weighbridge.checkpoint.weights import INDEX_FILE, other_weights, taken_by
 from weighbridge.families import descriptors
 from weighbridge.formats.tensors import Tensor
-from weighbridge.linting.rules import Problem, Raised, together
+from weighbridge.linting.rules import Raised, together
 from weighbridge.planning import Plan
 from weighbridge.recipe.catalogue import recipe_names
 from weighbridge.text.names import compact
@@ -123,7 +123,7 @@ def _made_floats(plan: Plan, base: StructureLock | None) -> Iterator[Raised]:
 
 def _dropped(plan: Plan) -> Iterator[Raised]:
     """What a quantized source has beside its weights, and the build will not."""
-    yield from together((Problem("source/dropped", why), name) for name, why in plan.dropped.items())
+    yield from together(Raised("source/dropped", name, why) for name, why in plan.dropped.items())
 
 
 def _other_weights(source: Checkpoint) -> Iterator[Raised]:
@@ -157,7 +157,7 @@ def _redirects(source: Checkpoint) -> Iterator[Raised]:
         yield Raised("source/redirect", finding.where, finding.message, "take the key out of the source's config.json")
 
 
-def _experts_layout(plan: Plan) -> Iterator[tuple[Problem, str]]:
+def _experts_layout(plan: Plan) -> Iterator[Raised]:
     """Experts that lie otherwise than the family says, or, of an unknown one, than transformers has them."""
     remedy = (
         "describe the family (src/weighbridge/families/descriptors), or take a checkpoint that stores them one by one"
@@ -178,4 +178,4 @@ def _experts_layout(plan: Plan) -> Iterator[tuple[Problem, str]]:
                 f"gate_up_proj {list(gate_up.shape)}, down_proj {list(down.shape)} are not [experts, 2 x inner, "
                 "hidden] and [experts, hidden, inner], and of this family it is not known how they lie"
             )
-            yield Problem("source/experts-layout", message, remedy), parent
+            yield Raised("source/experts-layout", parent, message, remedy)
