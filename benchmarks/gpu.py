@@ -25,7 +25,7 @@ def main() -> None:
     """Entry point."""
     import torch
 
-    from weighbridge.numbers.agreement import disagreements
+    from tests.kernel_agreement import disagreements
     from weighbridge.numbers.portable import PortableKernels
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

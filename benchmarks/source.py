@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from weighbridge.base.locks import reference_lock
+from tests.reference_locks import reference_lock
 from weighbridge.checkpoint.layout import lay_out
 from weighbridge.formats.tensors import Structure
 from weighbridge.samples import miniature

@@ -28,8 +28,8 @@ from tests.dishonest import (
     section,
     text,
 )
+from tests.reference_locks import reference_lock
 from weighbridge.base.identity import Claim, Identity, Unproven
-from weighbridge.base.locks import reference_lock
 from weighbridge.checkpoint.model import Checkpoint, FileFact, Origin
 from weighbridge.evidence import MAIN_REPORT, FinishedBuild, build_verdict
 from weighbridge.evidence.environment import Installed, Repository

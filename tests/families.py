@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
-from weighbridge.base.locks import lock_path, reference_lock
+from tests.reference_locks import reference_lock
+from weighbridge.base.locks import lock_path
 from weighbridge.checkpoint.lock import write_lock
 from weighbridge.checkpoint.model import Checkpoint, Origin
 from weighbridge.formats.tensors import Tensor

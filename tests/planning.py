@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -12,10 +13,11 @@ import yaml
 from weighbridge.checkpoint.lock import open_lock
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.errors import RecipeError
+from weighbridge.families import Role
 from weighbridge.linting import lint
 from weighbridge.planning import Plan, make_plan
 from weighbridge.recipe import LoadedRecipe, Recipe
-from weighbridge.report import Finding
+from weighbridge.report import Finding, Severity
 from weighbridge.text.strict_yaml import parse_yaml, validate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,3 +91,25 @@ def _plan(text: str, lock: str) -> Plan:
 @cache
 def _findings(text: str, lock: str) -> Sequence[Finding]:
     return tuple(lint(_plan(text, lock)))
+
+
+def broken_rules(plan: Plan) -> set[str]:
+    """The rules that lint finds broken, notes left out."""
+    return {finding.rule for finding in lint(plan) if finding.severity is not Severity.NOTE}
+
+
+def quantized_roles(plan: Plan) -> Counter[Role]:
+    """How many modules of each role a plan quantizes."""
+    return Counter(map(plan.source.family.role_of, plan.schemes))
+
+
+def kept_roles(plan: Plan) -> Counter[Role]:
+    """How many tensors of two axes or more stay as they are, by role."""
+    kept = [part.module for part in plan.parts if part.module not in plan.schemes and len(part.weight.shape) >= 2]
+    return Counter(map(plan.source.family.role_of, kept))
+
+
+def merged_members(plan: Plan) -> Counter[tuple[str, ...]]:
+    """How many groups of quantized linears servers merge, by their members."""
+    quantized = [group for group in plan.fused_groups if f"{group.parent}.{group.members[0]}" in plan.schemes]
+    return Counter(group.members for group in quantized)

@@ -13,9 +13,9 @@ from tests.alterations import one_element
 from tests.audit_rows import SCHEMES, Memory, quantized
 from tests.checkpoints import Tensors
 from tests.conftest import Command, Outcome
+from tests.kernel_agreement import hard_weight
 from tests.test_audit import altered
 from weighbridge.formats.tensors import Tensor
-from weighbridge.numbers.agreement import hard_weight
 from weighbridge.work.regions import Region
 
 compare: Any = importlib.import_module("weighbridge.auditing.compare")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.audit_rows import SCHEMES, Module, bf16, integers, quantized
+from tests.kernel_agreement import hard_weight
 from weighbridge.auditing import compensation
 from weighbridge.auditing.arithmetic import PRECISIONS, narrowed
 from weighbridge.auditing.judge import (
@@ -25,7 +26,6 @@ from weighbridge.auditing.judge import (
 from weighbridge.auditing.measure import Difference, Measure
 from weighbridge.auditing.smoothing import COARSENESS, UNIT_ROUNDOFF
 from weighbridge.auditing.work import QUOTIENT_SLACK, STRICT, Allowance
-from weighbridge.numbers.agreement import hard_weight
 
 Array = np.ndarray[Any, Any]
 ROWS = SCHEMES["W4A16 per row"]

@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 
 from tests.audit_rows import SCHEMES, Memory, Module, quantized
+from weighbridge.auditing.arithmetic import narrowed
+from weighbridge.auditing.grid import grid_of, rows_of, spread, values_of
+from weighbridge.auditing.pairing import KeptPair
 from weighbridge.auditing.run import WORKER_PIECES
 from weighbridge.auditing.work import STRICT, Allowance
 from weighbridge.formats.tensors import DTYPE_BITS, Tensor
@@ -25,6 +28,7 @@ GREEDIEST = "F16", "NVFP4A16"
 Array = np.ndarray[Any, Any]
 
 compare: Any = importlib.import_module("weighbridge.auditing.compare")
+dequantized: Any = importlib.import_module("weighbridge.auditing.dequantized")
 recomputed: Any = importlib.import_module("weighbridge.auditing.recomputed")
 
 
@@ -104,3 +108,36 @@ def test_worker_is_not_counted_with_much_more_than_it_holds() -> None:
     module = piece(*GREEDIEST)
     assert most_pieces(lambda: module.measured(smoothing(module))) > 0.9 * WORKER_PIECES
     assert most_pieces(lambda: beside_itself(module)) > 0.9 * compare.WORKER_PIECES
+
+
+@pytest.mark.parametrize("scheme", ["FP8_DYNAMIC", "FP8_BLOCK", "W4A16"])
+def test_weight_that_was_made_floats_again_is_held_against_the_base_in_parts(scheme: str) -> None:
+    """Whatever its size, and down to its last element."""
+    module, columns = piece("BF16", scheme), COLUMNS
+    weight = np.concatenate([module.weight] * 5)
+    whole = quantized(weight, "BF16", SCHEMES[scheme])
+    grid = grid_of(whole.scheme)
+    assert grid is not None
+    rows = rows_of(grid, whole.form, dict(whole.arrays), whole.pair.stored["weight_scale"].tensor.dtype, columns, None)
+    floats = narrowed(values_of(rows) * spread(rows, rows.divisors), "BF16")
+    again = (floats.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+    shape = Tensor("BF16", weight.shape)
+    item = KeptPair("module.weight", Region("base", 0, shape), Region("again", 0, shape))
+    source = Memory({"base": weight})
+
+    def is_rounded(stored: Memory) -> bool:
+        amax = dequantized._amax(item, whole.scheme, source)
+        return bool(dequantized._is_rounded(item, whole.scheme, amax, stored, source))
+
+    made = Memory({"again": again})
+    assert is_rounded(made)
+    assert most_pieces(lambda: is_rounded(made)) <= WORKER_PIECES
+    again[-1, -1] ^= 1
+    assert not is_rounded(Memory({"again": again}))
+
+
+def test_rows_that_are_longer_than_a_piece_count_as_what_they_are() -> None:
+    """Blocks hold rows together, as many as 128 of them."""
+    rows = compare._Side(Tensor("BF16", (256, PIECE_BYTES // 100)))
+    assert rows.largest == 128 * 2 * (PIECE_BYTES // 100) > PIECE_BYTES
+    assert compare._Side(Tensor("BF16", (PIECE_BYTES, 2))).largest == PIECE_BYTES

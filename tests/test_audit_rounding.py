@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from tests.audit_rows import SCHEMES, Module, bf16, integers, quantized
+from tests.kernel_agreement import KINDS, hard_weight
 from weighbridge.auditing import rounding
 from weighbridge.auditing.arithmetic import PRECISIONS, narrowed
 from weighbridge.auditing.grid import Grid, e8m0_values, float_values, grid_of
 from weighbridge.formats.schemes import PRESETS, to_config
-from weighbridge.numbers.agreement import KINDS, hard_weight
 from weighbridge.numbers.encoding import SOURCES
 
 Array = np.ndarray[Any, Any]

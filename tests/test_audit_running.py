@@ -306,7 +306,7 @@ def test_what_a_hub_is_asked_for_and_what_is_held_of_it(mini: Path, monkeypatch:
         asked.append((begin, end))
         return bytes(end - begin)
 
-    monkeypatch.setattr(reading, "find_snapshot", lambda _: type("Snapshot", (), {"label": "hub"})())
+    monkeypatch.setattr(reading, "snapshot_of", lambda _: type("Snapshot", (), {"label": "hub"})())
     monkeypatch.setattr(reading, "read_bytes", answer)
     reader = reading.HubReader(checkpoint)
     reader._sizes, reader._hashes = {"shard": size, "other": size}, reading._BlockHashes(["shard", "other"])
@@ -329,7 +329,7 @@ def test_digest_of_blocks_that_come_in_any_order_is_the_files(mini: Path, monkey
     content = shards_of(mini)[0].read_bytes()
     monkeypatch.setattr(reading, "BLOCK_BYTES", 4096)
     checkpoint = open_directory(mini)
-    monkeypatch.setattr(reading, "find_snapshot", lambda _: type("Snapshot", (), {"label": "mini"})())
+    monkeypatch.setattr(reading, "snapshot_of", lambda _: type("Snapshot", (), {"label": "mini"})())
     monkeypatch.setattr(reading, "read_bytes", lambda _snapshot, _name, begin, end: content[begin:end])
     reader = reading.HubReader(checkpoint)
     random = np.random.default_rng(0)

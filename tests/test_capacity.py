@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests import families, vllm_server
 from tests.conftest import ROOT, Command
-from weighbridge.base.locks import reference_lock
+from tests.reference_locks import reference_lock
 from weighbridge.checkpoint.model import Checkpoint, open_directory
 from weighbridge.checks.capacity.accounting import (
     GIB,

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.planning import REAL, ROOT, source
+from tests.reference_locks import reference_lock
 from weighbridge.base import references
-from weighbridge.base.locks import REFERENCES, lock_path, reference_lock, source_locks
+from weighbridge.base.locks import REFERENCES, lock_path, source_locks
 from weighbridge.checkpoint.lock import ReadLock, expand_lock
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.errors import RecipeError, StructureError

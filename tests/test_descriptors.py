@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -20,12 +21,11 @@ from tests.conftest import ROOT, Command
 from tests.described import UNMADE, architectures, config_of, described, write_described
 from weighbridge.checkpoint.model import Checkpoint, open_directory
 from weighbridge.checkpoint.modules import ExpertTensor, split_experts
-from weighbridge.cli.schema import PLACES
+from weighbridge.cli.schema import PLACES, schema_text
 from weighbridge.errors import RecipeError, StructureError
 from weighbridge.extras.quality.forward import _place_of, _slots
 from weighbridge.families import UNKNOWN, Family, Role, descriptors, families, family_of
 from weighbridge.families.catalogue import units
-from weighbridge.families.json_schema import family_schema, write_family_schema
 from weighbridge.formats.tensors import Tensor
 from weighbridge.linting import lint
 from weighbridge.linting.drafting import draft_recipe
@@ -72,8 +72,8 @@ def test_mistake_is_located_in_the_file_that_makes_it(
 
 
 def test_published_schema_is_that_of_the_models_and_takes_every_descriptor() -> None:
-    assert PLACES["family"].read_text() == write_family_schema(), "weighbridge schema family writes it anew"
-    validator = Draft202012Validator(family_schema())
+    assert PLACES["family"].read_text() == schema_text("family"), "weighbridge schema family writes it anew"
+    validator = Draft202012Validator(json.loads(schema_text("family")))
     folder = PLACES["family"].parent / "descriptors"
     wrong = {path.name for path in folder.glob("*.yaml") if not validator.is_valid(yaml.safe_load(path.read_text()))}
     assert wrong == set()

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.checkpoints import CONFIG
+from tests.reference_locks import reference_lock
 from tests.strategies import structures
-from weighbridge.base.locks import reference_lock
 from weighbridge.checkpoint.model import Checkpoint, FileFact
 from weighbridge.checks.diff import UNCOMPARED_KEYS, Difference, diff, explain, group
 from weighbridge.formats.declaration import Declaration

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests import families
-from tests.conftest import ROOT, Command
-from weighbridge.base.locks import lock_path, reference_lock
+from tests.conftest import ROOT, Command, call_main
+from tests.reference_locks import reference_lock
+from weighbridge.base.locks import lock_path
 from weighbridge.checkpoint.model import Checkpoint, Origin
 from weighbridge.cli.draft import DATA_FREE
+from weighbridge.cli.draft import main as new_recipe
 from weighbridge.errors import RecipeError
 from weighbridge.formats.schemes import PRESETS
 from weighbridge.formats.tensors import Tensor
@@ -247,6 +249,15 @@ def test_command_writes_what_it_prints_and_it_plans(call_build: Command, tmp_pat
     assert drafted.out == path.read_text()
     planned = call_build(path, "--plan", "--model", LOCK)
     assert planned.code == 0, planned.out
+
+
+def test_new_recipe_as_a_command_drafts_the_same_and_lists_only_its_own_options(
+    call_build: Command, tmp_path: Path
+) -> None:
+    named = (GEMMA, "--model", LOCK, "--licence", "apache-2.0", "--output")
+    alone = call_main(new_recipe, (*named, tmp_path / "alone.yaml"))
+    assert (alone.code, alone.out) == (0, call_build("--new-recipe", *named, tmp_path / "build.yaml").out)
+    assert not {"--plan", "--engine", "--memory"} & {*call_main(new_recipe, ["--help"]).out.split()}
 
 
 def test_licence_is_that_of_the_card_beside_the_model(call_build: Command, tmp_path: Path, mini: Path) -> None:

@@ -6,7 +6,6 @@ Structures of published models are made on the meta device (`tests.families`); b
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -17,19 +16,18 @@ import yaml
 
 from tests import families
 from tests.conftest import Once
+from tests.planning import broken_rules, kept_roles, merged_members, quantized_roles
+from tests.reference_locks import reference_lock
 from tests.toy_models import TOYS, VOCABULARY
-from weighbridge.base.locks import reference_lock
 from weighbridge.checkpoint.model import Checkpoint, open_directory
 from weighbridge.errors import BuildError
 from weighbridge.families import UNKNOWN, Role
 from weighbridge.formats.tensors import Structure, payload_bytes
-from weighbridge.linting import lint
 from weighbridge.output.shards import open_shards
 from weighbridge.planning import Plan, make_plan
 from weighbridge.progress import Progress
 from weighbridge.recipe import load_recipe
 from weighbridge.recipe.catalogue import RECIPES
-from weighbridge.report import Severity
 
 GEMMA_26B = "google/gemma-4-26B-A4B-it"
 SIBLINGS = [repository for repository in families.FAMILIES if repository != GEMMA_26B]
@@ -133,26 +131,22 @@ def test_embeddings_are_told_from_linears_by_name(repository: str) -> None:
 
 @pytest.mark.parametrize("repository", SIBLINGS)
 def test_recipe_of_another_model_only_lacks_a_pinned_revision(repository: str) -> None:
-    found = {finding.rule for finding in lint(planned(repository)) if finding.severity is not Severity.NOTE}
-    assert found == {"base/unpinned"}
+    assert broken_rules(planned(repository)) == {"base/unpinned"}
 
 
 @each_family
 def test_recipe_quantizes_the_bulk_of_the_linears(repository: str) -> None:
-    assert Counter(map(planned(repository).source.family.role_of, planned(repository).schemes)) == QUANTIZED[repository]
+    assert quantized_roles(planned(repository)) == QUANTIZED[repository]
 
 
 @each_family
 def test_recipe_keeps_every_other_matrix(repository: str) -> None:
-    kept = [part for part in planned(repository).parts if part.action == "keep" and len(part.weight.shape) >= 2]
-    assert Counter(planned(repository).source.family.role_of(part.module) for part in kept) == KEPT[repository]
+    assert kept_roles(planned(repository)) == KEPT[repository]
 
 
 @each_family
 def test_recipe_knows_what_servers_merge(repository: str) -> None:
-    plan = planned(repository)
-    quantized = [group for group in plan.fused_groups if f"{group.parent}.{group.members[0]}" in plan.schemes]
-    assert Counter(group.members for group in quantized) == MERGED[repository]
+    assert merged_members(planned(repository)) == MERGED[repository]
 
 
 # --- prediction and build

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 
 import pytest
 
 from tests.flagships import FLAGSHIPS, checkpoint, derived_lock, parameters
-from weighbridge.base.locks import lock_path, reference_lock
+from tests.planning import broken_rules, kept_roles, merged_members, quantized_roles
+from tests.reference_locks import reference_lock
+from weighbridge.base.locks import lock_path
 from weighbridge.families import Role
 from weighbridge.formats.tensors import payload_bytes
-from weighbridge.linting import lint
 from weighbridge.planning import Plan, make_plan
 from weighbridge.recipe import load_recipe
 from weighbridge.recipe.catalogue import recipe_names
-from weighbridge.report import Severity
 
 # Elements of each dtype, as the hub counts them from the published headers, or their sum where only that was found.
 ELEMENTS: Mapping[str, Mapping[str, int] | int] = {
@@ -191,22 +190,19 @@ def test_model_has_a_recipe_of_eight_bits_and_one_of_four(repository: str) -> No
 
 
 def test_recipe_only_lacks_a_pinned_revision(plan: Plan) -> None:
-    found = {finding.rule for finding in lint(plan) if finding.severity is not Severity.NOTE}
-    assert (found, plan.obstacles) == ({"base/unpinned"}, ())
+    assert (broken_rules(plan), plan.obstacles) == ({"base/unpinned"}, ())
 
 
 def test_recipe_quantizes_the_bulk_of_the_linears(plan: Plan) -> None:
-    assert Counter(map(plan.source.family.role_of, plan.schemes)) == QUANTIZED[model_of(plan)]
+    assert quantized_roles(plan) == QUANTIZED[model_of(plan)]
 
 
 def test_recipe_keeps_every_other_matrix(plan: Plan) -> None:
-    kept = [part.module for part in plan.parts if part.module not in plan.schemes and len(part.weight.shape) >= 2]
-    assert Counter(map(plan.source.family.role_of, kept)) == KEPT[model_of(plan)]
+    assert kept_roles(plan) == KEPT[model_of(plan)]
 
 
 def test_recipe_knows_what_servers_merge(plan: Plan) -> None:
-    quantized = [group for group in plan.fused_groups if f"{group.parent}.{group.members[0]}" in plan.schemes]
-    assert Counter(group.members for group in quantized) == MERGED[model_of(plan)]
+    assert merged_members(plan) == MERGED[model_of(plan)]
 
 
 def test_codes_of_a_quantized_source_are_decoded_and_what_they_were_quantized_in_is_gone(plan: Plan) -> None:

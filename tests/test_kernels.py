@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from llmcompressor.entrypoints.model_free.converter import ModelFreePtqConverter
 
+from tests.kernel_agreement import KINDS, SCHEMES, disagreements, hard_weight
 from weighbridge.formats.schemes import PRESETS, QuantizationArgs, Scheme, SchemeMismatch, stored_tensors, to_config
 from weighbridge.formats.tensors import Tensor
 from weighbridge.numbers import Kernels, NonFiniteWeight, SchemeNotCovered, encoding_of, load_kernels
-from weighbridge.numbers.agreement import KINDS, SCHEMES, disagreements, hard_weight
 from weighbridge.numbers.compiled import CompiledKernels
 from weighbridge.numbers.portable import PortableKernels
 

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from tests.families import LOCKED
 from tests.flagships import FLAGSHIPS
+from tests.reference_locks import reference_lock
 from tests.strategies import names, structures
-from weighbridge.base.locks import REFERENCES, reference_lock
+from weighbridge.base.locks import REFERENCES
 from weighbridge.checkpoint.consistency import inconsistencies
 from weighbridge.checkpoint.lock import open_lock, write_lock
 from weighbridge.checkpoint.model import Checkpoint, FileFact, Origin
@@ -148,7 +149,7 @@ def test_lock_of_what_has_no_name_yet_bears_its_label() -> None:
 
 def test_comment_stands_above_a_lock_that_reads_as_without_it() -> None:
     checkpoint = Checkpoint(label="here", structure={"w": Tensor("BF16", (4,))}, config={}, origin=Origin("org/name"))
-    written = write_lock(checkpoint, comment="made by hand\nfor a test")
+    written = "# made by hand\n# for a test\n" + write_lock(checkpoint)
     assert written.startswith("# made by hand\n# for a test\nstructure_lock: 1\n")
     assert facts(read(written)) == facts(checkpoint)
 

@@ -13,11 +13,11 @@ import pytest
 
 from tests.checkpoints import read_tensors
 from tests.conftest import call_main
+from tests.reference_locks import reference_lock
 from tests.serving_answers import serving_python
 from tests.test_plan import planned
 from tests.vllm_online import ROUNDS
 from weighbridge import api
-from weighbridge.base.locks import reference_lock
 from weighbridge.cli import online as online_command
 from weighbridge.errors import BuildError
 from weighbridge.extras.serving.answer import ServingError

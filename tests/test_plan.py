@@ -13,7 +13,7 @@ import yaml
 
 from tests.checkpoints import CONFIG, read_tensors, shards_of
 from tests.conftest import FP8_DYNAMIC
-from weighbridge.base.locks import reference_lock
+from tests.reference_locks import reference_lock
 from weighbridge.base.references import find_references
 from weighbridge.checkpoint.model import Checkpoint, open_directory
 from weighbridge.checks.diff import diff, explain

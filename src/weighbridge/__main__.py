@@ -14,7 +14,7 @@ from weighbridge.cli.process import as_process
 COMMANDS: Mapping[str, tuple[str, tuple[str, ...], str]] = {
     "build": ("build", (), "build a checkpoint from a recipe"),
     "plan": ("build", ("--plan",), "say what would be built, from headers alone"),
-    "new-recipe": ("build", ("--new-recipe",), "draft a recipe from a model's headers"),
+    "new-recipe": ("draft", (), "draft a recipe from a model's headers"),
     "lint": ("lint", (), "what the rules say of recipes"),
     "recipes": ("recipes", (), "list the catalogue, for a model or a GPU"),
     "diff": ("diff", (), "what differs between two checkpoints"),
@@ -89,7 +89,6 @@ def _help() -> int:
 
 def _call(name: str, arguments: list[str]) -> int:
     module, first, _ = COMMANDS[name]
-    first = () if {"-h", "--help"} & {*arguments} else first  # --new-recipe would take it for a model
     code: int = import_module(f"weighbridge.cli.{module}").main([*first, *arguments])
     return code
 

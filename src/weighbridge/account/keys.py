@@ -168,9 +168,8 @@ def _judge_leaf(file: str, path: Path, own: str | None, base: str | None, meanin
     if own == base:
         return Verdict(Kind.KEY, name, State.SAME, against)
     state, why = meaning
-    if state is State.HARMLESS and (own is None or base is None or kind_of(own) == kind_of(base)):
-        return Verdict(Kind.KEY, name, state, why)
-    if state is State.NOT_JUDGED:
+    alike = own is None or base is None or kind_of(own) == kind_of(base)
+    if state is State.NOT_JUDGED or (state is State.HARMLESS and alike):
         return Verdict(Kind.KEY, name, state, why)
     finding = Finding(
         "account/key-changed",

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from math import comb
-from typing import Any
 
 import numpy as np
 
@@ -46,6 +45,7 @@ from weighbridge.auditing.work import STRICT, Allowance, Job, examine, stored_sh
 from weighbridge.checkpoint.model import Checkpoint, check_unchanged, identities
 from weighbridge.checkpoint.modules import split_parameter
 from weighbridge.families import Family
+from weighbridge.formats.quantization import text_config
 from weighbridge.formats.tensors import payload_bytes
 from weighbridge.machine.cache import cache_directory, key_of
 from weighbridge.machine.hashing import hash_file
@@ -191,6 +191,7 @@ def audit(
         check_unchanged(side, (*side.shards, *side.read_beside & side.files.keys()))
     journal.forget()
     seen = figures.seen.values()
+    parameters = sum(tensor.parameters for tensor in base.structure.values())
     return Audit(
         method=method,
         quantized=quantized,
@@ -198,10 +199,8 @@ def audit(
         leftovers=_leftovers(checkpoint, base, pairing, smoothed),
         family=base.family,
         base_quantized=_quantized_by(base),
-        base_parameters=sum(tensor.parameters for tensor in base.structure.values()),
-        bits_a_weight=8
-        * payload_bytes(checkpoint.structure)
-        / max(1, sum(t.parameters for t in base.structure.values())),
+        base_parameters=parameters,
+        bits_a_weight=8 * payload_bytes(checkpoint.structure) / max(1, parameters),
         checked=sum(result.elements for result in seen),
         total=sum(item.source.tensor.parameters for item in pairing.pairs),
         digests=figures.digests,
@@ -372,8 +371,7 @@ def _tied_to(item: Pair) -> str:
 
 def _excuse(name: str, base: Checkpoint) -> str:
     """Why a server does without a tensor of the base, or nothing."""
-    text: Any = base.config.get("text_config")
-    config: Mapping[str, Any] = text if isinstance(text, dict) else base.config
+    config = text_config(base.config)
     shared, layers = config.get("num_kv_shared_layers"), config.get("num_hidden_layers")
     match = _LAYER_OF.search(name)
     if match and type(shared) is int and type(layers) is int and int(match[1]) >= layers - shared > 0:

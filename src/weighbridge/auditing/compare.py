@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
 from weighbridge.auditing.grid import Array, Floats, Rows, float_values, grid_of, rows_of, spread, values_of
-from weighbridge.auditing.measure import decibels
+from weighbridge.auditing.measure import decibels, joined
 from weighbridge.auditing.pairing import QuantizedPair, is_quantized, modules_of, regions, schemes_of
 from weighbridge.auditing.pieces import Spans
 from weighbridge.auditing.reading import ARRAYS, read
 from weighbridge.auditing.work import stored_rows, whole_scale
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import split_parameter
+from weighbridge.checkpoint.problems import findings_of, said_of
 from weighbridge.families import Family
 from weighbridge.formats import FORMATS
 from weighbridge.formats.tensors import FLOATING_SOURCES, Tensor
 from weighbridge.machine.resources import Resources, affordable_workers
 from weighbridge.progress import Progress
-from weighbridge.report import Finding, Section, Severity, Table
-from weighbridge.text.names import compact
-from weighbridge.work.pieces import PIECE_BYTES, in_strips
-from weighbridge.work.reading import HUB_BYTES, Reader, reader_of
+from weighbridge.report import Section, Table
+from weighbridge.work.pieces import in_strips
+from weighbridge.work.reading import HUB_BYTES, Reader, reader_of, worker_bytes
 from weighbridge.work.regions import Region
 
 SAME_SCALE = 2.0**-22
 """Relative difference of a scale and the same one after its global scale became a reciprocal: three roundings."""
+
+TALLEST = 128
 
 WORKER_PIECES = 20
 """What a worker holds at most, in pieces: both sides as codes and as float32."""
@@ -59,10 +60,7 @@ class Parting:
     noise: float = 0.0
 
     def __add__(self, other: Parting) -> Parting:
-        added: dict[str, Any] = {
-            field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)
-        }
-        return Parting(**added)
+        return joined(self, other)
 
     @property
     def same(self) -> bool:
@@ -82,6 +80,29 @@ class _Side:
     weight: Tensor
     pair: QuantizedPair | None = None
     region: Region | None = None
+
+    @property
+    def regions(self) -> Iterable[Region]:
+        """What is read of it."""
+        return self.pair.stored.values() if self.pair is not None else filter(None, (self.region,))
+
+    @property
+    def strips(self) -> Iterator[range]:
+        """Its rows in pieces of whole rows, or of rows of blocks of any height up to `TALLEST`."""
+        return in_strips(self._rows, self._row_bytes, TALLEST)
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest piece."""
+        return max(map(len, self.strips)) * self._row_bytes
+
+    @property
+    def _rows(self) -> int:
+        return self.weight.shape[0] if len(self.weight.shape) == 2 else 1
+
+    @property
+    def _row_bytes(self) -> int:
+        return max(1, self.weight.nbytes // max(self._rows, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +124,11 @@ def compare(one: Checkpoint, other: Checkpoint, *, resources: Resources, progres
     shared = [_Shared(name, (sides[0][name], sides[1][name])) for name in sides[0] if name in sides[1]]
     partings: dict[str, Parting] = {}
     blocks = sum(HUB_BYTES for side in (one, other) if side.directory is None)
-    workers = affordable_workers(resources.workers, resources.memory - blocks, each=WORKER_PIECES * PIECE_BYTES)
+    largest = max((item.sides[0].largest for item in shared), default=0)
+    each = worker_bytes(
+        WORKER_PIECES, largest, (read for item in shared for side in item.sides for read in side.regions)
+    )
+    workers = affordable_workers(resources.workers, resources.memory - blocks, each=each)
     readers = reader_of(one), reader_of(other)
     with (
         progress.stage("comparing", sum(item.sides[0].weight.nbytes for item in shared)),
@@ -141,17 +166,8 @@ def _parting(readers: tuple[Reader, Reader], item: _Shared) -> Parting:
     if first.weight.shape != second.weight.shape:
         count = first.weight.parameters
         return Parting(count, count, count, 0, 0.0, float("nan"))
-    if first.region is not None and second.region is not None:
-        return sum((_kept(readers, item, spans) for spans in _spans(first)), Parting())
-    return sum((_rows(readers, item, spans) for spans in _spans(first)), Parting())
-
-
-def _spans(side: _Side) -> Iterator[Spans]:
-    """A weight in pieces of whole rows, or rows of blocks of any height up to 128."""
-    rows = side.weight.shape[0] if len(side.weight.shape) == 2 else 1
-    each = max(1, side.weight.nbytes // max(rows, 1))
-    for strip in in_strips(rows, each, 128):
-        yield ((strip.start, len(strip)),)
+    parted = _kept if first.region is not None and second.region is not None else _rows
+    return sum((parted(readers, item, ((strip.start, len(strip)),)) for strip in first.strips), Parting())
 
 
 def _kept(readers: tuple[Reader, Reader], item: _Shared, spans: Spans) -> Parting:
@@ -224,16 +240,9 @@ def _parted(one: Floats, other: Floats, *, codes: int = 0, scales: int = 0, diff
 
 def _section(other: Checkpoint, partings: Mapping[str, Parting], alone: list[list[str]]) -> Section:
     apart = {name: parting for name, parting in partings.items() if not parting.same}
-    findings = [
-        Finding("compare/parts", Severity.ERROR, str(pattern), how, count=len(pattern))
-        for how, names in _by_kind(apart).items()
-        for pattern in compact(names)
-    ]
+    findings = findings_of(("compare/parts", name, _how(parting), "") for name, parting in apart.items())
     for names, who in ((alone[0], "the first"), (alone[1], "the second")):
-        findings += [
-            Finding("compare/alone", Severity.ERROR, str(pattern), f"only {who} has it", count=len(pattern))
-            for pattern in compact(names)
-        ]
+        findings += said_of(names, "compare/alone", f"only {who} has it")
     same = len(partings) - len(apart)
     summary = f"{same:,} of {len(partings):,} weights have the same codes and scales"
     if any(alone):
@@ -247,19 +256,14 @@ def _section(other: Checkpoint, partings: Mapping[str, Parting], alone: list[lis
     )
 
 
-def _by_kind(apart: Mapping[str, Parting]) -> dict[str, list[str]]:
-    kinds: dict[str, list[str]] = {}
-    for name, parting in apart.items():
-        if parting.bytes:
-            how = "is kept by both, with other values"
-        elif parting.codes == parting.elements and parting.scales == parting.elements:
-            how = "is stored in ways that have no codes in common"
-        elif parting.scales and parting.codes:
-            how = "has other codes and other scales"
-        else:
-            how = "has other scales" if parting.scales else "has other codes under the same scales"
-        kinds.setdefault(how, []).append(name)
-    return kinds
+def _how(parting: Parting) -> str:
+    if parting.bytes:
+        return "is kept by both, with other values"
+    if parting.codes == parting.elements and parting.scales == parting.elements:
+        return "is stored in ways that have no codes in common"
+    if parting.scales and parting.codes:
+        return "has other codes and other scales"
+    return "has other scales" if parting.scales else "has other codes under the same scales"
 
 
 def _table(partings: Mapping[str, Parting], family: Family) -> Table:

@@ -5,7 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from operator import add
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+_Figures = TypeVar("_Figures", bound="DataclassInstance")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +93,7 @@ class Measure:
     mapped_noise: float = 0.0
 
     def __add__(self, other: Measure) -> Measure:
-        joined: dict[str, Any] = {
-            field.name: _JOIN[field.name](getattr(self, field.name), getattr(other, field.name))
-            for field in fields(self)
-        }
-        return Measure(**joined)
+        return joined(self, other)
 
     @property
     def snr(self) -> float:
@@ -126,12 +128,7 @@ class Difference:
     first: int = -1
 
     def __add__(self, other: Difference) -> Difference:
-        return Difference(
-            self.elements + other.elements,
-            self.different + other.different,
-            _larger(self.largest, other.largest),
-            _earlier(self.first, other.first),
-        )
+        return joined(self, other)
 
 
 def signal_to_noise(signal: float, noise: float) -> float:
@@ -156,15 +153,21 @@ def _earlier(one: int, other: int) -> int:
     return max(one, other) if min(one, other) < 0 else min(one, other)
 
 
-def _sum(one: float, other: float) -> float:
-    return one + other
-
-
-_JOIN: dict[str, Callable[[Any, Any], Any]] = {field.name: _sum for field in fields(Measure)} | {
+_JOIN: dict[str, Callable[[Any, Any], Any]] = {
     "first": _earlier,
+    "largest": _larger,
     "steps": _larger,
     "amax": _larger,
     "settled": int.__and__,
     "zero_columns": int.__and__,
     "live_columns": int.__or__,
 }
+
+
+def joined(one: _Figures, other: _Figures) -> _Figures:
+    """The figures of two parts of one tensor as those of both: sums, but for what `_JOIN` names."""
+    both: dict[str, Any] = {
+        field.name: _JOIN.get(field.name, add)(getattr(one, field.name), getattr(other, field.name))
+        for field in fields(one)
+    }
+    return type(one)(**both)

@@ -12,7 +12,7 @@ from typing import Any
 
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.errors import RecipeError
-from weighbridge.formats.schemes import MIN_MAX, QuantizationArgs
+from weighbridge.formats.schemes import MIN_MAX
 from weighbridge.machine.installation import need
 from weighbridge.recipe import LoadedRecipe, load_recipe
 
@@ -76,7 +76,7 @@ def method_of(checkpoint: Checkpoint, loaded: LoadedRecipe | None) -> Method:
             if name in SMOOTHING:
                 mapped += _mapped(name, options.get("mappings") or _default_mappings(name, checkpoint))
     unsmoothed = not any(name in SMOOTHING for entry in recipe.modifiers for name in entry)
-    scales = unsmoothed and all(_is_min_max(group.scheme.weights) for group in recipe.groups)
+    scales = unsmoothed and all(group.scheme.weights.observer in MIN_MAX for group in recipe.groups)
     return Method(loaded.document.where, scales and dampening is None, scales, dampening, tuple(mapped))
 
 
@@ -118,7 +118,3 @@ def _default_mappings(name: str, checkpoint: Checkpoint) -> list[Any]:
     from llmcompressor.modifiers.transform.smoothquant.utils import get_layer_mappings_from_architecture
 
     return [[item.balance_layers, item.smooth_layers] for item in get_layer_mappings_from_architecture(architecture)]
-
-
-def _is_min_max(args: QuantizationArgs) -> bool:
-    return args.observer in MIN_MAX

@@ -10,6 +10,7 @@ from weighbridge.auditing.assess import Audit
 from weighbridge.auditing.judge import ORDER, Judged, Verdict
 from weighbridge.auditing.measure import Measure, decibels, signal_to_noise
 from weighbridge.auditing.recomputed import PROVEN, Quantized, names_of
+from weighbridge.checkpoint.problems import said_of
 from weighbridge.families import Family
 from weighbridge.report import Finding, Grid, Section, Severity, Table
 from weighbridge.text.names import compact, layer_of
@@ -71,7 +72,7 @@ def _how(audit: Audit) -> str:
 
 
 def _whole(audit: Audit) -> Section:
-    decides = _decides(audit)
+    decides = _counted(audit.judged) or "nothing could be compared"
     facts: dict[str, str | int] = {
         "weights quantized": f"{100 * audit.quantized_share:.2f} % of the base's",
         "bits a weight": f"{audit.bits_a_weight:.3f}",
@@ -120,16 +121,15 @@ def _limits(audit: Audit) -> str:
     return "; ".join(said)
 
 
-def _decides(audit: Audit) -> str:
-    counts = Counter(judged.verdict for judged in audit.judged)
-    said = [f"{counts[verdict]:,} {verdict}" for verdict in sorted(counts, key=lambda verdict: ORDER[verdict])]
-    return ", ".join(said) or "nothing could be compared"
+def _counted(judged: Iterable[Judged]) -> str:
+    """How many verdicts of each kind there are, the best first."""
+    counts = Counter(item.verdict for item in judged)
+    return ", ".join(f"{counts[verdict]:,} {verdict}" for verdict in sorted(counts, key=lambda item: ORDER[item]))
 
 
 def _quantized(audit: Audit) -> Section:
-    quantized = [(item, seen, judged) for item, seen, judged in audit.quantized]
-    counts = Counter(judged.verdict for _, _, judged in quantized)
-    said = ", ".join(f"{counts[verdict]:,} {verdict}" for verdict in sorted(counts, key=lambda item: ORDER[item]))
+    quantized = audit.quantized
+    said = _counted(judged for _, _, judged in quantized)
     diverging = (judged for _, _, judged in quantized if judged.verdict is Verdict.DIVERGES)
     findings = [*_findings(diverging, distrust=_DISTRUST if audit.method.said_by else _UNSAID)]
     findings += _findings(
@@ -177,30 +177,18 @@ def _kept(audit: Audit) -> Section:
         summary += f", {paired:,} are divided as the recipe says"
     findings = [*_findings(item for item in judged if item.verdict is Verdict.DIVERGES)]
     bare = [item.name for item, _ in audit.kept if item.copy_of == f"{item.name}.weight"]
-    findings += [
-        Finding(
-            "audit/left-unquantized",
-            Severity.ERROR,
-            str(pattern),
-            "holds the base's weight unquantized, under a name without .weight that no server loads",
-            count=len(pattern),
-            remedy="build with llm-compressor 0.13 or newer (0.11 and 0.12 left experts so)",
-        )
-        for pattern in compact(bare)
-    ]
+    what = "holds the base's weight unquantized, under a name without .weight that no server loads"
+    remedy = "build with llm-compressor 0.13 or newer (0.11 and 0.12 left experts so)"
+    findings += said_of(bare, "audit/left-unquantized", what, remedy)
     return Section("kept-tensors", "its kept tensors", summary, findings=tuple(findings))
 
 
 def _leftovers(audit: Audit) -> Section:
-    findings = []
-    for leftover in audit.leftovers:
-        severity = Severity.NOTE if leftover.excused else Severity.ERROR
-        findings += [
-            Finding(f"audit/{leftover.kind}", severity, str(pattern), leftover.message, count=len(pattern))
-            for pattern in compact(leftover.names)
-        ]
+    findings: list[Finding] = []
     counts = Counter[str]()
     for leftover in audit.leftovers:
+        severity = Severity.NOTE if leftover.excused else Severity.ERROR
+        findings += said_of(leftover.names, f"audit/{leftover.kind}", leftover.message, severity=severity)
         counts[leftover.kind] += len(leftover.names)
     said = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
     return Section("dropped-and-added", "dropped and added tensors", said or "none", findings=tuple(findings))

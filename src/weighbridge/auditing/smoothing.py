@@ -22,6 +22,7 @@ from weighbridge.auditing.pairing import KeptPair, Pair, QuantizedPair
 from weighbridge.auditing.reading import read_whole
 from weighbridge.auditing.work import Allowance, stored_rows
 from weighbridge.checkpoint.modules import split_parameter
+from weighbridge.formats.quantization import text_config
 from weighbridge.text.patterns import PatternList, pattern_list
 from weighbridge.work.reading import Reader
 
@@ -68,8 +69,7 @@ class Smoothed:
 
 def has_offset_norms(config: Mapping[str, Any]) -> bool:
     """Whether the norms of a model multiply by one more than their weights, by its config.json."""
-    text = config.get("text_config")
-    types = {part.get("model_type") for part in (config, text) if isinstance(part, Mapping)}
+    types = {part.get("model_type") for part in (config, text_config(config))}
     return any(isinstance(one, str) and one.removesuffix("_text") in OFFSET_NORMS for one in types)
 
 

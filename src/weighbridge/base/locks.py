@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from weighbridge.checkpoint.lock import ReadLock, expand_lock, open_lock, read_lock
+from weighbridge.checkpoint.lock import ReadLock, open_lock, read_lock
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.errors import StructureError
 from weighbridge.machine.installation import HERE
@@ -44,15 +44,6 @@ def read_reference(name: str) -> ReadLock:
     if path is None:
         raise StructureError("references/ holds no lock of this name", where=name)
     return read_lock(path)
-
-
-def reference_lock(name: str) -> Checkpoint:
-    """Open a structure lock in references/ by its name.
-
-    Raises:
-        StructureError: as for `read_reference`.
-    """
-    return expand_lock(read_reference(name))
 
 
 def known_lock(name: object) -> Checkpoint | None:

@@ -11,6 +11,7 @@ from weighbridge.checkpoint.lock import ReadLock, expand_lock, read_lock
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.opening import open_checkpoint
 from weighbridge.errors import StructureError
+from weighbridge.formats.quantization import text_config
 from weighbridge.recipe import Explanation, LoadedRecipe, Reference
 
 NO_REFERENCE = "none"
@@ -125,8 +126,7 @@ SIZES = (
 
 def _sizes(config: Mapping[str, Any]) -> tuple[Any, ...]:
     """The sizes that a config.json states; empty where it states none."""
-    text = config.get("text_config")
-    holder = {**config, **text} if isinstance(text, Mapping) else config
+    holder = {**config, **text_config(config)}
     sizes = tuple(holder.get(key) for key in SIZES)
     return sizes if any(value is not None for value in sizes[1:]) else ()
 

@@ -39,7 +39,7 @@ from weighbridge.machine.resources import Resources
 from weighbridge.progress import Progress
 from weighbridge.recipe import LoadedRecipe
 from weighbridge.recipe.foreign import without_files
-from weighbridge.report import PRESENTERS, Finding, Report, Section, Severity
+from weighbridge.report import PRESENTERS, Finding, Report, Section, Severity, first_error
 from weighbridge.version import __version__
 
 REBUILT = "same bytes"
@@ -98,12 +98,10 @@ def rebuild(request: Rebuild, *, progress: Progress) -> tuple[Report, bytes]:
         sections.append(_inputs(case, loaded, source, progress))
         if sections[-1].holds:
             sections.append(_built(replace(request, references=references), case, loaded, source, progress))
-    held = all(section.holds for section in sections)
-    verdict = (
-        f"{request.directory} was built again: {sections[-1].summary}"
-        if held
-        else f"{request.directory} was not reproduced; {_first_reason(sections)}"
-    )
+    failed = next((section for section in sections if not section.holds), None)
+    verdict = f"{request.directory} was built again: {sections[-1].summary}"
+    if failed is not None:
+        verdict = f"{request.directory} was not reproduced; {failed.title}: {first_error([failed])}"
     report = Report("reproduce", str(request.directory), verdict, tuple(sections))
     return report, _statement(report, case)
 
@@ -158,13 +156,6 @@ def _reference(name: object) -> str:
     except StructureError as error:
         remedy = "name yourself what it is held against"
         raise EvidenceError(error.what, where=f"externalParameters.references: {name}", remedy=remedy) from error
-
-
-def _first_reason(sections: Sequence[Section]) -> str:
-    section = next(section for section in sections if not section.holds)
-    errors = [finding for finding in section.findings if finding.severity is Severity.ERROR]
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return f"{section.title}: {errors[0].where} {errors[0].message}{more}"
 
 
 def _environment(case: Case, *, elsewhere: bool) -> Section:

@@ -14,7 +14,7 @@ from weighbridge.checkpoint.foreign_names import foreign_names, is_quantizers
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modelopt_check import modelopt_findings
 from weighbridge.checkpoint.modules import FUSED_WEIGHT, QUANTIZATION_PARAMETERS, split_parameter, tensor_name
-from weighbridge.checkpoint.problems import Problem, findings_of
+from weighbridge.checkpoint.problems import Problem, findings_of, said_of
 from weighbridge.checkpoint.quantized import WEIGHTS, Modules, is_quantized
 from weighbridge.checkpoint.readable import check_judged
 from weighbridge.checkpoint.stored_layouts import layout_notes, layout_problems
@@ -30,7 +30,7 @@ from weighbridge.formats.quantization import find_config, overlaps, resolve_as_c
 from weighbridge.formats.schemes import Scheme
 from weighbridge.formats.tensors import Structure
 from weighbridge.report import Finding, Severity
-from weighbridge.text.names import compact, split_name
+from weighbridge.text.names import split_name
 
 _SERVED_PLACES = ("quantization_config", "compression_config", "text_config.quantization_config", HF_QUANT_CONFIG)
 """Where vLLM 0.32 looks for the quantization config: in a config.json, and beside it."""
@@ -146,9 +146,9 @@ def _notes(checkpoint: Checkpoint, declaration: Declaration, modules: Modules) -
         if declaration.quant_method == MODELOPT:
             yield from modelopt_findings(checkpoint)
         return
-    for pattern in compact(accepted(checkpoint.schemes, modules)):
-        message = "is a scalar [] where the format stores [1]; vLLM's loaders take both, others were not tried"
-        yield Finding("config/scalar-scale", Severity.NOTE, str(pattern), message, count=len(pattern))
+    scalars = accepted(checkpoint.schemes, modules)
+    message = "is a scalar [] where the format stores [1]; vLLM's loaders take both, others were not tried"
+    yield from said_of(scalars, "config/scalar-scale", message, severity=Severity.NOTE)
 
 
 def _cache(checkpoint: Checkpoint, declaration: Declaration) -> Iterator[Finding]:
@@ -205,9 +205,9 @@ def _order(checkpoint: Checkpoint, declaration: Declaration, modules: Modules) -
         alike.setdefault((Severity.NOTE, message), []).append(module)
     remedy = "let each module be targeted by one group alone"
     return [
-        Finding("config/overlap", severity, str(pattern), message, count=len(pattern), remedy=remedy)
+        finding
         for (severity, message), names in alike.items()
-        for pattern in compact(names)
+        for finding in said_of(names, "config/overlap", message, remedy, severity=severity)
     ], mistaken
 
 

@@ -11,6 +11,7 @@ from weighbridge.checkpoint.hub import read_other_header
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.weights import other_weights
 from weighbridge.errors import StructureError
+from weighbridge.formats.quantization import text_config
 from weighbridge.text.names import split_name
 
 MTP_COUNTS = (
@@ -58,8 +59,7 @@ def _tensors(checkpoint: Checkpoint, file: str) -> Set[str]:
 
 
 def _speaks_of_mtp(config: Mapping[str, Any]) -> bool:
-    text = config.get("text_config")
-    holders = [config, text] if isinstance(text, Mapping) else [config]
+    holders = (config, text_config(config))
     return any(type(holder.get(key)) is int and holder[key] > 0 for holder in holders for key in MTP_COUNTS)
 
 

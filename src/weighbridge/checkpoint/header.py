@@ -17,7 +17,7 @@ from typing import Any
 
 from weighbridge.errors import StructureError
 from weighbridge.formats.tensors import DTYPE_BITS, StoredTensor, Tensor
-from weighbridge.machine.standing import Standing, check_same, standing_of
+from weighbridge.machine.standing import Standing, check_same, explained, standing_of
 from weighbridge.text.strict_json import parse_object
 
 LENGTH_BYTES = 8
@@ -56,14 +56,11 @@ def read_header(path: Path, *, where: str) -> Header:
     Raises:
         StructureError: unreadable, or not one well-formed safetensors file from its first byte to its last.
     """
-    try:
-        with path.open("rb") as file:
-            standing = standing_of(os.fstat(file.fileno()))
-            length = header_length(file.read(LENGTH_BYTES), file_size=standing.size, where=where)
-            raw = file.read(length)
-            check_same(file.fileno(), standing, where=where)
-    except OSError as error:
-        raise StructureError(f"cannot be read ({error.strerror})", where=where) from error
+    with explained(where), path.open("rb") as file:
+        standing = standing_of(os.fstat(file.fileno()))
+        length = header_length(file.read(LENGTH_BYTES), file_size=standing.size, where=where)
+        raw = file.read(length)
+        check_same(file.fileno(), standing, where=where)
     return replace(parse_header(raw, file_size=standing.size, where=where), standing=standing)
 
 
@@ -205,7 +202,7 @@ def _stored_tensor(name: str, entry: Any, known: dict[str, Tensor], *, where: st
             shape=check_shape(entry["shape"], name=name, where=where),
         )
     offsets = entry["data_offsets"]
-    if not isinstance(offsets, list) or len(offsets) != 2 or not _are_offsets(*offsets):
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(at) is int and at >= 0 for at in offsets):
         raise StructureError(f"tensor {name!r} has no proper data_offsets", where=where)
     begin, end = offsets
     bits = tensor.parameters * DTYPE_BITS[tensor.dtype]
@@ -215,7 +212,3 @@ def _stored_tensor(name: str, entry: Any, known: dict[str, Tensor], *, where: st
             where=where,
         )
     return StoredTensor(tensor, begin, end)
-
-
-def _are_offsets(begin: object, end: object) -> bool:
-    return type(begin) is int and type(end) is int and begin >= 0 and end >= 0

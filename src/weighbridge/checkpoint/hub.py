@@ -59,6 +59,8 @@ log = logging.getLogger(__name__)
 
 FIRST_READ = 256 * 1024
 DEFAULT_BRANCH = "main"
+PAGES = "https://huggingface.co/"
+"""Where the hub shows its repositories, whatever endpoint they are fetched from."""
 
 _ID = re.compile(r"(?P<repository>[\w][\w.-]{0,95}/[\w][\w.-]{0,95})(?:@(?P<revision>[\w][\w./-]{0,127}))?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -104,6 +106,16 @@ def parse_hub_id(text: str) -> HubId | None:
     """``org/name`` or ``org/name@revision``; None for anything else."""
     match = _ID.fullmatch(text)
     return HubId(match["repository"], match["revision"]) if match and ".." not in text else None
+
+
+def page_of(repository: str) -> str:
+    """The address of a repository's page."""
+    return f"{PAGES}{repository}"
+
+
+def package_url(repository: str, revision: str) -> str:
+    """https://github.com/package-url/purl-spec, type huggingface: the version is the commit, in lower case."""
+    return f"pkg:huggingface/{repository}" + (f"@{revision}" if revision else "")
 
 
 @dataclass(frozen=True)
@@ -207,7 +219,16 @@ def read_other_header(checkpoint: Checkpoint, name: str) -> Header:
     Raises:
         HubError, StructureError: as for `open_hub`.
     """
-    return _read_header(find_snapshot(HubId(checkpoint.origin.repository, checkpoint.origin.revision)), name)
+    return _read_header(snapshot_of(checkpoint), name)
+
+
+def snapshot_of(checkpoint: Checkpoint) -> Snapshot:
+    """The commit that a checkpoint was opened from.
+
+    Raises:
+        HubError, StructureError: as for `open_hub`.
+    """
+    return find_snapshot(HubId(checkpoint.origin.repository, checkpoint.origin.revision))
 
 
 def find_snapshot(hub_id: HubId) -> Snapshot:
@@ -283,6 +304,16 @@ def read_bytes(snapshot: Snapshot, name: str, begin: int, end: int) -> bytes:
     return _read_range(snapshot, name, begin, end)[0]
 
 
+def read_beginning(hub_id: HubId, name: str, most: int) -> bytes:
+    """The first `most` bytes of a file, or all of it; nothing is kept.
+
+    Raises:
+        HubError, StructureError: as for `open_hub`.
+    """
+    snapshot = find_snapshot(hub_id)
+    return read_bytes(snapshot, name, 0, min(snapshot.files[name].size or most, most))
+
+
 def read_whole(checkpoint: Checkpoint, name: str) -> bytes:
     """A small file of a checkpoint on the hub; kept by commit, as headers are.
 
@@ -290,7 +321,7 @@ def read_whole(checkpoint: Checkpoint, name: str) -> bytes:
         HubError: as for `open_hub`.
         StructureError: it is no small file.
     """
-    snapshot = find_snapshot(HubId(checkpoint.origin.repository, checkpoint.origin.revision))
+    snapshot = snapshot_of(checkpoint)
 
     def checked(raw: bytes) -> bytes:
         if len(raw) > MAX_JSON_BYTES:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from weighbridge.errors import HubError
+from weighbridge.errors import HubError, first_line
 from weighbridge.progress import Progress
 
 if TYPE_CHECKING:
@@ -332,7 +332,7 @@ def _explanation(error: BaseException, *, where: str) -> HubError:
 
     if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
         error = error.__cause__  # "not in the cache": because of what?
-    reason = _first_line(error)
+    reason = first_line(error)[:200]
     match error:
         case errors.HfHubHTTPError():
             return _refusal(error.response, where=where)
@@ -366,7 +366,3 @@ def _refusal(response: httpx.Response, *, where: str) -> HubError:
 
 def _host(request: httpx.Request) -> str:
     return request.url.netloc.decode() or "the hub"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -25,6 +25,7 @@ from weighbridge.formats.declaration import Declaration
 from weighbridge.formats.quantization import without_quantization
 from weighbridge.formats.schemes import QuantizationArgs, Scheme, to_config
 from weighbridge.formats.tensors import DTYPE_BITS, Structure, Tensor
+from weighbridge.machine.standing import explained
 from weighbridge.text.names import MAX_NAMES, NamePattern, compact, parse_pattern
 from weighbridge.text.strict_yaml import Document, Strict, parse_yaml, validate
 
@@ -107,12 +108,9 @@ def read_lock(path: Path) -> ReadLock:
     no_lock = StructureError(
         "is a file, but no structure lock", where=where, remedy="name a checkpoint's directory, a hub id or a lock"
     )
-    try:
-        with path.open("rb") as file:
-            if LOCK_KEY not in file.read(SEARCHED_BYTES):
-                raise no_lock
-    except OSError as error:
-        raise StructureError(f"cannot be read ({error.strerror})", where=where) from error
+    with explained(where), path.open("rb") as file:
+        if LOCK_KEY not in file.read(SEARCHED_BYTES):
+            raise no_lock
     document = parse_yaml(read_small(path, label=where), where=where, error=StructureError)
     if "structure_lock" not in document.value:
         raise no_lock
@@ -158,7 +156,7 @@ def expand_lock(read: ReadLock) -> Checkpoint:
     )
 
 
-def write_lock(checkpoint: Checkpoint, *, comment: str = "") -> str:
+def write_lock(checkpoint: Checkpoint) -> str:
     """A checkpoint's structure lock as YAML text; `open_lock` reads it back to an equal structure and equal schemes.
 
     Its config.json stands there without the quantization config, which stands by effect, so that it can be planned.
@@ -184,8 +182,7 @@ def write_lock(checkpoint: Checkpoint, *, comment: str = "") -> str:
     config = without_quantization(checkpoint.config)
     if config:
         content["config"] = config
-    head = "".join(f"# {line}\n" for line in comment.splitlines())
-    return head + yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=1000)
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=1000)
 
 
 def tensor_lines(structure: Structure) -> list[str]:

@@ -6,12 +6,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from weighbridge.checkpoint.model import Checkpoint
+from weighbridge.checkpoint.problems import said_of
 from weighbridge.checkpoint.quantized import declared_schemes, is_quantized
 from weighbridge.formats.layouts import is_decoder_linear
 from weighbridge.formats.modelopt import expression_of
 from weighbridge.formats.modelopt_reading import MIXED
 from weighbridge.report import Finding, Severity
-from weighbridge.text.names import compact
 
 
 def modelopt_findings(checkpoint: Checkpoint) -> list[Finding]:
@@ -62,7 +62,6 @@ def _kept_unmerged(checkpoint: Checkpoint) -> Iterator[Finding]:
             asked[f"{parent}.{merge.into}"].append(module)
     sought = declared_schemes(declaration, asked, where=checkpoint.label)
     found = [module for merged in sought for module in asked[merged]]
-    for pattern in compact(found):
-        what = "is excluded, but not by the name of what vLLM merges it into, where it looks for codes then"
-        remedy = "exclude it by its own name, with what it is merged with"
-        yield Finding("config/kept-unmerged", Severity.WARNING, str(pattern), what, count=len(pattern), remedy=remedy)
+    what = "is excluded, but not by the name of what vLLM merges it into, where it looks for codes then"
+    remedy = "exclude it by its own name, with what it is merged with"
+    yield from said_of(found, "config/kept-unmerged", what, remedy, severity=Severity.WARNING)

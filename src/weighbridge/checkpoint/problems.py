@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from weighbridge.report import Finding, Severity
 from weighbridge.text.names import compact
@@ -17,8 +17,23 @@ def findings_of(problems: Iterable[Problem]) -> list[Finding]:
     for rule, name, message, remedy in problems:
         alike.setdefault((rule, remedy), {}).setdefault(message, []).append(name)
     return [
-        Finding(rule, Severity.ERROR, str(pattern), message, count=len(pattern), remedy=remedy)
+        finding
         for (rule, remedy), by_message in alike.items()
         for message, names in by_message.items()
-        for pattern in compact(names)
+        for finding in said_of(names, rule, message, remedy)
     ]
+
+
+def said_of(
+    names: Iterable[str],
+    rule: str,
+    message: str,
+    remedy: str = "",
+    *,
+    severity: Severity = Severity.ERROR,
+    explained: str = "",
+) -> Iterator[Finding]:
+    """One finding for each pattern that the names make."""
+    for pattern in compact(names):
+        where, count = str(pattern), len(pattern)
+        yield Finding(rule, severity, where, message, count=count, explained=explained, remedy=remedy)

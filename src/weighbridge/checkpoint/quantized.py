@@ -10,11 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from weighbridge.checkpoint.modules import FUSED_WEIGHT
 from weighbridge.checkpoint.strays import is_code
-from weighbridge.errors import StructureError
 from weighbridge.families import Family
 from weighbridge.formats.declaration import LINEAR, Declaration
 from weighbridge.formats.layouts import LAYOUTS
-from weighbridge.formats.quantization import resolve
+from weighbridge.formats.quantization import refused, resolve
 from weighbridge.formats.schemes import Scheme
 from weighbridge.formats.tensors import Tensor
 from weighbridge.text.names import expert_of, split_name
@@ -70,12 +69,10 @@ def declared_schemes(declaration: Declaration, modules: Iterable[str], *, where:
     Raises:
         StructureError: as `quantized_modules`.
     """
-    try:
+    with refused(where):
         choose = _Chooser(declaration)
         found = ((module, choose(module)) for module in modules)
         return {module: scheme for module, scheme in found if scheme is not None}
-    except PatternError as error:
-        raise StructureError(error.what, where=where, remedy=error.remedy) from None
 
 
 class _Chooser:
@@ -89,7 +86,7 @@ class _Chooser:
         self.kept = frozenset(entry for entry in declaration.ignore if not entry.startswith(REGEX_PREFIX))
         self.ignored = _pattern_lists(entry for entry in declaration.ignore if entry.startswith(REGEX_PREFIX))
         layout = LAYOUTS.get(declaration.quant_method)
-        self.names_of = _runs if layout is not None and layout.in_parts else _itself
+        self.names_of = _runs if layout is not None and layout.in_parts else (lambda module: (module,))
 
     def __call__(self, module: str) -> Scheme | None:
         if not self.kept.isdisjoint(self.names_of(module)) or any(entries.has(module) for entries in self.ignored):
@@ -123,10 +120,6 @@ def _spellings(module: str) -> Iterator[str]:
     ):
         if module.startswith(written):
             yield other + module.removeprefix(written)
-
-
-def _itself(module: str) -> tuple[str, ...]:
-    return (module,)
 
 
 def _runs(module: str) -> tuple[str, ...]:

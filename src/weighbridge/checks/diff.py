@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from weighbridge.account.leaves import shown
 from weighbridge.checkpoint.model import BEHAVIOUR_FILES, Checkpoint
 from weighbridge.checkpoint.modules import fused_experts, split_experts, split_parameter
 from weighbridge.checkpoint.renaming import find_renamings
@@ -237,15 +238,8 @@ def _config_differences(checkpoint: Checkpoint, reference: Checkpoint) -> Iterat
     ours, theirs = dict(_leaves(checkpoint.config)), dict(_leaves(reference.config))
     for key in sorted(ours.keys() | theirs.keys()):
         if ours.get(key) != theirs.get(key):
-            yield Difference(
-                "config", f"{checkpoint.form.config}:{key}", _shown(ours.get(key)), _shown(theirs.get(key))
-            )
-
-
-def _shown(value: str | None) -> str:
-    if value is None:
-        return "absent"
-    return value if len(value) <= 200 else f"{value[:200]}..."
+            where = f"{checkpoint.form.config}:{key}"
+            yield Difference("config", where, shown(ours.get(key)), shown(theirs.get(key)))
 
 
 def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

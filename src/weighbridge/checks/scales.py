@@ -13,14 +13,15 @@ import numpy as np
 
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import split_parameter
+from weighbridge.checkpoint.problems import Problem, findings_of
 from weighbridge.checkpoint.renaming import usual_name
-from weighbridge.checks import alike
 from weighbridge.errors import StructureError
 from weighbridge.formats.layouts import LAYOUTS
 from weighbridge.formats.schemes import Scheme
 from weighbridge.formats.tensors import StoredTensor
+from weighbridge.machine.standing import explained
 from weighbridge.planning import FusedGroup
-from weighbridge.report import Finding, Section
+from weighbridge.report import Section
 
 SCALES = frozenset(
     {
@@ -53,11 +54,7 @@ def scales_sections(checkpoint: Checkpoint, groups: Sequence[FusedGroup]) -> lis
     # Experts that are named the other way round are merged all the same.
     scales = {usual_name(name): value for name, value in values.items()}
     schemes = {usual_name(module): scheme for module, scheme in checkpoint.schemes.items()}
-    findings = (
-        *_missing(checkpoint),
-        *_bad(values),
-        *_unequal(scales, schemes, groups),
-    )
+    findings = tuple(findings_of([*_missing(checkpoint), *_bad(values), *_unequal(scales, schemes, groups)]))
     if not values and not findings:
         return []
     judged = "not all as they must be" if findings else "finite, positive, and equal where servers merge"
@@ -84,16 +81,13 @@ def read_scales(checkpoint: Checkpoint) -> dict[str, float]:
 
 
 def _read(path: Path, offset: int, wanted: Mapping[str, StoredTensor], *, where: str) -> Iterator[tuple[str, float]]:
-    try:
-        with path.open("rb") as file:
-            for name, stored in wanted.items():
-                file.seek(offset + stored.begin)
-                raw = file.read(stored.end - stored.begin)
-                if len(raw) < stored.end - stored.begin:
-                    raise StructureError("is cut off", where=where)
-                yield name, _decoded(raw, stored.tensor.dtype)
-    except OSError as error:
-        raise StructureError(f"cannot be read ({error.strerror})", where=where) from error
+    with explained(where), path.open("rb") as file:
+        for name, stored in wanted.items():
+            file.seek(offset + stored.begin)
+            raw = file.read(stored.end - stored.begin)
+            if len(raw) < stored.end - stored.begin:
+                raise StructureError("is cut off", where=where)
+            yield name, _decoded(raw, stored.tensor.dtype)
 
 
 def _decoded(raw: bytes, dtype: str) -> float:
@@ -103,31 +97,24 @@ def _decoded(raw: bytes, dtype: str) -> float:
     return float(number[0])
 
 
-def _missing(checkpoint: Checkpoint) -> Iterator[Finding]:
+def _missing(checkpoint: Checkpoint) -> Iterator[Problem]:
     if checkpoint.declaration is not None and checkpoint.declaration.quant_method in LAYOUTS:
         return  # named by what the checkpoint is held against itself by, and by that method's own names
-    absent: dict[str, list[str]] = {}
     for module, scheme in checkpoint.schemes.items():
         activations = scheme.input_activations
         if activations is None or activations.dynamic is True:
             continue
         local = "input_global_scale" if activations.dynamic == "local" else "input_scale"
         if not any(f"{module}.{name}" in checkpoint.structure for name in (local, "input_scale")):
-            absent.setdefault(local, []).append(f"{module}.{local}")
-    for names in absent.values():
-        what = "missing: the scheme has static activations"
-        yield from alike.findings("calibration/no-input-scale", names, what, _AGAIN)
+            what = "missing: the scheme has static activations"
+            yield "calibration/no-input-scale", f"{module}.{local}", what, _AGAIN
 
 
-def _bad(values: Mapping[str, float]) -> Iterator[Finding]:
-    wrong: dict[str, list[str]] = {}
+def _bad(values: Mapping[str, float]) -> Iterator[Problem]:
     for name, value in values.items():
         problem = _problem(value)
         if problem:
-            wrong.setdefault(problem, []).append(name)
-    for problem, names in wrong.items():
-        what = f"is {problem}; a scale is finite and positive"
-        yield from alike.findings("calibration/bad-scale", names, what, _AGAIN)
+            yield "calibration/bad-scale", name, f"is {problem}; a scale is finite and positive", _AGAIN
 
 
 def _problem(value: float) -> str:
@@ -140,8 +127,7 @@ def _problem(value: float) -> str:
 
 def _unequal(
     values: Mapping[str, float], schemes: Mapping[str, Scheme], groups: Sequence[FusedGroup]
-) -> Iterator[Finding]:
-    different: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+) -> Iterator[Problem]:
     for parent, members, _ in groups:
         modules = [f"{parent}.{member}" for member in members if f"{parent}.{member}" in schemes]
         if not all(schemes[module].weights.strategy == "tensor_group" for module in modules):
@@ -151,11 +137,6 @@ def _unequal(
             first = next(iter(found.values()), np.nan)
             others = tuple(split_parameter(module)[1] for module, value in found.items() if value != first)
             if others and not np.isnan(first):  # NaN differs from itself, and is found already
-                different.setdefault((local, others), []).append(f"{next(iter(found))}.{local}")
-    for (_, others), names in different.items():
-        yield from alike.findings(
-            "calibration/unequal-scales",
-            names,
-            f"differs from that of {' and '.join(others)}, which servers merge with it under one scale",
-            "a server takes one of them for all; build again with the group in fused_groups",
-        )
+                what = f"differs from that of {' and '.join(others)}, which servers merge with it under one scale"
+                remedy = "a server takes one of them for all; build again with the group in fused_groups"
+                yield "calibration/unequal-scales", f"{next(iter(found))}.{local}", what, remedy

@@ -26,7 +26,7 @@ from weighbridge.linting import lint_served
 from weighbridge.planning import Plan
 from weighbridge.planning.reasons import reasons, rules_by_tensor
 from weighbridge.recipe import Explanation
-from weighbridge.report import Finding, Report, Section, SectionId, Severity
+from weighbridge.report import Finding, Report, Section, SectionId, Severity, first_error
 
 _MESSAGES = {
     "only-in-reference": "missing; {other} has it as {theirs}",
@@ -339,8 +339,6 @@ def _verdict(checkpoint: Checkpoint, sections: Sequence[Section], other: Sequenc
     failed = [section for section in sections if not section.holds]
     if not failed:
         return f"{checkpoint.label} holds: {'; '.join(_decisive(sections))}"
-    errors = [finding for section in failed for finding in section.findings if finding.severity is Severity.ERROR]
     if other:
         return f"{checkpoint.label} does not hold: {'; '.join(other)}"
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return f"{checkpoint.label} does not hold; {failed[0].title}: {errors[0].where} {errors[0].message}{more}"
+    return f"{checkpoint.label} does not hold; {failed[0].title}: {first_error(failed)}"

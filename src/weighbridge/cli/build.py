@@ -50,7 +50,6 @@ NOT_OF_A_DRAFT = ("plan", "carry", "resolved", "reference", "calibration", "form
 DESCRIPTIONS = {
     "plan": "Say what a recipe would make of a model, tensor by tensor, from headers alone: no weight is read, and "
     "nothing is built.",
-    "new-recipe": "Draft a recipe from a model's headers. Give the model, ORG/MODEL, where RECIPE stands in the usage.",
     "build": "Build a quantized checkpoint from a recipe and validate it tensor by tensor; "
     "or say what would be built (--plan), or draft a recipe (--new-recipe).",
 }
@@ -60,10 +59,6 @@ EXAMPLES = {
   %(prog)s fp8-dynamic --model google/gemma-4-26B-A4B-it
   %(prog)s nvfp4 --model mini --gpu 24GB --kv-dtype fp8
   %(prog)s w4a16 --model mini --format html --report plan.html
-""",
-    "new-recipe": """\
-  %(prog)s Qwen/Qwen3-30B-A3B
-  %(prog)s Qwen/Qwen3-30B-A3B --scheme NVFP4A16 --output qwen.yaml
 """,
     "build": """\
   %(prog)s fp8-dynamic --model mini

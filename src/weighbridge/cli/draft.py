@@ -1,16 +1,18 @@
-"""``build.py --new-recipe``: a recipe for a model that nobody has written one for."""
+"""``weighbridge new-recipe``, and ``build.py --new-recipe``: a recipe for a model that nobody has written one for."""
 
 from __future__ import annotations
 
 import argparse
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 
-from weighbridge.base.source import open_source
-from weighbridge.checkpoint.hub import HubId, find_snapshot, parse_hub_id, read_bytes
+from weighbridge.base.source import MADE, open_source
+from weighbridge.checkpoint.hub import HubId, parse_hub_id, read_beginning
 from weighbridge.checkpoint.model import Checkpoint
-from weighbridge.cli.run import HOLDS, keep, program, suggest
+from weighbridge.cli.complete import complete, locks
+from weighbridge.cli.run import HOLDS, Parser, add_follow_option, command, keep, program, suggest
 from weighbridge.errors import RecipeError
 from weighbridge.formats.schemes import PRESETS
 from weighbridge.report.terminal import tinted
@@ -19,10 +21,30 @@ DEFAULT_SCHEME = "FP8_DYNAMIC"
 DATA_FREE = tuple(name for name, scheme in PRESETS.items() if not scheme.needs_calibration)
 """What a draft can be of: nobody but a person can say which data a calibration should see."""
 LONGEST_CARD = 1_000_000
+EPILOG = """\
+examples:
+  %(prog)s Qwen/Qwen3-30B-A3B
+  %(prog)s Qwen/Qwen3-30B-A3B --scheme NVFP4A16 --output qwen.yaml
+
+exit codes: 0 written; 2 could not draft or write it
+"""
+
+
+def _parser() -> Parser:
+    parser = Parser("new-recipe", description="Draft a recipe from a model's headers.", epilog=EPILOG)
+    parser.add_argument("new_recipe", metavar="ORG/MODEL", help="the model that the recipe is for, by its hub id")
+    model = parser.add_argument("--model", metavar="PATH", help="where its headers are, if not on the hub")
+    complete(model, lambda: MADE, locks)
+    add_follow_option(parser)
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="where the recipe goes (default: recipes/ORG/MODEL/SCHEME.yaml)"
+    )
+    _add_own_options(parser)
+    return parser
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of a draft."""
+    """Options of a draft, beside those of a build."""
     options = parser.add_argument_group("a new recipe (--new-recipe)")
     options.add_argument(
         "--new-recipe",
@@ -30,6 +52,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="look at the model's headers and write a recipe with the roles that are recognised, to --output or "
         "recipes/ORG/MODEL/SCHEME.yaml; --model says where the headers are, if not on the hub",
     )
+    _add_own_options(options)
+
+
+def _add_own_options(options: argparse._ActionsContainer) -> None:
     options.add_argument(
         "--scheme",
         choices=DATA_FREE,
@@ -82,9 +108,15 @@ def _licence(hub_id: HubId, source: Checkpoint) -> str:
         found = declared_licence(source.directory)
         declared = None if found is None else found.licence
     elif CARD in source.files and source.origin.repository:
-        snapshot = find_snapshot(HubId(source.origin.repository, source.origin.revision or hub_id.revision))
-        card = read_bytes(snapshot, CARD, 0, min(snapshot.files[CARD].size or LONGEST_CARD, LONGEST_CARD))
+        origin = HubId(source.origin.repository, source.origin.revision or hub_id.revision)
+        card = read_beginning(origin, CARD, LONGEST_CARD)
         declared = card_metadata(card, where=CARD).get("license")
     if not isinstance(declared, str) or not declared:
         raise RecipeError("declares no licence", where=source.label, remedy="say which with --licence")
     return declared
+
+
+main = partial(command, _parser, draft)
+
+if __name__ == "__main__":
+    sys.exit(main())

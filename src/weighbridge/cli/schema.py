@@ -4,14 +4,18 @@ read: reports, and events of ``--progress json``."""
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import weighbridge
 from weighbridge.cli.run import HOLDS, Parser, check_writable, command, keep
 from weighbridge.recipe.catalogue import RECIPES
 
+DRAFT = "https://json-schema.org/draft/2020-12/schema"
 PLACES = {
     "recipe": RECIPES / "recipe.schema.json",
     "report": Path(weighbridge.__file__).parent / "report" / "report.schema.json",
@@ -44,21 +48,31 @@ def _parser() -> Parser:
     return parser
 
 
-def _write(options: argparse.Namespace) -> int:
-    from weighbridge.families.json_schema import write_family_schema
-    from weighbridge.progress.json_schema import write_progress_schema
-    from weighbridge.recipe.json_schema import write_json_schema
-    from weighbridge.report.json_schema import write_report_schema
+def schema_text(of: str) -> str:
+    """A schema as the repository publishes it."""
+    from pydantic import TypeAdapter
 
-    writers = {
-        "recipe": write_json_schema,
-        "report": write_report_schema,
-        "family": write_family_schema,
-        "progress": write_progress_schema,
+    from weighbridge.families.descriptor import Descriptor
+    from weighbridge.progress.shown import Event
+    from weighbridge.recipe.json_schema import json_schema
+    from weighbridge.report.json_schema import report_schema
+
+    made: Mapping[str, Callable[[], dict[str, Any]]] = {
+        "recipe": json_schema,
+        "report": report_schema,
+        "family": lambda: {**Descriptor.model_json_schema(), "title": "A family of models"},
+        "progress": lambda: {
+            **{"title": "An event", "description": "One line of --progress json."},
+            **TypeAdapter(Event).json_schema(mode="serialization"),
+        },
     }
+    return json.dumps({"$schema": DRAFT, **made[of]()}, indent=2, sort_keys=of == "recipe") + "\n"
+
+
+def _write(options: argparse.Namespace) -> int:
     file = options.file or PLACES[options.of]
     check_writable(file)
-    keep(file, writers[options.of]().encode())
+    keep(file, schema_text(options.of).encode())
     return HOLDS
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from weighbridge.checkpoint.hub import package_url
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.evidence.card import BaseModel, model_name, tensor_rows
 from weighbridge.evidence.environment import UNKNOWN, Installed
@@ -109,15 +110,13 @@ def _model(facts: BomFacts) -> dict[str, Any]:
 
 def _ancestor(recipe: Recipe, base: BaseModel) -> dict[str, Any]:
     organization, _, name = base.repository.rpartition("/")
-    # https://github.com/package-url/purl-spec, type huggingface: the version is the commit, in lower case.
-    purl = f"pkg:huggingface/{base.repository}" + (f"@{base.revision}" if base.revision else "")
     return {
         "type": "machine-learning-model",
         "bom-ref": "base",
         "group": organization,
         "name": name,
         **({"version": base.revision} if base.revision else {}),
-        "purl": purl,
+        "purl": package_url(base.repository, base.revision),
         "licenses": [_licence(recipe.base.licence)],
         "description": base.claim.sentence,
     }

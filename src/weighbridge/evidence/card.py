@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from weighbridge.base.identity import Claim
+from weighbridge.checkpoint.hub import page_of
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import split_parameter
 from weighbridge.evidence.results import Result
@@ -106,7 +107,7 @@ def _metadata(facts: CardFacts) -> str:
 
 def _base(facts: CardFacts) -> str:
     base, kept, recipe = facts.base, facts.base_card, facts.loaded.recipe
-    link = f"[{base.repository}](https://huggingface.co/{base.repository})"
+    link = f"[{base.repository}]({page_of(base.repository)})"
     made = "Converted" if recipe.method == "convert" else "Quantized"
     at = f" at revision `{base.revision}`" if base.revision else ""
     start = f"{made} from {link}{at}" if base.claim.proven else f"{made} from what was handed over as {link}{at}"

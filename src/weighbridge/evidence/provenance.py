@@ -16,6 +16,7 @@ from pydantic import JsonValue
 from weighbridge.base.identity import Claim
 from weighbridge.base.locks import lock_file
 from weighbridge.base.references import AgainstReference
+from weighbridge.checkpoint.hub import page_of
 from weighbridge.evidence.card import BaseModel
 from weighbridge.evidence.environment import UNKNOWN, Installed, Repository, machine, repository
 from weighbridge.evidence.finished import FinishedBuild
@@ -32,7 +33,6 @@ from weighbridge.evidence.statements import (
 from weighbridge.version import __version__
 
 BUILDER = "urn:weighbridge:builder:local"
-HUB = "https://huggingface.co/"
 SOURCE_FILE = "source/"
 REFERENCE_FILE = "references/"
 RECIPE = "recipe.yaml"
@@ -105,7 +105,7 @@ def base_resource(base: BaseModel) -> Resource:
     """The base by its name on the hub, its commit where that is known, and who the source is by its digests."""
     return Resource(
         name=BASE,
-        uri=f"{HUB}{base.repository}",
+        uri=page_of(base.repository),
         digest={"gitCommit": base.revision} if base.revision else None,
         annotations={"identity": written_claim(base.claim)},
     )
@@ -121,7 +121,7 @@ def written_claim(claim: Claim) -> JsonValue:
 def file_resources(base: BaseModel, digests: Mapping[str, str]) -> Iterator[Resource]:
     """Each file of the source, by its digest (hex), and where the base has it where its commit is known."""
     for name in sorted(digests):
-        uri = f"{HUB}{base.repository}/resolve/{base.revision}/{name}" if base.revision else None
+        uri = f"{page_of(base.repository)}/resolve/{base.revision}/{name}" if base.revision else None
         yield Resource(name=f"{SOURCE_FILE}{name}", uri=uri, digest={"sha256": digests[name]})
 
 

@@ -437,7 +437,10 @@ def _hash_of(key: ec.EllipticCurvePublicKey) -> HashAlgorithm:
 
 
 def _sign_model(config: Any, files: Mapping[str, str], *, name: str, ignored: Collection[str]) -> bytes:
-    """Sign digests that are known already: Model Signing would read every shard again to take them."""
+    """Sign digests that are known already: Model Signing would read every shard again to take them.
+
+    The class of a digest stands in a module that it does not document (``_hashing``), as read in 1.1.1.
+    """
     from model_signing import manifest
     from model_signing._hashing.hashing import Digest
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 from pydantic.alias_generators import to_camel
 
 from weighbridge.errors import StructureError
 from weighbridge.text.strict_json import parse_object
-from weighbridge.text.strict_yaml import Strict
+from weighbridge.text.strict_yaml import Strict, first_problem
 
 BUILD_TYPE = "urn:weighbridge:build:v1"
 
@@ -133,9 +133,7 @@ def read_statement(raw: bytes, *, where: str) -> Statement:
     try:
         return _ADAPTER.validate_python(parse_object(raw, where=where))
     except ValidationError as error:
-        problem: Any = error.errors()[0]
-        place = ".".join(str(part) for part in problem["loc"])
-        raise StructureError(f"is no statement ({place}: {problem['msg']})", where=where) from None
+        raise StructureError(f"is no statement ({first_problem(error)})", where=where) from None
 
 
 def subject_of(name: str, root: str) -> Resource:

@@ -13,7 +13,7 @@ from weighbridge.evidence.checks import CHECKS, validated
 from weighbridge.evidence.signing import Verifier
 from weighbridge.evidence.source import UNPROVEN
 from weighbridge.progress import Progress
-from weighbridge.report import Finding, Report, Section, Severity
+from weighbridge.report import Finding, Report, Section, first_error
 
 
 def verify(
@@ -72,10 +72,8 @@ def _checked(check: Callable[[Case], Checked], case: Case) -> Checked:
 
 def _verdict(case: Case, sections: Sequence[Section]) -> str:
     directory = case.directory
-    errors = [finding for section in sections for finding in section.findings if finding.severity is Severity.ERROR]
-    if errors:
-        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        return f"{directory}: its evidence does not hold: {errors[0].where} {errors[0].message}{more}"
+    if wrong_first := first_error(sections):
+        return f"{directory}: its evidence does not hold: {wrong_first}"
     signed = "signed" if case.signed else "unsigned"
     unchecked = ", by whom was not checked" if case.signed else ""
     who = unchecked if case.verifier is None else ", by the signer that was asked for"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from weighbridge.errors import StructureError
 from weighbridge.formats import compressed_tensors, methods, modelopt_reading
 from weighbridge.formats.declaration import LINEAR, Declaration
 from weighbridge.formats.schemes import Scheme
-from weighbridge.text.patterns import REGEX_PREFIX, PatternError, PatternList, pattern_list
+from weighbridge.text.patterns import REGEX_PREFIX, PatternError, pattern_list
 
 CONFIG_KEYS = ("quantization_config", "compression_config")
 MAX_DEPTH = 8
@@ -101,6 +102,12 @@ def _read_method(raw: Mapping[str, Any], *, where: str) -> str:
     return method
 
 
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config of a composite model's text model; the config itself where it has no such part."""
+    text = config.get("text_config")
+    return text if isinstance(text, Mapping) else config
+
+
 def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config.json without any of the quantization configs that `find_config` would find in it."""
     return _without(config, depth=MAX_DEPTH)
@@ -154,11 +161,9 @@ def overlaps(declaration: Declaration, modules: Iterable[str], *, where: str) ->
     """
     scheme_of = {target: group.scheme for group in declaration.groups for target in group.targets}
     targets = tuple(target for target in scheme_of if target != LINEAR)
-    lists, found = _compiled(targets, where=where), []
-    for module in modules:
-        if len({scheme_of[targets[index]] for index in _matches(lists, module, where=where)}) > 1:
-            found.append(module)
-    return found
+    with refused(where):
+        lists = pattern_list(targets)
+        return [module for module in modules if len({scheme_of[targets[index]] for index in lists.matches(module)}) > 1]
 
 
 def _resolved(
@@ -170,9 +175,9 @@ def _resolved(
     where: str,
 ) -> dict[str, Scheme]:
     """The scheme of the first target that matches, or that of the class."""
-    target_list, ignored = _compiled(targets, where=where), _compiled(ignore, where=where)
     resolved = {}
-    try:
+    with refused(where):
+        target_list, ignored = pattern_list(targets), pattern_list(ignore)
         for module in modules:
             if ignored.matches(module):
                 continue
@@ -180,21 +185,18 @@ def _resolved(
             scheme = scheme_of.get(LINEAR) if first is None else scheme_of[targets[first]]
             if scheme is not None:
                 resolved[module] = scheme
-    except PatternError as error:
-        raise StructureError(error.what, where=where, remedy=error.remedy) from None
     return resolved
 
 
-def _compiled(entries: tuple[str, ...], *, where: str) -> PatternList:
-    try:
-        return pattern_list(entries)
-    except PatternError as error:
-        raise StructureError(error.what, where=where, remedy=error.remedy) from None
+@contextmanager
+def refused(where: str) -> Iterator[None]:
+    """Say where patterns stand that cannot be compiled or matched.
 
-
-def _matches(entries: PatternList, module: str, *, where: str) -> list[int]:
+    Raises:
+        StructureError: in the place of a PatternError.
+    """
     try:
-        return entries.matches(module)
+        yield
     except PatternError as error:
         raise StructureError(error.what, where=where, remedy=error.remedy) from None
 

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from weighbridge.formats.schemes import Scheme
-from weighbridge.linting.rules import Raised
+from weighbridge.linting.rules import Raised, together
 from weighbridge.linting.served import Served, served_by_plan
 from weighbridge.planning import FusedGroup, Plan, find_merged_groups
-from weighbridge.text.names import compact, expert_of
+from weighbridge.text.names import expert_of
 from weighbridge.text.patterns import pattern_list
 
 _VALUES = ("v_proj",)
-
-
-class _Problem(NamedTuple):
-    """What is wrong with a group, without the place: places with the same problem are reported together."""
-
-    rule: str
-    message: str
-    remedy: str
 
 
 def check(plan: Plan) -> Iterator[Raised]:
@@ -30,27 +21,25 @@ def check(plan: Plan) -> Iterator[Raised]:
         return
     unlisted = tuple(_unlisted(plan))
     uneven = tuple(_uneven_groups(served, unlisted))
-    yield from _raised(uneven)
-    parents = {parent for _, parent in uneven}
-    yield from _raised(
-        (_not_listed(group), group.parent)
-        for group in unlisted
-        if group.parent not in parents and _shares_scale(group, served.schemes)
+    yield from together(uneven)
+    parents = {raised.where for raised in uneven}
+    yield from together(
+        _not_listed(group) for group in unlisted if group.parent not in parents and _shares_scale(group, served.schemes)
     )
-    yield from _experts(served, parents)
-    yield from _lacking(served)
+    yield from together(_experts(served, parents))
+    yield from together(_lacking(served))
 
 
 def check_served(served: Served) -> Iterator[Raised]:
     """The same of a checkpoint that lies there; and merged linears that are ignored by the name that servers give."""
-    yield from _raised(_ignored_as_merged(served))
+    yield from together(_ignored_as_merged(served))
     uneven = tuple(_uneven_groups(served, ()))
-    yield from _raised(uneven)
-    yield from _experts(served, {parent for _, parent in uneven})
-    yield from _lacking(served)
+    yield from together(uneven)
+    yield from together(_experts(served, {raised.where for raised in uneven}))
+    yield from together(_lacking(served))
 
 
-def _ignored_as_merged(served: Served) -> Iterator[tuple[_Problem, str]]:
+def _ignored_as_merged(served: Served) -> Iterator[Raised]:
     """vLLM looks for a merged linear by its own name first, and leaves out what is ignored by that."""
     patterns = pattern_list(served.ignored)
     merged_of = {frozenset(members): merged for merged, members in served.family.merged.items()}
@@ -61,35 +50,23 @@ def _ignored_as_merged(served: Served) -> Iterator[tuple[_Problem, str]]:
         quantized = [member for member in group.members if f"{group.parent}.{member}" in served.schemes]
         if quantized:
             message = f"{', '.join(quantized)} quantized, and {merged}, which servers make of them, is ignored"
-            yield (
-                _Problem("fused/partly-ignored", message, f"take what matches {merged} off the ignore list"),
-                group.parent,
-            )
+            remedy = f"take what matches {merged} off the ignore list"
+            yield Raised("fused/partly-ignored", group.parent, message, remedy)
 
 
-def _uneven_groups(served: Served, further: Sequence[FusedGroup]) -> Iterator[tuple[_Problem, str]]:
-    """Groups whose members a server cannot load as one matrix, by their parents."""
+def _uneven_groups(served: Served, further: Sequence[FusedGroup]) -> Iterator[Raised]:
+    """Groups whose members a server cannot load as one matrix."""
     kept = {linear.module: linear.why for linear in served.linears if linear.scheme is None}
     for group in (*served.fused_groups, *further):
         problem = _uneven(group, served.schemes, kept) or _absent_member(group, kept, served)
         if problem is not None:
-            yield problem, group.parent
+            yield problem
 
 
-def _raised(found: Iterable[tuple[_Problem, str]]) -> Iterator[Raised]:
-    """Places with the same problem together."""
-    places: dict[_Problem, list[str]] = {}
-    for problem, parent in found:
-        places.setdefault(problem, []).append(parent)
-    for problem, parents in places.items():
-        for pattern in compact(parents):
-            yield Raised(problem.rule, str(pattern), problem.message, problem.remedy, len(pattern))
-
-
-def _not_listed(group: FusedGroup) -> _Problem:
+def _not_listed(group: FusedGroup) -> Raised:
     named = ", ".join(group.members)
     message = f"servers merge {named} under one global scale, and fused_groups does not name them together"
-    return _Problem("fused/unlisted", message, f"add [{named}] to fused_groups")
+    return Raised("fused/unlisted", group.parent, message, f"add [{named}] to fused_groups")
 
 
 def _unlisted(plan: Plan) -> Iterator[FusedGroup]:
@@ -103,27 +80,29 @@ def _unlisted(plan: Plan) -> Iterator[FusedGroup]:
             yield group
 
 
-def _uneven(group: FusedGroup, schemes: Mapping[str, Scheme], rules: Mapping[str, str]) -> _Problem | None:
+def _uneven(group: FusedGroup, schemes: Mapping[str, Scheme], rules: Mapping[str, str]) -> Raised | None:
     of_members = {member: schemes.get(f"{group.parent}.{member}") for member in group.members}
     kept = [member for member, scheme in of_members.items() if scheme is None]
     quantized = [member for member, scheme in of_members.items() if scheme is not None]
     if kept and quantized:
         why = rules.get(f"{group.parent}.{kept[0]}", "it has no weight")
-        return _Problem(
+        return Raised(
             "fused/partly-ignored",
+            group.parent,
             f"{', '.join(quantized)} quantized, {', '.join(kept)} kept ({why})",
             "keep all of them or none: servers load them as one matrix",
         )
     if not _alike(list(of_members.values())):
-        return _Problem(
+        return Raised(
             "fused/schemes-differ",
+            group.parent,
             "; ".join(f"{member} has {scheme}" for member, scheme in of_members.items()),
             "give them one scheme: servers load them as one matrix",
         )
     return None
 
 
-def _absent_member(group: FusedGroup, kept: Mapping[str, str], served: Served) -> _Problem | None:
+def _absent_member(group: FusedGroup, kept: Mapping[str, str], served: Served) -> Raised | None:
     """vLLM asks the ignore list for every member of a merged linear, also for one that is not stored."""
     if not group.absent:
         return None
@@ -137,8 +116,9 @@ def _absent_member(group: FusedGroup, kept: Mapping[str, str], served: Served) -
         message = f"{named} kept ({kept[first]}), but no entry matches {missing}"
     else:
         return None
-    return _Problem(
+    return Raised(
         "fused/partly-ignored",
+        group.parent,
         f"{message}; it is not stored here, and servers ask for it all the same",
         f"let ignore match {missing} exactly where it matches {named}",
     )
@@ -158,18 +138,14 @@ def _experts(served: Served, uneven: Collection[str]) -> Iterator[Raised]:
         expert = expert_of(module)
         if expert is not None and expert[0] not in reported:
             layers.setdefault(expert[0], []).append(module)
-    alike: dict[str, list[str]] = {}
+    remedy = "give all matrices of all experts of a layer one scheme, or keep them all"
     for layer, modules in layers.items():
         if not _alike([schemes.get(module) for module in modules]):
             by_scheme: dict[Scheme | None, list[str]] = {}
             for module in modules:
                 by_scheme.setdefault(schemes.get(module), []).append(module)
             parts = [f"{_members(members)} {scheme or 'kept'}" for scheme, members in by_scheme.items()]
-            alike.setdefault("; ".join(parts), []).append(layer)
-    for message, found in alike.items():
-        for pattern in compact(found):
-            remedy = "give all matrices of all experts of a layer one scheme, or keep them all"
-            yield Raised("fused/experts-differ", str(pattern), message, remedy, len(pattern))
+            yield Raised("fused/experts-differ", layer, "; ".join(parts), remedy)
 
 
 def _alike(schemes: Sequence[Scheme | None]) -> bool:
@@ -183,11 +159,7 @@ def _members(modules: list[str]) -> str:
 
 
 def _lacking(served: Served) -> Iterator[Raised]:
-    alike: dict[str, list[str]] = {}
     for parent, members, absent in served.fused_groups:
         if absent and f"{parent}.{members[0]}" in served.schemes:
             known = ": servers use the keys as values" if absent == _VALUES else "; the others are treated as a group"
-            alike.setdefault(f"has {', '.join(members)} and no {', '.join(absent)}{known}", []).append(parent)
-    for message, parents in alike.items():
-        for pattern in compact(parents):
-            yield Raised("fused/lacks-member", str(pattern), message, count=len(pattern))
+            yield Raised("fused/lacks-member", parent, f"has {', '.join(members)} and no {', '.join(absent)}{known}")

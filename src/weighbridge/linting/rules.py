@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from weighbridge.report import Severity
+from weighbridge.text.names import compact
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,16 @@ class Raised:
     remedy: str = ""
     count: int = 1
     entry: int | None = None
+
+
+def together(found: Iterable[Raised]) -> Iterator[Raised]:
+    """What is wrong with single modules, once for each pattern of those with the same problem."""
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for raised in found:
+        alike.setdefault((raised.rule, raised.message, raised.remedy), []).append(raised.where)
+    for (rule, message, remedy), modules in alike.items():
+        for pattern in compact(modules):
+            yield Raised(rule, str(pattern), message, remedy, len(pattern))
 
 
 def _error(id: str, sentence: str, *, allowable: bool = True) -> Rule:

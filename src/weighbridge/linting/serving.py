@@ -9,13 +9,13 @@ from typing import Any
 from weighbridge.families import Family, Role
 from weighbridge.formats.compressed_tensors import METHOD as COMPRESSED_TENSORS
 from weighbridge.formats.declaration import LINEAR, Declaration
-from weighbridge.formats.quantization import resolve, resolve_as_compressed_tensors
+from weighbridge.formats.quantization import resolve, resolve_as_compressed_tensors, text_config
 from weighbridge.formats.schemes import Scheme
 from weighbridge.linting.quantized import BULK, INTEGER_GROUP_SIZES
-from weighbridge.linting.rules import Raised
+from weighbridge.linting.rules import Raised, together
 from weighbridge.linting.served import Linear, Served, served_by_plan
 from weighbridge.planning import Part, Plan
-from weighbridge.text.names import compact, expert_of, split_name
+from weighbridge.text.names import expert_of, split_name
 from weighbridge.text.patterns import REGEX_PREFIX, pattern_list
 
 TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
@@ -32,10 +32,10 @@ def check(plan: Plan) -> Iterator[Raised]:
     if served is None:
         return
     if served.declaration.groups:
-        yield from _undeclared(plan, served.declaration)
+        yield from together(_undeclared(plan, served.declaration))
     yield from _tied_head(served)
     yield from _prefixes(plan)
-    yield from _merged_targets(served)
+    yield from together(_merged_targets(served))
     yield from _expectations(served)
 
 
@@ -43,7 +43,7 @@ def check_served(served: Served) -> Iterator[Raised]:
     """The same of a checkpoint that lies there, whose declaration was held against its tensors already."""
     yield from _unnamed(served)
     yield from _tied_head(served)
-    yield from _merged_targets(served)
+    yield from together(_merged_targets(served))
     yield from _expectations(served)
 
 
@@ -68,18 +68,16 @@ def _unnamed(served: Served) -> Iterator[Raised]:
         return
     targeted = resolve(served.declaration, [linear.module for linear in served.linears], where=served.ignored_at)
     ignored = pattern_list(served.ignored)
-    unnamed = [
-        linear.module
+    message = "is in neither targets nor ignore; vLLM refuses to load such a linear layer"
+    yield from together(
+        Raised("serve/undeclared", linear.module, message, "add it to ignore")
         for linear in served.linears
         if linear.scheme is None
         and len(linear.weight.shape) == 2
         and served.family.role_of(linear.module) not in (Role.EMBEDDINGS, Role.NORMS)
         and linear.module not in targeted
         and not ignored.matches(linear.module)
-    ]
-    for pattern in compact(unnamed):
-        message = "is in neither targets nor ignore; vLLM refuses to load such a linear layer"
-        yield Raised("serve/undeclared", str(pattern), message, "add it to ignore", len(pattern))
+    )
 
 
 _ONE_GROUP = "put the group that is to decide first, and Linear last; better, let no two groups target one module"
@@ -89,7 +87,6 @@ def _undeclared(plan: Plan, declaration: Declaration) -> Iterator[Raised]:
     """Modules of which config.json says something else than is stored, and linears of which it says nothing."""
     refused = {obstacle.module for obstacle in plan.obstacles}
     declared = resolve(declaration, plan.predicted.modules, where="the plan")
-    wrong: dict[tuple[str, str], list[str]] = {}
     readings = [(declared, "")]
     if (
         any(target != LINEAR for group in declaration.groups for target in group.targets)
@@ -105,7 +102,7 @@ def _undeclared(plan: Plan, declaration: Declaration) -> Iterator[Raised]:
             if ours != theirs and module not in refused and (not reader or theirs != declared.get(module)):
                 remedy = "add it to ignore" if ours is None else _ONE_GROUP
                 message = f"is {ours or 'kept'}, but config.json will declare it {reader}{theirs or 'unquantized'}"
-                wrong.setdefault((message, remedy), []).append(module)
+                yield Raised("serve/undeclared", module, message, remedy)
     ignored = pattern_list(declaration.ignore)
     for part in plan.parts:
         if (
@@ -115,10 +112,7 @@ def _undeclared(plan: Plan, declaration: Declaration) -> Iterator[Raised]:
             and not ignored.matches(part.module)
         ):
             message = "is in neither targets nor ignore; vLLM refuses to load such a linear layer"
-            wrong.setdefault((message, "add it to ignore"), []).append(part.module)
-    for (message, remedy), modules in wrong.items():
-        for pattern in compact(modules):
-            yield Raised("serve/undeclared", str(pattern), message, remedy, len(pattern))
+            yield Raised("serve/undeclared", part.module, message, "add it to ignore")
 
 
 def _is_linear(part: Part, family: Family) -> bool:
@@ -168,7 +162,7 @@ def _merged_targets(served: Served) -> Iterator[Raised]:
     linear = next((scheme for target, scheme in targets if target == LINEAR), None)
     if all(target == LINEAR for target, _ in targets):
         return
-    alike: dict[str, list[str]] = {}
+    remedy = "target the parent (re:.*self_attn\\..*) instead of the members"
     merged_of = {members: merged for merged, members in served.family.merged.items()}
     for parent, present, absent in served.fused_groups:
         members = (*present, *absent)
@@ -184,11 +178,7 @@ def _merged_targets(served: Served) -> Iterator[Raised]:
         if wrong is not None:
             since = "" if found[-1] not in schemes else " before PR 49483 (July 2026)"
             message = f"is one linear in servers, {merged}, and for that name vLLM{since} finds {wrong}"
-            alike.setdefault(message, []).append(parent)
-    for message, parents in alike.items():
-        for pattern in compact(parents):
-            remedy = "target the parent (re:.*self_attn\\..*) instead of the members"
-            yield Raised("serve/merged-target", str(pattern), message, remedy, len(pattern))
+            yield Raised("serve/merged-target", parent, message, remedy)
 
 
 def _group_size(scheme: Scheme) -> Iterator[Raised]:
@@ -227,8 +217,7 @@ def _tensor_parallel(served: Served) -> Iterator[Raised]:
 
 def _head_counts(config: Any) -> list[int]:
     """Attention heads, and the counts of key and value heads, as far as config.json tells."""
-    text = config.get("text_config")
-    holder = text if isinstance(text, dict) else config
+    holder = text_config(config)
     names = ("num_attention_heads", "num_key_value_heads", "num_global_key_value_heads")
     counts = [holder.get(name) for name in names]
     known = [count for count in counts if type(count) is int and count > 0]

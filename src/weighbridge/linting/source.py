@@ -14,7 +14,7 @@ from weighbridge.checkpoint.modules import FUSED_EXPERTS
 from weighbridge.checkpoint.weights import other_weights, taken_by
 from weighbridge.families import descriptors
 from weighbridge.formats.tensors import Tensor
-from weighbridge.linting.rules import Raised
+from weighbridge.linting.rules import Raised, together
 from weighbridge.planning import Plan
 from weighbridge.recipe.catalogue import recipe_names
 from weighbridge.text.names import compact
@@ -40,7 +40,7 @@ def check(plan: Plan) -> Iterator[Raised]:
     yield from _dropped(plan)
     yield from _other_weights(plan.source)
     yield from _redirects(plan.source)
-    yield from _experts_layout(plan)
+    yield from together(_experts_layout(plan))
 
 
 def _lock_of(model: str) -> StructureLock | None:
@@ -123,9 +123,7 @@ def _made_floats(plan: Plan, base: StructureLock | None) -> Iterator[Raised]:
 
 def _dropped(plan: Plan) -> Iterator[Raised]:
     """What a quantized source has beside its weights, and the build will not."""
-    for why in dict.fromkeys(plan.dropped.values()):
-        for pattern in compact([name for name, own in plan.dropped.items() if own == why]):
-            yield Raised("source/dropped", str(pattern), why, count=len(pattern))
+    yield from together(Raised("source/dropped", name, why) for name, why in plan.dropped.items())
 
 
 def _other_weights(source: Checkpoint) -> Iterator[Raised]:
@@ -161,28 +159,23 @@ def _redirects(source: Checkpoint) -> Iterator[Raised]:
 
 def _experts_layout(plan: Plan) -> Iterator[Raised]:
     """Experts that lie otherwise than the family says, or, of an unknown one, than transformers has them."""
+    remedy = (
+        "describe the family (src/weighbridge/families/descriptors), or take a checkpoint that stores them one by one"
+    )
     source = plan.source
     pairs: dict[str, dict[str, tuple[Tensor, bool]]] = {}
     for name, fused in source.fused_experts.items():
         if fused.parameter == "weight" and name.removesuffix(".weight").endswith(tuple(FUSED_EXPERTS)):
             parent, _, member = name.removesuffix(".weight").rpartition(".")
             pairs.setdefault(parent, {})[member] = source.structure[name], fused.transposed
-    wrong: dict[str, list[str]] = {}
     for parent, pair in pairs.items():
         if pair.keys() != FUSED_EXPERTS.keys():
             continue
         (gate_up, turned), (down, _) = pair["gate_up_proj"], pair["down_proj"]
         rows, hidden = reversed(gate_up.shape[1:]) if turned else gate_up.shape[1:]
         if (rows, hidden) != (2 * down.shape[1 if turned else 2], down.shape[2 if turned else 1]):
-            wrong.setdefault(f"gate_up_proj {list(gate_up.shape)}, down_proj {list(down.shape)}", []).append(parent)
-    for shapes, parents in wrong.items():
-        for pattern in compact(parents):
-            yield Raised(
-                "source/experts-layout",
-                str(pattern),
-                f"{shapes} are not [experts, 2 x inner, hidden] and [experts, hidden, inner], and of this family it is "
-                "not known how they lie",
-                "describe the family (src/weighbridge/families/descriptors), or take a checkpoint that stores them one "
-                "by one",
-                len(pattern),
+            message = (
+                f"gate_up_proj {list(gate_up.shape)}, down_proj {list(down.shape)} are not [experts, 2 x inner, "
+                "hidden] and [experts, hidden, inner], and of this family it is not known how they lie"
             )
+            yield Raised("source/experts-layout", parent, message, remedy)

@@ -8,8 +8,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from weighbridge.errors import StructureError
-from weighbridge.machine.standing import Standing, opened
+from weighbridge.machine.standing import Standing, explained, opened
 from weighbridge.progress import Progress
 
 BLOCK_BYTES = 1024 * 1024
@@ -25,13 +24,10 @@ def hash_file(path: Path, progress: Progress, *, known: Standing | None = None) 
         StructureError: it cannot be read, or is no longer what was read before.
     """
     digest = hashlib.sha256()
-    try:
-        with opened(path, known, where=str(path)) as file:
-            for block in blocks_of(file):
-                digest.update(block)
-                progress.advance(len(block))
-    except OSError as error:
-        raise StructureError(f"cannot be read ({error.strerror})", where=str(path)) from error
+    with explained(str(path)), opened(path, known, where=str(path)) as file:
+        for block in blocks_of(file):
+            digest.update(block)
+            progress.advance(len(block))
     return digest.hexdigest()
 
 
@@ -54,19 +50,16 @@ def hash_shard(
     parts = {name: hashlib.sha256() for name in spans}
     waiting = deque(sorted((begin, end, name) for name, (begin, end) in spans.items()))
     position = 0
-    try:
-        with opened(path, known, where=str(path)) as file:
-            for block in blocks_of(file):
-                whole.update(block)
-                for begin, end, name in waiting:
-                    if begin >= position + len(block):
-                        break
-                    parts[name].update(block[max(begin - position, 0) : end - position])
-                position += len(block)
-                while waiting and waiting[0][1] <= position:
-                    waiting.popleft()
-    except OSError as error:
-        raise StructureError(f"cannot be read ({error.strerror})", where=str(path)) from error
+    with explained(str(path)), opened(path, known, where=str(path)) as file:
+        for block in blocks_of(file):
+            whole.update(block)
+            for begin, end, name in waiting:
+                if begin >= position + len(block):
+                    break
+                parts[name].update(block[max(begin - position, 0) : end - position])
+            position += len(block)
+            while waiting and waiting[0][1] <= position:
+                waiting.popleft()
     return whole.hexdigest(), {name: digest.hexdigest() for name, digest in parts.items()}
 
 

@@ -90,6 +90,19 @@ def opened(path: Path, known: Standing | None, *, where: str) -> Iterator[io.Fil
     check_stands(path, known, where=where)
 
 
+@contextmanager
+def explained(where: str) -> Iterator[None]:
+    """One sentence for whatever the system says of a file that cannot be read.
+
+    Raises:
+        StructureError: in the place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StructureError(f"cannot be read ({error.strerror})", where=where) from error
+
+
 def changed(where: str) -> StructureError:
     """The refusal of a file that changed while it was read."""
     return StructureError(

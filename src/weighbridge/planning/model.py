@@ -13,7 +13,7 @@ from weighbridge.checkpoint.own_names import in_own_names
 from weighbridge.families import Family
 from weighbridge.formats.codecs import Coded
 from weighbridge.formats.declaration import Declaration
-from weighbridge.formats.quantization import read_declaration, without_quantization
+from weighbridge.formats.quantization import read_declaration, text_config, without_quantization
 from weighbridge.formats.schemes import Scheme
 from weighbridge.formats.tensors import Tensor
 from weighbridge.recipe import LoadedRecipe
@@ -125,8 +125,7 @@ class Obstacle:
 
 def tied_heads(config: Mapping[str, Any], modules: Iterable[str]) -> frozenset[str]:
     """Output heads that a config.json says are tied to the input embedding and that are not among `modules`."""
-    text = config.get("text_config")
-    tied = config.get("tie_word_embeddings", isinstance(text, dict) and text.get("tie_word_embeddings"))
+    tied = config.get("tie_word_embeddings", text_config(config).get("tie_word_embeddings"))
     return frozenset({"lm_head"}.difference(modules)) if tied else frozenset()
 
 

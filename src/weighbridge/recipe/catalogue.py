@@ -27,11 +27,6 @@ def unit_names() -> list[str]:
     return sorted(path.stem for path in (RECIPES / UNITS).glob("*.yaml"))
 
 
-def unit_path(name: str) -> Path:
-    """The file of a unit of the catalogue, there or not."""
-    return RECIPES / UNITS / f"{name}.yaml"
-
-
 def find_recipe(name: str) -> Path:
     """The file of a recipe that is named by its path, its catalogue name, or the last part of that.
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from weighbridge.recipe.extending import ADD, EXTENDS, REMOVE
 from weighbridge.recipe.schema import Recipe
 from weighbridge.recipe.units import USE
 
-DRAFT = "https://json-schema.org/draft/2020-12/schema"
 _USE = {
     "additionalProperties": False,
     "description": "A unit: entries of an ignore list that recipes share.\n\nAttributes:\n"
@@ -29,7 +27,6 @@ def json_schema() -> dict[str, Any]:
     said = {EXTENDS: {"type": "string", "minLength": 1, "description": "The recipe whose keys this one takes over."}}
     required = schema.pop("required")
     return {
-        "$schema": DRAFT,
         **schema,
         "title": "A Weighbridge recipe",
         "properties": {**{key: _or_changed(value) for key, value in schema["properties"].items()}, **said},
@@ -50,8 +47,3 @@ def _or_changed(value: dict[str, Any]) -> dict[str, Any]:
         "type": "object",
     }
     return {**outer, "anyOf": [whole, change]}
-
-
-def write_json_schema() -> str:
-    """The schema as the repository publishes it."""
-    return json.dumps(json_schema(), indent=2, sort_keys=True) + "\n"

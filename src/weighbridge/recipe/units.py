@@ -16,7 +16,7 @@ from typing import Any
 
 from weighbridge.errors import RecipeError
 from weighbridge.recipe.blocks import Block, Item, items_of, moved, text_of, top_level
-from weighbridge.recipe.catalogue import shown, unit_names, unit_path
+from weighbridge.recipe.catalogue import RECIPES, UNITS, shown, unit_names
 from weighbridge.text.strict_yaml import Document, parse_yaml
 
 USE = "use"
@@ -113,7 +113,7 @@ def _entries(use: _Use, directory: Path) -> tuple[Item, ...]:
         RecipeError: there is no such unit, or its file holds anything but entries of an ignore list.
     """
     file = use.name.endswith((".yaml", ".yml"))
-    path = directory / use.name if file else unit_path(use.name)
+    path = directory / use.name if file else RECIPES / UNITS / f"{use.name}.yaml"
     if not file and use.name not in unit_names():
         close = get_close_matches(use.name, unit_names(), n=1)
         remedy = f"did you mean {close[0]}?" if close else f"there are {', '.join(unit_names())}, and files ('.yaml')"

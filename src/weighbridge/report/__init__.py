@@ -1,6 +1,18 @@
 """Reports: one tree of findings, and its presenters."""
 
-from weighbridge.report.findings import Area, Areas, Chain, Finding, Grid, Link, Report, Section, Severity, Table
+from weighbridge.report.findings import (
+    Area,
+    Areas,
+    Chain,
+    Finding,
+    Grid,
+    Link,
+    Report,
+    Section,
+    Severity,
+    Table,
+    first_error,
+)
 from weighbridge.report.present import PRESENTERS
 from weighbridge.report.reading import read_report
 from weighbridge.report.section_ids import SectionId
@@ -18,5 +30,6 @@ __all__ = [
     "SectionId",
     "Severity",
     "Table",
+    "first_error",
     "read_report",
 ]

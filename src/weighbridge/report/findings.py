@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
@@ -165,6 +165,13 @@ class Section:
     @property
     def holds(self) -> bool:
         return not self.failed and not any(finding.severity is Severity.ERROR for finding in self.findings)
+
+
+def first_error(sections: Iterable[Section]) -> str:
+    """Where the first error is and what it is, and how many more there are; empty where there is none."""
+    errors = [finding for section in sections for finding in section.findings if finding.severity is Severity.ERROR]
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return f"{errors[0].where} {errors[0].message}{more}" if errors else ""
 
 
 def _plain(value: Any) -> Any:

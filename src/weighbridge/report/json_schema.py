@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from weighbridge.report.findings import JSON_VERSION, Report
-
-DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def report_schema() -> dict[str, Any]:
@@ -28,9 +25,4 @@ def report_schema() -> dict[str, Any]:
     for part in (schema, *schema["$defs"].values()):
         if "properties" in part:
             part["required"] = list(part["properties"])
-    return {"$schema": DRAFT, **schema, "title": "A report"}
-
-
-def write_report_schema() -> str:
-    """The schema as the repository publishes it."""
-    return json.dumps(report_schema(), indent=2) + "\n"
+    return {**schema, "title": "A report"}

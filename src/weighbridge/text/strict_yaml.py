@@ -113,6 +113,12 @@ def parse_yaml(raw: bytes, *, where: str, error: type[WeighbridgeError]) -> Docu
     return Document(value=value, lines=lines, where=where)
 
 
+def first_problem(error: ValidationError) -> str:
+    """The first thing that a model does not take: where it stands, and what is wrong with it."""
+    problem = error.errors()[0]
+    return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+
+
 def validate(document: Document, model: type[Model], *, error: type[WeighbridgeError]) -> Model:
     """Check a document against a pydantic model; the first problem becomes one sentence with file, line and suggestion.
 

@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from weighbridge.checkpoint.header import Header
-from weighbridge.checkpoint.hub import HubId, find_snapshot, read_bytes
+from weighbridge.checkpoint.hub import read_bytes, snapshot_of
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.errors import StructureError
 from weighbridge.formats.tensors import DTYPE_BITS, Tensor
 from weighbridge.machine.columns import Columns, gather
-from weighbridge.machine.standing import Standing, check_same
+from weighbridge.machine.standing import Standing, check_same, explained
 from weighbridge.work.pieces import PIECE_BYTES
 from weighbridge.work.regions import Region
 
@@ -75,12 +75,10 @@ class DirectoryReader:
     def read(self, file: str, offset: int, target: memoryview) -> None:
         """See `Reader`."""
         where, count = f"{self._label}/{file}", 0
-        try:
+        with explained(where):
             descriptor = self._descriptor(file, where)
             while count < len(target) and (more := os.preadv(descriptor, [target[count:]], offset + count)):
                 count += more
-        except OSError as error:
-            raise StructureError(f"cannot be read ({error.strerror})", where=where) from error
         if count < len(target):
             raise StructureError("has become shorter while it was read", where=where)
 
@@ -110,7 +108,7 @@ class HubReader:
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self._snapshot = find_snapshot(HubId(checkpoint.origin.repository, checkpoint.origin.revision))
+        self._snapshot = snapshot_of(checkpoint)
         self._sizes = {name: header.data_offset + _payload(header) for name, header in checkpoint.shards.items()}
         self._lock = threading.Lock()
         self._blocks: OrderedDict[tuple[str, int], Future[bytes]] = OrderedDict()

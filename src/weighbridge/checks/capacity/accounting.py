@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 from weighbridge.checkpoint.modules import split_parameter
 from weighbridge.errors import StructureError
 from weighbridge.families import UNKNOWN, Role, family_of
+from weighbridge.formats.quantization import text_config
 from weighbridge.formats.tensors import Structure, payload_bytes
 
 GIB = 1024**3
@@ -164,8 +165,7 @@ def read_cache_shape(config: Mapping[str, Any], *, where: str) -> CacheShape:
     Raises:
         StructureError: a number that is needed is not there or is none, or layers of a kind that is not read here.
     """
-    text = config.get("text_config")
-    text = text if isinstance(text, Mapping) else config
+    text = text_config(config)
     count = _number(text, "num_hidden_layers", where=where, limit=MAX_LAYERS)
     types = _layer_types(text, count, where=where)
     shared = text.get("num_kv_shared_layers") or 0
@@ -186,8 +186,7 @@ def check_against_structure(shape: CacheShape, config: Mapping[str, Any], struct
     Raises:
         StructureError: a projection whose rows are those of no kind of layer.
     """
-    text = config.get("text_config")
-    if "kv_lora_rank" in (text if isinstance(text, Mapping) else config):
+    if "kv_lora_rank" in text_config(config):
         return  # latent attention has no k_proj
     expected, family = {kind.elements // 2 for kind in shape.kinds}, family_of(config)
     for name, tensor in structure.items():

@@ -18,8 +18,11 @@ from weighbridge.checks.capacity.accounting import (
 )
 from weighbridge.report import Finding, Section, Severity, Table
 
-COLUMNS = ("accounting", "weights GiB", "cache GiB", "bytes a token", "tokens", "requests at once")
-PARTS = ("weights in memory, bytes", "tensors", "rotary tables", "scales kept twice", "assumed")
+COLUMNS = (
+    *("accounting of", "weights, GiB", "KV cache, GiB", "KV cache, bytes a token", "KV cache, tokens"),
+    "requests at once",
+)
+PARTS = ("weights of", "tensors, bytes", "rotary tables, bytes", "scales kept twice, bytes", "assumed, bytes")
 
 
 def capacity_section(checkpoint: Checkpoint, demand: Demand) -> Section:

@@ -1,4 +1,7 @@
-"""Passing data through a model with llm-compressor's modifiers at work on it."""
+"""Passing data through a model with llm-compressor's modifiers at work on it.
+
+What is patched meanwhile was read in llm-compressor 0.14.0.1 and compressed-tensors 0.19.0; `_upstream` says why.
+"""
 
 from __future__ import annotations
 

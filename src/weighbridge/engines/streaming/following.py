@@ -7,9 +7,8 @@ from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 
-from weighbridge.errors import StructureError
 from weighbridge.machine.hashing import blocks_of
-from weighbridge.machine.standing import Standing, opened
+from weighbridge.machine.standing import Standing, explained, opened
 from weighbridge.progress import Progress
 
 STEP_BYTES = 32 * 1024 * 1024
@@ -60,15 +59,12 @@ class FollowingHash:
             StructureError: a file cannot be read, or is no longer the one whose header was read.
         """
         path, count = self._left[0], 0
-        try:
-            with opened(path, self._standings[path], where=str(path)) as file:
-                file.seek(self._offset)
-                for block in blocks_of(file, STEP_BYTES):
-                    self._digest.update(block)
-                    self._progress.advance(len(block))
-                    count += len(block)
-        except OSError as error:
-            raise StructureError(f"cannot be read ({error.strerror})", where=str(path)) from error
+        with explained(str(path)), opened(path, self._standings[path], where=str(path)) as file:
+            file.seek(self._offset)
+            for block in blocks_of(file, STEP_BYTES):
+                self._digest.update(block)
+                self._progress.advance(len(block))
+                count += len(block)
         self._offset += count
         self._position += count
         if count < STEP_BYTES:

@@ -7,8 +7,6 @@ for it, and what it found is read strictly. It takes its tasks' data from the hu
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from weighbridge.errors import Argument, Clause, StructureError, WeighbridgeError
+from weighbridge.extras.endpoint.elsewhere import run_elsewhere
 from weighbridge.extras.endpoint.server import Endpoint
 from weighbridge.text.strict_json import parse_object
 
@@ -151,10 +150,7 @@ def evaluate(endpoint: Endpoint, setting: Setting, harness: Harness) -> tuple[Sc
         config = place / "config.json"
         config.write_text(json.dumps(request(endpoint, setting, harness, output=place / "out")))
         command = [str(harness.python), "-m", "lm_eval", "run", "--config", str(config)]
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-        done = subprocess.run(  # noqa: S603 - the Python that the user named
-            command, cwd=place, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-        )
+        done = run_elsewhere(command, place)
         found = sorted(place.glob("out/**/results*.json"))
         if done.returncode or len(found) != 1:
             raise _stopped(done.stderr, setting, harness)

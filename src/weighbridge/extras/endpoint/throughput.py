@@ -7,8 +7,6 @@ the machines meets both.
 
 from __future__ import annotations
 
-import os
-import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,8 +19,9 @@ from time import perf_counter
 
 from pydantic import ValidationError
 
+from weighbridge.extras.endpoint.elsewhere import run_elsewhere
 from weighbridge.extras.endpoint.server import Endpoint, EndpointError, stream
-from weighbridge.text.strict_yaml import Strict
+from weighbridge.text.strict_yaml import Strict, first_problem
 
 WORDS = (
     *("a", "the", "of", "and", "to", "in", "is", "it", "on", "as", "at", "by", "or", "we", "he", "be"),
@@ -222,10 +221,7 @@ def vllm_load(python: Path, tokenizer: str) -> Client:
     def client(endpoint: Endpoint, load: Load) -> Figures:
         with tempfile.TemporaryDirectory() as directory:
             command = [str(python), "-c", LAUNCH, *_arguments(endpoint, load, tokenizer, directory)]
-            environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-            done = subprocess.run(  # noqa: S603 - the Python that the user named
-                command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-            )
+            done = run_elsewhere(command)
             result = Path(directory, "result.json")
             if done.returncode or not result.exists():
                 said = next((line for line in reversed(done.stderr.splitlines()) if "Error" in line), "")
@@ -244,9 +240,7 @@ def read_result(raw: bytes, load: Load, *, where: str) -> Figures:
     try:
         result = _Result.model_validate_json(raw)
     except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(map(str, problem["loc"]))
-        raise EndpointError(f"vLLM's client wrote no result ({place}: {problem['msg']})", where=where) from None
+        raise EndpointError(f"vLLM's client wrote no result ({first_problem(error)})", where=where) from None
     if result.completed != load.requests or result.failed:
         raise EndpointError(f"answered {result.completed} of {load.requests} requests", where=where)
     if result.median_tpot_ms <= 0 or result.duration <= 0:

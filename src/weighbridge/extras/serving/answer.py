@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field, ValidationError
 
 from weighbridge.errors import WeighbridgeError
-from weighbridge.text.strict_yaml import Strict
+from weighbridge.text.strict_yaml import Strict, first_problem
 
 MAX_ANSWER_BYTES = 1 << 30
 
@@ -94,6 +94,4 @@ def read_answer(raw: bytes, *, where: str) -> Answer:
     try:
         return Answer.model_validate_json(raw)
     except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(map(str, problem["loc"]))
-        raise ServingError(f"is no answer of the client ({place}: {problem['msg']})", where=where) from None
+        raise ServingError(f"is no answer of the client ({first_problem(error)})", where=where) from None

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import QUANTIZATION_PARAMETERS, split_parameter
-from weighbridge.checks import alike
+from weighbridge.checkpoint.problems import Problem, findings_of, said_of
 from weighbridge.checks.scales import GLOBAL_SCALES
 from weighbridge.extras.serving.answer import Answer, Region
 from weighbridge.families import Role
+from weighbridge.formats.quantization import text_config
 from weighbridge.planning import find_merged_groups
 from weighbridge.report import Finding, Severity
 from weighbridge.text.names import compact, split_name
@@ -63,7 +64,7 @@ def loading_findings(checkpoint: Checkpoint, answer: Answer, *, towers: bool) ->
     """
     return [
         *_quantized_routers(checkpoint),
-        *_split_groups(checkpoint, answer),
+        *findings_of(_split_groups(checkpoint, answer)),
         *_not_finite(answer),
         *_refused(answer),
         *_unfilled(checkpoint, answer),
@@ -85,29 +86,22 @@ def _quantized_routers(checkpoint: Checkpoint) -> Iterator[Finding]:
         for module, tensors in checkpoint.modules.items()
         if checkpoint.family.role_of(module) is Role.ROUTER and tensors.keys() & QUANTIZATION_PARAMETERS
     ]
-    yield from alike.findings(
-        "serve/quantized-router",
-        routers,
-        "is quantized; servers compute routers in the dtype they are stored in, and have no place for scales",
-        "add it to ignore and build again",
-    )
+    what = "is quantized; servers compute routers in the dtype they are stored in, and have no place for scales"
+    yield from said_of(routers, "serve/quantized-router", what, "add it to ignore and build again")
 
 
-def _split_groups(checkpoint: Checkpoint, answer: Answer) -> Iterator[Finding]:
+def _split_groups(checkpoint: Checkpoint, answer: Answer) -> Iterator[Problem]:
     """Linears that a server merges into one, and which differ in scheme or in the scale that the whole must share."""
-    by_problem: dict[str, list[str]] = {}
+    what = "its merged linears {}; a server computes them as one and takes the first's or the largest"
+    remedy = "build with fused groups (recipes name them under fused_groups)"
     for group in find_merged_groups(checkpoint.modules, checkpoint.family):
         modules = [f"{group.parent}.{member}" for member in group.members]
         if len({checkpoint.schemes.get(module) for module in modules}) > 1:
-            by_problem.setdefault("have different schemes", []).append(group.parent)
+            yield "serve/split-group", group.parent, what.format("have different schemes"), remedy
         for local in GLOBAL_SCALES:
             values = {answer.shared_scales.get(f"{module}.{local}") for module in modules}
             if len(values) > 1:
-                by_problem.setdefault(f"have different values of {local}", []).append(group.parent)
-    for problem, parents in by_problem.items():
-        what = f"its merged linears {problem}; a server computes them as one and takes the first's or the largest"
-        remedy = "build with fused groups (recipes name them under fused_groups)"
-        yield from alike.findings("serve/split-group", parents, what, remedy)
+                yield "serve/split-group", group.parent, what.format(f"have different values of {local}"), remedy
 
 
 def _not_finite(answer: Answer) -> Iterator[Finding]:
@@ -141,11 +135,10 @@ def _unfilled(checkpoint: Checkpoint, answer: Answer) -> Iterator[Finding]:
                 remedy = "the checkpoint lacks a tensor; build it again"
                 yield Finding("serve/unfilled", Severity.ERROR, parameter, what, remedy=remedy)
     what = "is not in the checkpoint; the server loads it without a word and computes with what lies in memory"
-    yield from alike.findings("serve/missing", missing, what, "build it again")
+    yield from said_of(missing, "serve/missing", what, "build it again")
     for harmless, parameters in at_default.items():
-        yield from alike.findings(
-            "serve/left-at-default", parameters, harmless.reason, harmless.remedy, severity=Severity.WARNING
-        )
+        reason, remedy = harmless.reason, harmless.remedy
+        yield from said_of(parameters, "serve/left-at-default", reason, remedy, severity=Severity.WARNING)
 
 
 def missing_keys(answer: Answer, parameter: str, region: Region) -> set[str]:
@@ -212,12 +205,12 @@ def _not_used(checkpoint: Checkpoint, answer: Answer, *, towers: bool) -> Iterat
     for (what, why), keys in aside.items():
         severity = Severity.NOTE if why else Severity.ERROR
         remedy = "" if why else "the checkpoint holds what its config does not ask for; build it again"
-        yield from alike.findings("serve/not-used", keys, what, remedy, severity=severity, explained=why)
+        yield from said_of(keys, "serve/not-used", what, remedy, severity=severity, explained=why)
 
 
 def _reasons(checkpoint: Checkpoint, answer: Answer, *, towers: bool) -> Callable[[str], str]:
     """Why the server may leave a key aside; empty for one that it must use."""
-    text = checkpoint.config.get("text_config") or checkpoint.config
+    text = text_config(checkpoint.config)
     layers, shared = text.get("num_hidden_layers"), text.get("num_kv_shared_layers")
     first_shared = layers - shared if isinstance(layers, int) and isinstance(shared, int) and shared else None
     has_head = any(name.rpartition(".")[0].endswith("lm_head") for name in answer.parameters)

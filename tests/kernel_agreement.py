@@ -3,7 +3,7 @@
 A device may be trusted with a build if its kernels agree with those of the CPU here. On CUDA, a division made into a
 multiplication or a subnormal flushed to zero would show. To ask a machine::
 
-    from weighbridge.numbers.agreement import disagreements
+    from tests.kernel_agreement import disagreements
     from weighbridge.numbers.portable import PortableKernels
     print(disagreements(PortableKernels("cuda"), PortableKernels("cpu")))
 """
