@@ -21,6 +21,7 @@ from weighbridge.numbers.compiling import bits_of, jit
 from weighbridge.numbers.elements import e2m1, e4m3, magnitude, narrowed, widened
 from weighbridge.numbers.encoding import Array, Encoding, encoding_of, global_scale, named, stored_scales
 from weighbridge.numbers.interface import NonFiniteWeight, checked
+from weighbridge.numbers.ranges import ELEMENTS, elements_of, found_ranges, improving, own_ranges, widest
 from weighbridge.numbers.scaling import (
     NON_FINITE,
     float_scale,
@@ -31,7 +32,6 @@ from weighbridge.numbers.scaling import (
     scale_under_global,
     signed_scale,
 )
-from weighbridge.numbers.searching import elements_of, found_ranges, improving, own_ranges, widest
 
 _E4M3, _E2M1, _INTEGER = 0, 1, 2  # elements
 _FLOAT, _E4M3_UNDER_GLOBAL, _E8M0, _SIGNED, _BETWEEN = 0, 1, 2, 3, 4  # scales
@@ -260,7 +260,7 @@ class CompiledKernels:
         codes = np.empty((rows, encoding.row_bytes(columns)), np.uint8)
         if not _quantize(
             elements_of(weight, dtype),
-            _ELEMENTS[encoding.element],
+            ELEMENTS[encoding.element],
             kind_of(encoding),
             height,
             width,
@@ -276,9 +276,6 @@ class CompiledKernels:
             stored = stored[0]
         scales = stored_scales(stored.view(np.float32), dtype) if encoding.scale == "float" else stored.astype(np.uint8)
         return named(encoding, codes, scales, zeros.astype(np.int8) if encoding.zero_points else None, shared)
-
-
-_ELEMENTS = {"E4M3": _E4M3, "E2M1": _E2M1, "INT4": _INTEGER, "INT8": _INTEGER}
 
 
 def _ranges(weight: Array, dtype: str, encoding: Encoding, steps: int | None) -> npt.NDArray[np.float32]:

@@ -12,10 +12,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from numba import float32, uint32
 
-from weighbridge.formats.observers import Search
 from weighbridge.numbers.compiling import bits_of, float_of, jit
 from weighbridge.numbers.elements import (
     magnitude,
@@ -26,14 +24,8 @@ from weighbridge.numbers.elements import (
     nearest_integer,
     widened,
 )
-from weighbridge.numbers.encoding import Array, Encoding
-from weighbridge.numbers.interface import NonFiniteWeight, RangeTooLarge
-from weighbridge.numbers.powers import table_of_powers
 from weighbridge.numbers.scaling import (
-    NON_FINITE,
     float_scale,
-    kind_of,
-    numbers_of,
     power_of_two,
     scale_between,
     signed_scale,
@@ -41,17 +33,15 @@ from weighbridge.numbers.scaling import (
 
 _E4M3, _E2M1, _INTEGER = 0, 1, 2  # elements
 _FLOAT, _E4M3_UNDER_GLOBAL, _E8M0, _SIGNED, _BETWEEN = 0, 1, 2, 3, 4  # scales
-_WELL, _NOT_FINITE, _TOO_LARGE = 0, 1, 2  # what became of a search
+WELL, NOT_FINITE, TOO_LARGE = 0, 1, 2
+"""What became of a search."""
 
 _VECTOR = 16
 """Elements of 16 bits that one vector of torch's takes, as two of eight float32."""
 
-_FLOATS_AT_ONCE = 1 << 18
-"""Elements of F32 whose search is left to the portable kernels at once."""
-
 
 @jit
-def _gathered(bits: Any, row: Any, height: Any, column: Any, width: Any, values: Any) -> Any:
+def gathered(bits: Any, row: Any, height: Any, column: Any, width: Any, values: Any) -> Any:
     """Fill the values of a tile, row by row, with zeros where it is not full.
 
     Returns its ends, zero included, and the largest magnitude as a bit pattern (that of NaN where there is one).
@@ -73,7 +63,7 @@ def _gathered(bits: Any, row: Any, height: Any, column: Any, width: Any, values:
 
 
 @jit
-def _candidate(kind: Any, low: Any, high: Any, element: Any, numbers: Any) -> Any:
+def candidate(kind: Any, low: Any, high: Any, element: Any, numbers: Any) -> Any:
     """The scale and the zero point that a range gives, without what the whole weight shares."""
     if kind == _E8M0:
         return power_of_two(low, high, numbers)[1], float32(0)
@@ -92,7 +82,7 @@ def _error_of(element: Any, near: Any, scale: Any, value: Any) -> Any:
 
 
 @jit
-def _fill_errors(
+def fill_errors(
     kind: Any, between: Any, element: Any, values: Any, scale: Any, zero: Any, numbers: Any, errors: Any
 ) -> None:
     """The error of each value, rounded to the weight's dtype."""
@@ -161,6 +151,8 @@ def _added(terms: Any, levels: Any) -> Any:
     total = float32(0)
     if not vectors:
         return _added_one_by_one(terms)
+    if vectors < 4 and vectors * _VECTOR == count:
+        return _added_lane_by_lane(terms)
     fours = vectors // 4
     power = 4
     while (1 << (4 * power + 3)) < fours - 1:
@@ -181,6 +173,18 @@ def _added(terms: Any, levels: Any) -> Any:
         total += terms[index]
     for place in range(8):
         total += levels[0, 0, place]
+    return total
+
+
+@jit
+def _added_lane_by_lane(terms: Any) -> Any:
+    """The sum of one to three whole vectors."""
+    total = float32(0)
+    for place in range(8):
+        lane = float32(terms[place] + terms[place + 8])
+        for vector in range(1, terms.shape[0] // _VECTOR):
+            lane += float32(terms[vector * _VECTOR + place] + terms[vector * _VECTOR + place + 8])
+        total += lane
     return total
 
 
@@ -209,19 +213,51 @@ def _is_settled(improving: Any, patience: Any) -> Any:
 
 
 @jit
-def _times(element: Any, end: Any, factor: Any) -> Any:
+def times(element: Any, end: Any, factor: Any) -> Any:
     """An end of a range times a factor, rounded to the weight's dtype."""
     return narrowed_or_infinite(element, float32(end * factor))
 
 
 @jit
-def _extent(element: Any, between: Any, low: Any, high: Any) -> Any:
+def extent(element: Any, between: Any, low: Any, high: Any) -> Any:
     """What a scale is made of: the larger magnitude of the ends, or the distance between them."""
     return narrowed_or_infinite(element, float32(high - low)) if between else max(-low, high)
 
 
 @jit
-def _search(
+def best_of(
+    element: Any,
+    scale: Any,
+    sample: Any,
+    is_bf16: Any,
+    low: Any,
+    high: Any,
+    numbers: Any,
+    shares: Any,
+    asked: Any,
+    table: Any,
+    values: Any,
+    errors: Any,
+    levels: Any,
+    improving: Any,
+) -> Any:
+    """The first step with the least error of a tile among those that are asked for (uint8 [steps]); -1 for none."""
+    least, best = float32(255 * 2.0**120) if is_bf16 else float32(65504), -1
+    for step in range(shares.shape[0]):
+        if asked[step]:
+            own_low, own_high = times(sample, low, shares[step]), times(sample, high, shares[step])
+            own, zero = candidate(scale, own_low, own_high, sample, numbers)
+            fill_errors(element, scale == _BETWEEN, sample, values, own, zero, numbers, errors)
+            _raise(is_bf16, errors, table)
+            error = narrowed_or_infinite(sample, _added(errors, levels))
+            if error < least:
+                least, best = error, step
+                improving[step] = 1
+    return best
+
+
+@jit
+def search(
     bits: Any,
     element: Any,
     scale: Any,
@@ -236,7 +272,7 @@ def _search(
     improving: Any,
     ranges: Any,
 ) -> Any:
-    """Fill the range of the least error of each tile; returns `_WELL`, or what is wrong with the weight.
+    """Fill the range of the least error of each tile; returns `WELL`, or what is wrong with the weight.
 
     Args:
         shares: float32, what the expanded range is multiplied by in each step.
@@ -247,160 +283,50 @@ def _search(
         ranges: float32 [2, tiles down, across].
     """
     values, errors = np.empty(height * width, np.float32), np.empty(height * width, np.float32)
-    levels = np.zeros((4, 4, 8), np.float32)
-    largest = float32(255 * 2.0**120) if is_bf16 else float32(65504)
+    levels, every = np.zeros((4, 4, 8), np.float32), np.ones(shares.shape[0], np.uint8)
     for down in range(ranges.shape[1]):
         for across in range(ranges.shape[2]):
-            low, high, most = _gathered(bits, down * height, height, across * width, width, values)
+            low, high, most = gathered(bits, down * height, height, across * width, width, values)
             if most >= numbers.non_finite:
-                return _NOT_FINITE
-            low, high = _times(bits[0, 0], low, expand), _times(bits[0, 0], high, expand)
-            if not _extent(bits[0, 0], scale == _BETWEEN, low, high) < np.inf:
-                return _TOO_LARGE
-            least, best = largest, -1
-            for step in range(shares.shape[0]):
-                own_low, own_high = _times(bits[0, 0], low, shares[step]), _times(bits[0, 0], high, shares[step])
-                own, zero = _candidate(scale, own_low, own_high, bits[0, 0], numbers)
-                _fill_errors(element, scale == _BETWEEN, bits[0, 0], values, own, zero, numbers, errors)
-                _raise(is_bf16, errors, table)
-                error = narrowed_or_infinite(bits[0, 0], _added(errors, levels))
-                if error < least:
-                    least, best = error, step
-                    improving[step] = 1
+                return NOT_FINITE
+            low, high = times(bits[0, 0], low, expand), times(bits[0, 0], high, expand)
+            if not extent(bits[0, 0], scale == _BETWEEN, low, high) < np.inf:
+                return TOO_LARGE
+            best = best_of(
+                element,
+                scale,
+                bits[0, 0],
+                is_bf16,
+                low,
+                high,
+                numbers,
+                shares,
+                every,
+                table,
+                values,
+                errors,
+                levels,
+                improving,
+            )
             share = shares[best] if best >= 0 else float32(1)
-            ranges[0, down, across] = _times(bits[0, 0], low, share)
-            ranges[1, down, across] = _times(bits[0, 0], high, share)
+            ranges[0, down, across] = times(bits[0, 0], low, share)
+            ranges[1, down, across] = times(bits[0, 0], high, share)
         if patience and _is_settled(improving, patience):
-            return _WELL
-    return _WELL
+            return WELL
+    return WELL
 
 
 @jit
-def _own(bits: Any, height: Any, width: Any, between: Any, non_finite: Any, ranges: Any) -> Any:
+def own(bits: Any, height: Any, width: Any, between: Any, non_finite: Any, ranges: Any) -> Any:
     """Fill the ends of the values of each tile, zero included."""
     values = np.empty(height * width, np.float32)
     for down in range(ranges.shape[1]):
         for across in range(ranges.shape[2]):
-            low, high, most = _gathered(bits, down * height, height, across * width, width, values)
+            low, high, most = gathered(bits, down * height, height, across * width, width, values)
             if most >= non_finite:
-                return _NOT_FINITE
-            if not _extent(bits[0, 0], between, low, high) < np.inf:
-                return _TOO_LARGE
+                return NOT_FINITE
+            if not extent(bits[0, 0], between, low, high) < np.inf:
+                return TOO_LARGE
             ranges[0, down, across] = low
             ranges[1, down, across] = high
-    return _WELL
-
-
-_BIT_PATTERNS = {"BF16": np.uint16, "F16": np.int16, "F32": np.uint32}
-_ELEMENTS = {"E4M3": _E4M3, "E2M1": _E2M1, "INT4": _INTEGER, "INT8": _INTEGER}
-
-
-def elements_of(weight: Array, dtype: str) -> Array:
-    """`weight` as the integers that tell the compiled functions its dtype. Always read-only: they are compiled once."""
-    bits = weight.view(_BIT_PATTERNS[dtype])
-    bits.flags.writeable = False
-    return bits
-
-
-def own_ranges(weight: Array, dtype: str, encoding: Encoding) -> npt.NDArray[np.float32]:
-    """The ends of the values of each tile, zero included: float32 [2, tiles down, across].
-
-    Raises:
-        UnusableWeight: a value is NaN or infinite, or a range is.
-    """
-    height, width, ranges = _laid_out(weight, encoding)
-    _check(_own(elements_of(weight, dtype), height, width, encoding.zero_points, NON_FINITE[dtype], ranges), dtype, 1)
-    return ranges
-
-
-def found_ranges(
-    weight: Array, dtype: str, encoding: Encoding, search: Search, steps: int | None
-) -> npt.NDArray[np.float32]:
-    """The ends of the range of the least error of each tile: float32 [2, tiles down, across].
-
-    Args:
-        steps: how many are tried; without it, as the search of `weight` itself says.
-
-    Raises:
-        UnusableWeight: a value is NaN or infinite, or a range is.
-    """
-    if steps is None:
-        steps = search.reached(improving(weight, dtype, encoding, search)) if search.may_stop else search.steps
-    return _found(weight, dtype, encoding, search, steps, patience=0)[0]
-
-
-def improving(weight: Array, dtype: str, encoding: Encoding, search: Search) -> int:
-    """The steps that lessen the error of any tile, a bit for each; once those that are found settle how many steps are
-    tried, there may be more.
-
-    Raises:
-        UnusableWeight: a value is NaN or infinite, or a range is.
-    """
-    return _found(weight, dtype, encoding, search, search.steps, patience=max(1, int(-(-search.patience // 1))))[1]
-
-
-def widest(weight: Array, dtype: str, encoding: Encoding, search: Search, steps: int | None) -> float:
-    """The largest end of all ranges of the least error.
-
-    Raises:
-        UnusableWeight: a value is NaN or infinite, or a range is.
-    """
-    return float(np.abs(found_ranges(weight, dtype, encoding, search, steps)).max())
-
-
-def _found(
-    weight: Array, dtype: str, encoding: Encoding, search: Search, steps: int, *, patience: int
-) -> tuple[npt.NDArray[np.float32], int]:
-    height, width, ranges = _laid_out(weight, encoding)
-    if dtype == "F32":
-        return _by_torch(weight, encoding, search, steps, height, ranges)
-    lessened = np.zeros(steps, np.uint8)
-    _check(
-        _search(
-            elements_of(weight, dtype),
-            _ELEMENTS[encoding.element],
-            kind_of(encoding),
-            height,
-            width,
-            numbers_of(encoding, dtype, None, None),
-            np.float32(search.expand),
-            np.array([search.share(step) for step in range(steps)], np.float32),
-            patience,
-            table_of_powers(dtype, search.norm),
-            dtype == "BF16",
-            lessened,
-            ranges,
-        ),
-        dtype,
-        search.expand,
-    )
-    return ranges, sum(1 << int(step) for step in np.flatnonzero(lessened))
-
-
-def _by_torch(
-    weight: Array, encoding: Encoding, search: Search, steps: int, height: int, ranges: npt.NDArray[np.float32]
-) -> tuple[npt.NDArray[np.float32], int]:
-    from weighbridge.numbers.portable import PortableKernels  # torch, which the other dtypes do without
-
-    kernels, found = PortableKernels("cpu"), 0
-    each = max(1, _FLOATS_AT_ONCE // (height * weight.shape[1]))
-    for down in range(0, ranges.shape[1], each):
-        part = slice(down, down + each)
-        rows = weight[down * height : (down + each) * height]
-        ranges[0, part], ranges[1, part], lessened = kernels.ranges(rows, "F32", encoding, search, steps)
-        found |= lessened
-    return ranges, found
-
-
-def _laid_out(weight: Array, encoding: Encoding) -> tuple[int, int, npt.NDArray[np.float32]]:
-    rows, columns = weight.shape
-    assert encoding.height is not None  # one scale for a whole weight is not searched for
-    height, width = encoding.height, encoding.width or columns
-    return height, width, np.empty((2, -(-rows // height), -(-columns // width)), np.float32)
-
-
-def _check(what: int, dtype: str, expand: float) -> None:
-    if what == _NOT_FINITE:
-        raise NonFiniteWeight
-    if what == _TOO_LARGE:
-        raise RangeTooLarge(expand, dtype)
+    return WELL
