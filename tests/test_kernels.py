@@ -24,7 +24,15 @@ from llmcompressor.entrypoints.model_free.converter import ModelFreePtqConverter
 
 from weighbridge.formats.schemes import PRESETS, QuantizationArgs, Scheme, SchemeMismatch, stored_tensors, to_config
 from weighbridge.formats.tensors import Tensor
-from weighbridge.numbers import Kernels, NonFiniteWeight, RangeTooLarge, SchemeNotCovered, encoding_of, load_kernels
+from weighbridge.numbers import (
+    Kernels,
+    NonFiniteWeight,
+    RangeTooLarge,
+    SchemeNotCovered,
+    encoding_of,
+    load_kernels,
+    ranges,
+)
 from weighbridge.numbers.agreement import KINDS, OBSERVED, SCHEMES, disagreements, hard_weight
 from weighbridge.numbers.compiled import CompiledKernels
 from weighbridge.numbers.portable import PortableKernels
@@ -237,9 +245,31 @@ def test_a_range_that_becomes_infinite_is_refused(
 @pytest.mark.parametrize("name", [name for name, scheme in OBSERVED.items() if encoding_of(scheme).signed])
 def test_signed_scales_are_those_of_the_definition(name: str, dtype: str, kernels: Kernels) -> None:
     scheme = OBSERVED[name]
-    weight = every_kind(dtype, scheme, 3, 128)
+    near = hard_weight("normal", dtype, 40, 128)
+    for group in near.reshape(-1, 32):  # two values of both signs that are next to each other, or the same
+        values = np.sort(np.abs(values_of(group, dtype)))[-2:]
+        both = torch.tensor([values[1], -values[0] if group[0] & 1 else -values[1]] if dtype == "BF16" else [1, -1])
+        raw = both.to(DTYPES[dtype])
+        group[:2] = (raw.view(torch.uint16) if dtype == "BF16" else raw).numpy()
+    weight = np.concatenate([every_kind(dtype, scheme, 3, 128), near])
     made = quantized(kernels, weight, dtype, scheme)
     assert made == signed_by_definition(weight, dtype, scheme)
+
+
+@pytest.mark.parametrize("name", [name for name, scheme in OBSERVED.items() if encoding_of(scheme).search is not None])
+def test_a_table_finds_what_trying_every_range_finds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheme = OBSERVED[name]
+    encoding = encoding_of(scheme)
+    assert encoding.search is not None
+    parts = [hard_weight(kind, "BF16", 128, 256) for kind in ("normal", "outliers", "many magnitudes", "ties")]
+    weight = within_upstreams_reach(np.concatenate(parts), "BF16", scheme)
+    steps, found = encoding.search.steps, []
+    for fewest in (1, 1 << 40):
+        monkeypatch.setattr(ranges, "FEWEST_TILES", fewest)
+        made = CompiledKernels().quantize(weight, "BF16", scheme, steps=steps)
+        widest = CompiledKernels().largest(weight, "BF16", scheme, steps=steps)
+        found.append(({tensor: array.tobytes() for tensor, array in made.items()}, widest))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16"])

@@ -32,6 +32,7 @@ from weighbridge.formats.schemes import QuantizationArgs, Scheme
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _F16, _F32 = 1, 2
+_SIGNED = 6  # as `weighbridge.auditing.rounding` numbers rules
 
 TIE = {"BF16": 0.0, "F16": 0.0, "F32": 2.0**-20}
 """By how much, relatively, an error may be above the least, where its scale is the one that is stored: torch's powers
@@ -168,8 +169,12 @@ def _choose(
     for down in range(low.shape[0]):
         for across in range(low.shape[1]):
             _take(weights, is_bf16, down * height, across * width, height, width, values)
-            bottom = _rounded(dtype, float32(min(float32(0), values.min()) * expand))
-            top = _rounded(dtype, float32(max(float32(0), values.max()) * expand))
+            bottom, top = min(float32(0), values.min()), max(float32(0), values.max())
+            if rule.kind == _SIGNED and top > -bottom:  # the sign is that of the values, not of rounded ends
+                bottom = float32(0)
+            elif rule.kind == _SIGNED:
+                top = float32(0)
+            bottom, top = _rounded(dtype, float32(bottom * expand)), _rounded(dtype, float32(top * expand))
             lows[0], highs[0] = bottom, top
             for step in range(steps):
                 lows[step] = _rounded(dtype, float32(bottom * shares[step]))

@@ -160,8 +160,11 @@ class PortableKernels:
         """The range of the least error for each tile, and the steps that lessened the error of any, a bit for each."""
         target = _DTYPES[dtype]
         expand = self._number(search.expand)
-        low = (tiles.amin(dim=(1, 3)).clamp(max=0) * expand).to(target).float()
-        high = (tiles.amax(dim=(1, 3)).clamp(min=0) * expand).to(target).float()
+        low, high = tiles.amin(dim=(1, 3)).clamp(max=0), tiles.amax(dim=(1, 3)).clamp(min=0)
+        if encoding.signed:  # once rounded, both ends might be as far from zero
+            positive = high > -low
+            low, high = torch.where(positive, self._number(0), low), torch.where(positive, high, self._number(0))
+        low, high = (low * expand).to(target).float(), (high * expand).to(target).float()
         if not bool(torch.isfinite(low).all() & torch.isfinite(high).all()):
             raise RangeTooLarge(search.expand, dtype)
         least = torch.full_like(low, float(torch.finfo(target).max))

@@ -289,6 +289,8 @@ def search(
             low, high, most = gathered(bits, down * height, height, across * width, width, values)
             if most >= numbers.non_finite:
                 return NOT_FINITE
+            if scale == _SIGNED:  # once rounded, both ends might be as far from zero
+                low, high = (float32(0), high) if high > -low else (low, float32(0))
             low, high = times(bits[0, 0], low, expand), times(bits[0, 0], high, expand)
             if not extent(bits[0, 0], scale == _BETWEEN, low, high) < np.inf:
                 return TOO_LARGE
