@@ -236,18 +236,15 @@ def search_by_table(
     rounded_powers: Any,
     powers: Any,
     patterns: Any,
-    order: Any,
     widest_alone: Any,
     ranges: Any,
 ) -> Any:
-    """Fill the range of the least error of each tile, in an order of them; returns what `searching.search` returns.
+    """Fill the range of the least error of each tile; returns what `searching.search` returns.
 
     Args:
         shares: of the steps that are tried.
         patterns: see `amax_patterns`.
-        order: int64, numbers of tiles; by fraction, so that what is looked up stays near.
-        widest_alone: a range may be left at zero where it cannot be wider than those before it; then `order` is from
-            the largest value down.
+        widest_alone: a range may be left as it is where it cannot be wider than those before it.
     """
     values, errors = np.empty(height * width, np.float32), np.empty(height * width, np.float32)
     levels, asked = np.zeros((4, 4, 8), np.float32), np.ones(shares.shape[0], np.uint8)
@@ -258,20 +255,20 @@ def search_by_table(
     sample = bits[0, 0]
     tolerance = float32(1.016 + values.shape[0] * 2.0**-22)
     across, widest = ranges.shape[2], float32(0)
-    for tile in order:
+    for tile in range(patterns.size):
         down, over = tile // across, tile % across
         most = uint32(patterns[down, over])
         if most >= numbers.non_finite:
             return NOT_FINITE
+        end = float_of(uint32(most << 16))
+        if widest_alone and times(sample, end, expand) <= widest:
+            continue
         positive = _taken(bits, down * height, height, over * width, width, most, values)
         flipped = uint32(scale == _SIGNED and not positive)
-        end = float_of(uint32(most << 16))
         low = times(sample, float32(0) if scale == _SIGNED and positive else -end, expand)
         high = times(sample, float32(0) if scale == _SIGNED and not positive else end, expand)
         if not max(-low, high) < np.inf:
             return TOO_LARGE
-        if widest_alone and max(-low, high) <= widest:
-            break
         asked[:] = 1
         binade = float(int(most >> 7) - 127)
         if most > 0 and -60 <= norm * binade <= 100:
