@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from weighbridge.checkpoint.model import Checkpoint, check_unchanged, identities
 from weighbridge.engines.streaming.cluster import RayExecutor
@@ -229,16 +229,19 @@ class _Run:
             self._each("finding how far to search", searched, improving, join_steps)
         steps = {module: search.reached(lessened[module]) for module, search in searches.items()}
         if groups:
-            self._each("finding shared scales", with_groups, partial(largest, steps), join_largest)
+            self._each("finding shared scales", with_groups, largest, join_largest, steps)
         return Shared(found, steps)
 
     def _each(
         self,
         stage: str,
         pieces: Sequence[Piece[Strip]],
-        function: Callable[[Job, Piece[Strip]], T],
+        function: Callable[..., T],
         then: Callable[[Piece[Strip], T], None],
+        *further: Any,
     ) -> None:
+        """Have `function` done of each piece with its job (and what is `further` said), and `then` what came of it."""
+
         def finish(piece: Piece[Strip], result: T) -> Iterable[Task]:
             then(piece, result)
             self.progress.advance(piece.nbytes)
@@ -247,7 +250,10 @@ class _Run:
         with self.progress.stage(stage, sum(piece.nbytes for piece in pieces)):
             in_turn(
                 [
-                    Task(partial(self.executor.submit, function, self._job(piece), piece), partial(finish, piece))
+                    Task(
+                        partial(self.executor.submit, function, self._job(piece), piece, *further),
+                        partial(finish, piece),
+                    )
                     for piece in pieces
                 ],
                 self.executor.workers,

@@ -83,7 +83,7 @@ def improving(job: Job, piece: Piece[Strip]) -> dict[str, int]:
     return found
 
 
-def largest(steps: Mapping[str, int], job: Job, piece: Piece[Strip]) -> dict[int, float]:
+def largest(job: Job, piece: Piece[Strip], steps: Mapping[str, int]) -> dict[int, float]:
     """The largest of what the scales of each group in a piece are made of (`Strip.group` -> value).
 
     Args:
