@@ -12,26 +12,61 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from weighbridge.formats.schemes import PRESETS, Scheme
 from weighbridge.numbers.encoding import SOURCES, Array, encoding_of
-from weighbridge.numbers.interface import Kernels
+from weighbridge.numbers.interface import Kernels, RangeTooLarge
 
 
-def _in_groups_of(size: int, preset: str) -> Scheme:
-    return replace(PRESETS[preset], weights=replace(PRESETS[preset].weights, group_size=size))
+def _changed(preset: str, **weights: Any) -> Scheme:
+    return replace(PRESETS[preset], weights=replace(PRESETS[preset].weights, **weights))
 
 
 SCHEMES: Mapping[str, Scheme] = {
-    **{name: scheme for name, scheme in PRESETS.items() if scheme.weights.symmetric},
-    "W4A16 in groups of 8": _in_groups_of(8, "W4A16"),
-    "W4A16 in groups of 32": _in_groups_of(32, "W4A16"),
-    "W4A16 in groups of 64": _in_groups_of(64, "W4A16"),
-    "W8A16 in groups of 32": _in_groups_of(32, "W8A16"),
+    **PRESETS,
+    "W4A16 in groups of 8": _changed("W4A16", group_size=8),
+    "W4A16 in groups of 32": _changed("W4A16", group_size=32),
+    "W4A16 in groups of 64": _changed("W4A16", group_size=64),
+    "W8A16 in groups of 32": _changed("W8A16", group_size=32),
+    "W4A8": _changed("W8A8", num_bits=4),
+    "W4A16_ASYM in groups of 32": _changed("W4A16_ASYM", group_size=32),
+    "W8A16_ASYM": _changed("W4A16_ASYM", num_bits=8),
+    "W8A8_ASYM": _changed("W8A8", symmetric=False),
 }
-"""Every scheme that the kernels cover, by name."""
+"""Every scheme that the kernels cover, by name; what is observed apart."""
+
+_OBSERVERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "mse": ("memoryless_mse", {}),
+    "expanded": ("nvfp4_expanded_mse", {}),
+    "4/6": ("fouroversix", {"norm": 2}),
+    "stopping": ("memoryless_mse", {"patience": 1, "grid": 40, "maxshrink": 0.5, "norm": 2.0}),
+    "other powers": ("memoryless_mse", {"norm": 3, "expand": 1.3, "patience": 2, "grid": 33.3}),
+    "signed": ("signed_minmax", {}),
+    "signed, searched": ("signed_mse", {}),
+}
+
+OBSERVED: Mapping[str, Scheme] = {
+    f"{scheme}, {name}": replace(
+        SCHEMES[scheme], weights=replace(SCHEMES[scheme].weights, observer=observer, observer_kwargs=arguments)
+    )
+    for scheme in (
+        "NVFP4A16",
+        "W4A16 in groups of 32",
+        "W4A16_ASYM in groups of 32",
+        "W8A16",
+        "W8A8_ASYM",
+        "FP8_DYNAMIC",
+        "FP8_BLOCK",
+        "MXFP4A16",
+        "MXFP8A16",
+    )
+    for name, (observer, arguments) in _OBSERVERS.items()
+    if not observer.startswith("signed") or scheme in ("W4A16 in groups of 32", "W8A16")
+}
+"""Schemes whose ranges are chosen by other observers than min-max."""
 
 
 def hard_weight(kind: str, dtype: str, rows: int, columns: int) -> Array:
@@ -48,10 +83,10 @@ def disagreements(first: Kernels, second: Kernels, *, rows: int = 130) -> list[s
                 weight = hard_weight(kind, dtype, rows, columns)
                 if first.amax(weight, dtype) != second.amax(weight, dtype):
                     found.append(f"{dtype} {kind} {columns}: amax")
-                for name, scheme in SCHEMES.items():
+                for name, scheme in {**SCHEMES, **OBSERVED}.items():
                     if columns % (encoding_of(scheme).width or 1) and scheme.weights.group_size:
                         continue
-                    one, other = (kernels.quantize(weight, dtype, scheme) for kernels in (first, second))
+                    one, other = (_quantized(kernels, weight, dtype, scheme) for kernels in (first, second))
                     different = sorted(
                         tensor
                         for tensor in one.keys() | other.keys()
@@ -60,6 +95,13 @@ def disagreements(first: Kernels, second: Kernels, *, rows: int = 130) -> list[s
                     if different:
                         found.append(f"{dtype} {kind} {columns} {name}: {', '.join(different)}")
     return found
+
+
+def _quantized(kernels: Kernels, weight: Array, dtype: str, scheme: Scheme) -> dict[str, Array]:
+    try:
+        return kernels.quantize(weight, dtype, scheme)
+    except RangeTooLarge:
+        return {}
 
 
 Make = Callable[[str, tuple[int, int], np.random.Generator], Array]

@@ -40,7 +40,7 @@ from weighbridge.progress import Progress
 from weighbridge.recipe import LoadedRecipe, load_recipe
 from weighbridge.report import Grid
 
-DATA_FREE = ("fp8-dynamic", "fp8-block", "w4a16", "nvfp4a16", "mxfp4")
+DATA_FREE = ("fp8-dynamic", "fp8-block", "w4a16", "nvfp4a16", "mxfp4", "w4a16-signed", "nvfp4a16-4o6")
 CAMPAIGN_SEED = 20261121
 EXPERTS = "model.language_model.layers.2.experts"
 
@@ -135,14 +135,17 @@ ignore: [lm_head, "re:.*embed.*", "re:.*router", "re:.*norm.*", "re:.*vision_tow
 @pytest.fixture(scope="session")
 def observed(built: Callable[..., Path]) -> Path:
     """A build by llm-compressor whose scales another observer than min-max chose."""
-    allowed = f"{OBSERVED}allow: [scheme/observer because llm-compressor itself builds it]\n"
-    return built(allowed.replace("SYMMETRIC", "true").replace("OBSERVER", "mse"), "--engine", "upstream")
+    return built(OBSERVED.replace("SYMMETRIC", "true").replace("OBSERVER", "mse"), "--engine", "upstream")
 
 
-def test_build_by_another_observer_is_nearest(observed: Path, mini: Path) -> None:
+def test_build_by_another_observer_is_exact_by_that(observed: Path, mini: Path, tmp_path: Path) -> None:
     found = look(observed, mini)
-    assert verdicts(found) == {Verdict.IDENTICAL: 111, Verdict.NEAREST: 185}
-    assert conclusion(found) == "derives from the base"
+    assert verdicts(found) == {Verdict.IDENTICAL: 111, Verdict.EXACT: 185}
+    assert conclusion(found) == "derives exactly from the base"
+    (tmp_path / "recipe.yaml").write_text(OBSERVED.replace("SYMMETRIC", "true").replace("OBSERVER", "minmax"))
+    asked = look(observed, mini, loaded=load_recipe(str(tmp_path / "recipe.yaml")))
+    assert verdicts(asked) == {Verdict.IDENTICAL: 111, Verdict.NEAREST: 185}
+    assert conclusion(asked) == "derives from the base, but is not bit-exact, which its recipe promises"
 
 
 def test_asymmetric_build_is_exact(built: Callable[..., Path], mini: Path) -> None:

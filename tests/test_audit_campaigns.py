@@ -18,7 +18,7 @@ from weighbridge.auditing import conclusion
 from weighbridge.recipe import load_recipe
 
 SEED = 20261121
-DATA_FREE = ("fp8-dynamic", "fp8-block", "w4a16", "nvfp4a16", "mxfp4")
+DATA_FREE = ("fp8-dynamic", "fp8-block", "w4a16", "nvfp4a16", "mxfp4", "w4a16-signed", "nvfp4a16-4o6")
 ALTERATIONS, HONEST = 500, 200
 SHARE_OF_ALTERATIONS, SHARE_OF_HONEST = 12, 6
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -21,10 +22,18 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from llmcompressor.entrypoints.model_free.converter import ModelFreePtqConverter
 
-from tests.kernel_agreement import KINDS, SCHEMES, disagreements, hard_weight
+from tests.kernel_agreement import KINDS, OBSERVED, SCHEMES, disagreements, hard_weight
 from weighbridge.formats.schemes import PRESETS, QuantizationArgs, Scheme, SchemeMismatch, stored_tensors, to_config
 from weighbridge.formats.tensors import Tensor
-from weighbridge.numbers import Kernels, NonFiniteWeight, SchemeNotCovered, encoding_of, load_kernels
+from weighbridge.numbers import (
+    Kernels,
+    NonFiniteWeight,
+    RangeTooLarge,
+    SchemeNotCovered,
+    encoding_of,
+    load_kernels,
+    ranges,
+)
 from weighbridge.numbers.compiled import CompiledKernels
 from weighbridge.numbers.portable import PortableKernels
 
@@ -79,6 +88,42 @@ def by_all(weight: Array, dtype: str, scheme: Scheme) -> dict[str, dict[str, byt
     return {title: quantized(kernels, weight, dtype, scheme) for title, kernels in KERNELS.items()}
 
 
+def observed(preset: str, observer: str, **arguments: Any) -> Scheme:
+    weights = replace(PRESETS[preset].weights, observer=observer, observer_kwargs=arguments)
+    return replace(PRESETS[preset], weights=weights)
+
+
+def signed_by_definition(weight: Array, dtype: str, scheme: Scheme) -> dict[str, bytes]:
+    """What docs/explanation/formats.md defines, group by group and step by step, by torch's own arithmetic."""
+    args, target = scheme.weights, DTYPES[dtype]
+    smallest = -(2 ** (args.num_bits - 1))
+    search = encoding_of(scheme).search
+    values = torch.from_numpy(weight.copy()).view(target)
+    scales, codes = [], []
+    for group in values.reshape(-1, args.group_size or 0):
+        extreme = group.max() if group.max() > -group.min() else group.min()
+        ranges = [extreme] if search is None else [extreme * search.expand * p for p in map(search.share, range(36))]
+        best = None
+        for reach in ranges:
+            scale = reach / smallest
+            scale = torch.full_like(scale, torch.finfo(target).eps) if scale == 0 else scale
+            code = (group / scale).clamp(smallest, -smallest - 1).round()
+            norm = 2.4 if search is None else search.norm
+            error = ((code * scale).to(target) - group).abs().pow(norm).unsqueeze(0).sum(dim=(0, -1))
+            if best is None or error < best[0]:
+                best = (error, scale, code)
+        assert best is not None
+        scales.append(best[1])
+        codes.append(best[2])
+    offset = torch.stack(codes).reshape(weight.shape).to(torch.int64) - smallest
+    each = 32 // args.num_bits
+    words = (offset.reshape(len(weight), -1, each) << torch.arange(0, 32, args.num_bits)).sum(-1)
+    return {
+        "weight_packed": words.numpy().astype(np.uint32).tobytes(),
+        "weight_scale": bytes(torch.stack(scales).view(torch.uint8).numpy()),
+    }
+
+
 def applicable(scheme: Scheme, columns: int) -> bool:
     return scheme.weights.group_size is None or columns % scheme.weights.group_size == 0
 
@@ -88,10 +133,16 @@ def values_of(weight: Array, dtype: str) -> Array:
 
 
 def within_upstreams_reach(weight: Array, dtype: str, scheme: Scheme) -> Array:
-    """Zeros for what upstream's microscaling schemes overflow on; there is a test of that."""
-    if encoding_of(scheme).scale != "E8M0":
+    """Zeros for what upstream's microscaling schemes overflow on, and zero points and wider ranges; there are tests."""
+    encoding = encoding_of(scheme)
+    if encoding.scale == "E8M0":
+        limit = 1.75 * (2.0**15 if dtype == "F16" else 2.0**127)
+    elif encoding.zero_points or encoding.search is not None:
+        limit = 65504 / 2.02 if dtype == "F16" else 2.0**126
+    else:
         return weight
-    limit = 1.75 * (2.0**15 if dtype == "F16" else 2.0**127)
+    if encoding.search is not None:
+        limit /= 1.01 * encoding.search.expand  # what is multiplied is rounded, upwards too
     return np.where(np.abs(values_of(weight, dtype)) >= limit, np.zeros_like(weight), weight)
 
 
@@ -113,6 +164,112 @@ def test_a_hard_weight_becomes_what_upstream_makes_of_it(name: str, kind: str, c
     rows = 130 if scheme.weights.strategy == "block" else 30
     weight = within_upstreams_reach(hard_weight(kind, dtype, rows, columns), dtype, scheme)
     assert by_all(weight, dtype, scheme) == dict.fromkeys(KERNELS, upstream({GATE: weight}, dtype, scheme)[GATE])
+
+
+def every_kind(dtype: str, scheme: Scheme, rows: int, columns: int) -> Array:
+    """A weight with rows of every kind, of those that upstream does not overflow on."""
+    parts = [hard_weight(kind, dtype, rows, columns) for kind in KINDS]
+    return within_upstreams_reach(np.concatenate(parts), dtype, scheme)
+
+
+UPSTREAMS = {name: scheme for name, scheme in OBSERVED.items() if not encoding_of(scheme).signed}
+
+
+@every_dtype
+@pytest.mark.parametrize("name", UPSTREAMS)
+def test_ranges_are_searched_for_as_upstream_does(name: str, dtype: str) -> None:
+    scheme = UPSTREAMS[name]
+    weight = every_kind(dtype, scheme, 12, 128)
+    assert by_all(weight, dtype, scheme) == dict.fromkeys(KERNELS, upstream({GATE: weight}, dtype, scheme)[GATE])
+
+
+@pytest.mark.parametrize("columns", [1, 7, 15, 17, 31, 130, 704, 2816, 5120])
+@pytest.mark.parametrize("name", ["FP8_DYNAMIC, mse", "W8A8_ASYM, stopping"])
+def test_errors_of_rows_of_any_width_are_added_as_upstream_does(name: str, columns: int) -> None:
+    scheme, weight = OBSERVED[name], hard_weight("outliers", "BF16", 8, columns)
+    assert by_all(weight, "BF16", scheme) == dict.fromkeys(KERNELS, upstream({GATE: weight}, "BF16", scheme)[GATE])
+
+
+@every_implementation
+@pytest.mark.parametrize("name", ["NVFP4A16, expanded", "NVFP4A16, stopping"])
+def test_members_of_a_fused_group_share_the_scale_of_the_widest_range_that_was_found(
+    kernels: Kernels, name: str
+) -> None:
+    scheme, dtype = OBSERVED[name], "BF16"
+    weights = {GATE: hard_weight("normal", dtype, 16, 64), UP: hard_weight("outliers", dtype, 16, 64)}
+    amax = max(kernels.largest(weight, dtype, scheme) for weight in weights.values())
+    ours = {module: quantized(kernels, weight, dtype, scheme, amax) for module, weight in weights.items()}
+    assert ours == upstream(weights, dtype, scheme)
+
+
+@every_implementation
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+@pytest.mark.parametrize("name", OBSERVED)
+def test_parts_of_a_searched_weight_give_the_parts_of_its_codes_and_scales(
+    kernels: Kernels, name: str, dtype: str
+) -> None:
+    scheme = OBSERVED[name]
+    encoding = encoding_of(scheme)
+    weight = every_kind(dtype, scheme, 24, 128)
+    unit = 8 if encoding.zero_points else encoding.height or 1
+    edges = [0, unit * (130 // unit), len(weight)]
+    parts = [weight[a:b] for a, b in pairwise(edges)]
+    steps = None
+    if encoding.search is not None:
+        lessened = [kernels.improving(part, dtype, scheme) for part in parts]
+        steps = encoding.search.reached(lessened[0] | lessened[1])
+    amax = max(kernels.largest(part, dtype, scheme, steps=steps) for part in parts)
+    made = [kernels.quantize(part, dtype, scheme, amax=amax, steps=steps) for part in parts]
+    together = {
+        tensor: made[0][tensor] if tensor == "weight_global_scale" else np.concatenate([one[tensor] for one in made])
+        for tensor in made[0]
+    }
+    assert {tensor: array.tobytes() for tensor, array in together.items()} == quantized(kernels, weight, dtype, scheme)
+
+
+@every_implementation
+@pytest.mark.parametrize(("name", "expand"), [("W4A16, expanded", 1.8), ("W4A16_ASYM", 1)])
+@pytest.mark.parametrize(("dtype", "largest"), [("BF16", 3.3e38), ("F16", 6.5e4), ("F32", 3.3e38)])
+def test_a_range_that_becomes_infinite_is_refused(
+    dtype: str, largest: float, name: str, expand: float, kernels: Kernels
+) -> None:
+    scheme = PRESETS["W4A16_ASYM"] if expand == 1 else observed("W4A16", "nvfp4_expanded_mse")
+    ramp = torch.linspace(-1, 1, 128).mul(largest).to(DTYPES[dtype])
+    weight = (ramp.view(torch.uint16) if dtype == "BF16" else ramp).numpy().reshape(1, 128)
+    with pytest.raises(RangeTooLarge, match=f"{expand:g} times"):
+        kernels.quantize(weight, dtype, scheme)
+
+
+@every_implementation
+@every_dtype
+@pytest.mark.parametrize("name", [name for name, scheme in OBSERVED.items() if encoding_of(scheme).signed])
+def test_signed_scales_are_those_of_the_definition(name: str, dtype: str, kernels: Kernels) -> None:
+    scheme = OBSERVED[name]
+    near = hard_weight("normal", dtype, 40, 128)
+    for group in near.reshape(-1, 32):  # two values of both signs that are next to each other, or the same
+        values = np.sort(np.abs(values_of(group, dtype)))[-2:]
+        both = torch.tensor([values[1], -values[0] if group[0] & 1 else -values[1]] if dtype == "BF16" else [1, -1])
+        raw = both.to(DTYPES[dtype])
+        group[:2] = (raw.view(torch.uint16) if dtype == "BF16" else raw).numpy()
+    weight = np.concatenate([every_kind(dtype, scheme, 3, 128), near])
+    made = quantized(kernels, weight, dtype, scheme)
+    assert made == signed_by_definition(weight, dtype, scheme)
+
+
+@pytest.mark.parametrize("name", [name for name, scheme in OBSERVED.items() if encoding_of(scheme).search is not None])
+def test_a_table_finds_what_trying_every_range_finds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheme = OBSERVED[name]
+    encoding = encoding_of(scheme)
+    assert encoding.search is not None
+    parts = [hard_weight(kind, "BF16", 128, 256) for kind in ("normal", "outliers", "many magnitudes", "ties")]
+    weight = within_upstreams_reach(np.concatenate(parts), "BF16", scheme)
+    steps, found = encoding.search.steps, []
+    for fewest in (1, 1 << 40):
+        monkeypatch.setattr(ranges, "FEWEST_TILES", fewest)
+        made = CompiledKernels().quantize(weight, "BF16", scheme, steps=steps)
+        widest = CompiledKernels().largest(weight, "BF16", scheme, steps=steps)
+        found.append(({tensor: array.tobytes() for tensor, array in made.items()}, widest))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16"])
@@ -266,13 +423,21 @@ def test_microscaling_keeps_the_largest_values_that_upstream_turns_to_zero(
 @pytest.mark.parametrize(
     ("scheme", "reason"),
     [
-        (PRESETS["W4A16_ASYM"], "zero points"),
+        (observed("W4A16", "imatrix_mse"), "looks at activations"),
+        (observed("W4A16", "mes"), "no observer 'mes'"),
+        (observed("W4A16", "mse", gird=1), "no argument 'gird'"),
+        (observed("W4A16", "mse", grid="many"), "grid is a number"),
+        (observed("W4A16", "mse", grid=1e5), "steps at most"),
+        (observed("W4A16", "mse", expand=0.5), "from 1 to 16"),
+        (observed("FP8", "mse"), "one scale for a whole weight"),
+        (observed("NVFP4A16", "signed_minmax"), "for integers without zero points"),
+        (observed("W4A16_ASYM", "signed_mse"), "for integers without zero points"),
+        (Scheme(QuantizationArgs(8, "int", "tensor", symmetric=False)), "one scale for a whole weight"),
         (Scheme(QuantizationArgs(3, "int", "channel")), "int3"),
         (Scheme(QuantizationArgs(16, "float", "channel")), "float16"),
         (Scheme(QuantizationArgs(8, "int", "block", block_structure=(128, 128))), "per block"),
         (Scheme(QuantizationArgs(4, "float", "group", group_size=32)), "dtype None"),
         (Scheme(QuantizationArgs(4, "float", "tensor_group", group_size=32)), "group 32"),
-        (Scheme(QuantizationArgs(8, "float", "channel", observer="mse")), "observer mse"),
     ],
 )
 def test_a_scheme_that_is_not_covered_is_refused(kernels: Kernels, scheme: Scheme, reason: str) -> None:

@@ -25,11 +25,13 @@ from weighbridge.auditing.rounding import (
     FLOAT,
     MODELOPT,
     POWER_OF_TWO,
+    SIGNED,
     UNDER_GLOBAL,
     WHOLE,
     Rule,
 )
 from weighbridge.formats import modelopt
+from weighbridge.formats.observers import is_signed
 from weighbridge.formats.schemes import Scheme
 
 
@@ -159,6 +161,8 @@ def _kind(scheme: Scheme) -> int:
         return WHOLE
     if not args.symmetric:
         return BETWEEN
+    if is_signed(args):
+        return SIGNED
     return POWER_OF_TWO if args.scale_dtype == "torch.uint8" else FLOAT
 
 

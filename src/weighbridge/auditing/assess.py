@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,15 +11,15 @@ from functools import partial
 from itertools import chain, islice
 from math import comb
 
-import numpy as np
-
 from weighbridge.auditing import compensation
+from weighbridge.auditing.choosing import search_of
 from weighbridge.auditing.dequantized import find_dequantized
 from weighbridge.auditing.example import MOST, example
 from weighbridge.auditing.judge import (
     Judged,
     Verdict,
     group_amaxes,
+    judge_choice,
     judge_kept,
     judge_quantized,
     right_scale,
@@ -26,7 +27,7 @@ from weighbridge.auditing.judge import (
     too_wide,
 )
 from weighbridge.auditing.measure import Difference, Measure
-from weighbridge.auditing.method import Method
+from weighbridge.auditing.method import Method, observed
 from weighbridge.auditing.pairing import (
     ATTENTION_SCALES,
     HEAD,
@@ -41,7 +42,16 @@ from weighbridge.auditing.pieces import Sample, cut, units_of
 from weighbridge.auditing.recomputed import Kept, Quantized, Recomputed, compare, improved
 from weighbridge.auditing.run import WORKER_PIECES, Figures, run
 from weighbridge.auditing.smoothing import Smoothed, has_offset_norms, recover
-from weighbridge.auditing.work import STRICT, Allowance, Job, examine, stored_shape, volume_of, whole_scale
+from weighbridge.auditing.work import (
+    STRICT,
+    Allowance,
+    Job,
+    errors_of_choice,
+    examine,
+    stored_shape,
+    volume_of,
+    whole_scale,
+)
 from weighbridge.checkpoint.model import Checkpoint, check_unchanged, identities
 from weighbridge.checkpoint.modules import split_parameter
 from weighbridge.families import Family
@@ -164,6 +174,7 @@ def audit(
         WeighbridgeError: too little memory for one worker.
     """
     pairing = pair(checkpoint, base, groups)
+    pairing = replace(pairing, pairs=observed(pairing.pairs, method))
     pieces = cut(pairing, sample)
     key = _key(checkpoint, base, method, sample)
     journal = Journal(cache_directory("audits") / f"{key}.jsonl", key.encode())
@@ -243,6 +254,9 @@ def _judged(
 ) -> tuple[Quantized, Kept]:
     modules = {item.name: index for index, item in enumerate(pairing.pairs) if isinstance(item, QuantizedPair)}
     measures = {name: _measure(figures.seen[index]) for name, index in modules.items()}
+    job = replace(job, allowances={**job.allowances, **_stopped(job, measures, modules)})
+    again = {name: index for name, index in modules.items() if job.allowances.get(name, STRICT).steps is not None}
+    measures |= {name: _look_again(job, job.pairs[index]) for name, index in again.items()}
     amaxes = group_amaxes({name: seen.amax for name, seen in measures.items()}, pairing.groups)
     quantized: list[tuple[QuantizedPair, Measure, Judged]] = []
     kept: list[tuple[KeptPair, Judged]] = []
@@ -259,7 +273,8 @@ def _judged(
         plain = not allowance.smoothed and allowance.dampening is None
         holds = scale_holds(item, whole, seen.amax, amaxes[item.name], sampled=sample is not None)
         if plain and seen.exact and not holds:
-            seen = _look_again(job, item, right_scale(item, amaxes[item.name]))
+            right = replace(allowance, instead=right_scale(item, amaxes[item.name]))
+            seen = _look_again(replace(job, allowances={item.name: right}), item)
         judged = judge_quantized(
             item,
             seen,
@@ -270,6 +285,9 @@ def _judged(
             dampening=allowance.dampening,
             promises_scales=method.promises_scales,
         )
+        search = search_of(item.scheme.weights)
+        if judged.rule == "audit/not-exact" and seen.different_scales and search is not None:
+            judged = judge_choice(judged, item, *errors_of_choice(job, item, search))
         if allowance.dampening is not None and judged.verdict in (Verdict.COMPENSATED, Verdict.PAIRED) and not sample:
             judged = _judge_volume(job, item, judged)
         shape = stored_shape(job.checkpoint, item)
@@ -308,11 +326,28 @@ def _different(pairing: Pairing, figures: Figures) -> Iterator[KeptPair]:
             yield item
 
 
-def _look_again(job: Job, item: QuantizedPair, right: np.float32 | None) -> Measure:
-    """Measure a module whose codes agree with a scale of the whole that is not the `right` one."""
-    alone = replace(job, allowances={item.name: Allowance(instead=right)})
+def _look_again(job: Job, item: Pair) -> Measure:
+    """Measure a module once more, with what only the whole of it could tell."""
+    assert isinstance(item, QuantizedPair)
     strips = (strip for piece in cut(Pairing((item,))) for strip in piece.strips)
-    return sum((examine(alone, item, strip) for strip in strips), Measure())
+    return sum((examine(job, item, strip) for strip in strips), Measure())
+
+
+def _stopped(job: Job, measures: Mapping[str, Measure], modules: Mapping[str, int]) -> dict[str, Allowance]:
+    """The modules whose search stopped before it had tried all ranges, each with how many it tried."""
+    found = {}
+    for name, seen in measures.items():
+        item, allowance = job.pairs[modules[name]], job.allowances.get(name, STRICT)
+        assert isinstance(item, QuantizedPair)
+        search = search_of(item.scheme.weights)
+        if search is None or not search.may_stop or allowance.smoothed or math.isnan(seen.amax):
+            continue
+        if search.reached(seen.improving) < search.steps:
+            # Of a sample, rows that were left out may have lessened an error where these did not.
+            improving = seen.improving if seen.rows == item.weight.shape[0] else _look_again(job, item).improving
+            if search.reached(improving) < search.steps:
+                found[name] = replace(allowance, steps=search.reached(improving))
+    return found
 
 
 def _judge_volume(job: Job, item: QuantizedPair, judged: Judged) -> Judged:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from weighbridge.auditing.rounding import E2M1, E4M3, INTEGER, Places
 from weighbridge.formats import modelopt
+from weighbridge.formats.observers import is_signed
 from weighbridge.formats.schemes import Scheme
 
 Array = np.ndarray[Any, Any]
@@ -37,6 +38,7 @@ class Grid:
         height: rows that share a scale; 0 for all of them.
         width: columns that share a scale; 0 for all of them.
         symmetric: no zero points.
+        signed: scales may be negative.
     """
 
     kind: int
@@ -46,6 +48,7 @@ class Grid:
     height: int
     width: int
     symmetric: bool
+    signed: bool
 
     @property
     def places(self) -> Places:
@@ -68,15 +71,16 @@ def _places(kind: int, bits: int, twos_complement: bool) -> Places:
     zero, one = np.int32(0), np.float32(1)
     if kind == E4M3:
         return Places(
-            kind, zero, np.float32(2.0**-6), np.float32(8), np.float32(-448), np.float32(448), np.float32(-0.0)
+            kind, zero, zero, np.float32(2.0**-6), np.float32(8), np.float32(-448), np.float32(448), np.float32(-0.0)
         )
     if kind == E2M1:
-        return Places(kind, zero, one, np.float32(2), np.float32(-6), np.float32(6), np.float32(-0.0))
+        return Places(kind, zero, zero, one, np.float32(2), np.float32(-6), np.float32(6), np.float32(-0.0))
     half = 1 << (bits - 1)
     # All integers are one binade, of steps of 1.
     whole = np.float32(half)
-    flipped = np.int32(half) if twos_complement else zero
-    return Places(kind, flipped, whole, whole, -whole, whole - one, np.float32(0))
+    # Those with a sign of their own are of eight bits, however few of them are used.
+    flipped, offset = (np.int32(128), np.int32(128)) if twos_complement else (zero, np.int32(half))
+    return Places(kind, flipped, offset, whole, whole, -whole, whole - one, np.float32(0))
 
 
 @lru_cache
@@ -86,7 +90,7 @@ def _values(kind: int, bits: int, twos_complement: bool) -> Floats:
     if kind == E2M1:
         return np.resize(E2M1_VALUES, 256)
     half, stored = 1 << (bits - 1), np.arange(256)
-    integers = ((stored + half) % (2 * half) if twos_complement else stored % (2 * half)) - half
+    integers = (stored + 128) % 256 - 128 if twos_complement else stored % (2 * half) - half
     return integers.astype(np.float32)
 
 
@@ -107,7 +111,16 @@ def grid_of(scheme: Scheme) -> Grid | None:
     height, width = sizes[args.strategy]
     kind = INTEGER if args.type == "int" else E4M3 if args.num_bits == 8 else E2M1
     packed = scheme.format == "pack-quantized"
-    return Grid(kind, args.num_bits, args.num_bits == 4, kind == INTEGER and not packed, height, width, args.symmetric)
+    return Grid(
+        kind=kind,
+        bits=args.num_bits,
+        nibbles=args.num_bits == 4 and (packed or kind != INTEGER),
+        twos_complement=kind == INTEGER and not packed,
+        height=height,
+        width=width,
+        symmetric=args.symmetric,
+        signed=kind == INTEGER and args.symmetric and is_signed(args),
+    )
 
 
 @dataclass(frozen=True, slots=True)

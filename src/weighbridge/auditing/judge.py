@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -14,6 +14,7 @@ from weighbridge.auditing.arithmetic import whole_scales
 from weighbridge.auditing.grid import grid_of
 from weighbridge.auditing.measure import Difference, Measure
 from weighbridge.auditing.pairing import KeptPair, QuantizedPair
+from weighbridge.formats.observers import by_largest_values
 from weighbridge.planning import FusedGroup
 
 NEGLIGIBLE = 1e-6
@@ -110,9 +111,29 @@ def judge_quantized(
     elif seen.exact:
         why = "the scale of the whole tensor is not the one that its largest value gives"
     else:
-        why = "codes or scales are not those of round-to-nearest by the largest value"
+        why = f"codes or scales are not those of round-to-nearest by {chosen_by(item)}"
     detail = f"{seen.different_codes:,} codes and {seen.different_scales:,} scales differ"
     return Judged(item.name, Verdict.NEAREST, "audit/not-exact", why, detail)
+
+
+def chosen_by(item: QuantizedPair) -> str:
+    """What is said to have chosen the scales of a module."""
+    args = item.scheme.weights
+    if by_largest_values(args):
+        return "the largest value"
+    return f"{args.observer}, as {item.observed_by} says"
+
+
+def judge_choice(judged: Judged, item: QuantizedPair, tiles: int, stored: float, chosen: float) -> Judged:
+    """The verdict of a module with other scales than its observer chooses, with the errors of both.
+
+    Args:
+        tiles: how many have another.
+        stored, chosen: sums over these of what the observer makes least, under either scale.
+    """
+    what = "worse choices than those of" if stored > chosen else "not the choices of"
+    detail = f"the errors of {tiles:,} tiles come to {stored:.6g} under them, and to {chosen:.6g} under its own"
+    return replace(judged, why=f"has scales that are {what} {chosen_by(item)}", detail=f"{judged.detail}; {detail}")
 
 
 def judge_kept(item: KeptPair, seen: Difference, *, smooth: bool, dequantized: bool) -> Judged:

@@ -40,8 +40,9 @@ class Measure:
         steps: the largest difference, in steps of the grid where the weight lies.
         far: sum of squares of the weights in tiles whose scale is far from what their own values need; of modules that
             are exact only where a scale of the whole could be wrong.
-        amax: the largest absolute value of the base's weights, where a scale of the whole rests on it; NaN where one of
-            them is NaN or infinite.
+        amax: the largest absolute value of what codes should span, of the base's weights unless an observer chooses a
+            range, where a scale of the whole rests on it; NaN where one of them is NaN or infinite.
+        improving: where ranges are searched for, bit n is set where step n lessens the error of any tile.
 
     Of compensated modules alone:
         strayed_rows: rows whose error is larger than compensation could make it.
@@ -80,6 +81,7 @@ class Measure:
     steps: float = 0.0
     far: float = 0.0
     amax: float = 0.0
+    improving: int = 0
     settled: int = -1
     askew_rows: int = 0
     zero_columns: int = -1
@@ -161,6 +163,7 @@ _JOIN: dict[str, Callable[[Any, Any], Any]] = {
     "settled": int.__and__,
     "zero_columns": int.__and__,
     "live_columns": int.__or__,
+    "improving": int.__or__,
 }
 
 

@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from weighbridge.auditing.choosing import is_recomputed
+from weighbridge.auditing.pairing import OF_RECIPE, Pair, QuantizedPair
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.errors import RecipeError
-from weighbridge.formats.schemes import MIN_MAX
+from weighbridge.formats.declaration import Declaration
+from weighbridge.formats.observers import by_largest_values
+from weighbridge.formats.quantization import resolve
 from weighbridge.machine.installation import need
+from weighbridge.planning.declare import declaration_of
 from weighbridge.recipe import LoadedRecipe, load_recipe
 
 DAMPENING = 0.01
@@ -41,7 +46,10 @@ class Method:
 
     Attributes:
         said_by: the recipe; empty without one.
-        promises_exact: every quantized weight must be rounded to nearest by min-max, to the bit.
+        declared: what the recipe declares of every module, and with it which observer chose its scales; None without
+            a recipe that quantizes.
+        promises_exact: every quantized weight must be rounded to nearest under the scales that the recipe's observers
+            choose, to the bit.
         promises_scales: scales are those of the largest values, to the bit, whatever became of the codes.
         dampening: GPTQ's share of the Hessian's mean diagonal that is added to it; None without compensation.
         smoothing: pairs whose product follows from the base, though neither does alone.
@@ -50,6 +58,7 @@ class Method:
     """
 
     said_by: str = ""
+    declared: Declaration | None = None
     promises_exact: bool = False
     promises_scales: bool = False
     dampening: float | None = None
@@ -65,8 +74,9 @@ def method_of(checkpoint: Checkpoint, loaded: LoadedRecipe | None) -> Method:
     recipe = loaded.recipe
     if recipe.method == "convert":
         before = load_recipe(recipe.base.recipe) if recipe.base.recipe is not None else None
+        declared = declaration_of(before.recipe) if before is not None and before.recipe.method != "convert" else None
         changed = tuple(recipe.convert.dequantize) if recipe.convert is not None else ()
-        return Method(loaded.document.where, dequantized=changed, before=before)
+        return Method(loaded.document.where, declared, dequantized=changed, before=before)
     dampening: float | None = None
     mapped: list[Mapped] = []
     for entry in recipe.modifiers:
@@ -76,8 +86,27 @@ def method_of(checkpoint: Checkpoint, loaded: LoadedRecipe | None) -> Method:
             if name in SMOOTHING:
                 mapped += _mapped(name, options.get("mappings") or _default_mappings(name, checkpoint))
     unsmoothed = not any(name in SMOOTHING for entry in recipe.modifiers for name in entry)
-    scales = unsmoothed and all(group.scheme.weights.observer in MIN_MAX for group in recipe.groups)
-    return Method(loaded.document.where, scales and dampening is None, scales, dampening, tuple(mapped))
+    scales = unsmoothed and all(by_largest_values(group.scheme.weights) for group in recipe.groups)
+    exact = unsmoothed and dampening is None and all(is_recomputed(group.scheme.weights) for group in recipe.groups)
+    declared = declaration_of(recipe)
+    return Method(loaded.document.where, declared, exact, scales, dampening, tuple(mapped))
+
+
+def observed(pairs: Sequence[Pair], method: Method) -> tuple[Pair, ...]:
+    """Pairs with the observers that the recipe names, where it gives a module the scheme that config.json does.
+
+    Of other modules, and without a recipe, it is what config.json says: the supplier's word.
+    """
+    if method.declared is None:
+        return tuple(pairs)
+    modules = [item.name for item in pairs if isinstance(item, QuantizedPair)]
+    schemes = resolve(method.declared, modules, where=method.said_by)
+    return tuple(
+        replace(item, scheme=schemes[item.name], observed_by=OF_RECIPE)
+        if isinstance(item, QuantizedPair) and schemes.get(item.name) == item.scheme
+        else item
+        for item in pairs
+    )
 
 
 def _dampening(stated: Any, loaded: LoadedRecipe) -> float:

@@ -30,6 +30,8 @@ from weighbridge.work.regions import Region, coded_rows, rows_at, tensor_regions
 ATTENTION_SCALES = frozenset({"k_scale", "v_scale", "q_scale"})
 HEAD = "lm_head"
 
+OF_SUPPLIER, OF_RECIPE = "its own config.json", "the recipe"
+
 _SCALE_DTYPES = frozenset({"BF16", "F16", "F32"})
 
 
@@ -44,6 +46,7 @@ class QuantizedPair:
         source: the weight in the base, [out, in] of a float dtype.
         stored: local name -> where it lies in the checkpoint.
         derived_from: name of the base's tensor, where that is not the module's own weight (a tied head).
+        observed_by: who says by which observer the scheme's scales were chosen: `OF_SUPPLIER` or `OF_RECIPE`.
     """
 
     name: str
@@ -52,6 +55,7 @@ class QuantizedPair:
     source: Region
     stored: Mapping[str, Region]
     derived_from: str = ""
+    observed_by: str = OF_SUPPLIER
 
     @property
     def weight(self) -> Tensor:

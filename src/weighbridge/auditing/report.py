@@ -7,16 +7,18 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 from weighbridge.auditing.assess import Audit
-from weighbridge.auditing.judge import ORDER, Judged, Verdict
+from weighbridge.auditing.judge import ORDER, Judged, Verdict, chosen_by
 from weighbridge.auditing.measure import Measure, decibels, signal_to_noise
+from weighbridge.auditing.pairing import OF_RECIPE
 from weighbridge.auditing.recomputed import PROVEN, Quantized, names_of
 from weighbridge.checkpoint.problems import said_of
 from weighbridge.families import Family
+from weighbridge.formats.observers import by_largest_values
 from weighbridge.report import Finding, Grid, Section, Severity, Table
 from weighbridge.text.names import compact, layer_of
 
 _REMEDY = {
-    "audit/not-exact": "the recipe promises round-to-nearest by min-max, bit by bit; find out what made these numbers",
+    "audit/not-exact": "the recipe promises round-to-nearest under these scales, bit by bit; find out what made them",
     "audit/unexplained": "",
     "audit/not-recomputed": "name the data that it was calibrated with; without recomputing, it is judged by limits",
 }
@@ -83,6 +85,7 @@ def _whole(audit: Audit) -> Section:
         again = [seen for item, seen, _ in audit.quantized if item.source.coded is not None]
         same = sum(seen.lossless for seen in again)
         facts["lossless"] = f"{same:,} of {len(again):,} modules stand for the very values that the base's codes do"
+    facts |= {f"scales chosen by {how}": f"{count:,} modules" for how, count in _choices(audit).items()}
     if audit.found:
         facts["found from an earlier run"] = f"{audit.found:,} pieces"
     if audit.sample is not None:
@@ -100,6 +103,15 @@ def _whole(audit: Audit) -> Section:
     where = "" if _derives(audit) else "; the parts that failed say where"
     summary = f"{conclusion(audit)}: {decides}{where}"
     return Section("audit", "the audit", summary, facts=facts, failed=not _derives(audit))
+
+
+def _choices(audit: Audit) -> Counter[str]:
+    """By what the scales of modules are said to be chosen, other than by the largest values, and who says so."""
+    return Counter(
+        f"{chosen_by(item)}{'' if item.observed_by == OF_RECIPE else ' (the choice of who made it)'}"
+        for item, _, _ in audit.quantized
+        if not by_largest_values(item.scheme.weights)
+    )
 
 
 def _limits(audit: Audit) -> str:

@@ -29,7 +29,7 @@ from weighbridge.machine.compiling import jit
 BF16, F16, F32 = 0, 1, 2
 """Dtypes to which a quotient or a scale is rounded."""
 
-WHOLE, FLOAT, POWER_OF_TWO, UNDER_GLOBAL, MODELOPT, BETWEEN = range(6)
+WHOLE, FLOAT, POWER_OF_TWO, UNDER_GLOBAL, MODELOPT, BETWEEN, SIGNED = range(7)
 """How the scale of a tile follows from its values; see `_scales`."""
 
 E4M3, E2M1, INTEGER = range(3)
@@ -46,7 +46,8 @@ class Places(NamedTuple):
 
     Attributes:
         kind: of its codes: `E4M3`, `E2M1` or `INTEGER`.
-        flipped: int32, bits of a stored integer to be turned over before half of the range is subtracted.
+        flipped: int32, bits of a stored integer to be turned over.
+        offset: int32, what is then subtracted from it.
         smallest: float32.
         fraction: float32, steps from a power of two to the next.
         lowest, highest: float32, the ends.
@@ -55,6 +56,7 @@ class Places(NamedTuple):
 
     kind: int
     flipped: np.int32
+    offset: np.int32
     smallest: np.float32
     fraction: np.float32
     lowest: np.float32
@@ -69,7 +71,7 @@ class Rule(NamedTuple):
         kind: `WHOLE`, `FLOAT`, ...
         dtype: of the weights, to which results are rounded: `BF16`, `F16` or `F32`.
         half_range: float32, half of what codes span.
-        bottom: float32, the smallest code; of zero points alone.
+        bottom: float32, the smallest code; of zero points and signed scales alone.
         shared: float32, the stored scale of the whole tensor, by which the rule multiplies or divides.
         epsilon: float32, what a scale of zero is replaced by.
         tiny: float32, the smallest normal value of the dtype.
@@ -249,9 +251,8 @@ def _decode(row: Any, nibbles: Any, places: Any, codes: Any, values: Any) -> Any
             value = float32(float32(magnitude) * float32(0.5)) if magnitude < 2 else normal
             values[column] = _float_of(uint32(_bits_of(value) | uint32(uint32(code & 8) << 28)))
     else:
-        half = int32(-places.lowest)
         for column in range(values.shape[0]):
-            values[column] = float32(int32(int32(int32(codes[column]) ^ places.flipped) - half))
+            values[column] = float32(int32(int32(int32(codes[column]) ^ places.flipped) - places.offset))
     return ends_with_zeros
 
 
@@ -418,7 +419,16 @@ def _between(rule: Any, smallest: Any, largest: Any) -> Any:
     scale = _rounded(rule.dtype, float32(span / float32(rule.half_range * float32(2))))
     zero = _rounded(rule.dtype, float32(rule.bottom - _rounded(rule.dtype, float32(low / scale))))
     zero = min(max(zero, rule.bottom), float32(rule.bottom + float32(rule.half_range * float32(2))))
-    return (rule.epsilon if scale == 0 else scale), float32(np.rint(float32(0) if scale == 0 else zero))
+    # Where the scale alone is zero the quotient is infinite; of a tile of zeros it is no number.
+    return (rule.epsilon if scale == 0 else scale), float32(np.rint(zero if zero == zero else float32(0)))  # noqa: PLR0124
+
+
+@jit
+def _signed(rule: Any, smallest: Any, largest: Any) -> Any:
+    """The scale that puts the value of the largest magnitude at the smallest code; of two such values the negative."""
+    furthest = largest if largest > -smallest else smallest
+    scale = _rounded(rule.dtype, float32(furthest / rule.bottom))
+    return rule.epsilon if scale == 0 else scale
 
 
 @jit
@@ -446,6 +456,10 @@ def _scales(rule: Any, smallest: Any, largest: Any, scales: Any, divisors: Any, 
         for tile in range(scales.shape[0]):
             scales[tile], zeros[tile] = _between(rule, smallest[tile], largest[tile])
             divisors[tile] = scales[tile]
+    elif rule.kind == SIGNED:
+        for tile in range(scales.shape[0]):
+            scales[tile] = divisors[tile] = _signed(rule, smallest[tile], largest[tile])
+            zeros[tile] = 0
     else:
         for tile in range(scales.shape[0]):
             magnitude = max(-smallest[tile], largest[tile])

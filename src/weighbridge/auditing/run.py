@@ -84,8 +84,8 @@ def run(
 
 
 _KINDS: Mapping[str, type[Measure] | type[Difference]] = {kind.__name__: kind for kind in (Measure, Difference)}
-_COLUMNS = frozenset({"settled", "zero_columns", "live_columns"})
-"""Figures that have a bit for each column: JSON cannot have integers of any size."""
+_COLUMNS = frozenset({"settled", "zero_columns", "live_columns", "improving"})
+"""Figures that have a bit for each column, or step: JSON cannot have integers of any size."""
 
 
 def _kept(seen: Seen) -> list[Any]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from weighbridge.auditing import compensation, rounding
 from weighbridge.auditing.arithmetic import PRECISIONS, Arithmetic, arithmetics_of, own_rule
+from weighbridge.auditing.choosing import choose, search_of
 from weighbridge.auditing.grid import (
     Array,
     Floats,
@@ -29,6 +30,8 @@ from weighbridge.auditing.pairing import KeptPair, Pair, Pairing, QuantizedPair
 from weighbridge.auditing.pieces import Spans, Strip, cut, cut_by_elements, units_of
 from weighbridge.auditing.reading import ARRAYS, read
 from weighbridge.formats import FORMATS
+from weighbridge.formats.observers import Search
+from weighbridge.formats.schemes import Scheme
 from weighbridge.formats.tensors import DTYPE_BITS, FLOATING_SOURCES
 from weighbridge.work.pieces import Piece
 from weighbridge.work.reading import Reader
@@ -58,6 +61,7 @@ class Allowance:
         coarseness: limit of a smoothed module's squared error, over that of rounding the base's weight by min-max.
         instead: the scale that the largest value of the whole gives, where another is stored, so that agreeing with
             that is not enough.
+        steps: how many ranges an observer tries, where it stopped before it had tried all.
     """
 
     dampening: float | None = None
@@ -66,6 +70,7 @@ class Allowance:
     slack: float = 0.0
     coarseness: float = inf
     instead: np.float32 | None = None
+    steps: int | None = None
 
     @property
     def smoothed(self) -> bool:
@@ -140,13 +145,20 @@ def _compare(job: Job, item: KeptPair, strip: Strip) -> Difference:
 class Weights:
     """Rows of the base as the loops take them, with the smallest and the largest value of each tile of a grid.
 
-    Of a grid without zero points it is the largest magnitude, and its opposite.
+    Of a grid without zero points or signed scales it is the largest magnitude, and its opposite.
+
+    Attributes:
+        low, high: the ends of what the codes of each tile should span: the same, or what an observer chooses.
+        improving: of a search, the steps that lessen the error of any tile, a bit for each.
     """
 
     array: Array
     dtype: str
     smallest: Floats
     largest: Floats
+    low: Floats
+    high: Floats
+    improving: int = 0
 
     @property
     def taken(self) -> tuple[Array, bool]:
@@ -155,8 +167,8 @@ class Weights:
 
     @property
     def amax(self) -> float:
-        """The largest absolute value."""
-        return float(max(-self.smallest.min(), self.largest.max()))
+        """The largest absolute value of what codes should span."""
+        return float(max(-self.low.min(), self.high.max()))
 
 
 def examine(job: Job, item: QuantizedPair, strip: Strip) -> Measure:
@@ -175,6 +187,8 @@ def examine(job: Job, item: QuantizedPair, strip: Strip) -> Measure:
     scale_dtype = scale_dtype_of(item)
     rows = rows_of(grid, item.form, stored, scale_dtype, columns, whole)
     arithmetics = arithmetics_of(grid, item.scheme, item.form, weights.dtype, whole)
+    if not allowance.smoothed:
+        weights = with_choice(weights, item.scheme, rows, arithmetics[0].rule, allowance.steps)
     noise = np.empty(seen.rows, np.float64)
     figures = _held(weights, rows, arithmetics[0], noise)
     seen = replace(seen, **_measured(rows, scale_dtype, weights, figures))
@@ -220,6 +234,46 @@ def examine(job: Job, item: QuantizedPair, strip: Strip) -> Measure:
     return replace(seen, first=int(first))
 
 
+def errors_of_choice(job: Job, item: QuantizedPair, search: Search) -> tuple[int, float, float]:
+    """How many tiles have another scale than the observer chooses, and what their errors come to under either.
+
+    An error counts as the search counts it, by its power. Reads the module once more.
+    """
+    grid, columns = grid_of(item.scheme), item.weight.shape[1]
+    assert grid is not None
+    found, of_stored, of_chosen = 0, 0.0, 0.0
+    for piece in cut(Pairing((item,))):
+        for strip in piece.strips:
+            weights = weights_of(read(job.base, item.source, strip.spans, "source"), item.weight.dtype, grid)
+            assert weights is not None
+            whole = whole_scale(job.checkpoint, item)
+            stored = stored_rows(job.checkpoint, item, strip.spans)
+            rows = rows_of(grid, item.form, stored, scale_dtype_of(item), columns, whole)
+            rule = arithmetics_of(grid, item.scheme, item.form, weights.dtype, whole)[0].rule
+            steps = job.allowances.get(item.name, STRICT).steps
+            weights = with_choice(weights, item.scheme, rows, rule, steps)
+            divisors, zeros = np.empty_like(rows.scales), np.zeros_like(rows.scales)
+            rounding.needed(rule, weights.low, weights.high, divisors, zeros)
+            other = (divisors != rows.divisors) | (zeros != rows.zeros)
+            found += int(other.sum())
+            where = spread(rows, other.astype(np.float32)) != 0
+            errors = [
+                float((np.abs(_distances(weights, one)[where]).astype(np.float64) ** search.norm).sum())
+                for one in (rows, replace(rows, divisors=divisors, zeros=zeros))
+            ]
+            of_stored, of_chosen = of_stored + errors[0], of_chosen + errors[1]
+    return found, of_stored, of_chosen
+
+
+def _distances(weights: Weights, rows: Rows) -> Floats:
+    """How far each weight is from the nearest place under the scales of rows."""
+    values = np.empty(weights.array.shape, np.float32)
+    rounding.nearest_values(*weights.taken, rounding.F32, rows.grid.places, rows.tiles, values)
+    with np.errstate(all="ignore"):
+        distances: Floats = float_values(weights.array, weights.dtype) - values * spread(rows, rows.divisors)
+    return distances
+
+
 def volume_of(job: Job, item: QuantizedPair) -> float | None:
     """The volume of a compensated module's errors; None where it has none. Reads the module a second time."""
     grid, (count, columns) = grid_of(item.scheme), item.weight.shape
@@ -253,7 +307,7 @@ def _far_energy(weights: Weights, rows: Rows) -> float:
             not rows.grid.symmetric,
             weights.smallest,
             weights.largest,
-            rows.tiles,
+            replace(rows, divisors=np.abs(rows.divisors)).tiles if rows.grid.signed else rows.tiles,
             NARROWEST_TILE,
             WIDEST_TILE,
         )
@@ -313,10 +367,26 @@ def weights_of(raw: Array, dtype: str, grid: Grid) -> Weights | None:
     rows, columns = array.shape
     height, width = grid.height or rows, grid.width or columns
     smallest, largest = (np.empty((-(-rows // height), -(-columns // width)), np.float32) for _ in range(2))
-    # Scales without zero points follow from magnitudes alone.
-    find = rounding.magnitudes if grid.symmetric else rounding.extremes
+    # Scales without zero points follow from magnitudes alone, unless they have the sign of the largest.
+    find = rounding.magnitudes if grid.symmetric and not grid.signed else rounding.extremes
     finite = find(array, dtype == "BF16", height, width, smallest, largest)
-    return Weights(array, dtype, smallest, largest) if finite else None
+    return Weights(array, dtype, smallest, largest, smallest, largest) if finite else None
+
+
+def with_choice(weights: Weights, scheme: Scheme, rows: Rows, rule: rounding.Rule, steps: int | None) -> Weights:
+    """Weights with the ranges that the scheme's observer chooses, where it chooses any.
+
+    Args:
+        rows: what is stored of them; of results that cannot be told apart here, the one that is stored counts.
+        rule: how stored scales follow from ranges.
+        steps: how many ranges are tried; without it, as many as may be.
+    """
+    search = search_of(scheme.weights)
+    if search is None:
+        return weights
+    steps = search.steps if steps is None else steps
+    chosen = choose(weights.array, weights.dtype, rows.grid, scheme, search, steps, rows, rule)
+    return replace(weights, low=chosen.low, high=chosen.high, improving=chosen.improving)
 
 
 def _held(weights: Weights, rows: Rows, arithmetic: Arithmetic, noise: Array) -> rounding.Figures:
@@ -365,7 +435,7 @@ def _wrong_scales(item: QuantizedPair, weights: Weights, rows: Rows, arithmetic:
         return rows.scales.size
     if arithmetic.rule.kind == rounding.WHOLE:
         return 0
-    wrong: int = rounding.wrong_scales(arithmetic.rule, weights.smallest, weights.largest, rows.scales, rows.zeros)
+    wrong: int = rounding.wrong_scales(arithmetic.rule, weights.low, weights.high, rows.scales, rows.zeros)
     return wrong
 
 
@@ -396,9 +466,11 @@ def stored_shape(reader: Reader, item: QuantizedPair) -> tuple[int, int] | None:
 
 def _measured(rows: Rows, scale_dtype: str, weights: Weights, figures: rounding.Figures) -> dict[str, Any]:
     """The figures of rows that need no judgement."""
-    scales: rounding.ScaleFigures = rounding.look_at_scales(rows.scales, np.float32(_TINIEST.get(scale_dtype, 0.0)))
+    stored = np.abs(rows.scales) if rows.grid.signed else rows.scales
+    scales: rounding.ScaleFigures = rounding.look_at_scales(stored, np.float32(_TINIEST.get(scale_dtype, 0.0)))
     return {
         "amax": weights.amax,
+        "improving": weights.improving,
         "saturated": int(figures.saturated),
         "zeroed": int(figures.zeroed),
         "nan_codes": int(figures.nan_codes),

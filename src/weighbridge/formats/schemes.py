@@ -111,9 +111,6 @@ def _format(weights: QuantizationArgs, inputs: QuantizationArgs | None) -> str:
     return "naive-quantized" if inputs is None else "float-quantized"
 
 
-MIN_MAX = frozenset({None, "minmax", "static_minmax", "memoryless_minmax"})
-"""Observers that come to the same for weights: scales by the largest values of each tile."""
-
 _FP8_TOKEN = QuantizationArgs(8, "float", "token", dynamic=True)
 _INT8_TOKEN = QuantizationArgs(8, "int", "token", dynamic=True)
 _NVFP4 = QuantizationArgs(4, "float", "tensor_group", group_size=16, scale_dtype="torch.float8_e4m3fn")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from weighbridge.families import Family, Role
-from weighbridge.formats.schemes import MIN_MAX
+from weighbridge.formats.observers import OBSERVERS, by_largest_values
+from weighbridge.formats.schemes import Scheme
 from weighbridge.linting.rules import Raised
+from weighbridge.numbers import SchemeNotCovered, encoding_of
 from weighbridge.planning import Decision, Obstacle, Part, Plan
 from weighbridge.text.names import compact
 from weighbridge.text.patterns import pattern_list
@@ -165,24 +167,46 @@ def _needing_calibration(plan: Plan) -> Iterator[Raised]:
 
 
 def _observed(plan: Plan) -> Iterator[Raised]:
-    """What a data-free recipe says of how scales and codes are chosen, beyond the largest values and rounding."""
+    """What a recipe says of how scales and codes are chosen, and no engine that it may be built with can do."""
     recipe, loaded = plan.loaded.recipe, plan.loaded
-    if recipe.method != "model_free_ptq":
-        return
+    data_free = recipe.method == "model_free_ptq"
+    remedy = "leave it out, take method: oneshot, or build with --engine upstream and allow: {rule} because ..."
     for name, group in (recipe.config_groups or {}).items():
         for kind, args in group.observed().items():
-            said = [f"observer: {args.observer}"] if args.observer not in MIN_MAX else []
-            said += ["observer_kwargs"] if args.observer_kwargs else []
-            said += [f"actorder: {args.actorder}"] if args.actorder is not None else []
-            if said:
-                yield Raised(
-                    "scheme/observer",
-                    loaded.location("config_groups", name, kind),
-                    f"says {' and '.join(said)}, which this engine does not do: its scales are those of the largest "
-                    "values, its codes rounded to nearest",
-                    "leave it out, take method: oneshot, or build with --engine upstream and allow: scheme/observer "
-                    "because ...",
-                )
+            where = loaded.location("config_groups", name, kind)
+            signed = OBSERVERS[args.observer].signed if args.observer is not None else False
+            if signed and (kind != "weights" or not data_free):
+                why = "is for weights alone" if kind != "weights" else "is not llm-compressor's, which oneshot runs"
+                instead = "leave it out" if kind != "weights" else "leave it out, or take method: model_free_ptq"
+                yield Raised("scheme/observer", where, f"the observer {args.observer} {why}", instead)
+            elif data_free and args.actorder is not None:
+                message = f"says actorder: {args.actorder}, which this engine does not do: its codes are nearest"
+                yield Raised("scheme/observer", where, message, remedy.format(rule="scheme/observer"))
+            elif data_free and kind != "weights" and not (by_largest_values(args) and not args.observer_kwargs):
+                message = f"says observer: {args.observer}, and without data nothing of activations is observed"
+                yield Raised("scheme/observer", where, message, remedy.format(rule="scheme/observer"))
+    if not data_free:
+        return
+    uncovered: dict[tuple[str, str, str], list[str]] = {}
+    for part in plan.parts:
+        if part.makes_codes and part.scheme is not None:
+            why = _not_covered(part.scheme)
+            if why:
+                uncovered.setdefault((why, str(part.scheme.weights), str(part.decision)), []).append(part.module)
+    for (why, weights, decision), modules in uncovered.items():
+        for pattern in compact(modules):
+            message = f"is to be {weights} by {decision}, which this engine has no arithmetic for: {why}"
+            rule = "scheme/not-covered"
+            yield Raised(rule, str(pattern), message, remedy.format(rule=rule), len(pattern))
+
+
+def _not_covered(scheme: Scheme) -> str:
+    """What the data-free engine lacks to quantize weights by a scheme; empty where it lacks nothing."""
+    try:
+        encoding_of(scheme)
+    except SchemeNotCovered as reason:
+        return str(reason)
+    return ""
 
 
 def _coverage(plan: Plan) -> Iterator[Raised]:

@@ -9,6 +9,7 @@ from typing import Any
 from weighbridge.families import Family, Role
 from weighbridge.formats.compressed_tensors import METHOD as COMPRESSED_TENSORS
 from weighbridge.formats.declaration import LINEAR, Declaration
+from weighbridge.formats.observers import is_signed
 from weighbridge.formats.quantization import resolve, resolve_as_compressed_tensors, text_config
 from weighbridge.formats.schemes import Scheme
 from weighbridge.linting.quantized import BULK, INTEGER_GROUP_SIZES
@@ -51,6 +52,7 @@ def _expectations(served: Served) -> Iterator[Raised]:
     schemes = sorted(set(served.schemes.values()), key=str)
     for scheme in schemes:
         yield from _group_size(scheme)
+    yield from _signed(served)
     if schemes:
         yield from _tensor_parallel(served)
         yield from (Raised("serve/gpu", str(scheme), _gpus(scheme)) for scheme in schemes)
@@ -179,6 +181,29 @@ def _merged_targets(served: Served) -> Iterator[Raised]:
             since = "" if found[-1] not in schemes else " before PR 49483 (July 2026)"
             message = f"is one linear in servers, {merged}, and for that name vLLM{since} finds {wrong}"
             yield Raised("serve/merged-target", parent, message, remedy)
+
+
+def _signed(served: Served) -> Iterator[Raised]:
+    """Scales that may be negative, which vLLM's Marlin kernel reads without their signs where activations are INT8."""
+    # Schemes that differ by their observers alone are equal, so that a set of them would have lost some.
+    signed = {str(scheme): scheme for scheme in served.schemes.values() if is_signed(scheme.weights)}
+    for text, scheme in signed.items():
+        observer = scheme.weights.observer
+        if scheme.input_activations is not None and scheme.input_activations.type == "int":
+            yield Raised(
+                "serve/signed-activations",
+                text,
+                f"{observer} makes negative scales, which vLLM's Marlin kernel reads as huge ones where activations "
+                "are INT8, without an error (vLLM #48905)",
+                "take memoryless_mse, or leave activations in 16 bits",
+            )
+        else:
+            yield Raised(
+                "serve/signed-scales",
+                text,
+                f"{observer} makes negative scales: never serve it with VLLM_MARLIN_INPUT_DTYPE=int8, which makes vLLM "
+                "read them as huge ones, without an error (vLLM #48905)",
+            )
 
 
 def _group_size(scheme: Scheme) -> Iterator[Raised]:

@@ -1,13 +1,21 @@
-"""Quantizing a rectangle of a weight, to the bytes that llm-compressor's ``model_free_ptq`` writes on a CPU."""
+"""Quantizing a rectangle of a weight, to the bytes that llm-compressor writes on a CPU."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 
 from weighbridge.numbers.encoding import Encoding, SchemeNotCovered, encoding_of
-from weighbridge.numbers.interface import Kernels, NonFiniteWeight
+from weighbridge.numbers.interface import Kernels, NonFiniteWeight, RangeTooLarge
 
-__all__ = ["Encoding", "Kernels", "NonFiniteWeight", "SchemeNotCovered", "encoding_of", "load_kernels"]
+__all__ = [
+    "Encoding",
+    "Kernels",
+    "NonFiniteWeight",
+    "RangeTooLarge",
+    "SchemeNotCovered",
+    "encoding_of",
+    "load_kernels",
+]
 
 
 def load_kernels(device: str) -> Kernels:

@@ -14,7 +14,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from weighbridge.formats.schemes import MIN_MAX, QuantizationArgs, Scheme
+from weighbridge.formats.observers import Search, UnknownChoice, observer_of
+from weighbridge.formats.schemes import QuantizationArgs, Scheme
 
 Array = np.ndarray[Any, Any]
 Element = Literal["E4M3", "E2M1", "INT4", "INT8"]
@@ -68,6 +69,9 @@ class Encoding:
         packed: codes are stored as ``weight_packed`` rather than ``weight``.
         height: rows that share a scale; None is all of them.
         width: columns that share a scale; None is all of them.
+        zero_points: codes span from the smallest to the largest value of a tile, and a zero point says where zero is.
+        signed: a scale has the sign that puts the value of the largest magnitude at the smallest code.
+        search: for the range of a tile that codes should span; None where it is the range of its values.
     """
 
     element: Element
@@ -75,6 +79,14 @@ class Encoding:
     packed: bool
     height: int | None
     width: int | None
+    zero_points: bool = False
+    signed: bool = False
+    search: Search | None = None
+
+    @property
+    def needs_steps(self) -> bool:
+        """Whether a slice can be quantized only by one who knows how many ranges are tried for all of the module."""
+        return self.search is not None and self.search.may_stop
 
     @property
     def needs_amax(self) -> bool:
@@ -85,7 +97,7 @@ class Encoding:
     @property
     def nibbles(self) -> bool:
         """Whether two codes share a byte."""
-        return self.element in ("E2M1", "INT4")
+        return self.packed and self.element in ("E2M1", "INT4")
 
     def row_bytes(self, columns: int) -> int:
         """Bytes of the codes of one row; packed integers fill whole 32-bit words."""
@@ -99,22 +111,28 @@ def encoding_of(scheme: Scheme) -> Encoding:
     """How the weights of `scheme` are encoded.
 
     Raises:
-        SchemeNotCovered: asymmetric codes, scales by another observer than min-max, or a combination of type, strategy
-            and scale that no preset of compressed-tensors has.
+        SchemeNotCovered: an observer that looks at activations, or a combination of type, strategy, scale and observer
+            that has no arithmetic here.
     """
     args = scheme.weights
-    if not args.symmetric:
-        raise SchemeNotCovered("weights with zero points are not covered")
-    if args.observer not in MIN_MAX:
-        raise SchemeNotCovered(f"scales by observer {args.observer} are not covered")
-    if args.observer_kwargs:
-        raise SchemeNotCovered("arguments of observers are not covered")
+    try:
+        observer = observer_of(args)
+    except UnknownChoice as problem:
+        raise SchemeNotCovered(str(problem)) from None
+    if observer.needs_data:
+        raise SchemeNotCovered(f"the observer {args.observer} looks at activations, which takes data")
     if args.reordered:
         raise SchemeNotCovered("columns grouped by activation are not covered")
     element = _element(args)
     height, width = _tile(args)
+    if observer.signed and (args.type != "int" or not args.symmetric):
+        raise SchemeNotCovered(f"the observer {args.observer} is for integers without zero points")
+    if height is None and (observer.search is not None or observer.signed or not args.symmetric):
+        # llm-compressor's own sums over a whole weight depend on how many threads add.
+        raise SchemeNotCovered("one scale for a whole weight is that of its largest value, without zero points")
     packed = scheme.format in ("pack-quantized", "nvfp4-pack-quantized", "mxfp4-pack-quantized")
-    return Encoding(element, _scale_kind(args, element), packed, height, width)
+    kind = _scale_kind(args, element)
+    return Encoding(element, kind, packed, height, width, not args.symmetric, observer.signed, observer.search)
 
 
 def global_scale(amax: float, dtype: str) -> np.float32:
@@ -148,16 +166,34 @@ def stored_scales(scales: npt.NDArray[np.float32], dtype: str) -> Array:
     return scales.astype(SOURCES[dtype].array)
 
 
-def named(encoding: Encoding, codes: Array, scales: Array, shared: np.float32 | None) -> dict[str, Array]:
+def named(
+    encoding: Encoding, codes: Array, scales: Array, zero_points: npt.NDArray[np.int8] | None, shared: np.float32 | None
+) -> dict[str, Array]:
     """The tensors of a module, by local names: `codes` are uint8 [rows, bytes], `shared` is NVFP4's global scale."""
     if encoding.packed:
         tensors = {"weight_packed": codes.view(np.int32) if encoding.element in INTEGER_BITS else codes}
     else:
         tensors = {"weight": codes.view(np.int8) if encoding.element in INTEGER_BITS else codes}
     tensors["weight_scale"] = scales
+    if zero_points is not None:
+        packed = encoding.packed
+        tensors["weight_zero_point"] = (
+            _packed_down(zero_points, INTEGER_BITS[encoding.element]) if packed else zero_points
+        )
     if shared is not None:
         tensors["weight_global_scale"] = np.array([shared])
     return tensors
+
+
+def _packed_down(zero_points: npt.NDArray[np.int8], bits: int) -> Array:
+    """Zero points [rows, groups] with their offset, packed down the rows: int32 [words, groups], ended by zeros."""
+    each = 32 // bits
+    rows, groups = zero_points.shape
+    offset = np.zeros((-(-rows // each) * each, groups), np.uint32)
+    offset[:rows] = zero_points.astype(np.int32) + (1 << (bits - 1))
+    shifts = np.arange(0, 32, bits, dtype=np.uint32)[None, :, None]
+    words: Array = (offset.reshape(-1, each, groups) << shifts).sum(axis=1, dtype=np.uint32)
+    return words.view(np.int32)
 
 
 def _element(args: QuantizationArgs) -> Element:

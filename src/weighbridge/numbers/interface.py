@@ -9,11 +9,29 @@ from weighbridge.formats.schemes import Scheme
 from weighbridge.numbers.encoding import SOURCES, Array
 
 
-class NonFiniteWeight(ValueError):
-    """The weight holds NaN or infinity, of which no scale can be made."""
+class UnusableWeight(ValueError):
+    """A weight of which no scale can be made."""
+
+
+class NonFiniteWeight(UnusableWeight):
+    """The weight holds NaN or infinity."""
 
     def __str__(self) -> str:
         return "the weight holds NaN or infinity"
+
+
+class RangeTooLarge(UnusableWeight):
+    """The range that scales are made of is infinite in the weight's dtype.
+
+    Attributes:
+        expand: what an observer multiplies the values' own range by before it searches.
+    """
+
+    def __init__(self, expand: float, dtype: str) -> None:
+        self.expand, self.dtype = expand, dtype
+
+    def __str__(self) -> str:
+        return f"{self.expand:g} times the range of the weight's values is infinite in {self.dtype}"
 
 
 class Kernels(Protocol):
@@ -33,7 +51,32 @@ class Kernels(Protocol):
         """
         ...
 
-    def quantize(self, weight: Array, dtype: str, scheme: Scheme, *, amax: float | None = None) -> dict[str, Array]:
+    def largest(self, weight: Array, dtype: str, scheme: Scheme, *, steps: int | None = None) -> float:
+        """What `quantize` wants to know of each part of a weight as `amax`, the largest counts.
+
+        It is `amax`, or where ranges are searched for, the end of the widest that was found.
+
+        Args:
+            steps: as in `quantize`.
+
+        Raises:
+            as `quantize`.
+        """
+        ...
+
+    def improving(self, weight: Array, dtype: str, scheme: Scheme) -> int:
+        """Which steps of a search lessen the error of any tile, a bit for each, the first step lowest.
+
+        Those of all parts of a weight, put together, say how many steps are tried (``Search.reached``).
+
+        Raises:
+            as `quantize`.
+        """
+        ...
+
+    def quantize(
+        self, weight: Array, dtype: str, scheme: Scheme, *, amax: float | None = None, steps: int | None = None
+    ) -> dict[str, Array]:
         """Codes and scales of `weight`.
 
         Args:
@@ -42,7 +85,8 @@ class Kernels(Protocol):
             scheme: only what it says of weights counts.
             amax: the largest absolute value of the whole weight, or of all the weights that share its global scale;
                 without it, of `weight` itself. Only per-tensor scales and NVFP4 look at it
-                (``encoding_of(scheme).needs_amax``).
+                (``encoding_of(scheme).needs_amax``). See `largest`.
+            steps: how many ranges are tried where they are searched for; without it, as `improving` says of `weight`.
 
         Returns:
             Local name -> array whose bytes are those that are stored, by the names and of the shapes of
@@ -51,7 +95,7 @@ class Kernels(Protocol):
             per-tensor scheme and ``weight_global_scale`` are the same in every slice.
 
         Raises:
-            NonFiniteWeight: the weight holds NaN or infinity.
+            UnusableWeight: the weight holds NaN or infinity, or its range becomes infinite.
             SchemeNotCovered: see ``encoding_of``.
             SchemeMismatch: the scheme cannot be applied to a weight of this shape.
             ValueError: the array is not what `dtype` says, or `amax` is negative or not finite.

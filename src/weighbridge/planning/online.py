@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from weighbridge.errors import BuildError
 from weighbridge.families import Role
-from weighbridge.formats.schemes import MIN_MAX, PRESETS, QuantizationArgs, Scheme
+from weighbridge.formats.observers import by_largest_values
+from weighbridge.formats.schemes import PRESETS, QuantizationArgs, Scheme
 from weighbridge.planning.model import Part, Plan
 from weighbridge.text.names import NamePattern, compact, expert_of, split_name
 from weighbridge.text.patterns import REGEX_PREFIX
@@ -120,7 +121,7 @@ def _way(plan: Plan, part: Part) -> str:
     )
     if plan.source.family.role_of(part.module) in (Role.EMBEDDINGS, Role.HEAD):
         raise BuildError("is no linear to vLLM, and stays as it is while it loads", where=part.module, remedy=remedy)
-    if scheme.weights.observer not in MIN_MAX or scheme.weights.observer_kwargs:
+    if not by_largest_values(scheme.weights):
         why = f"has scales chosen by {scheme.weights.observer}, and vLLM takes the largest values"
         raise BuildError(why, where=part.decision.place or part.module, remedy=remedy)
     for name, schemes in NAMES.items():

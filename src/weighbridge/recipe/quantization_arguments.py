@@ -14,24 +14,8 @@ from pydantic_core import PydanticCustomError
 
 from weighbridge.errors import WeighbridgeError
 from weighbridge.formats.compressed_tensors import ARGUMENTS, read_args
+from weighbridge.formats.observers import MIN_MAX, OBSERVERS, observer_of
 from weighbridge.formats.schemes import QuantizationArgs
-
-_SEARCH = frozenset({"maxshrink", "patience", "grid", "norm", "expand"})
-_ERROR = frozenset({"triton_error_buffer"})
-_AVERAGE = frozenset({"averaging_constant"})
-
-OBSERVERS: Mapping[str, frozenset[str]] = {
-    "memoryless_minmax": frozenset(),
-    "static_minmax": frozenset(),
-    "minmax": _AVERAGE,
-    "memoryless_mse": _SEARCH | _ERROR,
-    "mse": _SEARCH | _ERROR | _AVERAGE,
-    "imatrix_mse": _SEARCH | {"strict"},
-    "nvfp4_expanded_mse": _SEARCH | _ERROR,
-    "nvfp4_expanded_imatrix": _SEARCH | {"strict"},
-    "fouroversix": _SEARCH | _ERROR,
-}
-"""The observers of llm-compressor 0.14.0.1 -> the arguments that each takes."""
 
 
 def check_arguments(raw: Mapping[str, Any]) -> QuantizationArgs:
@@ -71,14 +55,16 @@ def check_order(order: Any) -> None:
 
 
 def _check_observer(args: QuantizationArgs) -> None:
-    known = OBSERVERS.get(args.observer or "memoryless_minmax")
-    if known is None:
+    observer = OBSERVERS.get(args.observer or MIN_MAX)
+    if observer is None:
         raise ValueError(f"there is no observer {args.observer!r}{_suggested(str(args.observer), OBSERVERS)}")
+    known = observer.arguments
     for key in args.observer_kwargs:
         if key not in known:
             takes = f"takes {', '.join(sorted(known))}" if known else "takes none"
-            observer = args.observer or "memoryless_minmax, the default,"
-            raise ValueError(f"the observer {observer} {takes}, and no {key!r}{_suggested(key, known)}")
+            name = args.observer or f"{MIN_MAX}, the default,"
+            raise ValueError(f"the observer {name} {takes}, and no {key!r}{_suggested(key, known)}")
+    observer_of(args)
 
 
 def _suggested(word: str, known: Iterable[str]) -> str:

@@ -10,8 +10,10 @@ from pathlib import Path
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import Place
 from weighbridge.engines.rewriting import Rewrite
+from weighbridge.formats.observers import Search
 from weighbridge.formats.schemes import Scheme
 from weighbridge.formats.tensors import DTYPE_BITS, Tensor
+from weighbridge.numbers import encoding_of
 from weighbridge.output.shards import OutputShard
 from weighbridge.planning import Part, Plan
 from weighbridge.work.pieces import Piece, in_pieces, in_strips
@@ -50,6 +52,11 @@ class Strip:
     writes: Mapping[str, Region]
     shape: tuple[int, int]
     whole: bool
+
+    @property
+    def search(self) -> Search | None:
+        """How the ranges of its tiles are searched for, where it is quantized and they are."""
+        return None if self.scheme is None or self.rewrite is not None else encoding_of(self.scheme).search
 
     @property
     def nbytes(self) -> int:

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from weighbridge.checkpoint.model import Checkpoint, check_unchanged, identities
 from weighbridge.engines.streaming.cluster import RayExecutor
 from weighbridge.engines.streaming.following import FollowingHash
 from weighbridge.engines.streaming.pieces import Job, Strip, cut
-from weighbridge.engines.streaming.work import Done, do, largest, read_back
+from weighbridge.engines.streaming.work import Done, Shared, do, improving, largest, read_back
 from weighbridge.errors import Argument, BuildError, Clause
 from weighbridge.machine.cache import key_of
 from weighbridge.machine.hashing import hash_shard
@@ -91,9 +91,11 @@ def check_covered(plan: Plan) -> None:
     """Refuse a scheme that the kernels have no arithmetic for.
 
     Raises:
-        BuildError: asymmetric weights, an observer other than min-max, or an uncommon size.
+        BuildError: an observer that looks at activations, or an uncommon type, size or combination.
     """
-    for scheme in {part.scheme for part in plan.parts if part.makes_codes and part.scheme is not None}:
+    # Schemes that differ by their observers alone are equal.
+    schemes = {repr(part.scheme): part.scheme for part in plan.parts if part.makes_codes and part.scheme is not None}
+    for scheme in schemes.values():
         try:
             encoding_of(scheme)
         except SchemeNotCovered as reason:
@@ -171,8 +173,7 @@ class _Run:
         outcome = Outcome(pieces=len(self.pieces))
         done = self._check_finished(outcome)
         todo = [piece for piece in self.pieces if piece.number not in done]
-        group_largest = self._find_largest(todo)
-        self._do(todo, done, group_largest, outcome)
+        self._do(todo, done, self._find_shared(todo), outcome)
         for item in done.values():
             self._check_written(item, outcome)
             outcome.inexact += item.inexact
@@ -204,26 +205,43 @@ class _Run:
         self.journal.rewrite({number: asdict(done) for number, done in found.items()})
         return found
 
-    def _find_largest(self, todo: Sequence[Piece[Strip]]) -> dict[int, float]:
-        """Shared scales need the largest value of a whole group before its first row is quantized."""
-        needed = {strip.group for piece in todo for strip in piece.strips if strip.group is not None}
-        pieces = [piece for piece in self.pieces if any(strip.group in needed for strip in piece.strips)]
+    def _find_shared(self, todo: Sequence[Piece[Strip]]) -> Shared:
+        """What must be known of whole modules, and of groups of them, before a first row is quantized."""
+        groups = {strip.group for piece in todo for strip in piece.strips if strip.group is not None}
+        with_groups = [piece for piece in self.pieces if any(strip.group in groups for strip in piece.strips)]
+        searches = {
+            strip.module: search
+            for piece in (*todo, *with_groups)
+            for strip in piece.strips
+            if (search := strip.search) is not None and search.may_stop
+        }
+        searched = [piece for piece in self.pieces if any(strip.module in searches for strip in piece.strips)]
+        lessened: dict[str, int] = {}
         found: dict[int, float] = {}
 
-        def join(_: Piece[Strip], values: Mapping[int, float]) -> None:
+        def join_steps(_: Piece[Strip], values: Mapping[str, int]) -> None:
+            lessened.update({module: lessened.get(module, 0) | value for module, value in values.items()})
+
+        def join_largest(_: Piece[Strip], values: Mapping[int, float]) -> None:
             found.update({group: max(found.get(group, 0.0), value) for group, value in values.items()})
 
-        if needed:
-            self._each("finding shared scales", pieces, largest, join)
-        return found
+        if searched:
+            self._each("finding how far to search", searched, improving, join_steps)
+        steps = {module: search.reached(lessened[module]) for module, search in searches.items()}
+        if groups:
+            self._each("finding shared scales", with_groups, largest, join_largest, steps)
+        return Shared(found, steps)
 
     def _each(
         self,
         stage: str,
         pieces: Sequence[Piece[Strip]],
-        function: Callable[[Job, Piece[Strip]], T],
+        function: Callable[..., T],
         then: Callable[[Piece[Strip], T], None],
+        *further: Any,
     ) -> None:
+        """Have `function` done of each piece with its job (and what is `further` said), and `then` what came of it."""
+
         def finish(piece: Piece[Strip], result: T) -> Iterable[Task]:
             then(piece, result)
             self.progress.advance(piece.nbytes)
@@ -232,7 +250,10 @@ class _Run:
         with self.progress.stage(stage, sum(piece.nbytes for piece in pieces)):
             in_turn(
                 [
-                    Task(partial(self.executor.submit, function, self._job(piece), piece), partial(finish, piece))
+                    Task(
+                        partial(self.executor.submit, function, self._job(piece), piece, *further),
+                        partial(finish, piece),
+                    )
                     for piece in pieces
                 ],
                 self.executor.workers,
@@ -242,7 +263,7 @@ class _Run:
         self,
         todo: Sequence[Piece[Strip]],
         done: dict[int, Done],
-        group_largest: Mapping[int, float],
+        shared: Shared,
         outcome: Outcome,
     ) -> None:
         """Do the unfinished pieces; hash the source behind them, and each shard when nothing more goes into it."""
@@ -278,8 +299,7 @@ class _Run:
         if self.digests:
             tasks += map(hash_whole, whole)
         for piece in todo:
-            groups = {strip.group: group_largest[strip.group] for strip in piece.strips if strip.group is not None}
-            begin = partial(self.executor.submit, do, self._job(piece), piece, groups)
+            begin = partial(self.executor.submit, do, self._job(piece), piece, shared.of(piece))
             tasks.append(Task(begin, partial(finish, piece)))
         with self.progress.stage("quantizing", to_read + hashing.size):
             in_turn(tasks, self.executor.workers)

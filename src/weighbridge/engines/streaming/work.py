@@ -19,7 +19,7 @@ from weighbridge.engines.rewriting import Rewrite, Rewritten, Stored, UnusableSc
 from weighbridge.engines.streaming.pieces import COPY, Job, Strip
 from weighbridge.errors import BuildError
 from weighbridge.machine.hashing import blocks_of
-from weighbridge.numbers import NonFiniteWeight, load_kernels
+from weighbridge.numbers import NonFiniteWeight, RangeTooLarge, load_kernels
 from weighbridge.numbers.encoding import SOURCES
 from weighbridge.work.pieces import Piece
 from weighbridge.work.reading import Buffers, Bytes, read_stored
@@ -46,30 +46,70 @@ class Done:
     inexact: Sequence[str] = ()
 
 
-def largest(job: Job, piece: Piece[Strip]) -> dict[int, float]:
-    """The largest absolute value of the weights of each group in a piece (`Strip.group` -> value).
+@dataclass(frozen=True)
+class Shared:
+    """What rows have from the whole of their module, or group of modules.
+
+    Attributes:
+        largest: `Strip.group` -> the largest of what scales of all its members are made of.
+        steps: module -> how many ranges its search tries, where that is not known beforehand.
+    """
+
+    largest: Mapping[int, float]
+    steps: Mapping[str, int]
+
+    def of(self, piece: Piece[Strip]) -> Shared:
+        """What a piece has of it."""
+        groups = {strip.group for strip in piece.strips if strip.group is not None}
+        modules = {strip.module for strip in piece.strips}
+        return Shared(
+            {group: self.largest[group] for group in groups},
+            {module: self.steps[module] for module in modules & self.steps.keys()},
+        )
+
+
+def improving(job: Job, piece: Piece[Strip]) -> dict[str, int]:
+    """For each module of a piece whose search may stop, the steps that lessen the error of any tile, a bit for each.
 
     Raises:
-        BuildError: a weight holds NaN or infinity.
+        BuildError: a weight of which no scale can be made.
+        StructureError: the source cannot be read, or is no longer the one whose header was read.
+    """
+    kernels = load_kernels(job.device)
+    found: dict[str, int] = {}
+    for strip in piece.strips:
+        if strip.search is not None and strip.search.may_stop:
+            assert strip.scheme is not None
+            with _refused_by_name(strip):
+                lessened = kernels.improving(_weight(job, strip), strip.weight.dtype, strip.scheme)
+            found[strip.module] = found.get(strip.module, 0) | lessened
+    return found
+
+
+def largest(job: Job, piece: Piece[Strip], steps: Mapping[str, int]) -> dict[int, float]:
+    """The largest of what the scales of each group in a piece are made of (`Strip.group` -> value).
+
+    Args:
+        steps: see `Shared`.
+
+    Raises:
+        BuildError: a weight of which no scale can be made.
         StructureError: the source cannot be read, or is no longer the one whose header was read.
     """
     found: dict[int, float] = {}
     for strip in piece.strips:
         if strip.group is not None:
             with _refused_by_name(strip):
-                value = _largest(job, strip)
+                value = _largest(job, strip, steps.get(strip.module))
             found[strip.group] = max(found.get(strip.group, 0.0), value)
     return found
 
 
-def do(job: Job, piece: Piece[Strip], group_largest: Mapping[int, float]) -> Done:
+def do(job: Job, piece: Piece[Strip], shared: Shared) -> Done:
     """Write everything that a piece's strips become.
 
-    Args:
-        group_largest: for each group of the piece's strips the largest absolute value over all members.
-
     Raises:
-        BuildError: a weight holds NaN or infinity.
+        BuildError: a weight of which no scale can be made.
         StructureError: the source cannot be read, or is no longer the one whose header was read.
         OSError: the output cannot be written.
     """
@@ -78,7 +118,7 @@ def do(job: Job, piece: Piece[Strip], group_largest: Mapping[int, float]) -> Don
     inexact: list[str] = []
     for strip in piece.strips:
         if strip.rewrite is None:
-            contents = _results(job, strip, None if strip.group is None else group_largest[strip.group])
+            contents = _results(job, strip, shared)
         else:
             rewritten = _rewritten(job, strip, strip.rewrite)
             contents = rewritten.contents
@@ -113,14 +153,16 @@ def read_back(job: Job, piece: Piece[Strip]) -> str:
     return everything.hexdigest()
 
 
-def _results(job: Job, strip: Strip, amax: float | None) -> Mapping[str, memoryview | bytes]:
+def _results(job: Job, strip: Strip, shared: Shared) -> Mapping[str, memoryview | bytes]:
     if strip.scheme is None and strip.reads[COPY].coded is None:
         return {COPY: _read(job, strip.reads[COPY]).data}
     with _refused_by_name(strip):
         weight = _weight(job, strip)
         if strip.scheme is None:
             return {WEIGHT: weight.reshape(-1).view(np.uint8).data}
-        arrays = load_kernels(job.device).quantize(weight, strip.weight.dtype, strip.scheme, amax=amax)
+        amax = None if strip.group is None else shared.largest[strip.group]
+        steps = shared.steps.get(strip.module)
+        arrays = load_kernels(job.device).quantize(weight, strip.weight.dtype, strip.scheme, amax=amax, steps=steps)
     contents: dict[str, memoryview | bytes] = {
         local: array.reshape(-1).view(np.uint8).data for local, array in arrays.items()
     }
@@ -138,11 +180,12 @@ def _weight(job: Job, strip: Strip) -> npt.NDArray[np.generic]:
     return _read(job, region).view(SOURCES[strip.weight.dtype].array).reshape(strip.weight.shape)
 
 
-def _largest(job: Job, strip: Strip) -> float:
-    """The largest absolute value of the rows of a weight."""
+def _largest(job: Job, strip: Strip, steps: int | None) -> float:
+    """The largest of what the scales of some rows are made of."""
     region = strip.reads[COPY]
-    if region.coded is None:
-        return load_kernels(job.device).amax(_weight(job, strip), strip.weight.dtype)
+    assert strip.scheme is not None
+    if region.coded is None or strip.search is not None:
+        return load_kernels(job.device).largest(_weight(job, strip), strip.weight.dtype, strip.scheme, steps=steps)
     from weighbridge.numbers.decoding import largest
 
     return _of_codes(job, region.coded, strip.weight.shape[0], largest)
@@ -201,9 +244,15 @@ def _write(path: Path, offset: int, content: memoryview | bytes) -> None:
 def _refused_by_name(strip: Strip) -> Iterator[None]:
     try:
         yield
-    except NonFiniteWeight:
+    except NonFiniteWeight as problem:
         raise BuildError(
-            "the weight holds NaN or infinity and cannot be quantized",
+            f"{problem} and cannot be quantized",
             where=f"{strip.module}.weight",
             remedy="the source is damaged: compare its digests with the published ones",
+        ) from None
+    except RangeTooLarge as problem:
+        raise BuildError(
+            str(problem),
+            where=f"{strip.module}.weight",
+            remedy="take another observer for it, or one that expands less, or add it to ignore",
         ) from None
