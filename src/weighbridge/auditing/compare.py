@@ -34,6 +34,7 @@ SAME_SCALE = 2.0**-22
 """Relative difference of a scale and the same one after its global scale became a reciprocal: three roundings."""
 
 TALLEST = 128
+"""Rows that stay together: no scheme has a higher block."""
 
 WORKER_PIECES = 20
 """What a worker holds at most, in pieces: both sides as codes and as float32."""

@@ -15,7 +15,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from weighbridge.formats.schemes import PRESETS, Scheme, SchemeMismatch
+from weighbridge.formats.schemes import PRESETS, Scheme, SchemeMismatch, rows_and_columns
 from weighbridge.formats.tensors import Tensor
 from weighbridge.formats.wildcards import is_wildcard, pattern_of
 
@@ -42,11 +42,8 @@ def stored_tensors(scheme: Scheme, weight: Tensor) -> dict[str, Tensor]:
     Raises:
         SchemeMismatch: modelopt has no form for the scheme here, or it cannot be applied to this shape.
     """
-    if len(weight.shape) != 2:
-        rule = "scheme/one-dimensional" if len(weight.shape) < 2 else "scheme/not-two-dimensional"
-        raise SchemeMismatch(rule, f"a weight must have two axes, this one is {weight}")
+    rows, columns = rows_and_columns(weight)
     algorithm = algorithm_of(scheme)
-    rows, columns = weight.shape
     scalar = Tensor("F32", ())
     if algorithm == "FP8":
         return {"weight": Tensor("F8_E4M3", weight.shape), "weight_scale": scalar, "input_scale": scalar}

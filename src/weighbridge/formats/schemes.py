@@ -156,6 +156,18 @@ class SchemeMismatch(ValueError):
         super().__init__(why)
 
 
+def rows_and_columns(weight: Tensor) -> tuple[int, int]:
+    """The two axes of a weight [out, in].
+
+    Raises:
+        SchemeMismatch: it has fewer, or more.
+    """
+    if len(weight.shape) != 2:
+        rule = "scheme/one-dimensional" if len(weight.shape) < 2 else "scheme/not-two-dimensional"
+        raise SchemeMismatch(rule, f"a weight must have two axes, this one is {weight}")
+    return weight.shape[0], weight.shape[1]
+
+
 def stored_tensors(scheme: Scheme, weight: Tensor) -> dict[str, Tensor]:
     """The tensors that compressed-tensors stores for a module whose weight is `weight` ([out, in], float).
 
@@ -165,14 +177,11 @@ def stored_tensors(scheme: Scheme, weight: Tensor) -> dict[str, Tensor]:
     Raises:
         SchemeMismatch: the weight is not two-dimensional, or a group size does not divide its width.
     """
-    if len(weight.shape) != 2:
-        rule = "scheme/one-dimensional" if len(weight.shape) < 2 else "scheme/not-two-dimensional"
-        raise SchemeMismatch(rule, f"a weight must have two axes, this one is {weight}")
+    rows, columns = rows_and_columns(weight)
     args = scheme.weights
     fp4 = args.type == "float" and args.num_bits == 4
     if args.num_bits > 8 or (fp4 and (args.group_size not in FP4_FORMATS or not args.symmetric)):
         raise SchemeMismatch("scheme/strategy", f"compressed-tensors cannot write weights {args}")
-    rows, columns = weight.shape
     scale = Tensor(weight.dtype, scale_shape(args, rows, columns))
     form = scheme.format
     stored: dict[str, Tensor]

@@ -17,12 +17,13 @@ from weighbridge.formats.tensors import Tensor
 from weighbridge.linting import lint
 from weighbridge.linting.mistral_form import kept_for_turning
 from weighbridge.linting.quantized import BULK, INTEGER_GROUP_SIZES
+from weighbridge.linting.suggest import matching
 from weighbridge.planning import Part, Plan, find_merged_groups, make_plan, tied_heads
 from weighbridge.recipe import read_recipe
 from weighbridge.recipe.catalogue import RECIPES
 from weighbridge.report import Finding, Severity
 from weighbridge.text.names import expert_of
-from weighbridge.text.patterns import REGEX_PREFIX, PatternError, pattern_list
+from weighbridge.text.patterns import REGEX_PREFIX
 
 _REASONS: Mapping[Role, str] = {
     Role.ROUTER: "Routers choose experts by small differences, and vLLM does not load a quantized one.",
@@ -171,12 +172,12 @@ def _entries(unwanted: Mapping[str, str], wanted: Sequence[str], family: Family)
     left = sorted(unwanted, key=lambda module: (list(Role).index(family.role_of(module)), module))
     while left:
         first = left[0]  # which each pattern must match: a norm that is called ln_1 has no norm in its name
-        fitting = (pattern for pattern in _patterns(first, family) if _matched(pattern, [first]))
-        pattern = next((pattern for pattern in fitting if not _matched(pattern, asked)), None)
+        fitting = (pattern for pattern in _patterns(first, family) if matching(pattern, [first]))
+        pattern = next((pattern for pattern in fitting if not matching(pattern, asked)), None)
         if pattern is None:
             what = f"no entry of an ignore list can name its module {first[:80]!r}"
             raise RecipeError(what, where=family.name, remedy="write a recipe by hand whose targets leave it out")
-        covered = frozenset(_matched(pattern, left))
+        covered = frozenset(matching(pattern, left))
         same = sum(unwanted[module] == unwanted[first] for module in covered)
         found.append((_Entry(pattern, unwanted[first], same), covered))
         left = [module for module in left if module not in covered]
@@ -197,7 +198,7 @@ def _asked_instead(wanted: Iterable[str]) -> set[str]:
 def _is_covered(entry: _Entry, covered: frozenset[str], found: Sequence[tuple[_Entry, frozenset[str]]]) -> bool:
     """Whether another entry with the same reason matches all that an entry is there for."""
     others = (other for other, _ in found if other is not entry and other.why == entry.why)
-    return any(len(_matched(other.pattern, covered)) == len(covered) for other in others)
+    return any(len(matching(other.pattern, covered)) == len(covered) for other in others)
 
 
 def _patterns(module: str, family: Family) -> Iterator[str]:
@@ -210,15 +211,6 @@ def _patterns(module: str, family: Family) -> Iterator[str]:
     for count in (1, 2):
         yield rf"{REGEX_PREFIX}(?:.*\.)?{re.escape('.'.join(parts[-count:]))}$"
     yield module
-
-
-def _matched(pattern: str, modules: Iterable[str]) -> list[str]:
-    """The modules that an entry matches; none where it is no entry that a recipe may have."""
-    try:
-        patterns = pattern_list((pattern,))
-    except PatternError:
-        return []
-    return [module for module in modules if patterns.matches(module)]
 
 
 def _fused_groups(wanted: Sequence[str], family: Family) -> list[tuple[str, ...]]:

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from weighbridge.checkpoint.modules import FUSED_EXPERTS
 from weighbridge.formats.declaration import LINEAR
 from weighbridge.planning import Plan
-from weighbridge.text.patterns import REGEX_PREFIX, PatternError, PatternList
+from weighbridge.text.patterns import REGEX_PREFIX, PatternError, pattern_list
 
 _MISSPELT_PREFIX = re.compile(r"^(?:regexp?|re)\s*:\s*", re.IGNORECASE)
 _PARAMETER = re.compile(r"\\?\.(?:weight|bias)(\$?)$")
@@ -18,9 +18,9 @@ _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{3,}")
 
 
 def matching(entry: str, names: Iterable[str]) -> list[str]:
-    """The names that an entry matches; none where it does not compile."""
+    """The names that an entry matches; none where it is no entry that a recipe may have."""
     try:
-        patterns = PatternList((entry,))
+        patterns = pattern_list((entry,))
     except PatternError:
         return []
     return [name for name in names if patterns.matches(name)]

@@ -157,15 +157,17 @@ def evaluate(endpoint: Endpoint, setting: Setting, harness: Harness) -> tuple[Sc
         return read_scores(found[0].read_bytes(), setting.task, where=f"the harness's result of {setting.task}")
 
 
+def generation_of(setting: Setting, harness: Harness) -> dict[str, Any]:
+    """The keys of a request that replace the task's own."""
+    return {**setting.generation, **({} if harness.max_gen_toks is None else {"max_gen_toks": harness.max_gen_toks})}
+
+
 def request(endpoint: Endpoint, setting: Setting, harness: Harness, *, output: Path) -> dict[str, Any]:
     """What the harness is told, as the content of its configuration file.
 
     A file, since in the harness's own arguments a comma in a model's name would begin another argument.
     """
     chat = harness.tokenizer is None
-    generation = dict(setting.generation)
-    if harness.max_gen_toks is not None:
-        generation["max_gen_toks"] = harness.max_gen_toks
     model = {
         "model": endpoint.model,
         "base_url": f"{endpoint.url}/v1/{'chat/' if chat else ''}completions",
@@ -183,7 +185,7 @@ def request(endpoint: Endpoint, setting: Setting, harness: Harness, *, output: P
         "num_fewshot": setting.shots,
         "apply_chat_template": chat,
         "fewshot_as_multiturn": chat,
-        "gen_kwargs": generation,
+        "gen_kwargs": generation_of(setting, harness),
         "include_path": str(harness.tasks.resolve()) if harness.tasks is not None else None,
         "limit": harness.limit,
         "seed": [SEED] * 4,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from weighbridge.extras.endpoint.harness import Harness, Score, Setting, retained
+from weighbridge.extras.endpoint.harness import Harness, Score, Setting, generation_of, retained
 from weighbridge.extras.endpoint.server import Endpoint
 from weighbridge.report import Report, Section, Table
 
@@ -59,15 +59,13 @@ def _figure(score: Score) -> tuple[Cell, Cell]:
 
 
 def _facts(setting: Setting, score: Score, harness: Harness) -> dict[str, str | int]:
-    generation = dict(setting.generation)
-    if harness.max_gen_toks is not None:
-        generation["max_gen_toks"] = harness.max_gen_toks
     way = "the server's chat template" if harness.tokenizer is None else "plain text, without a chat template"
     return {
         "questions": score.questions,
         "examples before each": "as the task says" if setting.shots is None else setting.shots,
         "asked through": way,
-        "generation": ", ".join(f"{key}={value}" for key, value in generation.items()) or "as the task says",
+        "generation": ", ".join(f"{key}={value}" for key, value in generation_of(setting, harness).items())
+        or "as the task says",
         "set up as": setting.basis,
         "harness": f"lm-eval {score.version}".strip(),
     }
