@@ -11,6 +11,7 @@ from weighbridge.base.source import MINIATURE, open_source
 from weighbridge.building import BuildRequest, build
 from weighbridge.engines.streaming import work
 from weighbridge.machine.resources import Resources
+from weighbridge.numbers import Kernels
 from weighbridge.progress import Progress
 from weighbridge.recipe import load_recipe
 
@@ -22,7 +23,7 @@ ELEMENTS = {"FP8": "fp8-dynamic", "INT4": "w4a16", "FP4": "nvfp4a16"}
 def test_fault_of_the_kernels_is_seen_by_the_audit_of_the_build(
     way: str, element: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kernels = WrongKernels(WAYS.get(way, lambda _: None))
+    kernels: Kernels = WrongKernels(WAYS.get(way, lambda _: None))
     monkeypatch.setattr(work, "load_kernels", lambda _: kernels)
     request = BuildRequest(
         loaded=load_recipe(ELEMENTS[element]),

@@ -109,10 +109,20 @@ class WrongKernels:
         """See `Kernels`."""
         return self.honest.amax(weight, dtype)
 
-    def quantize(self, weight: Array, dtype: str, scheme: Scheme, *, amax: float | None = None) -> dict[str, Array]:
+    def largest(self, weight: Array, dtype: str, scheme: Scheme, *, steps: int | None = None) -> float:
+        """See `Kernels`."""
+        return self.honest.largest(weight, dtype, scheme, steps=steps)
+
+    def improving(self, weight: Array, dtype: str, scheme: Scheme) -> int:
+        """See `Kernels`."""
+        return self.honest.improving(weight, dtype, scheme)
+
+    def quantize(
+        self, weight: Array, dtype: str, scheme: Scheme, *, amax: float | None = None, steps: int | None = None
+    ) -> dict[str, Array]:
         """See `Kernels`."""
         assert dtype == "BF16"
-        arrays = dict(self.honest.quantize(weight, dtype, scheme, amax=amax))
+        arrays = dict(self.honest.quantize(weight, dtype, scheme, amax=amax, steps=steps))
         element = encoding_of(scheme).element
         local = "weight_packed" if "weight_packed" in arrays else "weight"
         stored = np.ascontiguousarray(arrays[local]).view(np.uint8).copy()
