@@ -278,13 +278,16 @@ def test_calibrated_builds_of_toys_derive(toy: str, modifier: str, once: Once, t
 
 CALIBRATION = {"dataset": {"file": "text.txt"}, "samples": 4, "sequence_length": 16, "experts": "all"}
 SEARCHED = {"group_0": {"weights": {**GROUPS_OF_32, "observer": "memoryless_mse"}}}
+WEIGHED = {"group_0": {"weights": {**GROUPS_OF_32, "observer": "imatrix_mse"}}}
+"""By what the calibration data say of each column."""
 PROMISES: dict[str, tuple[dict[str, object], bool, bool]] = {
     "rounding": (SCHEMES["W4A16"], True, True),
-    "searched scales": ({"config_groups": SEARCHED}, False, False),
+    "searched scales": ({"config_groups": SEARCHED}, True, False),
+    "scales searched for with data": ({"config_groups": WEIGHED}, False, False),
     "GPTQ": ({**SCHEMES["W4A16"], "modifiers": [{"GPTQModifier": {}}]}, False, True),
     "AWQ": ({**SCHEMES["W4A16"], "modifiers": [{"AWQModifier": {}}]}, False, False),
 }
-"""What a recipe says -> whether codes are the nearest, and whether scales are those of the largest values."""
+"""What a recipe says -> whether codes and scales follow from the base, and whether scales are of its largest values."""
 
 
 @pytest.mark.parametrize(("content", "exact", "scales"), PROMISES.values(), ids=PROMISES)
