@@ -6,8 +6,8 @@ BIN     := $(VENV)/bin
 STAMP   := $(VENV)/installed
 GEMMA   := google/gemma-4-26B-A4B-it
 DEMO    := builds/mini-fp8-dynamic
-RECIPES := fp8-dynamic fp8-dynamic-norouter fp8-dynamic-kv8 fp8-block w4a16 w4a16-g64 w4a16-gptq w4a16-awq \
-  nvfp4a16 nvfp4 nvfp4-full-modelopt nvfp4-experts-modelopt nvfp4-mlp-modelopt qat-nvfp4-full-modelopt mxfp4
+RECIPES := fp8-dynamic fp8-dynamic-norouter fp8-dynamic-kv8 fp8-block w4a16 w4a16-g64 w4a16-signed w4a16-gptq \
+  w4a16-awq nvfp4a16 nvfp4a16-4o6 nvfp4 nvfp4-full-modelopt nvfp4-experts-modelopt nvfp4-mlp-modelopt qat-nvfp4-full-modelopt mxfp4
 
 # MODEL=path|org/name[@revision]|mini, OUTPUT=directory, DEVICE=cuda:0|cpu override what a recipe says.
 OPTIONS = $(if $(MODEL),--model $(MODEL)) $(if $(OUTPUT),--output $(OUTPUT)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
@@ -65,10 +65,12 @@ fp8-dynamic-norouter: ## the decisions of LargitData's build, experts one by one
 fp8-block: ## FP8 in blocks of 128x128
 w4a16: ## four-bit integers in groups of 32
 w4a16-g64: ## the same in groups of 64
+w4a16-signed: ## the same in groups of 32, scales searched for, with a sign
 fp8-dynamic-kv8: ## fp8-dynamic with calibrated scales of an FP8 KV cache
 w4a16-gptq: ## four-bit integers in groups of 32, by GPTQ
 w4a16-awq: ## the same by AWQ
 nvfp4a16: ## NVFP4 weights, activations in BF16
+nvfp4a16-4o6: ## the same with the scale of each block searched for
 nvfp4: ## NVFP4 weights and activations, calibrated: RedHatAI's decisions
 nvfp4-full-modelopt: ## the same in modelopt's format: bg-digitalservices' decisions
 nvfp4-experts-modelopt: ## experts alone, in modelopt's format: NVIDIA's decisions
