@@ -11,11 +11,12 @@ from functools import partial
 from weighbridge import api
 from weighbridge.base.source import MADE
 from weighbridge.cli.complete import complete, locks, recipes
+from weighbridge.cli.lint import UNJUDGED
 from weighbridge.cli.run import HOLDS, WANTING, Parser, command
 from weighbridge.errors import StructureError
 from weighbridge.planning.online import Online
 from weighbridge.recipe.schema import Base
-from weighbridge.report import PRESENTERS, Severity
+from weighbridge.report import PRESENTERS, first_error
 
 EPILOG = """\
 examples:
@@ -43,12 +44,11 @@ def _online(options: argparse.Namespace) -> int:
     loaded = api.load_recipe(options.recipe)
     source = options.model or api.locked_source(loaded)
     if source is None:
-        why = "no structure lock of its base is here"
-        raise StructureError(why, where=options.recipe, remedy="name the model with --model")
+        raise StructureError(UNJUDGED, where=options.recipe, remedy="name the model with --model")
     plan = api.plan(loaded, source)
     found = api.online(plan)
     judged = api.lint(plan)
-    if any(finding.severity is Severity.ERROR for section in judged.sections for finding in section.findings):
+    if first_error(judged.sections):
         sys.stderr.write(PRESENTERS["text"](judged))
         return WANTING
     if options.format == "json":

@@ -35,6 +35,11 @@ NAMES: Mapping[str, tuple[Scheme, ...]] = {
 It has two more, of experts alone, that no scheme of a recipe is: NVFP4 under activations by token, and INT8 by row.
 """
 
+BUILD_IT = "build it: vLLM makes of floats, while it loads, " + ", ".join(
+    preset for preset, scheme in PRESETS.items() if any(scheme in schemes for schemes in NAMES.values())
+)
+"""What to do with what vLLM cannot do."""
+
 DIFFERS: Mapping[str, str] = {
     "fp8_per_channel": "scales stay F32, where a build rounds them to the weight's dtype, and codes follow them",
     "fp8_per_block": (
@@ -116,19 +121,16 @@ def _way(plan: Plan, part: Part) -> str:
     """
     scheme = part.scheme
     assert scheme is not None
-    remedy = "build it: vLLM makes of floats, while it loads, " + ", ".join(
-        name for name, schemes in PRESETS.items() if any(schemes in known for known in NAMES.values())
-    )
     if plan.source.family.role_of(part.module) in (Role.EMBEDDINGS, Role.HEAD):
-        raise BuildError("is no linear to vLLM, and stays as it is while it loads", where=part.module, remedy=remedy)
+        raise BuildError("is no linear to vLLM, and stays as it is while it loads", where=part.module, remedy=BUILD_IT)
     if not by_largest_values(scheme.weights):
         why = f"has scales chosen by {scheme.weights.observer}, and vLLM takes the largest values"
-        raise BuildError(why, where=part.decision.place or part.module, remedy=remedy)
+        raise BuildError(why, where=part.decision.place or part.module, remedy=BUILD_IT)
     for name, schemes in NAMES.items():
         if scheme in schemes:
             return name
     raise BuildError(
-        f"vLLM cannot make {scheme} while it loads", where=part.decision.place or part.module, remedy=remedy
+        f"vLLM cannot make {scheme} while it loads", where=part.decision.place or part.module, remedy=BUILD_IT
     )
 
 
