@@ -239,6 +239,11 @@ def attacks(
     steps = torch.where(random(rows, columns) < 0.5, -1, 1)
     for share in (0.1, 0.3, 0.6):
         yield f"{share:.0%} moved by one", kept(torch.where(random(rows, columns) < share, honestly + steps, honestly))
+    other = stored.beside(weight / stored.scale + stored.zero, near)
+    for share in (0.1, 0.3, 1):
+        chosen = torch.where(random(rows, columns) < 0.5, near, other)
+        altered = torch.where(random(rows, columns) < share, chosen, honestly)
+        yield f"{share:.0%} rounded up or down at will", kept(altered)
     yield "shrunk by a tenth", kept(stored.nearest(0.9 * stored.weight))
     yield "shrunk by 2 %", kept(stored.nearest(0.98 * stored.weight))
     for share in (0.01, 0.02, 0.05, 0.1):

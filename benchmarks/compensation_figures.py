@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from weighbridge.auditing.moves import FURTHEST, PARTS, entropy
+
 Tensor = torch.Tensor
 E2M1 = (-6.0, -4.0, -3.0, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
@@ -40,6 +42,12 @@ class Stored:
         """Places of a weight that is rounded to nearest under the same scales."""
         quotients: Tensor = weight / self.scale + self.zero
         return nearest(self.grid, quotients)
+
+    def beside(self, quotients: Tensor, near: Tensor) -> Tensor:
+        """Places on the other side of quotients from where they are nearest to; at an end that next to it."""
+        last = len(self.grid) - 1
+        below = (quotients < self.grid[near]) & (near > 0) | (near == last)
+        return torch.where(below, near - 1, near + 1)
 
 
 def grid_of(args: Any) -> Tensor:
@@ -157,6 +165,7 @@ def figures_of(weight: Tensor, stored: Stored) -> Figures:
         "moved": float((away > 0).float().mean()),
         "moved 2": float((away > 1).float().mean()),
         "moved 3": float((away > 2).float().mean()),
+        **_unexplained(stored, quotients, near),
         "largest move": float(away.max()),
         "bias": float(directed.sum()) / max(float(directed.abs().sum()) ** 0.5, 1.0),
         "signs": float(((weight.sign() == value.sign()) & signs).sum()) / max(float(signs.sum()), 1.0),
@@ -181,6 +190,24 @@ def figures_of(weight: Tensor, stored: Stored) -> Figures:
         "volume": _volume(balanced),
     }
     return Figures(rows, module)
+
+
+def _unexplained(stored: Stored, quotients: Tensor, near: Tensor) -> dict[str, float]:
+    """What the moves of codes may hold, and those where a weight lies on its place, as the audit counts them."""
+    moves = stored.places - near
+    aside = quotients.clamp(stored.grid[0], stored.grid[-1]) - stored.grid[near]
+    step = (stored.grid[stored.beside(quotients, near)] - stored.grid[near]).abs()
+    part = (aside.abs() / step.clamp(min=torch.finfo(torch.float32).tiny) * 2 * PARTS).long().clamp(max=PARTS - 1)
+    towards = torch.where(aside < 0, -moves, moves).clamp(-FURTHEST, FURTHEST) + FURTHEST
+    width = 2 * FURTHEST + 1
+    counts = torch.bincount((part * width + towards).flatten(), minlength=PARTS * width)
+    at_rest = counts[:width].double()
+    up, down = float(at_rest[FURTHEST + 1 :].sum()), float(at_rest[:FURTHEST].sum())
+    return {
+        "unexplained": entropy(tuple(counts.tolist()), max(1, len(stored.grid) - 1).bit_length()),
+        "moved at rest": (up + down) / max(float(at_rest.sum()), 1.0),
+        "lean at rest": (up - down) / max(up + down, 1.0),
+    }
 
 
 def replaced(stored: Stored, places: Tensor) -> Stored:

@@ -42,6 +42,9 @@ MODULE_FIGURES = (
     "moved",
     "moved 2",
     "moved 3",
+    "unexplained",
+    "moved at rest",
+    "lean at rest",
     "largest move",
     "bias",
     "signs",
@@ -158,6 +161,9 @@ LEAST = (
     "projection",
     "moved",
     "moved 3",
+    "unexplained",
+    "moved at rest",
+    "lean at rest",
 )
 
 

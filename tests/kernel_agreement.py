@@ -185,6 +185,12 @@ def _ties(dtype: str, shape: tuple[int, int], random: np.random.Generator) -> Ar
     return _of_values(dtype, values * random.choice([-1, 1], shape))
 
 
+def _few_on_the_grid(dtype: str, shape: tuple[int, int], random: np.random.Generator) -> Array:
+    # Mostly zeros, and else what some range leaves without an error.
+    values = random.choice([0.5, 1, 2, 4, 6, 7], shape) * (random.random(shape) < 0.1)
+    return _of_values(dtype, values * 2.0 ** random.integers(-6, 6, (shape[0], 1)) * random.choice([-1, 1], shape))
+
+
 KINDS: Mapping[str, Make] = {
     "normal": _normal,
     "outliers": _outliers,
@@ -197,5 +203,6 @@ KINDS: Mapping[str, Make] = {
     "any pattern": _any_pattern,
     "few binades": _few_binades,
     "ties": _ties,
+    "few on the grid": _few_on_the_grid,
 }
 """Kinds of hard weights."""

@@ -213,6 +213,19 @@ def moved(share: float) -> Attack:
     return attack
 
 
+def at_will(share: float) -> Attack:
+    """So many codes are that above or that below the weight, whichever one likes."""
+
+    def attack(module: Module, random: np.random.Generator) -> Array:
+        scale = float_values(module.arrays["weight_scale"], "BF16").repeat(GROUP, 1)
+        below = np.floor(float_values(module.weight, "BF16") / scale).astype(np.int64)
+        liked = below + (random.random(below.shape) < 0.5)
+        codes = codes_of(module)
+        return but_one_column(np.where(random.random(codes.shape) < share, liked, codes), rounded(module))
+
+    return attack
+
+
 def erased_columns(share: float) -> Attack:
     """So many columns are zero."""
 
@@ -248,6 +261,8 @@ ATTACKS: dict[str, Attack] = {
     "half as large": lambda module, _: but_one_column(codes_of(module) // 2, rounded(module)),
     "a fifth moved by one": moved(0.2),
     "half moved by one": moved(0.5),
+    "all rounded up or down at will": at_will(1),
+    "half rounded up or down at will": at_will(0.5),
     "an edit of a fifth of the energy": rank_one(0.2),
     "an edit of half the energy": rank_one(0.5),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -24,6 +25,7 @@ from weighbridge.auditing.judge import (
     too_wide,
 )
 from weighbridge.auditing.measure import Difference, Measure
+from weighbridge.auditing.moves import FURTHEST, PARTS, entropy
 from weighbridge.auditing.smoothing import COARSENESS, UNIT_ROUNDOFF
 from weighbridge.auditing.work import QUOTIENT_SLACK, STRICT, Allowance
 
@@ -286,6 +288,26 @@ def test_row_holds_most_of_the_bases(stored: float, dampening: float, askew: int
     assert module.measured(Allowance(dampening=dampening)).askew_rows == askew
 
 
+def moved(*counts: tuple[int, int, int]) -> tuple[int, ...]:
+    """Codes by the part of half a step (0 to 7) from their weight and by how many places they moved: with a count."""
+    table = np.zeros((PARTS, 2 * FURTHEST + 1), np.int64)
+    for part, move, count in counts:
+        table[part, FURTHEST + move] += count
+    return tuple(table.ravel().tolist())
+
+
+def of_bits(wanted: float) -> tuple[int, ...]:
+    """Moves that hold so many bits each: fewer codes stay, until they do."""
+    further = [(3, side * places, 13_000_000) for side in (1, -1) for places in range(2, FURTHEST)]
+
+    def table(stay: int) -> tuple[int, ...]:
+        one = (10**9 - stay) // 2
+        return moved(*further, (3, 0, stay), (3, 1, one), (3, -1, one))
+
+    stays = range(10**9, 10**9 // 3, -10_000)
+    return table(stays[bisect_left(stays, wanted, key=lambda stay: entropy(table(stay), 4))])
+
+
 def test_row_of_eight_bits_has_less_to_compensate_for() -> None:
     assert compensation.limits_of(8, 0.01).row_projection == compensation.limits_of(8, 0.001).row_projection == 0.2
     assert compensation.limits_of(8, 0.01).projection == compensation.limits_of(8, 0.001).projection == 0.003
@@ -294,17 +316,17 @@ def test_row_of_eight_bits_has_less_to_compensate_for() -> None:
 @pytest.mark.parametrize(
     ("dampening", "limits"),
     [
-        (0.2, (0.06, 0.5, 5)),
-        (0.1, (0.06, 0.5, 5)),
-        (0.0999, (0.06, 0.75, 24)),
-        (0.01, (0.06, 0.75, 24)),
-        (0.00999, (0.12, 0.9, 110)),
-        (0.0, (0.12, 0.9, 110)),
+        (0.2, (0.06, 0.5, 5, 0.06, 1.3)),
+        (0.1, (0.06, 0.5, 5, 0.06, 1.3)),
+        (0.0999, (0.06, 0.75, 24, 0.17, 2.4)),
+        (0.01, (0.06, 0.75, 24, 0.17, 2.4)),
+        (0.00999, (0.12, 0.9, 110, 0.4, 3.2)),
+        (0.0, (0.12, 0.9, 110, 0.4, 3.2)),
     ],
 )
-def test_limits_go_by_the_dampening(dampening: float, limits: tuple[float, float, float]) -> None:
+def test_limits_go_by_the_dampening(dampening: float, limits: tuple[float, ...]) -> None:
     found = compensation.limits_of(4, dampening)
-    assert (found.projection, found.moved, found.noise) == limits
+    assert (found.projection, found.moved, found.noise, found.further, found.bits) == limits
 
 
 Change = Callable[[float], Measure]
@@ -313,6 +335,17 @@ OF_MODULES: dict[str, tuple[float, Change]] = {
     "less of the base's weight": (0.06, lambda limit: replace(HONEST, dot=100 * (1 - limit))),
     "moved codes": (0.75, lambda limit: replace(HONEST, elements=10**9, not_nearest=math.ceil(10**9 * limit))),
     "squared error": (24, lambda limit: replace(HONEST, noise=24.0, expected=24 / limit)),
+    "moves of more than a place": (
+        0.17,
+        lambda limit: replace(HONEST, moves=moved((3, 0, int(1e9 * (1 - limit))), (3, 2, math.ceil(1e9 * limit)))),
+    ),
+    "bits": (2.4, lambda limit: replace(HONEST, moves=of_bits(limit))),
+    "towards the weight, at rest": (
+        0.6,
+        lambda limit: replace(
+            HONEST, moves=moved((0, 0, 10**13), (0, 1, int(5e11 * (1 + limit))), (0, -1, int(5e11 * (1 - limit))))
+        ),
+    ),
     "direction": (0.5, lambda limit: replace(HONEST, ups=math.ceil(5e11 * (1 + limit)), downs=int(5e11 * (1 - limit)))),
 }
 

@@ -261,7 +261,8 @@ def test_a_table_finds_what_trying_every_range_finds(name: str, monkeypatch: pyt
     scheme = OBSERVED[name]
     encoding = encoding_of(scheme)
     assert encoding.search is not None
-    parts = [hard_weight(kind, "BF16", 128, 256) for kind in ("normal", "outliers", "many magnitudes", "ties")]
+    kinds = ("normal", "outliers", "many magnitudes", "ties", "few on the grid", "few binades", "zero rows and blocks")
+    parts = [hard_weight(kind, "BF16", 128, 256) for kind in kinds]
     weight = within_upstreams_reach(np.concatenate(parts), "BF16", scheme)
     steps, found = encoding.search.steps, []
     for fewest in (1, 1 << 40):

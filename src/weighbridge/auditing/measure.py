@@ -42,6 +42,8 @@ class Measure:
             are exact only where a scale of the whole could be wrong.
         amax: the largest absolute value of what codes should span, of the base's weights unless an observer chooses a
             range, where a scale of the whole rests on it; NaN where one of them is NaN or infinite.
+        moves: of modules that are not exact, how many codes are how many places from the nearest; as
+            `weighbridge.auditing.moves.moves_of` counts them, row after row. Empty where it was not asked.
         improving: where ranges are searched for, bit n is set where step n lessens the error of any tile.
 
     Of compensated modules alone:
@@ -81,6 +83,7 @@ class Measure:
     steps: float = 0.0
     far: float = 0.0
     amax: float = 0.0
+    moves: tuple[int, ...] = ()
     improving: int = 0
     settled: int = -1
     askew_rows: int = 0
@@ -155,11 +158,16 @@ def _earlier(one: int, other: int) -> int:
     return max(one, other) if min(one, other) < 0 else min(one, other)
 
 
+def _added(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(map(add, one, other)) if one and other else one or other
+
+
 _JOIN: dict[str, Callable[[Any, Any], Any]] = {
     "first": _earlier,
     "largest": _larger,
     "steps": _larger,
     "amax": _larger,
+    "moves": _added,
     "settled": int.__and__,
     "zero_columns": int.__and__,
     "live_columns": int.__or__,

@@ -9,8 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from weighbridge.auditing.assess import Audit
 from weighbridge.auditing.judge import ORDER, Judged, Verdict, chosen_by
 from weighbridge.auditing.measure import Measure, decibels, signal_to_noise
-from weighbridge.auditing.pairing import OF_RECIPE
+from weighbridge.auditing.moves import moved_further
+from weighbridge.auditing.pairing import OF_RECIPE, QuantizedPair
 from weighbridge.auditing.recomputed import PROVEN, Quantized, names_of
+from weighbridge.auditing.unexplained import bits_of_kept, bits_of_module
 from weighbridge.checkpoint.problems import said_of
 from weighbridge.families import Family
 from weighbridge.formats.observers import by_largest_values
@@ -78,6 +80,7 @@ def _whole(audit: Audit) -> Section:
     facts: dict[str, str | int] = {
         "weights quantized": f"{100 * audit.quantized_share:.2f} % of the base's",
         "bits a weight": f"{audit.bits_a_weight:.3f}",
+        "bits a weight that the recipe does not explain": _unexplained(audit),
         "elements checked": f"{audit.checked:,} of {audit.total:,} ({100 * audit.checked / max(audit.total, 1):.2f} %)",
     }
     if audit.base_quantized:
@@ -103,6 +106,13 @@ def _whole(audit: Audit) -> Section:
     where = "" if _derives(audit) else "; the parts that failed say where"
     summary = f"{conclusion(audit)}: {decides}{where}"
     return Section("audit", "the audit", summary, facts=facts, failed=not _derives(audit))
+
+
+def _unexplained(audit: Audit) -> str:
+    """How much can lie in what neither the base nor the recipe decides."""
+    bits = sum(bits_of_module(*each) * each[0].weight.parameters for each in audit.quantized)
+    bits += sum(bits_of_kept(*each) for each in audit.kept)
+    return f"{bits / max(audit.base_parameters, 1):.4f} at most" if bits else "0"
 
 
 def _choices(audit: Audit) -> Counter[str]:
@@ -228,18 +238,19 @@ def _findings(
 
 
 def _by_role(quantized: Quantized, family: Family) -> Table:
-    roles: dict[str, list[tuple[Measure, Judged]]] = {}
+    roles: dict[str, list[tuple[QuantizedPair, Measure, Judged]]] = {}
     for item, seen, judged in quantized:
-        roles.setdefault(family.role_of(item.name), []).append((seen, judged))
+        roles.setdefault(family.role_of(item.name), []).append((item, seen, judged))
     rows = []
     for role, entries in roles.items():
-        whole = sum((seen for seen, _ in entries), Measure())
-        worst = min((seen for seen, _ in entries), key=lambda seen: seen.snr)
+        whole = sum((seen for _, seen, _ in entries), Measure())
+        worst = min((seen for _, seen, _ in entries), key=lambda seen: seen.snr)
+        unexplained = sum(bits_of_module(*entry) * entry[1].elements for entry in entries)
         rows.append(
             (
                 str(role),
                 len(entries),
-                str(max((judged.verdict for _, judged in entries), key=lambda verdict: ORDER[verdict])),
+                str(max((judged.verdict for _, _, judged in entries), key=lambda verdict: ORDER[verdict])),
                 decibels(whole.signal, whole.noise),
                 decibels(worst.signal, worst.noise),
                 f"{whole.steps:.3f}",
@@ -247,11 +258,14 @@ def _by_role(quantized: Quantized, family: Family) -> Table:
                 _percent(whole.zeroed, whole.elements),
                 whole.dead_scales + whole.bad_scales,
                 whole.subnormal_scales,
+                f"{unexplained / max(whole.elements, 1):.4f}" if unexplained else "0",
+                f"{100 * moved_further(whole.moves):.3f}" if whole.moves else "",
             )
         )
     columns = (
         *("role", "modules", "worst verdict", "SNR dB", "lowest SNR dB", "largest error, steps", "saturated %"),
         *("zeroed %", "dead or bad scales", "subnormal scales"),
+        *("unexplained bits a weight", "moved further than a step %"),
     )
     return Table(columns, tuple(rows))
 

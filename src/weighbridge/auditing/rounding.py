@@ -864,6 +864,49 @@ def directions(
 
 
 @jit
+def _rank(places: Any, place: Any) -> Any:
+    """How many places of its grid lie between zero and `place`, with the sign of the side on which it lies."""
+    power = _power(place, places.smallest)
+    binades = int32(int32(_bits_of(power) >> 23) - int32(_bits_of(places.smallest) >> 23))
+    below = float32(float32(binades) * places.fraction)
+    rank = float32(below + float32(abs(place) / float32(power / places.fraction)))
+    return int32(-rank if place < 0 else rank)
+
+
+@jit
+def moves(weights: Any, is_bf16: Any, codes: Any, nibbles: Any, places: Any, tiles: Any, counts: Any) -> None:
+    """Count by how many places codes are from the nearest, apart by how far that is from the weight.
+
+    A move towards the weight, and beyond it, counts as positive.
+
+    Args:
+        counts: int64 [parts of half a step, 2 n + 1], grows: the middle column counts what has not moved, the first and
+            the last what moved by n places or more. A NaN, of code or scale, is counted in the last.
+        others: as in `examine`.
+    """
+    rows, columns = weights.shape
+    parts, most = counts.shape[0], counts.shape[1] // 2
+    row_weights, values = np.empty(columns, np.float32), np.empty(columns, np.float32)
+    row_divisors, row_zeros = np.empty(columns, np.float32), np.empty(columns, np.float32)
+    row_codes = np.empty(columns, np.uint8)
+    for row in range(rows):
+        _spread_tiles(tiles, row, row_divisors, row_zeros)
+        _decode(codes[row], nibbles, places, row_codes, values)
+        _widen(weights[row], is_bf16, row_weights)
+        for column in range(columns):
+            place = _within(places, float32(float32(row_weights[column] / row_divisors[column]) + row_zeros[column]))
+            nearest = _nearest(places, place)
+            step = float32(_power(place, places.smallest) / places.fraction)
+            part = float32(float32(place - nearest) / step)
+            if not np.isfinite(part) or not np.isfinite(values[column]):
+                counts[0, 2 * most] += 1
+                continue
+            move = _rank(places, values[column]) - _rank(places, nearest)
+            move = min(max(-move if part < 0 else move, -most), most)
+            counts[min(int(abs(part) * 2 * parts), parts - 1), most + move] += 1
+
+
+@jit
 def squared_steps(weights: Any, is_bf16: Any, places: Any, tiles: Any, sum_of_row: Any) -> None:
     """Fill the sum of squares, for each row, of the steps of the grid where its weights lie, times their divisors.
 

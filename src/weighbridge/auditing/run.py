@@ -100,9 +100,16 @@ def _fields(result: Result) -> dict[str, Any]:
 
 def _seen(kept: list[Any]) -> Seen:
     return [
-        (pair, _KINDS[kind](**{name: int(value, 16) if name in _COLUMNS else value for name, value in values.items()}))
+        (pair, _KINDS[kind](**{name: _figure(name, value) for name, value in values.items()}))
         for pair, kind, values in kept
     ]
+
+
+def _figure(name: str, value: Any) -> Any:
+    """A figure as JSON has it."""
+    if name in _COLUMNS:
+        return int(value, 16)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _added(results: Iterable[Seen]) -> dict[int, Result]:

@@ -26,6 +26,7 @@ from weighbridge.auditing.grid import (
     values_of,
 )
 from weighbridge.auditing.measure import Difference, Measure
+from weighbridge.auditing.moves import moves_of
 from weighbridge.auditing.pairing import KeptPair, Pair, Pairing, QuantizedPair
 from weighbridge.auditing.pieces import Spans, Strip, cut, cut_by_elements, units_of
 from weighbridge.auditing.reading import ARRAYS, read
@@ -220,6 +221,7 @@ def examine(job: Job, item: QuantizedPair, strip: Strip) -> Measure:
         _slacks(item, grid, allowance),
         hit,
     )
+    seen = replace(seen, moves=moves_of(weights.taken, rows))
     if allowance.dampening is None:
         beyond = _loose(item, weights, rows, noise, whole if allowance.instead is None else allowance.instead)
         seen = replace(seen, not_nearest=int(count), loose_rows=len(beyond))

@@ -124,7 +124,7 @@ def _by_table(
     if ranges[0].size < FEWEST_TILES or not steps:
         return None
     numbers, kind = numbers_of(encoding, "BF16", None, None), kind_of(encoding)
-    powers = powers_of(encoding, search, kind, ELEMENTS[encoding.element], numbers)
+    powers = powers_of(encoding, search, kind, ELEMENTS[encoding.element], numbers, height * width)
     if powers is None:
         return None
     bits, patterns = elements_of(weight, "BF16"), np.empty(ranges[0].shape, np.uint16)
@@ -151,6 +151,7 @@ def _by_table(
         float(search.norm),
         table_of_powers("BF16", search.norm),
         powers,
+        np.empty(powers.padded, np.int32 if powers.slack else np.float32),
         patterns,
         widest_alone,
         found,

@@ -9,7 +9,7 @@ numba's cache notices changes of this file alone, so that what is compiled takes
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import float32, uint32
@@ -225,36 +225,60 @@ def extent(element: Any, between: Any, low: Any, high: Any) -> Any:
     return narrowed_or_infinite(element, float32(high - low)) if between else max(-low, high)
 
 
+class Tried(NamedTuple):
+    """How the steps of a search are tried.
+
+    Attributes:
+        shares: float32, what the expanded range is multiplied by in each step.
+        table: of powers, float32 [32768].
+        is_bf16: whether the weight is.
+        errors: float32 [values of a tile], to work with.
+        levels: float32 [4, 4, 8], to work with.
+        improving: uint8 [steps], set to 1 for the steps that lessen the error of any tile.
+    """
+
+    shares: Any
+    table: Any
+    is_bf16: Any
+    errors: Any
+    levels: Any
+    improving: Any
+
+
 @jit
 def best_of(
+    tried: Any,
+    asked: Any,
+    count: Any,
     element: Any,
     scale: Any,
     sample: Any,
-    is_bf16: Any,
     low: Any,
     high: Any,
     numbers: Any,
-    shares: Any,
-    asked: Any,
-    table: Any,
     values: Any,
-    errors: Any,
-    levels: Any,
-    improving: Any,
 ) -> Any:
-    """The first step with the least error of a tile among those that are asked for (uint8 [steps]); -1 for none."""
-    least, best = float32(255 * 2.0**120) if is_bf16 else float32(65504), -1
-    for step in range(shares.shape[0]):
-        if asked[step]:
-            own_low, own_high = times(sample, low, shares[step]), times(sample, high, shares[step])
-            own, zero = candidate(scale, own_low, own_high, sample, numbers)
-            fill_errors(element, scale == _BETWEEN, sample, values, own, zero, numbers, errors)
-            _raise(is_bf16, errors, table)
-            error = narrowed_or_infinite(sample, _added(errors, levels))
-            if error < least:
-                least, best = error, step
-                improving[step] = 1
+    """The first step with the least error of a tile among the first `count` of those asked for; -1 for none."""
+    least, best = float32(255 * 2.0**120) if tried.is_bf16 else float32(65504), -1
+    for index in range(count):
+        step = asked[index]
+        own_low, own_high = times(sample, low, tried.shares[step]), times(sample, high, tried.shares[step])
+        own, zero = candidate(scale, own_low, own_high, sample, numbers)
+        fill_errors(element, scale == _BETWEEN, sample, values, own, zero, numbers, tried.errors)
+        _raise(tried.is_bf16, tried.errors, tried.table)
+        error = narrowed_or_infinite(sample, _added(tried.errors, tried.levels))
+        if error < least:
+            least, best = error, step
+            tried.improving[step] = 1
     return best
+
+
+@jit
+def set_range(ranges: Any, down: Any, across: Any, sample: Any, low: Any, high: Any, tried: Any, best: Any) -> None:
+    """Set the range of a tile to that of its best step, or to the expanded one where there is none."""
+    share = tried.shares[best] if best >= 0 else float32(1)
+    ranges[0, down, across] = times(sample, low, share)
+    ranges[1, down, across] = times(sample, high, share)
 
 
 @jit
@@ -284,7 +308,8 @@ def search(
         ranges: float32 [2, tiles down, across].
     """
     values, errors = np.empty(height * width, np.float32), np.empty(height * width, np.float32)
-    levels, every = np.zeros((4, 4, 8), np.float32), np.ones(shares.shape[0], np.uint8)
+    tried = Tried(shares, table, is_bf16, errors, np.zeros((4, 4, 8), np.float32), improving)
+    every = np.arange(shares.shape[0])
     for down in range(ranges.shape[1]):
         for across in range(ranges.shape[2]):
             low, high, most = gathered(bits, down * height, height, across * width, width, values)
@@ -295,25 +320,8 @@ def search(
             low, high = times(bits[0, 0], low, expand), times(bits[0, 0], high, expand)
             if not extent(bits[0, 0], scale == _BETWEEN, low, high) < np.inf:
                 return TOO_LARGE
-            best = best_of(
-                element,
-                scale,
-                bits[0, 0],
-                is_bf16,
-                low,
-                high,
-                numbers,
-                shares,
-                every,
-                table,
-                values,
-                errors,
-                levels,
-                improving,
-            )
-            share = shares[best] if best >= 0 else float32(1)
-            ranges[0, down, across] = times(bits[0, 0], low, share)
-            ranges[1, down, across] = times(bits[0, 0], high, share)
+            best = best_of(tried, every, every.shape[0], element, scale, bits[0, 0], low, high, numbers, values)
+            set_range(ranges, down, across, bits[0, 0], low, high, tried, best)
         if patience and _is_settled(improving, patience):
             return WELL
     return WELL

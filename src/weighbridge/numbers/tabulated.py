@@ -8,8 +8,12 @@ the table has one value's powers for all steps; the rows of a tile's values, add
 
 They are not rounded as torch rounds them: each power once to BF16, and the sum once more, by 2^-8 relatively at most.
 So the least error can only be that of a step whose sum is not above the least by more than ((1 + 2^-8) / (1 - 2^-8))^2,
-1.0158, and what adding in another order makes; all of these steps are tried by the definition. Where powers could leave
-the range of BF16, every step is.
+1.0158, and what adding in another order makes. Where that is one step, it is the best; otherwise all of them are tried
+by the definition. Where powers could leave the range of BF16, every step is.
+
+Rows are read all the time, and what the processor's second cache holds of them decides how long it takes. So for small
+tiles powers are whole numbers of 16 bits, as many units as are nearest; what is more than `_CAP` units counts as that.
+A sum is then off by half a unit a value, and exceeds `_CAP` where it is of such a power.
 
 numba's cache notices changes of this file alone; whoever changes `weighbridge.numbers.searching` touches it.
 """
@@ -22,19 +26,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import float32, uint32
+from numba import float32, int32, uint32
 
 from weighbridge.formats.observers import Search
 from weighbridge.machine.compiling import jit
-from weighbridge.numbers.casts import add_sixteens, bits_of, float_of
+from weighbridge.numbers.casts import add_sixteens, bits_of, float_of, least_of_sixteen, not_above
 from weighbridge.numbers.encoding import HALF_RANGE, INTEGER_BITS, Encoding
 from weighbridge.numbers.searching import (
     NOT_FINITE,
     TOO_LARGE,
     WELL,
+    Tried,
     best_of,
     candidate,
     fill_errors,
+    set_range,
     times,
 )
 
@@ -45,6 +51,12 @@ _ONE = 127 << 7  # the bit pattern of 1
 _SMALLEST_PLACE = {"E2M1": 0.25, "E4M3": 2.0**-10}
 """What is no further from zero is rounded to it; of integers, 0.5."""
 
+_CAP = 0x3FFF
+"""What a power in units of 16 bits is at most: four of them are added in 16 bits."""
+
+_SMALL = 128
+"""Values of a tile up to which powers are rounded to units: of more, sums would be off by too much."""
+
 FEWEST_TILES = 4096
 """Fewer are searched for one by one: making the table takes as long."""
 
@@ -53,36 +65,43 @@ class Powers(NamedTuple):
     """Powers of errors.
 
     Attributes:
-        flat: float32, rows of powers for each step, one after the other: by the fraction of the tile's largest value;
-            by how far a value's pattern lies below it, up to where everything is rounded to zero; then the same for
-            negative values, where they have other codes (under signed scales: for those of the other sign than the
-            largest). The last is of zeros.
+        flat: float32 or uint16, rows of powers for each step, one after the other: by the fraction of the tile's
+            largest value; by how far a value's pattern lies below it, up to where everything is rounded to zero; then
+            the same for negative values, where they have other codes (under signed scales: for those of the other sign
+            than the largest). The last is of zeros.
         padded: of one row, steps filled up to a multiple of sixteen.
         distances: of rows for one sign.
         both: whether there are rows of their own for negative values.
+        unit: what the rows are multiples of.
+        cap: what a sum is less than in which no power counts as less than it is.
+        slack: how many units a sum of a tile may be off, because powers are rounded to units.
     """
 
-    flat: npt.NDArray[np.float32]
+    flat: npt.NDArray[np.float32] | npt.NDArray[np.uint16]
     padded: int
     distances: int
     both: bool
+    unit: np.float32
+    cap: np.float32
+    slack: np.float32
 
 
 _made: dict[tuple[Any, ...], Powers] = {}
 _making = Lock()
 
 
-def powers_of(encoding: Encoding, search: Search, kind: int, element: int, numbers: Any) -> Powers | None:
-    """The table of a search; None where none can be. Those of two searches are kept."""
+def powers_of(encoding: Encoding, search: Search, kind: int, element: int, numbers: Any, tile: int) -> Powers | None:
+    """The table of a search in tiles of so many values; None where none can be. Those of two searches are kept."""
     exponent = _rounded(search.norm)
     if encoding.zero_points or exponent == 3 or not 0.5 <= exponent <= 4 or not search.steps:
         return None  # torch raises to the third power by two products, each rounded
-    key = (encoding.element, kind, search)
+    key = (encoding.element, kind, search, tile if tile <= _SMALL else None)
     with _making:
         if key not in _made:
             while len(_made) > 1:
                 del _made[next(iter(_made))]
-            _made[key] = _made_of(encoding, search, exponent, kind, element, numbers)
+            made = _made_of(encoding, search, exponent, kind, element, numbers)
+            _made[key] = _in_units(made, search.steps, tile) if tile <= _SMALL else made
         return _made[key]
 
 
@@ -102,7 +121,19 @@ def _made_of(encoding: Encoding, search: Search, exponent: float, kind: int, ele
     _tabulate(
         element, kind, np.uint16(0), numbers, np.float32(search.expand), shares_of(search), powers, distances, rows
     )
-    return Powers(flat, padded, distances, integers)
+    return Powers(flat, padded, distances, integers, unit=np.float32(1), cap=np.float32(np.inf), slack=np.float32(0))
+
+
+def _in_units(powers: Powers, steps: int, tile: int) -> Powers:
+    """A table in units: as small as the largest power allows, or so that usual tiles have `_CAP` / 4 of them."""
+    flat = powers.flat.astype(np.float32, copy=False)
+    usual = flat[: -powers.padded].reshape(-1, powers.distances, powers.padded)[:, : 2 * _FRACTIONS, :steps]
+    all_of_it, enough = float(flat.max()), 4 * tile * float(usual.mean(axis=(0, 1), dtype=np.float64).min())
+    unit = np.float32(min(all_of_it, enough) / _CAP)
+    cap = np.float32(_CAP if enough < all_of_it else np.inf)
+    np.divide(flat, unit, out=flat)
+    units = np.minimum(np.rint(flat, out=flat), _CAP, out=flat).astype(np.uint16)
+    return powers._replace(flat=units, unit=unit, cap=cap, slack=np.float32(tile / 2))
 
 
 def shares_of(search: Search) -> npt.NDArray[np.float32]:
@@ -224,6 +255,38 @@ def _taken(bits: Any, row: Any, height: Any, column: Any, width: Any, most: Any,
 
 
 @jit
+def _nearly_least(sums: Any, steps: Any, powers: Any, count: Any, few: Any) -> Any:
+    """Fill the steps that may have the least error, in their order; returns how many there are, 0 where all may.
+
+    Args:
+        sums: as bit patterns, int32: those of floats that are not negative have their order.
+        count: of the tile's values.
+    """
+    for step in range(steps, sums.shape[0]):
+        sums[step] = 0x7FFFFFFF
+    lowest = least_of_sixteen(sums, 0)
+    for first in range(16, sums.shape[0], 16):
+        lowest = min(lowest, least_of_sixteen(sums, first))
+    least = float32(lowest) if powers.slack else float_of(uint32(lowest))
+    # What is less than the smallest normal BF16 is rounded by more; so little of it does not count.
+    if float32((least - powers.slack) * powers.unit) < float32(2.0**-40) or least >= powers.cap:
+        return 0
+    most = float32((least + powers.slack) * float32(1.016 + count * 2.0**-22) + powers.slack)
+    limit = int32(most) if powers.slack else int32(bits_of(most))
+    found = 0
+    for first in range(0, sums.shape[0], 16):
+        told = not_above(sums, first, limit)
+        step = first
+        while told:
+            if told & uint32(1):
+                few[found] = step
+                found += 1
+            told >>= uint32(1)
+            step += 1
+    return found
+
+
+@jit
 def search_by_table(
     bits: Any,
     element: Any,
@@ -236,6 +299,7 @@ def search_by_table(
     norm: Any,
     rounded_powers: Any,
     powers: Any,
+    sums: Any,
     patterns: Any,
     widest_alone: Any,
     ranges: Any,
@@ -244,17 +308,18 @@ def search_by_table(
 
     Args:
         shares: of the steps that are tried.
+        sums: of the powers, to work with: of padded steps, float32, or int32 for units.
         patterns: see `amax_patterns`.
         widest_alone: a range may be left as it is where it cannot be wider than those before it.
     """
     values, errors = np.empty(height * width, np.float32), np.empty(height * width, np.float32)
-    levels, asked = np.zeros((4, 4, 8), np.float32), np.ones(shares.shape[0], np.uint8)
-    flat, padded, distances, both = powers
-    of_fraction = (distances * 2 if both else distances) * padded
-    sums, improving = np.empty(padded, np.float32), np.zeros(shares.shape[0], np.uint8)
+    levels, improving = np.zeros((4, 4, 8), np.float32), np.zeros(shares.shape[0], np.uint8)
+    tried = Tried(shares, rounded_powers, True, errors, levels, improving)
+    every, few = np.arange(shares.shape[0]), np.empty(shares.shape[0], np.int64)
+    distances, both = powers.distances, powers.both
+    of_fraction = (distances * 2 if both else distances) * powers.padded
     at = np.empty(values.shape[0] + 4, np.int64)
-    sample = bits[0, 0]
-    tolerance = float32(1.016 + values.shape[0] * 2.0**-22)
+    patterns_of_sums, sample = sums.view(np.int32), bits[0, 0]
     across, widest = ranges.shape[2], float32(0)
     for tile in range(patterns.size):
         down, over = tile // across, tile % across
@@ -270,23 +335,17 @@ def search_by_table(
         high = times(sample, float32(0) if scale == _SIGNED and not positive else end, expand)
         if not max(-low, high) < np.inf:
             return TOO_LARGE
-        asked[:] = 1
+        found = 0
         binade = float(int(most >> 7) - 127)
         if most > 0 and -60 <= norm * binade <= 100:
             first = int(most & 127) * of_fraction
-            _add_up(flat, first, padded, distances, both, flipped, most, values, at, sums)
-            least = sums[: shares.shape[0]].min()
-            # What is less than the smallest normal BF16 is rounded by more; so little of it does not count.
-            if math.log2(max(least, float32(1e-30))) + norm * binade > -100:
-                limit = float32(least * tolerance)
-                for step in range(shares.shape[0]):
-                    asked[step] = sums[step] <= limit
-        best = best_of(
-            element, scale, sample, True, low, high, numbers, shares, asked, rounded_powers, values, errors, levels,
-            improving,
-        )  # fmt: skip
-        share = shares[best] if best >= 0 else float32(1)
-        ranges[0, down, over] = times(sample, low, share)
-        ranges[1, down, over] = times(sample, high, share)
+            _add_up(powers.flat, first, powers.padded, distances, both, flipped, most, values, at, sums)
+            found = _nearly_least(patterns_of_sums, shares.shape[0], powers, values.shape[0], few)
+        best = few[0]
+        if found > 1:
+            best = best_of(tried, few, found, element, scale, sample, low, high, numbers, values)
+        elif not found:
+            best = best_of(tried, every, every.shape[0], element, scale, sample, low, high, numbers, values)
+        set_range(ranges, down, over, sample, low, high, tried, best)
         widest = max(widest, -ranges[0, down, over], ranges[1, down, over])
     return WELL
