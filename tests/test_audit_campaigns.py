@@ -7,15 +7,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import yaml
 
-from tests.alterations import EVERYWHERE, FLOATS, Alteration, Altered
-from tests.checkpoints import RawTensor, Tensors, write_tensors
-from tests.conftest import Command
+from tests.alterations import EVERYWHERE, FLOATS, Alteration, Altered, code_array, coded, put_codes
+from tests.checkpoints import RawTensor, Tensors, read_tensors, write_tensors
+from tests.conftest import Command, Once, run_script
 from tests.test_audit import OBSERVED, altered, built, diverging, look, observed  # noqa: F401 (fixtures)
-from weighbridge.auditing import conclusion
+from weighbridge.auditing import Audit, conclusion, sections
+from weighbridge.base.source import open_model
 from weighbridge.recipe import load_recipe
+from weighbridge.samples.trained.text import write_calibration
 
 SEED = 20261121
 DATA_FREE = ("fp8-dynamic", "fp8-block", "w4a16", "nvfp4a16", "mxfp4", "w4a16-signed", "nvfp4a16-4o6")
@@ -150,3 +153,73 @@ def test_a_share_of_honest_builds_is_exact(call_build: Command, tmp_path: Path) 
 def test_no_honest_build_is_blamed(part: int, call_build: Command, tmp_path: Path) -> None:
     each = HONEST // 4
     assert alarms(range(part * each, (part + 1) * each), call_build, tmp_path) == []
+
+
+@pytest.fixture(scope="session")
+def trained_gptq(once: Once) -> Path:
+    """The trained miniature's build by GPTQ, calibrated with text that it was not trained on."""
+
+    def build(directory: Path) -> None:
+        write_calibration(directory / "calibration.jsonl")
+        options = ("--model", "trained-mini", "--calibration", directory / "calibration.jsonl", "--reference", "none")
+        outcome = run_script("build.py", "w4a16-gptq", *options, "--output", directory / "build")
+        assert outcome.code == 0, outcome.err + outcome.out
+
+    return once("trained-gptq", build) / "build"
+
+
+def floats(tensor: RawTensor) -> npt.NDArray[np.float32]:
+    """The values of a tensor of BF16."""
+    assert tensor.dtype == "BF16"
+    bits = np.frombuffer(tensor.data, np.uint16).astype(np.uint32) << np.uint32(16)
+    return bits.view(np.float32).reshape(tensor.shape)
+
+
+def rounded_at_will(share: float, base: Path) -> Callable[[Tensors], object]:
+    """So many codes of attention and dense mlp are that above or that below the base's weight, as somebody likes.
+
+    Columns that are nearest throughout are left so: that there is none would show at once.
+    """
+    weights, random = read_tensors(base), np.random.default_rng(SEED)
+
+    def alter(tensors: Tensors) -> None:
+        for module in coded(tensors):
+            if f"{module}.weight" not in weights:
+                continue  # an expert
+            codes = code_array(tensors, module).astype(np.int64) - 8
+            scale = floats(tensors[f"{module}.weight_scale"])
+            places = floats(weights[f"{module}.weight"]) / scale.repeat(codes.shape[1] // scale.shape[1], 1)
+            liked = np.clip(np.floor(places) + (random.random(codes.shape) < 0.5), -8, 7)
+            chosen = np.where(random.random(codes.shape) < share, liked, codes)
+            settled = (np.abs(codes - places) <= 0.5 + 2.0**-8 * np.abs(places)).all(0)
+            chosen[:, settled] = codes[:, settled]
+            put_codes(tensors, module, (chosen + 8).astype(np.uint8))
+
+    return alter
+
+
+def bits_by_role(found: Audit) -> dict[str, float]:
+    """What the report says of each role, and how many bits a weight nothing explains in it."""
+    quantized = next(item for item in sections(found) if item.id == "quantized-weights")
+    (table,) = quantized.tables
+    column = table.columns.index("unexplained bits a weight")
+    return {str(row[0]): float(str(row[column])) for row in table.rows}
+
+
+@pytest.mark.campaign
+def test_rounding_at_will_shows_in_a_compensated_build_of_trained_weights(trained_gptq: Path, tmp_path: Path) -> None:
+    """Honest: within the limits, and so many bits. At will: refused, and more bits of the roles that were altered."""
+    base = open_model("trained-mini").directory
+    assert base is not None
+    recipe = load_recipe("w4a16-gptq")
+    honest = look(trained_gptq, base, loaded=recipe)
+    assert not honest.diverging
+    held = {"honest": bits_by_role(honest)}
+    for share in (1, 0.5, 0.25):
+        copy = altered(trained_gptq, tmp_path / str(share), rounded_at_will(share, base))
+        found = look(copy, base, loaded=recipe)
+        held[f"{share}"] = bits_by_role(found)
+        assert found.diverging, held
+    print(held, file=sys.stderr)  # noqa: T201
+    for role in ("attention", "mlp"):
+        assert held["0.25"][role] > held["honest"][role], held

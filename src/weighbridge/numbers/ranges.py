@@ -17,9 +17,6 @@ _BIT_PATTERNS = {"BF16": np.uint16, "F16": np.int16, "F32": np.uint32}
 ELEMENTS = {"E4M3": elements.E4M3, "E2M1": elements.E2M1, "INT4": elements.INTEGER, "INT8": elements.INTEGER}
 """What the loops call an element."""
 
-_NARROW = 128
-"""Columns of a tile up to which tiles are brought into an order before they are searched."""
-
 _FLOATS_AT_ONCE = 1 << 18
 """Elements of F32 whose search is left to the portable kernels at once."""
 
@@ -129,16 +126,11 @@ def _by_table(
         return None
     bits, patterns = elements_of(weight, "BF16"), np.empty(ranges[0].shape, np.uint16)
     amax_patterns(bits, height, width, patterns)
-    order = None
     if widest_alone:
         ranges[:] = 0
-    if height == 1 and width <= _NARROW and not weight.shape[1] % width:
-        # By fraction, so that what is looked up stays near; for the widest from the largest value down, of which few
-        # can be the widest once the first was found.
-        key = 0x7FFF - patterns if widest_alone else patterns & 127
-        order = np.argsort(key.reshape(-1), kind="stable")
-        bits, patterns = elements_of(bits.reshape(-1, width)[order], "BF16"), patterns.reshape(-1, 1)[order]
-    found = ranges if order is None else ranges.reshape(2, -1, 1).copy()
+    # By fraction, so that what is looked up stays near; for the widest from the largest value down, of which few can be
+    # the widest once the first was found.
+    order = np.argsort((0x7FFF - patterns if widest_alone else patterns & 127).reshape(-1), kind="stable")
     done = search_by_table(
         bits,
         ELEMENTS[encoding.element],
@@ -153,12 +145,11 @@ def _by_table(
         powers,
         np.empty(powers.padded, np.int32 if powers.slack else np.float32),
         patterns,
+        order,
         widest_alone,
-        found,
+        ranges,
     )
     _check(done, "BF16", search.expand)
-    if order is not None:
-        ranges.reshape(2, -1)[:, order] = found[:, :, 0]
     return ranges
 
 

@@ -301,6 +301,7 @@ def search_by_table(
     powers: Any,
     sums: Any,
     patterns: Any,
+    order: Any,
     widest_alone: Any,
     ranges: Any,
 ) -> Any:
@@ -310,6 +311,7 @@ def search_by_table(
         shares: of the steps that are tried.
         sums: of the powers, to work with: of padded steps, float32, or int32 for units.
         patterns: see `amax_patterns`.
+        order: int64, in which tiles are searched.
         widest_alone: a range may be left as it is where it cannot be wider than those before it.
     """
     values, errors = np.empty(height * width, np.float32), np.empty(height * width, np.float32)
@@ -321,7 +323,8 @@ def search_by_table(
     at = np.empty(values.shape[0] + 4, np.int64)
     patterns_of_sums, sample = sums.view(np.int32), bits[0, 0]
     across, widest = ranges.shape[2], float32(0)
-    for tile in range(patterns.size):
+    for index in range(order.size):
+        tile = order[index]
         down, over = tile // across, tile % across
         most = uint32(patterns[down, over])
         if most >= numbers.non_finite:
