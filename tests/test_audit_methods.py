@@ -20,7 +20,7 @@ from tests.test_oneshot import made
 from tests.toy_models import TOYS, TOYS_TO_SMOOTH
 from weighbridge.auditing import conclusion
 from weighbridge.auditing.judge import Verdict
-from weighbridge.auditing.method import DAMPENING, method_of
+from weighbridge.auditing.method import method_of
 from weighbridge.auditing.recomputed import compare
 from weighbridge.checkpoint.model import open_directory
 from weighbridge.formats.tensors import Tensor
@@ -298,11 +298,6 @@ def test_what_a_recipe_promises_of_numbers(
     source = open_directory(once("toy-llama", TOYS["llama"]))
     found = method_of(source, load_recipe(str(recipe)))
     assert (found.promises_exact, found.promises_scales) == (exact, scales)
-
-
-def test_dampening_is_that_of_llm_compressor_where_nothing_is_said() -> None:
-    modifier = pytest.importorskip("llmcompressor.modifiers.gptq").GPTQModifier
-    assert modifier.model_fields["dampening_frac"].default == DAMPENING
 
 
 # --- recomputed

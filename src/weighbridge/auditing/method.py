@@ -5,7 +5,6 @@ Nothing is excused for what the checkpoint says of itself: whoever altered its w
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,18 +12,13 @@ from typing import Any
 from weighbridge.auditing.choosing import is_recomputed
 from weighbridge.auditing.pairing import OF_RECIPE, Pair, QuantizedPair
 from weighbridge.checkpoint.model import Checkpoint
-from weighbridge.errors import RecipeError
 from weighbridge.formats.declaration import Declaration
 from weighbridge.formats.observers import by_largest_values
 from weighbridge.formats.quantization import resolve
 from weighbridge.machine.installation import need
 from weighbridge.planning.declare import declaration_of
 from weighbridge.recipe import LoadedRecipe, load_recipe
-
-DAMPENING = 0.01
-"""``dampening_frac`` of llm-compressor's GPTQModifier where nothing else is said."""
-
-SMOOTHING = ("AWQModifier", "SmoothQuantModifier")
+from weighbridge.recipe.modifiers import SMOOTHING
 
 
 @dataclass(frozen=True)
@@ -79,13 +73,14 @@ def method_of(checkpoint: Checkpoint, loaded: LoadedRecipe | None) -> Method:
         return Method(loaded.document.where, declared, dequantized=changed, before=before)
     dampening: float | None = None
     mapped: list[Mapped] = []
-    for entry in recipe.modifiers:
-        for name, options in entry.items():
-            if name == "GPTQModifier":
-                dampening = _dampening(options.get("dampening_frac", DAMPENING), loaded)
-            if name in SMOOTHING:
-                mapped += _mapped(name, options.get("mappings") or _default_mappings(name, checkpoint))
-    unsmoothed = not any(name in SMOOTHING for entry in recipe.modifiers for name in entry)
+    for modifier in recipe.modifiers:
+        if modifier.GPTQModifier is not None:
+            dampening = modifier.GPTQModifier.dampening_frac
+        if modifier.name in SMOOTHING:
+            mapped += _mapped(
+                modifier.name, modifier.options.get("mappings") or _default_mappings(modifier.name, checkpoint)
+            )
+    unsmoothed = not any(modifier.name in SMOOTHING for modifier in recipe.modifiers)
     scales = unsmoothed and all(by_largest_values(group.scheme.weights) for group in recipe.groups)
     exact = unsmoothed and dampening is None and all(is_recomputed(group.scheme.weights) for group in recipe.groups)
     declared = declaration_of(recipe)
@@ -107,18 +102,6 @@ def observed(pairs: Sequence[Pair], method: Method) -> tuple[Pair, ...]:
         else item
         for item in pairs
     )
-
-
-def _dampening(stated: Any, loaded: LoadedRecipe) -> float:
-    """GPTQ's share of the Hessian's mean diagonal.
-
-    Raises:
-        RecipeError: it is no share of anything, so that no limit follows from it.
-    """
-    if isinstance(stated, bool) or not isinstance(stated, int | float) or not 0 < stated < math.inf:
-        what = f"says dampening_frac {stated!r}, of which no limit of compensation follows"
-        raise RecipeError(what, where=loaded.document.where, remedy="say a number above zero")
-    return float(stated)
 
 
 def _mapped(modifier: str, mappings: Sequence[Any]) -> list[Mapped]:
