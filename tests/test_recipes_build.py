@@ -101,6 +101,18 @@ def test_what_plans_is_built(preset: str, method: str, observer: str, outcome: O
     assert found == "built" or found.startswith(("scheme/", "recipe.yaml:")), found
 
 
+@pytest.mark.parametrize("order", [("QuantizationModifier", "GPTQModifier"), ("GPTQModifier", "QuantizationModifier")])
+def test_a_module_that_two_modifiers_target_is_the_first_groups(order: tuple[str, str], outcome: Outcome) -> None:
+    first, second = order
+    groups = {
+        "all": {"targets": ["Linear"], "scheme": "W8A8"},
+        "keys": {"targets": ["re:.*k_proj"], "scheme": "W4A16"},
+    }
+    modifiers = [{first: {"groups": ["keys"]}}, {second: {"groups": ["all"]}}]
+    allowed = [*ALLOWED, "fused/schemes-differ because it is a test of builds"]
+    assert outcome({"method": "oneshot", "config_groups": groups, "modifiers": modifiers, "allow": allowed}) == "built"
+
+
 @pytest.mark.campaign
 @pytest.mark.parametrize("observer", [NO_OBSERVER, *OBSERVERS])
 @pytest.mark.parametrize("method", METHODS)

@@ -46,6 +46,7 @@ class Method:
             choose, to the bit.
         promises_scales: scales are those of the largest values, to the bit, whatever became of the codes.
         dampening: GPTQ's share of the Hessian's mean diagonal that is added to it; None without compensation.
+        compensating: what GPTQ declares of the modules that it quantizes, where another modifier quantizes others.
         smoothing: pairs whose product follows from the base, though neither does alone.
         dequantized: modules (names and expressions) whose codes a conversion made floats again.
         before: the recipe that made what was converted.
@@ -56,6 +57,7 @@ class Method:
     promises_exact: bool = False
     promises_scales: bool = False
     dampening: float | None = None
+    compensating: Declaration | None = None
     smoothing: tuple[Mapped, ...] = ()
     dequantized: tuple[str, ...] = ()
     before: LoadedRecipe | None = field(default=None, repr=False)
@@ -84,7 +86,19 @@ def method_of(checkpoint: Checkpoint, loaded: LoadedRecipe | None) -> Method:
     scales = unsmoothed and all(by_largest_values(group.scheme.weights) for group in recipe.groups)
     exact = unsmoothed and dampening is None and all(is_recomputed(group.scheme.weights) for group in recipe.groups)
     declared = declaration_of(recipe)
-    return Method(loaded.document.where, declared, exact, scales, dampening, tuple(mapped))
+    others = recipe.quantizing.keys() - {"GPTQModifier"}
+    compensating = replace(declared, groups=recipe.quantizing["GPTQModifier"]) if dampening and others else None
+    return Method(loaded.document.where, declared, exact, scales, dampening, compensating, tuple(mapped))
+
+
+def compensated(modules: Sequence[str], method: Method) -> frozenset[str]:
+    """The modules whose rows may make up for errors: all that GPTQ quantizes, and none that another modifier does."""
+    if method.dampening is None:
+        return frozenset()
+    if method.compensating is None or method.declared is None:
+        return frozenset(modules)
+    meant, own = (resolve(each, modules, where=method.said_by) for each in (method.declared, method.compensating))
+    return frozenset(module for module, scheme in own.items() if meant.get(module) == scheme)
 
 
 def observed(pairs: Sequence[Pair], method: Method) -> tuple[Pair, ...]:
