@@ -101,6 +101,14 @@ def test_what_plans_is_built(preset: str, method: str, observer: str, outcome: O
     assert found == "built" or found.startswith(("scheme/", "recipe.yaml:")), found
 
 
+@pytest.mark.parametrize(("options", "expected"), [({}, "scheme/strategy: "), ({"duo_scaling": False}, "built")])
+def test_awq_takes_ragged_blocks_without_their_weights_alone(
+    options: dict[str, Any], expected: str, outcome: Outcome
+) -> None:
+    content = {"method": "oneshot", "scheme": "FP8_BLOCK", "modifiers": [{"AWQModifier": options}]}
+    assert outcome(content).startswith(expected)
+
+
 @pytest.mark.parametrize("order", [("QuantizationModifier", "GPTQModifier"), ("GPTQModifier", "QuantizationModifier")])
 def test_a_module_that_two_modifiers_target_is_the_first_groups(order: tuple[str, str], outcome: Outcome) -> None:
     first, second = order

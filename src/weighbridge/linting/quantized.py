@@ -134,8 +134,18 @@ def _ragged(plan: Plan) -> Iterator[Raised]:
         block = part.scheme.weights.block_structure if part.scheme else None
         if block and any(side % size for side, size in zip(part.weight.shape, block, strict=True)):
             ragged.setdefault((part.weight.shape, block), []).append(part.module)
+    awq = next((modifier.AWQModifier for modifier in plan.loaded.recipe.modifiers if modifier.AWQModifier), None)
     for (shape, block), modules in ragged.items():
         for pattern in compact(modules):
+            if awq is not None and awq.duo_scaling is not False:
+                yield Raised(
+                    "scheme/strategy",
+                    str(pattern),
+                    f"blocks of {block[0]} x {block[1]} do not divide {list(shape)}, and AWQModifier's duo_scaling "
+                    "takes whole ones",
+                    "say duo_scaling: false under AWQModifier, or quantize these per channel",
+                    len(pattern),
+                )
             yield Raised(
                 "scheme/ragged-block",
                 str(pattern),
