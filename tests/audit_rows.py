@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from tests.kernel_agreement import COVERED
 from weighbridge.auditing.measure import Measure
 from weighbridge.auditing.pairing import QuantizedPair
 from weighbridge.auditing.pieces import Strip
 from weighbridge.auditing.work import STRICT, Allowance, Job, examine, volume_of
 from weighbridge.formats import FORMATS
-from weighbridge.formats.schemes import PRESETS, QuantizationArgs, Scheme
+from weighbridge.formats.schemes import QuantizationArgs, Scheme
 from weighbridge.formats.tensors import Tensor
 from weighbridge.numbers import load_kernels
 from weighbridge.work.regions import Region
@@ -28,7 +29,7 @@ def integers(bits: int, *, group: int | None = 32, symmetric: bool = True) -> Sc
 
 
 SCHEMES: Mapping[str, Scheme] = {
-    **{name: scheme for name, scheme in PRESETS.items() if scheme.weights.symmetric},
+    **{name: scheme for name, scheme in COVERED.items() if scheme.weights.symmetric},
     "W4A16 in groups of 32": integers(4),
     "W8A16 in groups of 32": integers(8),
     "W4A16 per row": integers(4, group=None),

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from weighbridge.formats.schemes import PRESETS, Scheme
-from weighbridge.numbers.encoding import SOURCES, Array, encoding_of
+from weighbridge.numbers.encoding import INTEGER_BITS, SOURCES, Array, encoding_of
 from weighbridge.numbers.interface import Kernels, RangeTooLarge
 
 
@@ -25,13 +25,20 @@ def _changed(preset: str, **weights: Any) -> Scheme:
     return replace(PRESETS[preset], weights=replace(PRESETS[preset].weights, **weights))
 
 
+COVERED: Mapping[str, Scheme] = {
+    name: scheme
+    for name, scheme in PRESETS.items()
+    if scheme.weights.type == "float" or scheme.weights.num_bits in INTEGER_BITS.values()
+}
+"""The presets that the kernels cover: those of integers of other sizes are llm-compressor's to build."""
+
 SCHEMES: Mapping[str, Scheme] = {
-    **PRESETS,
+    **COVERED,
     "W4A16 in groups of 8": _changed("W4A16", group_size=8),
     "W4A16 in groups of 32": _changed("W4A16", group_size=32),
     "W4A16 in groups of 64": _changed("W4A16", group_size=64),
     "W8A16 in groups of 32": _changed("W8A16", group_size=32),
-    "W4A8": _changed("W8A8", num_bits=4),
+    "W4A8 per channel": _changed("W8A8", num_bits=4),
     "W4A16_ASYM in groups of 32": _changed("W4A16_ASYM", group_size=32),
     "W8A16_ASYM": _changed("W4A16_ASYM", num_bits=8),
     "W8A8_ASYM": _changed("W8A8", symmetric=False),

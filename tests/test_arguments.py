@@ -121,7 +121,6 @@ def test_arguments_that_are_taken_say_what_compressed_tensors_writes(base: dict[
         written = theirs.model_dump(mode="json")
         grouped = written["strategy"] in ("group", "tensor_group")
         written["group_size"] = written["group_size"] if grouped else None
-        written["actorder"] = {"static": "weight"}.get(written["actorder"], written["actorder"])
         mine["zp_dtype"] = written["zp_dtype"] if mine["zp_dtype"] is not None else None
         assert mine == written
     assert seen > 10
@@ -183,7 +182,7 @@ def test_a_modifier_that_orders_by_group_is_refused(tmp_path: Path) -> None:
     )
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False))
-    with pytest.raises(RecipeError, match="GPTQModifier: actorder: group is no longer known"):
+    with pytest.raises(RecipeError, match=r"GPTQModifier\.actorder: actorder: group is no longer known"):
         load_recipe(str(path))
 
 

@@ -20,7 +20,7 @@ from tests.test_oneshot import made
 from tests.toy_models import TOYS, TOYS_TO_SMOOTH
 from weighbridge.auditing import conclusion
 from weighbridge.auditing.judge import Verdict
-from weighbridge.auditing.method import DAMPENING, method_of
+from weighbridge.auditing.method import compensated, method_of
 from weighbridge.auditing.recomputed import compare
 from weighbridge.checkpoint.model import open_directory
 from weighbridge.formats.tensors import Tensor
@@ -300,9 +300,25 @@ def test_what_a_recipe_promises_of_numbers(
     assert (found.promises_exact, found.promises_scales) == (exact, scales)
 
 
-def test_dampening_is_that_of_llm_compressor_where_nothing_is_said() -> None:
-    modifier = pytest.importorskip("llmcompressor.modifiers.gptq").GPTQModifier
-    assert modifier.model_fields["dampening_frac"].default == DAMPENING
+ATTENTION = "model.layers.0.self_attn.q_proj"
+MLP = "model.layers.0.mlp.up_proj"
+TWO = {
+    "attention": {"targets": ["re:.*self_attn.*"], "weights": {**GROUPS_OF_32, "num_bits": 8}},
+    "all": {"targets": ["Linear"], "weights": GROUPS_OF_32},
+}
+
+
+@pytest.mark.parametrize(("gptq", "expected"), [("attention", {ATTENTION}), ("all", {MLP})])
+def test_only_what_gptq_quantizes_may_make_up_for_errors(
+    gptq: str, expected: set[str], once: Once, tmp_path: Path
+) -> None:
+    (other,) = TWO.keys() - {gptq}
+    modifiers = [{"QuantizationModifier": {"groups": [other]}}, {"GPTQModifier": {"groups": [gptq]}}]
+    content = {"config_groups": TWO, "modifiers": modifiers, "method": "oneshot", "calibration": CALIBRATION}
+    recipe = recipe_of(tmp_path / "recipe.yaml", "llama", **content)
+    source = open_directory(once("toy-llama", TOYS["llama"]))
+    found = method_of(source, load_recipe(str(recipe)))
+    assert compensated([ATTENTION, MLP], found) == expected
 
 
 # --- recomputed

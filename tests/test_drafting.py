@@ -13,13 +13,12 @@ from tests.conftest import ROOT, Command, call_main
 from tests.reference_locks import reference_lock
 from weighbridge.base.locks import lock_path
 from weighbridge.checkpoint.model import Checkpoint, Origin
-from weighbridge.cli.draft import DATA_FREE
 from weighbridge.cli.draft import main as new_recipe
 from weighbridge.errors import RecipeError
 from weighbridge.formats.schemes import PRESETS
 from weighbridge.formats.tensors import Tensor
 from weighbridge.linting import lint
-from weighbridge.linting.drafting import draft_recipe
+from weighbridge.linting.drafting import DATA_FREE, draft_recipe
 from weighbridge.planning import Plan, find_merged_groups, make_plan
 from weighbridge.recipe import load_recipe, read_recipe
 from weighbridge.report import Severity

@@ -23,11 +23,11 @@ _COMMON: Mapping[str, Any] = {
 }
 
 
-def write_llama(directory: Path, *, seed: int = 0) -> None:
-    """A dense model: 21 tensors."""
+def write_llama(directory: Path, *, seed: int = 0, inner: int = 192) -> None:
+    """A dense model: 21 tensors; with another `inner` width, one that groups of 128 may divide."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    _write(LlamaForCausalLM, LlamaConfig(**_COMMON), directory, seed)
+    _write(LlamaForCausalLM, LlamaConfig(**{**_COMMON, "intermediate_size": inner}), directory, seed)
 
 
 def write_qwen3_moe(directory: Path, *, seed: int = 0) -> None:

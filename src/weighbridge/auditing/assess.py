@@ -27,7 +27,7 @@ from weighbridge.auditing.judge import (
     too_wide,
 )
 from weighbridge.auditing.measure import Difference, Measure
-from weighbridge.auditing.method import Method, observed
+from weighbridge.auditing.method import Method, compensated, observed
 from weighbridge.auditing.pairing import (
     ATTENTION_SCALES,
     HEAD,
@@ -236,10 +236,9 @@ def _limit(item: Pair, allowances: Mapping[str, Allowance]) -> float:
 
 def _allowances(pairing: Pairing, method: Method, smoothed: Smoothed) -> dict[str, Allowance]:
     found = dict(smoothed.allowances)
-    if method.dampening is not None:
-        for item in pairing.pairs:
-            if isinstance(item, QuantizedPair):
-                found[item.name] = replace(found.get(item.name, STRICT), dampening=method.dampening)
+    modules = [item.name for item in pairing.pairs if isinstance(item, QuantizedPair)]
+    for module in compensated(modules, method):
+        found[module] = replace(found.get(module, STRICT), dampening=method.dampening)
     return found
 
 

@@ -5,7 +5,6 @@ Nothing is excused for what the checkpoint says of itself: whoever altered its w
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,18 +12,13 @@ from typing import Any
 from weighbridge.auditing.choosing import is_recomputed
 from weighbridge.auditing.pairing import OF_RECIPE, Pair, QuantizedPair
 from weighbridge.checkpoint.model import Checkpoint
-from weighbridge.errors import RecipeError
 from weighbridge.formats.declaration import Declaration
 from weighbridge.formats.observers import by_largest_values
 from weighbridge.formats.quantization import resolve
 from weighbridge.machine.installation import need
 from weighbridge.planning.declare import declaration_of
 from weighbridge.recipe import LoadedRecipe, load_recipe
-
-DAMPENING = 0.01
-"""``dampening_frac`` of llm-compressor's GPTQModifier where nothing else is said."""
-
-SMOOTHING = ("AWQModifier", "SmoothQuantModifier")
+from weighbridge.recipe.modifiers import SMOOTHING
 
 
 @dataclass(frozen=True)
@@ -52,6 +46,7 @@ class Method:
             choose, to the bit.
         promises_scales: scales are those of the largest values, to the bit, whatever became of the codes.
         dampening: GPTQ's share of the Hessian's mean diagonal that is added to it; None without compensation.
+        compensating: what GPTQ declares of the modules that it quantizes, where another modifier quantizes others.
         smoothing: pairs whose product follows from the base, though neither does alone.
         dequantized: modules (names and expressions) whose codes a conversion made floats again.
         before: the recipe that made what was converted.
@@ -62,6 +57,7 @@ class Method:
     promises_exact: bool = False
     promises_scales: bool = False
     dampening: float | None = None
+    compensating: Declaration | None = None
     smoothing: tuple[Mapped, ...] = ()
     dequantized: tuple[str, ...] = ()
     before: LoadedRecipe | None = field(default=None, repr=False)
@@ -79,17 +75,30 @@ def method_of(checkpoint: Checkpoint, loaded: LoadedRecipe | None) -> Method:
         return Method(loaded.document.where, declared, dequantized=changed, before=before)
     dampening: float | None = None
     mapped: list[Mapped] = []
-    for entry in recipe.modifiers:
-        for name, options in entry.items():
-            if name == "GPTQModifier":
-                dampening = _dampening(options.get("dampening_frac", DAMPENING), loaded)
-            if name in SMOOTHING:
-                mapped += _mapped(name, options.get("mappings") or _default_mappings(name, checkpoint))
-    unsmoothed = not any(name in SMOOTHING for entry in recipe.modifiers for name in entry)
+    for modifier in recipe.modifiers:
+        if modifier.GPTQModifier is not None:
+            dampening = modifier.GPTQModifier.dampening_frac
+        if modifier.name in SMOOTHING:
+            mapped += _mapped(
+                modifier.name, modifier.options.get("mappings") or _default_mappings(modifier.name, checkpoint)
+            )
+    unsmoothed = not any(modifier.name in SMOOTHING for modifier in recipe.modifiers)
     scales = unsmoothed and all(by_largest_values(group.scheme.weights) for group in recipe.groups)
     exact = unsmoothed and dampening is None and all(is_recomputed(group.scheme.weights) for group in recipe.groups)
     declared = declaration_of(recipe)
-    return Method(loaded.document.where, declared, exact, scales, dampening, tuple(mapped))
+    others = recipe.quantizing.keys() - {"GPTQModifier"}
+    compensating = replace(declared, groups=recipe.quantizing["GPTQModifier"]) if dampening and others else None
+    return Method(loaded.document.where, declared, exact, scales, dampening, compensating, tuple(mapped))
+
+
+def compensated(modules: Sequence[str], method: Method) -> frozenset[str]:
+    """The modules whose rows may make up for errors: all that GPTQ quantizes, and none that another modifier does."""
+    if method.dampening is None:
+        return frozenset()
+    if method.compensating is None or method.declared is None:
+        return frozenset(modules)
+    meant, own = (resolve(each, modules, where=method.said_by) for each in (method.declared, method.compensating))
+    return frozenset(module for module, scheme in own.items() if meant.get(module) == scheme)
 
 
 def observed(pairs: Sequence[Pair], method: Method) -> tuple[Pair, ...]:
@@ -107,18 +116,6 @@ def observed(pairs: Sequence[Pair], method: Method) -> tuple[Pair, ...]:
         else item
         for item in pairs
     )
-
-
-def _dampening(stated: Any, loaded: LoadedRecipe) -> float:
-    """GPTQ's share of the Hessian's mean diagonal.
-
-    Raises:
-        RecipeError: it is no share of anything, so that no limit follows from it.
-    """
-    if isinstance(stated, bool) or not isinstance(stated, int | float) or not 0 < stated < math.inf:
-        what = f"says dampening_frac {stated!r}, of which no limit of compensation follows"
-        raise RecipeError(what, where=loaded.document.where, remedy="say a number above zero")
-    return float(stated)
 
 
 def _mapped(modifier: str, mappings: Sequence[Any]) -> list[Mapped]:

@@ -14,12 +14,10 @@ from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.cli.complete import complete, locks
 from weighbridge.cli.run import HOLDS, Parser, add_follow_option, command, keep, program, suggest
 from weighbridge.errors import RecipeError
-from weighbridge.formats.schemes import PRESETS
+from weighbridge.linting.drafting import DATA_FREE
 from weighbridge.report.terminal import tinted
 
 DEFAULT_SCHEME = "FP8_DYNAMIC"
-DATA_FREE = tuple(name for name, scheme in PRESETS.items() if not scheme.needs_calibration)
-"""What a draft can be of: nobody but a person can say which data a calibration should see."""
 LONGEST_CARD = 1_000_000
 EPILOG = """\
 examples:

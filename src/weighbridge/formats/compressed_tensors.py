@@ -303,12 +303,12 @@ def _read_kwargs(raw: Mapping[str, Any], *, where: str) -> Mapping[str, Any]:
     return dict(kwargs)
 
 
-def _read_order(order: Any, *, where: str) -> Literal["weight", "group"] | None:
-    """``static`` is another word for ``weight``, ``dynamic`` and true for ``group``."""
+def _read_order(order: Any, *, where: str) -> Literal["weight", "static", "group"] | None:
+    """``static`` is another word for ``weight``, which stays as it was said; ``dynamic`` and true are for ``group``."""
     if order is None or order is False:
         return None
     if order in ("weight", "static"):
-        return "weight"
+        return "static" if order == "static" else "weight"
     if _lower(order) in ("group", "dynamic") or order is True:
         return "group"
     raise StructureError(

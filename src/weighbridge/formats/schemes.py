@@ -30,7 +30,8 @@ class QuantizationArgs:
         strategy: what shares a scale: tensor, channel (an output row), group (`group_size` along a row), block
             (`block_structure`), token, tensor_group (groups under one global scale), attn_head.
         dynamic: scales are computed as values arrive; ``local`` keeps a calibrated global scale.
-        actorder: in which order GPTQ took the columns: ``weight`` leaves no trace, ``group`` also groups them in it.
+        actorder: in which order GPTQ took the columns: ``weight``, also called ``static``, leaves no trace, ``group``
+            also groups them in it.
         reordered: a ``weight_g_idx`` says which group each column is in (``actorder: group``).
     """
 
@@ -44,7 +45,7 @@ class QuantizationArgs:
     scale_dtype: str | None = field(default=None, compare=False)
     observer: str | None = field(default=None, compare=False)
     observer_kwargs: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    actorder: Literal["weight", "group"] | None = field(default=None, compare=False)
+    actorder: Literal["weight", "static", "group"] | None = field(default=None, compare=False)
     reordered: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -113,9 +114,16 @@ def _format(weights: QuantizationArgs, inputs: QuantizationArgs | None) -> str:
 
 _FP8_TOKEN = QuantizationArgs(8, "float", "token", dynamic=True)
 _INT8_TOKEN = QuantizationArgs(8, "int", "token", dynamic=True)
+_INT4_TOKEN = QuantizationArgs(4, "int", "token", dynamic=True)
+_INT8 = Scheme(QuantizationArgs(8, "int", "channel"), _INT8_TOKEN)
 _NVFP4 = QuantizationArgs(4, "float", "tensor_group", group_size=16, scale_dtype="torch.float8_e4m3fn")
 _MXFP4 = QuantizationArgs(4, "float", "group", group_size=32, scale_dtype="torch.uint8")
 _MXFP8 = QuantizationArgs(8, "float", "group", group_size=32, scale_dtype="torch.uint8")
+
+
+def _integers(bits: int, *, symmetric: bool = True) -> QuantizationArgs:
+    return QuantizationArgs(bits, "int", "group", symmetric=symmetric, group_size=128)
+
 
 PRESETS: Mapping[str, Scheme] = {
     "FP8": Scheme(
@@ -126,18 +134,23 @@ PRESETS: Mapping[str, Scheme] = {
         QuantizationArgs(8, "float", "block", block_structure=(128, 128)),
         QuantizationArgs(8, "float", "group", group_size=128, dynamic=True),
     ),
-    "W8A8": Scheme(QuantizationArgs(8, "int", "channel"), _INT8_TOKEN),
-    "W8A16": Scheme(QuantizationArgs(8, "int", "group", group_size=128)),
-    "W4A16": Scheme(QuantizationArgs(4, "int", "group", group_size=128)),
-    "W4A16_ASYM": Scheme(QuantizationArgs(4, "int", "group", group_size=128, symmetric=False)),
+    "W8A8": _INT8,
+    "INT8": _INT8,
+    "W8A16": Scheme(_integers(8)),
+    "W4A16": Scheme(_integers(4)),
+    "W4A16_ASYM": Scheme(_integers(4, symmetric=False)),
+    "W4AFP8": Scheme(_integers(4), _FP8_TOKEN),
     "NVFP4A16": Scheme(_NVFP4),
     "NVFP4": Scheme(_NVFP4, replace(_NVFP4, dynamic="local", observer="static_minmax")),
     "MXFP4A16": Scheme(_MXFP4),
     "MXFP4": Scheme(_MXFP4, replace(_MXFP4, dynamic=True)),
     "MXFP8A16": Scheme(_MXFP8),
     "MXFP8": Scheme(_MXFP8, replace(_MXFP8, dynamic=True)),
+    **{f"W{bits}A16": Scheme(_integers(bits)) for bits in (2, 3, 5, 6, 7)},
+    **{f"W{bits}A8": Scheme(_integers(bits), _INT8_TOKEN) for bits in (2, 3, 4, 5, 6, 7)},
+    **{f"W{bits}A4": Scheme(_integers(bits), _INT4_TOKEN) for bits in (2, 3, 4)},
 }
-"""The presets of compressed-tensors 0.19.0 that recipes may name; a test compares each with upstream's."""
+"""The presets of compressed-tensors 0.19.0, but for UNQUANTIZED; a test compares each with upstream's."""
 
 
 KV_CACHES: Mapping[str, QuantizationArgs] = {"FP8": QuantizationArgs(8, "float", "tensor")}

@@ -16,14 +16,22 @@ from weighbridge.formats.schemes import PRESETS
 from weighbridge.formats.tensors import Tensor
 from weighbridge.linting import lint
 from weighbridge.linting.mistral_form import kept_for_turning
-from weighbridge.linting.quantized import BULK, INTEGER_GROUP_SIZES
+from weighbridge.linting.quantized import BULK, not_covered
 from weighbridge.linting.suggest import matching
+from weighbridge.linting.vllm_kernels import INTEGER_GROUP_SIZES, unserved
 from weighbridge.planning import Part, Plan, find_merged_groups, make_plan, tied_heads
 from weighbridge.recipe import read_recipe
 from weighbridge.recipe.catalogue import RECIPES
 from weighbridge.report import Finding, Severity
 from weighbridge.text.names import expert_of
 from weighbridge.text.patterns import REGEX_PREFIX
+
+DATA_FREE = tuple(
+    name
+    for name, scheme in PRESETS.items()
+    if not (scheme.needs_calibration or not_covered(scheme) or unserved(scheme))
+)
+"""The presets that a draft can be of: nobody but a person can say which data a calibration should see."""
 
 _REASONS: Mapping[Role, str] = {
     Role.ROUTER: "Routers choose experts by small differences, and vLLM does not load a quantized one.",

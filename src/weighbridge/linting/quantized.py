@@ -8,6 +8,7 @@ from weighbridge.families import Family, Role
 from weighbridge.formats.observers import OBSERVERS, by_largest_values
 from weighbridge.formats.schemes import Scheme
 from weighbridge.linting.rules import Raised
+from weighbridge.linting.vllm_kernels import INTEGER_GROUP_SIZES
 from weighbridge.numbers import SchemeNotCovered, encoding_of
 from weighbridge.planning import Decision, Obstacle, Part, Plan
 from weighbridge.text.names import compact
@@ -44,8 +45,6 @@ _COUNTED = (*BULK, Role.LATENT, Role.SMALL, Role.OTHER)
 """The roles of matrices that a text model computes with, which coverage is a share of."""
 MOST_UNKNOWN = 0.05
 """The share of these whose role may be unknown before lint says so."""
-INTEGER_GROUP_SIZES = (32, 64, 128)
-"""Group sizes of integer weights that vLLM's Marlin kernels know (``MARLIN_SUPPORTED_GROUP_SIZES``)."""
 
 
 def check(plan: Plan) -> Iterator[Raised]:
@@ -135,8 +134,18 @@ def _ragged(plan: Plan) -> Iterator[Raised]:
         block = part.scheme.weights.block_structure if part.scheme else None
         if block and any(side % size for side, size in zip(part.weight.shape, block, strict=True)):
             ragged.setdefault((part.weight.shape, block), []).append(part.module)
+    awq = next((modifier.AWQModifier for modifier in plan.loaded.recipe.modifiers if modifier.AWQModifier), None)
     for (shape, block), modules in ragged.items():
         for pattern in compact(modules):
+            if awq is not None and awq.duo_scaling is not False:
+                yield Raised(
+                    "scheme/strategy",
+                    str(pattern),
+                    f"blocks of {block[0]} x {block[1]} do not divide {list(shape)}, and AWQModifier's duo_scaling "
+                    "takes whole ones",
+                    "say duo_scaling: false under AWQModifier, or quantize these per channel",
+                    len(pattern),
+                )
             yield Raised(
                 "scheme/ragged-block",
                 str(pattern),
@@ -149,7 +158,12 @@ def _ragged(plan: Plan) -> Iterator[Raised]:
 
 def _needing_calibration(plan: Plan) -> Iterator[Raised]:
     recipe, loaded = plan.loaded.recipe, plan.loaded
+    if recipe.method == "convert":
+        return
     if recipe.calibration is not None:
+        if not recipe.needing_data:
+            why = "nothing looks at these data: activations are dynamic, and no modifier or observer sees any"
+            yield Raised("calibration/unused", loaded.location("calibration"), why, "take calibration out")
         return
     data_free = recipe.method == "model_free_ptq"
     unseen = "which model_free_ptq does not see" if data_free else "and the recipe names none"
@@ -164,6 +178,15 @@ def _needing_calibration(plan: Plan) -> Iterator[Raised]:
                 f"activations are static here: their scales come from data, {unseen}",
                 f"{remedy} a scheme with dynamic or unquantized activations",
             )
+    if data_free or any(group.scheme.needs_calibration for group in recipe.groups):
+        return
+    for name in recipe.needing_data:
+        index = next((index for index, modifier in enumerate(recipe.modifiers) if modifier.name == name), None)
+        where = loaded.document.where if index is None else loaded.location("modifiers", index)
+        why = "the KV cache or an observer of weights" if name == "QuantizationModifier" else name
+        yield Raised(
+            "scheme/needs-calibration", where, f"{why} must see calibration data, {unseen}", f"{remedy} none that does"
+        )
 
 
 def _observed(plan: Plan) -> Iterator[Raised]:
@@ -179,9 +202,11 @@ def _observed(plan: Plan) -> Iterator[Raised]:
                 why = "is for weights alone" if kind != "weights" else "is not llm-compressor's, which oneshot runs"
                 instead = "leave it out" if kind != "weights" else "leave it out, or take method: model_free_ptq"
                 yield Raised("scheme/observer", where, f"the observer {args.observer} {why}", instead)
-            elif data_free and args.actorder is not None:
-                message = f"says actorder: {args.actorder}, which this engine does not do: its codes are nearest"
-                yield Raised("scheme/observer", where, message, remedy.format(rule="scheme/observer"))
+            elif args.actorder is not None and not recipe.compensates(name):
+                doing = "this engine does not do" if data_free else "rounding to nearest does not do"
+                message = f"says actorder: {args.actorder}, which {doing}: its codes are nearest"
+                instead = remedy.format(rule="scheme/observer") if data_free else "leave it out, or take GPTQModifier"
+                yield Raised("scheme/observer", where, message, instead)
             elif data_free and kind != "weights" and not (by_largest_values(args) and not args.observer_kwargs):
                 message = f"says observer: {args.observer}, and without data nothing of activations is observed"
                 yield Raised("scheme/observer", where, message, remedy.format(rule="scheme/observer"))
@@ -190,7 +215,7 @@ def _observed(plan: Plan) -> Iterator[Raised]:
     uncovered: dict[tuple[str, str, str], list[str]] = {}
     for part in plan.parts:
         if part.makes_codes and part.scheme is not None:
-            why = _not_covered(part.scheme)
+            why = not_covered(part.scheme)
             if why:
                 uncovered.setdefault((why, str(part.scheme.weights), str(part.decision)), []).append(part.module)
     for (why, weights, decision), modules in uncovered.items():
@@ -200,7 +225,7 @@ def _observed(plan: Plan) -> Iterator[Raised]:
             yield Raised(rule, str(pattern), message, remedy.format(rule=rule), len(pattern))
 
 
-def _not_covered(scheme: Scheme) -> str:
+def not_covered(scheme: Scheme) -> str:
     """What the data-free engine lacks to quantize weights by a scheme; empty where it lacks nothing."""
     try:
         encoding_of(scheme)

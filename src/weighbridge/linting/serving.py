@@ -12,9 +12,10 @@ from weighbridge.formats.declaration import LINEAR, Declaration
 from weighbridge.formats.observers import is_signed
 from weighbridge.formats.quantization import resolve, resolve_as_compressed_tensors, text_config
 from weighbridge.formats.schemes import Scheme
-from weighbridge.linting.quantized import BULK, INTEGER_GROUP_SIZES
+from weighbridge.linting.quantized import BULK
 from weighbridge.linting.rules import Raised, together
 from weighbridge.linting.served import Linear, Served, served_by_plan
+from weighbridge.linting.vllm_kernels import INTEGER_GROUP_SIZES, MARLIN_BITS, unserved
 from weighbridge.planning import Part, Plan
 from weighbridge.text.names import expert_of, split_name
 from weighbridge.text.patterns import REGEX_PREFIX, pattern_list
@@ -51,11 +52,11 @@ def check_served(served: Served) -> Iterator[Raised]:
 def _expectations(served: Served) -> Iterator[Raised]:
     schemes = sorted(set(served.schemes.values()), key=str)
     for scheme in schemes:
-        yield from _group_size(scheme)
+        yield from _kernels(scheme)
     yield from _signed(served)
     if schemes:
         yield from _tensor_parallel(served)
-        yield from (Raised("serve/gpu", str(scheme), _gpus(scheme)) for scheme in schemes)
+        yield from (Raised("serve/gpu", str(scheme), _gpus(scheme)) for scheme in schemes if not unserved(scheme))
         yield from _gemma4(served)
         yield from _gpt_oss(served)
     yield from _kv_cache(served)
@@ -206,9 +207,12 @@ def _signed(served: Served) -> Iterator[Raised]:
             )
 
 
-def _group_size(scheme: Scheme) -> Iterator[Raised]:
-    weights = scheme.weights
-    if weights.type == "int" and weights.strategy == "group" and weights.group_size not in INTEGER_GROUP_SIZES:
+def _kernels(scheme: Scheme) -> Iterator[Raised]:
+    weights, why = scheme.weights, unserved(scheme)
+    if why:
+        remedy = "take weights and activations of a preset that it has kernels for: docs/how-to/choose-a-scheme.md"
+        yield Raised("serve/no-kernel", str(scheme), why, remedy)
+    elif weights.type == "int" and weights.strategy == "group" and weights.group_size not in INTEGER_GROUP_SIZES:
         sizes = ", ".join(map(str, INTEGER_GROUP_SIZES))
         yield Raised(
             "serve/group-size",
@@ -284,6 +288,8 @@ def _gpus(scheme: Scheme) -> str:
     weights = scheme.weights
     if scheme.input_activations is None:
         kind = {("float", 4): "FP4", ("float", 8): "FP8"}.get((weights.type, weights.num_bits), "integer")
+        if weights.type == "int" and weights.num_bits not in MARLIN_BITS:
+            return f"integer weights of {weights.num_bits} bits run from SM 7.5 where the package humming is installed"
         return f"{kind} weights and 16-bit activations: unpacked by Marlin kernels on every GPU from SM 8.0 (Ampere)"
     if weights.type == "float" and weights.num_bits == 4:
         return f"FP4 runs natively from SM 10.0 (Blackwell); on older GPUs {_UNPACKED}"

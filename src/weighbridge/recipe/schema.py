@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -11,11 +12,13 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from weighbridge.errors import WeighbridgeError
 from weighbridge.formats.compressed_tensors import read_scheme
 from weighbridge.formats.declaration import LINEAR, Group
+from weighbridge.formats.observers import MIN_MAX, OBSERVERS
 from weighbridge.formats.schemes import KV_CACHES, PRESETS, QuantizationArgs, Scheme
 from weighbridge.recipe.calibration import Calibration
+from weighbridge.recipe.modifiers import GPTQ, SMOOTHING, Modifier
 from weighbridge.recipe.names import HUB_ID, REVISION
 from weighbridge.recipe.quality import Quality
-from weighbridge.recipe.quantization_arguments import check_arguments, check_order
+from weighbridge.recipe.quantization_arguments import check_arguments
 from weighbridge.text.names import parse_pattern
 from weighbridge.text.patterns import MAX_EXPRESSIONS, REGEX_PREFIX, check_pattern
 from weighbridge.text.strict_yaml import Strict
@@ -226,7 +229,7 @@ class Recipe(Strict):
     allow: list[Allowed] = []
     fused_groups: list[list[str]] = [["q_proj", "k_proj", "v_proj"], ["gate_proj", "up_proj"]]
     kv_cache: KVCache | None = None
-    modifiers: list[dict[str, dict[str, Any]]] = []
+    modifiers: list[Modifier] = []
     calibration: Calibration | None = None
     convert: Conversion | None = None
     quality: Quality | None = None
@@ -237,16 +240,12 @@ class Recipe(Strict):
     def _scheme_is_known(cls, name: str | None) -> str | None:
         return name if name is None else _known_preset(name)
 
-    @field_validator("modifiers")
+    @field_validator("config_groups")
     @classmethod
-    def _orders_are_known(cls, entries: list[dict[str, dict[str, Any]]]) -> list[dict[str, dict[str, Any]]]:
-        for entry in entries:
-            for name, options in entry.items():
-                try:
-                    check_order(options.get("actorder"))
-                except ValueError as error:
-                    raise ValueError(f"{name}: {error}") from None
-        return entries
+    def _has_groups(cls, groups: dict[str, ConfigGroup] | None) -> dict[str, ConfigGroup] | None:
+        if groups is not None and not groups:
+            raise ValueError("has no group; name one, or say a scheme in its place")
+        return groups
 
     @field_validator("ignore")
     @classmethod
@@ -275,7 +274,85 @@ class Recipe(Strict):
             raise ValueError(
                 "scales of the KV cache are not written in modelopt's format here; declare it: scales: none"
             )
+        self._check_modifiers()
         return self
+
+    def _check_modifiers(self) -> None:
+        """Refuse modifiers that cannot follow each other, or that leave open which of them quantizes what.
+
+        Raises:
+            ValueError: in a sentence.
+        """
+        names = [modifier.name for modifier in self.modifiers]
+        quantizing = {modifier.name: modifier.quantizing for modifier in self.modifiers if modifier.quantizing}
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"modifiers: {twice} stands twice")
+        last = next((name for name in reversed(names) if name in SMOOTHING), None)
+        if last is not None and any(name in quantizing for name in names[: names.index(last)]):
+            raise ValueError(
+                f"modifiers: {last} stands behind a modifier that quantizes what it would scale; put it first"
+            )
+        if "AWQModifier" in names:
+            duo = self.modifiers[names.index("AWQModifier")].options.get("duo_scaling", True)
+            if duo is not False and any(group.scheme.weights.strategy == "tensor" for group in self.groups):
+                raise ValueError(
+                    "AWQModifier has no duo_scaling where a whole weight has one scale; say duo_scaling: false"
+                )
+        said = [group for options in quantizing.values() for group in options.groups or ()]
+        unknown = next((group for group in said if group not in (self.config_groups or {})), None)
+        if unknown is not None:
+            raise ValueError(f"modifiers: there is no config group {unknown[:40]!r}")
+        if len(quantizing) > 1 and any(options.groups is None for options in quantizing.values()):
+            raise ValueError(
+                "modifiers: two quantize; say under groups of each which of the config_groups it quantizes"
+            )
+        wrong = next((group for group in self.config_groups or {} if said.count(group) != 1), None) if said else None
+        if wrong is not None:
+            count = "none quantizes" if wrong not in said else "more than one quantizes"
+            raise ValueError(f"modifiers: {count} the config group {wrong!r}")
+        for name, group in (self.config_groups or {}).items():
+            order, modifier = group.resolved().weights.actorder, self._gptq(name)
+            denied = modifier is not None and "actorder" in modifier.model_fields_set and modifier.actorder is None
+            if order is not None and denied:
+                raise ValueError(
+                    f"GPTQModifier says actorder: null, and the config group {name!r} {order}; say it once"
+                )
+
+    def _gptq(self, name: str) -> GPTQ | None:
+        """The GPTQModifier that quantizes a config group, or what the scheme says."""
+        found = next((modifier.GPTQModifier for modifier in self.modifiers if modifier.GPTQModifier is not None), None)
+        return found if found is not None and (found.groups is None or name in found.groups) else None
+
+    def compensates(self, name: str) -> bool:
+        """Whether GPTQ quantizes a config group."""
+        return self._gptq(name) is not None
+
+    @property
+    def quantizing(self) -> Mapping[str, tuple[Group, ...]]:
+        """The modifiers that quantize, in their order, and what each does: one that rounds where none is named."""
+        named = dict(zip(self.config_groups or ("",), self.groups, strict=False))
+        said = {modifier.name: modifier.quantizing.groups for modifier in self.modifiers if modifier.quantizing}
+        return {
+            name: tuple(group for key, group in named.items() if groups is None or key in groups)
+            for name, groups in (said or {"QuantizationModifier": None}).items()
+        }
+
+    @property
+    def needing_data(self) -> tuple[str, ...]:
+        """The modifiers that must see calibration data, in their order."""
+        caches = self.kv_cache is not None and self.kv_cache.scales == "calibrated"
+        quantizing = self.quantizing
+        first = next(iter(quantizing))
+        observing = {
+            name
+            for name, groups in quantizing.items()
+            if name == "GPTQModifier"
+            or (caches and name == first)
+            or any(group.scheme.needs_calibration or _observes(group.scheme.weights) for group in groups)
+        }
+        smoothing = [modifier.name for modifier in self.modifiers if modifier.name in SMOOTHING]
+        return (*smoothing, *(name for name in quantizing if name in observing))
 
     def _refuse(self, method: str, *fields: str) -> None:
         said = [field for field in fields if field in self.model_fields_set]
@@ -291,9 +368,23 @@ class Recipe(Strict):
     def groups(self) -> tuple[Group, ...]:
         """The config groups in order; a preset is one group that targets every Linear. A conversion has none."""
         if self.scheme is not None:
-            return (Group(targets=(LINEAR,), scheme=PRESETS[self.scheme]),)
-        groups = (self.config_groups or {}).values()
-        return tuple(Group(tuple(group.targets), group.resolved()) for group in groups)
+            return (Group((LINEAR,), self._in_order("", PRESETS[self.scheme])),)
+        return tuple(
+            Group(tuple(group.targets), self._in_order(name, group.resolved()))
+            for name, group in (self.config_groups or {}).items()
+        )
+
+    def _in_order(self, name: str, scheme: Scheme) -> Scheme:
+        """A scheme with the order in which GPTQ takes columns, as its modifier declares it."""
+        modifier = self._gptq(name)
+        if modifier is None or (scheme.weights.actorder is not None and "actorder" not in modifier.model_fields_set):
+            return scheme
+        return replace(scheme, weights=replace(scheme.weights, actorder=modifier.actorder))
+
+
+def _observes(args: QuantizationArgs) -> bool:
+    """Whether an observer of weights looks at activations."""
+    return OBSERVERS[args.observer or MIN_MAX].needs_data
 
 
 def _checked(entries: list[str]) -> list[str]:
@@ -311,6 +402,10 @@ def _checked(entries: list[str]) -> list[str]:
 
 
 def _known_preset(name: str) -> str:
-    if name not in PRESETS:
-        raise ValueError(f"unknown scheme {name!r}; known are {', '.join(PRESETS)}")
-    return name
+    """A preset's name as compressed-tensors writes it, who reads it by any case."""
+    preset = name.upper()
+    if preset == "UNQUANTIZED":
+        raise ValueError(f"scheme {name} quantizes nothing; keep modules by ignore, or by targets that leave them out")
+    if preset not in PRESETS:
+        raise ValueError(f"unknown scheme {name[:40]!r}; known are {', '.join(PRESETS)}")
+    return preset

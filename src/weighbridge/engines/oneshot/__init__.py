@@ -10,12 +10,11 @@ from weighbridge.engines.oneshot.calibrate import Passed, calibrate, quantize_in
 from weighbridge.engines.oneshot.coverage import grids, starved, table
 from weighbridge.engines.oneshot.dataset import open_rows, with_file
 from weighbridge.engines.oneshot.load import load_model, load_tokenizer
-from weighbridge.engines.oneshot.modifiers import Modifiers, make_modifiers
+from weighbridge.engines.oneshot.modifiers import make_modifiers
 from weighbridge.engines.oneshot.record import Record, make_record
 from weighbridge.engines.oneshot.samples import make_samples, take_samples
 from weighbridge.engines.oneshot.save import save_shards
 from weighbridge.engines.quiet import quieted
-from weighbridge.errors import RecipeError
 from weighbridge.families import Role
 from weighbridge.machine.resources import DEFAULT_SHARD_SIZE
 from weighbridge.planning import Plan
@@ -46,13 +45,13 @@ def check(loaded: LoadedRecipe, source: Checkpoint) -> None:
     Rows are rendered and tokenized only if `source` lies on disk.
 
     Raises:
-        RecipeError: a modifier that is wrong; data that nothing uses, or none where they are needed.
+        RecipeError: a modifier that llm-compressor does not take.
         DatasetError: a data set that cannot be read, has too few rows, or rows that are no text.
         StructureError: a line of a ``.jsonl`` file that is no JSON object.
         BuildError: the tokenizer cannot be loaded.
     """
-    modifiers = make_modifiers(loaded)
-    calibration = _calibration(loaded, modifiers)
+    make_modifiers(loaded)
+    calibration = _calibration(loaded)
     if calibration is None:
         return
     with quieted():
@@ -84,7 +83,7 @@ def quantize(
     """
     assert source.directory is not None
     modifiers = make_modifiers(plan.loaded)
-    calibration = _calibration(plan.loaded, modifiers)
+    calibration = _calibration(plan.loaded)
     with quieted():
         tokenizer = load_tokenizer(source.directory, where=source.label)
         samples = None if calibration is None else make_samples(calibration, open_rows(calibration), tokenizer)
@@ -101,24 +100,9 @@ def quantize(
     return Calibrated((_section(plan, calibration, passed, record),), record)
 
 
-def _calibration(loaded: LoadedRecipe, modifiers: Modifiers) -> Calibration | None:
-    """The calibration of a recipe, if it has one that something needs."""
-    calibration = loaded.recipe.calibration
-    if modifiers.needing_data and calibration is None:
-        raise RecipeError(
-            f"{modifiers.needing_data[0]} must see calibration data, and the recipe names none",
-            where=loaded.document.where,
-            remedy="add calibration (recipes/README.md)",
-        )
-    if calibration is None:
-        return None
-    if not modifiers.needing_data:
-        raise RecipeError(
-            "nothing in the recipe uses calibration data: activations are dynamic and no modifier looks at them",
-            where=loaded.location("calibration"),
-            remedy="take calibration out",
-        )
-    return calibration
+def _calibration(loaded: LoadedRecipe) -> Calibration | None:
+    """The calibration of a recipe, of which lint has seen that it is needed."""
+    return loaded.recipe.calibration if loaded.recipe.needing_data else None
 
 
 def _section(plan: Plan, calibration: Calibration, passed: Passed, record: Record) -> Section:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -104,6 +104,7 @@ def _upstream(model: Any, *, where: str) -> Iterator[Any]:
     from llmcompressor import oneshot
     from llmcompressor.core import reset_session
     from llmcompressor.modeling.offset_norm import CalibrationOffsetNorm
+    from llmcompressor.modifiers.transform.awq import AWQModifier
     from llmcompressor.pipelines.cache import IntermediatesCache
     from llmcompressor.pipelines.sequential import pipeline
 
@@ -122,11 +123,35 @@ def _upstream(model: Any, *, where: str) -> Iterator[Any]:
             stack.enter_context(patch_attr(apply, "tqdm", lambda items, **_: items))
             stack.enter_context(patch_attr(logging.getLogger("torch.fx._symbolic_trace"), "disabled", True))
             stack.enter_context(patch_attr(CalibrationOffsetNorm, "restore", _restored))
+            resolve = AWQModifier._set_resolved_mappings
+            mapped = lambda modifier, model: _resolved(resolve, modifier, model)  # noqa: E731
+            stack.enter_context(patch_attr(AWQModifier, "_set_resolved_mappings", mapped))
             yield oneshot
     except Exception as error:  # a modifier may raise anything, and some raise Exception itself
         raise BuildError(f"llm-compressor stopped: {first_line(error)}", where=where) from error
     finally:
         reset_session()  # it holds the model
+
+
+def _resolved(resolve: Callable[[Any, Any], None], modifier: Any, model: Any) -> None:
+    """Resolve AWQ's mappings, without those of which no balance layer is quantized: there is nothing to gain by them.
+
+    llm-compressor leaves them out unless the smooth layer is quantized, and then divides by a count of zero where
+    ``duo_scaling`` looks at the weights of the balance layers.
+    """
+    from loguru import logger
+
+    resolve(modifier, model)
+    if modifier.duo_scaling is False:
+        return
+    kept = []
+    for mapping in modifier._resolved_mappings:
+        if any(hasattr(layer, "quantization_scheme") for layer in mapping.balance_layers):
+            kept.append(mapping)
+        else:
+            names = ", ".join(mapping.balance_names)
+            logger.warning(f"Skipping smooth_layer {mapping.smooth_name}: {names} stays as it is")
+    modifier._resolved_mappings = kept
 
 
 def _restored(calibrated: Any, original: Any) -> Any:
