@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from weighbridge.errors import WeighbridgeError
 from weighbridge.formats.compressed_tensors import read_scheme
 from weighbridge.formats.declaration import LINEAR, Group
+from weighbridge.formats.observers import MOVING_MIN_MAX, named, with_observers
 from weighbridge.formats.schemes import KV_CACHES, PRESETS, QuantizationArgs, Scheme
 from weighbridge.recipe.calibration import Calibration
 from weighbridge.recipe.names import HUB_ID, REVISION
@@ -191,8 +192,9 @@ class KVCache(Strict):
 
     @property
     def args(self) -> QuantizationArgs:
-        """The scheme as compressed-tensors spells it."""
-        return KV_CACHES[self.scheme]
+        """The scheme as compressed-tensors spells it, with the observer of scales that are calibrated."""
+        args = KV_CACHES[self.scheme]
+        return args if self.scales == "none" else named(args, MOVING_MIN_MAX)
 
 
 class Conversion(Strict):
@@ -289,11 +291,14 @@ class Recipe(Strict):
 
     @property
     def groups(self) -> tuple[Group, ...]:
-        """The config groups in order; a preset is one group that targets every Linear. A conversion has none."""
+        """The config groups in order, with their observers named; a conversion has none.
+
+        A preset is one group that targets every Linear.
+        """
         if self.scheme is not None:
-            return (Group(targets=(LINEAR,), scheme=PRESETS[self.scheme]),)
+            return (Group(targets=(LINEAR,), scheme=with_observers(PRESETS[self.scheme])),)
         groups = (self.config_groups or {}).values()
-        return tuple(Group(tuple(group.targets), group.resolved()) for group in groups)
+        return tuple(Group(tuple(group.targets), with_observers(group.resolved())) for group in groups)
 
 
 def _checked(entries: list[str]) -> list[str]:
