@@ -7,7 +7,8 @@ STAMP   := $(VENV)/installed
 GEMMA   := google/gemma-4-26B-A4B-it
 DEMO    := builds/mini-fp8-dynamic
 RECIPES := fp8-dynamic fp8-dynamic-norouter fp8-dynamic-kv8 fp8-block w4a16 w4a16-g64 w4a16-signed w4a16-gptq \
-  w4a16-awq nvfp4a16 nvfp4a16-4o6 nvfp4 nvfp4-full-modelopt nvfp4-experts-modelopt nvfp4-mlp-modelopt qat-nvfp4-full-modelopt mxfp4
+  w4a16-awq w4a16-awq-gptq w4a16-experts-fp8 nvfp4a16 nvfp4a16-4o6 nvfp4a16-experts-fp8 nvfp4 nvfp4-4o6 nvfp4-gptq \
+  nvfp4-experts-fp8 nvfp4-full-modelopt nvfp4-experts-modelopt nvfp4-mlp-modelopt qat-nvfp4-full-modelopt mxfp4
 
 # MODEL=path|org/name[@revision]|mini, OUTPUT=directory, DEVICE=cuda:0|cpu override what a recipe says.
 OPTIONS = $(if $(MODEL),--model $(MODEL)) $(if $(OUTPUT),--output $(OUTPUT)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
@@ -69,9 +70,15 @@ w4a16-signed: ## the same in groups of 32, scales searched for, with a sign
 fp8-dynamic-kv8: ## fp8-dynamic with calibrated scales of an FP8 KV cache
 w4a16-gptq: ## four-bit integers in groups of 32, by GPTQ
 w4a16-awq: ## the same by AWQ
+w4a16-awq-gptq: ## the same by AWQ, then GPTQ
+w4a16-experts-fp8: ## four-bit integers for the experts, FP8 for attention and the dense mlp
 nvfp4a16: ## NVFP4 weights, activations in BF16
 nvfp4a16-4o6: ## the same with the scale of each block searched for
+nvfp4a16-experts-fp8: ## the same for the experts, FP8 for attention and the dense mlp
 nvfp4: ## NVFP4 weights and activations, calibrated: RedHatAI's decisions
+nvfp4-4o6: ## the same with the scale of each block of weights searched for
+nvfp4-gptq: ## nvfp4 by GPTQ
+nvfp4-experts-fp8: ## nvfp4 for the experts, FP8 for attention and the dense mlp
 nvfp4-full-modelopt: ## the same in modelopt's format: bg-digitalservices' decisions
 nvfp4-experts-modelopt: ## experts alone, in modelopt's format: NVIDIA's decisions
 nvfp4-mlp-modelopt: ## mlp and experts, converted from an NVFP4 build: FusenAI's decisions

@@ -20,7 +20,26 @@ from weighbridge.checkpoint.model import FileFact, Origin, carried_files, open_d
 from weighbridge.samples import miniature
 from weighbridge.samples.miniature.text import exchanges
 
+LAYER = r"re:model\.language_model\.layers\.\d+\."
 W4 = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group"}
+FP4 = {
+    "num_bits": 4,
+    "type": "float",
+    "strategy": "tensor_group",
+    "group_size": 16,
+    "scale_dtype": "torch.float8_e4m3fn",
+}
+FP4_INPUTS = {**FP4, "dynamic": "local", "observer": "static_minmax"}
+FP8_INPUTS = {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True}
+
+
+def _experts(**args: dict[str, Any]) -> dict[str, Any]:
+    """Settings that give the experts a scheme of their own, and FP8_DYNAMIC to the rest."""
+    rest = {"weights": {"num_bits": 8, "type": "float", "strategy": "channel"}, "input_activations": FP8_INPUTS}
+    experts = {"targets": [rf"{LAYER}experts\.\d+\.(gate|up|down)_proj$"], **args}
+    return {"config_groups": {"group_0": experts, "group_1": {"targets": ["Linear"], **rest}}}
+
+
 ONESHOT: dict[str, dict[str, Any]] = {
     "FP8-dynamic": {"scheme": "FP8_DYNAMIC"},
     "FP8-block": {"scheme": "FP8_BLOCK"},
@@ -28,18 +47,22 @@ ONESHOT: dict[str, dict[str, Any]] = {
     "W4A16-G64": {"config_groups": {"group_0": {"targets": ["Linear"], "weights": {**W4, "group_size": 64}}}},
     "NVFP4A16": {"scheme": "NVFP4A16"},
     "MXFP4": {"scheme": "MXFP4"},
+    "NVFP4A16-experts-FP8": _experts(weights=FP4),
+    "W4A16-experts-FP8": _experts(weights={**W4, "group_size": 32}),
 }
 """The miniature's data-free builds, and the settings of the modifier that makes each."""
 
 CALIBRATED: dict[str, dict[str, Any]] = {
     "NVFP4": {"scheme": "NVFP4"},
+    "NVFP4-GPTQ": {"scheme": "NVFP4"},
+    "NVFP4-experts-FP8": _experts(weights=FP4, input_activations=FP4_INPUTS),
     "W4A16-GPTQ": ONESHOT["W4A16"],
     "W4A16-AWQ": ONESHOT["W4A16"],
+    "W4A16-AWQ-GPTQ": ONESHOT["W4A16"],
     "FP8-dynamic-KV8": {"scheme": "FP8_DYNAMIC", "kv_cache_scheme": {"num_bits": 8, "type": "float"}},
 }
 """Those that see calibration data, and the settings of the modifier that quantizes."""
 
-LAYER = r"re:model\.language_model\.layers\.\d+\."
 AWQ_MAPPINGS = [
     (f"{LAYER}pre_feedforward_layernorm$", [rf"{LAYER}mlp\.gate_proj$", rf"{LAYER}mlp\.up_proj$"], None),
     (rf"{LAYER}mlp\.up_proj$", [rf"{LAYER}mlp\.down_proj$"], None),
@@ -102,13 +125,13 @@ def calibrated(source: Path, output: Path, build: str) -> None:
     model = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.bfloat16)
     model.config.text_config.allow_global_per_layer_attribute_access = True
     tokenizer = AutoTokenizer.from_pretrained(source)
-    quantizing = GPTQModifier if build == "W4A16-GPTQ" else QuantizationModifier
+    quantizing = GPTQModifier if build.endswith("GPTQ") else QuantizationModifier
     settings = {"targets": "Linear", "ignore": REDHATAI_IGNORE, **copy.deepcopy(CALIBRATED[build])}
     smoothing = [AWQModifier(mappings=[AWQMapping(*mapping) for mapping in AWQ_MAPPINGS])]
     oneshot(
         model=model,
         processor=tokenizer,
-        recipe=[*(smoothing if build == "W4A16-AWQ" else ()), quantizing(**settings)],
+        recipe=[*(smoothing if "AWQ" in build else ()), quantizing(**settings)],
         dataset=Dataset.from_dict({"text": [f"{pair.question} {pair.answer}" for pair in exchanges()]}),
         batch_size=8,
         num_calibration_samples=16,

@@ -22,7 +22,7 @@ from weighbridge.extras.serving.environment import find_python
 from weighbridge.extras.serving.loaded import harmless_parameters
 
 RECORDED = Path(__file__).parent / "data" / "serving"
-HONEST = ("fp8-dynamic", "w4a16", "nvfp4a16")
+HONEST = ("fp8-dynamic", "w4a16", "nvfp4a16", "w4a16-experts-fp8", "nvfp4a16-experts-fp8")
 TOKEN_IDS = ((2, 5, 6, 7, 8, 9, 10), (2, 40, 41, 42))
 
 

@@ -40,7 +40,10 @@ from weighbridge.progress import Progress
 from weighbridge.recipe import LoadedRecipe, load_recipe
 from weighbridge.report import Grid
 
-DATA_FREE = ("fp8-dynamic", "fp8-block", "w4a16", "nvfp4a16", "mxfp4", "w4a16-signed", "nvfp4a16-4o6")
+DATA_FREE = (
+    *("fp8-dynamic", "fp8-block", "w4a16", "nvfp4a16", "mxfp4", "w4a16-signed", "nvfp4a16-4o6"),
+    *("w4a16-experts-fp8", "nvfp4a16-experts-fp8"),
+)
 CAMPAIGN_SEED = 20261121
 EXPERTS = "model.language_model.layers.2.experts"
 

@@ -257,7 +257,13 @@ def test_what_must_see_data_is_refused_without_them_by_the_plan(case: str, load:
     assert "scheme/needs-calibration" not in rules
 
 
-@pytest.mark.parametrize("name", ["nvfp4", "w4a16-gptq", "w4a16-awq", "fp8-dynamic-kv8"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("nvfp4", "nvfp4-4o6", "nvfp4-gptq", "nvfp4-experts-fp8", "fp8-dynamic-kv8"),
+        *("w4a16-gptq", "w4a16-awq", "w4a16-awq-gptq"),
+    ],
+)
 def test_calibrated_recipes_of_the_catalogue_are_whole(name: str, mini: Path) -> None:
     source = open_source("mini")
     oneshot.check(with_own_texts(load_recipe(str(GEMMA / f"{name}.yaml")), source), source)

@@ -165,8 +165,10 @@ def test_the_same_recipe_gives_the_same_bytes_in_another_process(
 
 
 @pytest.mark.campaign
-@pytest.mark.parametrize("recipe", ["w4a16-gptq", "w4a16-awq"])
-def test_recipes_that_move_weights_build_and_hold(recipe: str, once: Once) -> None:
+@pytest.mark.parametrize(
+    "recipe", ["w4a16-gptq", "w4a16-awq", "w4a16-awq-gptq", "nvfp4-gptq", "nvfp4-4o6", "nvfp4-experts-fp8"]
+)
+def test_other_calibrated_recipes_build_and_hold(recipe: str, once: Once) -> None:
     report = kept_outcome(made(once, recipe)).report
     assert report["holds"]
 

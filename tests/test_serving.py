@@ -119,7 +119,7 @@ def test_global_scales_of_inputs_must_be_there_where_inputs_are_quantized(builds
         patterns = harmless_parameters(open_directory(builds / recipe))
         return any(re.fullmatch(each.pattern, parameter) for each in patterns)
 
-    assert (allowed("nvfp4a16"), allowed("fp8-dynamic")) == (True, False)
+    assert (allowed("nvfp4a16"), allowed("nvfp4a16-experts-fp8"), allowed("fp8-dynamic")) == (True, True, False)
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b'{"refused": 1}', b'{"other": ""}', b'{"keys": {"a": ["x"]}}'])

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.campaign
 WINDOWS = ("--windows", "16", "--length", "128")
 FEW = ("--windows", "8", "--length", "96")
 DENSE = ("fp8-dynamic", "w4a16", "nvfp4a16", "nvfp4")
-EXPERTS = ("fp8-dynamic", "w4a16", "nvfp4a16", "nvfp4")
+EXPERTS = (*DENSE, "w4a16-experts-fp8", "nvfp4a16-experts-fp8", "nvfp4-experts-fp8")
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from math import isfinite
 from typing import Any
 
-from weighbridge.formats.schemes import QuantizationArgs
+from weighbridge.formats.schemes import QuantizationArgs, Scheme
 
 MOST_STEPS = 1024
 """Candidates that a search may try; llm-compressor's longest has 111."""
@@ -88,7 +88,9 @@ _ERROR, _AVERAGE, _STRICT = (frozenset({name}) for name in ("triton_error_buffer
 _EXPANDED = Search(expand=1.8, maxshrink=1 - 0.8 / 1.8, grid=200.0, patience=1000)
 
 MIN_MAX = "memoryless_minmax"
-"""What is taken where nothing is said."""
+"""What is taken for weights where nothing is said."""
+MOVING_MIN_MAX = "minmax"
+"""What is taken for static activations and KV caches where nothing is said: ends that follow each batch by a share."""
 
 OBSERVERS: Mapping[str, Observer] = {
     MIN_MAX: Observer(),
@@ -108,6 +110,17 @@ OBSERVERS: Mapping[str, Observer] = {
 
 class UnknownChoice(ValueError):
     """There is no such observer, or none with these arguments; the message says what is wrong."""
+
+
+def named(args: QuantizationArgs, default: str) -> QuantizationArgs:
+    """Arguments that name their observer; values whose scales are taken wholly as they arrive have none."""
+    return args if args.observer is not None or args.dynamic is True else replace(args, observer=default)
+
+
+def with_observers(scheme: Scheme) -> Scheme:
+    """A scheme whose observers are named, as whoever quantizes by it has defaults of his own."""
+    activations = (scheme.input_activations, scheme.output_activations)
+    return Scheme(named(scheme.weights, MIN_MAX), *(args and named(args, MOVING_MIN_MAX) for args in activations))
 
 
 def observer_of(args: QuantizationArgs) -> Observer:

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from weighbridge.errors import WeighbridgeError
 from weighbridge.formats.compressed_tensors import read_scheme
 from weighbridge.formats.declaration import LINEAR, Group
-from weighbridge.formats.observers import MIN_MAX, OBSERVERS
+from weighbridge.formats.observers import MIN_MAX, MOVING_MIN_MAX, OBSERVERS, named, with_observers
 from weighbridge.formats.schemes import KV_CACHES, PRESETS, QuantizationArgs, Scheme
 from weighbridge.recipe.calibration import Calibration
 from weighbridge.recipe.modifiers import GPTQ, SMOOTHING, Modifier
@@ -194,8 +194,9 @@ class KVCache(Strict):
 
     @property
     def args(self) -> QuantizationArgs:
-        """The scheme as compressed-tensors spells it."""
-        return KV_CACHES[self.scheme]
+        """The scheme as compressed-tensors spells it, with the observer of scales that are calibrated."""
+        args = KV_CACHES[self.scheme]
+        return args if self.scales == "none" else named(args, MOVING_MIN_MAX)
 
 
 class Conversion(Strict):
@@ -366,11 +367,14 @@ class Recipe(Strict):
 
     @property
     def groups(self) -> tuple[Group, ...]:
-        """The config groups in order; a preset is one group that targets every Linear. A conversion has none."""
+        """The config groups in order, with their observers named; a conversion has none.
+
+        A preset is one group that targets every Linear.
+        """
         if self.scheme is not None:
-            return (Group((LINEAR,), self._in_order("", PRESETS[self.scheme])),)
+            return (Group((LINEAR,), self._in_order("", with_observers(PRESETS[self.scheme]))),)
         return tuple(
-            Group(tuple(group.targets), self._in_order(name, group.resolved()))
+            Group(tuple(group.targets), self._in_order(name, with_observers(group.resolved())))
             for name, group in (self.config_groups or {}).items()
         )
 

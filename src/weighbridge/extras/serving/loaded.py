@@ -50,8 +50,8 @@ def harmless_parameters(checkpoint: Checkpoint) -> tuple[Harmless, ...]:
         Harmless(r".*\.attn\.[qkv]_zero_point", "the server reads no zero points of attention"),
         Harmless(r".*weight_shape", "the server takes shapes from the config"),
     ]
-    schemes = list(checkpoint.schemes.values())
-    if schemes and all(scheme.input_activations is None for scheme in schemes):
+    with_global_scale = [each for each in checkpoint.schemes.values() if each.weights.strategy == "tensor_group"]
+    if with_global_scale and all(scheme.input_activations is None for scheme in with_global_scale):
         found.append(Harmless(r".*input_global_scale", "inputs are not quantized"))
     return tuple(found)
 
