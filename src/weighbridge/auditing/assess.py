@@ -41,7 +41,7 @@ from weighbridge.auditing.pairing import (
 from weighbridge.auditing.pieces import Sample, cut, units_of
 from weighbridge.auditing.recomputed import Kept, Quantized, Recomputed, compare, improved
 from weighbridge.auditing.run import WORKER_PIECES, Figures, run
-from weighbridge.auditing.smoothing import Smoothed, has_offset_norms, recover
+from weighbridge.auditing.smoothing import COARSER_BY_COMPENSATION, Smoothed, has_offset_norms, recover
 from weighbridge.auditing.work import (
     STRICT,
     Allowance,
@@ -238,7 +238,9 @@ def _allowances(pairing: Pairing, method: Method, smoothed: Smoothed) -> dict[st
     found = dict(smoothed.allowances)
     modules = [item.name for item in pairing.pairs if isinstance(item, QuantizedPair)]
     for module in compensated(modules, method):
-        found[module] = replace(found.get(module, STRICT), dampening=method.dampening)
+        own = found.get(module, STRICT)
+        coarseness = COARSER_BY_COMPENSATION * own.coarseness
+        found[module] = replace(own, dampening=method.dampening, coarseness=coarseness)
     return found
 
 
