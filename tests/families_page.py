@@ -61,7 +61,12 @@ def _row(own: Descriptor, registered: frozenset[str], made: bool) -> str:
         + (", interleaved" if layout.order == "interleaved" else "")
         for layout in own.experts
     ]
-    unquantized = [name for unit in family.units for item in unit.unquantized for name in item.names]
+    unquantized = [
+        f"{name} (but {' or '.join(item.unless)})" if item.unless else name
+        for unit in family.units
+        for item in unit.unquantized
+        for name in item.names
+    ]
     unquantized += [member for merge in family.merges if merge.unquantized for member in merge.members]
     cells = (
         own.name,

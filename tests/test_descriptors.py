@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from tests import families_page, vllm_source
 from tests.checkpoints import read_tensors
 from tests.conftest import ROOT, Command
 from tests.described import UNMADE, architectures, config_of, described, write_described
+from tests.methods import Method
 from weighbridge.checkpoint.model import Checkpoint, open_directory
 from weighbridge.checkpoint.modules import ExpertTensor, split_experts
 from weighbridge.cli.schema import PLACES, schema_text
@@ -26,8 +28,9 @@ from weighbridge.errors import RecipeError, StructureError
 from weighbridge.extras.quality.forward import _place_of, _slots
 from weighbridge.families import UNKNOWN, Family, Role, descriptors, families, family_of
 from weighbridge.families.catalogue import units
+from weighbridge.formats.schemes import PRESETS, to_config
 from weighbridge.formats.tensors import Tensor
-from weighbridge.linting import lint
+from weighbridge.linting import lint, lint_served
 from weighbridge.linting.drafting import draft_recipe
 from weighbridge.planning import make_plan
 from weighbridge.recipe import read_recipe
@@ -160,6 +163,56 @@ def test_role_of_a_module_is_that_of_its_family(architecture: str, module: str, 
     family = family_of({"architectures": [architecture]})
     assert family.role_of(module) is role
     assert (family.unquantized(module) is not None) == unquantized
+
+
+@pytest.mark.parametrize(
+    ("architecture", "module"), [(one, name) for one, name, _, unquantized in NAMES if unquantized]
+)
+def test_codes_that_no_server_loads_are_errors_in_a_checkpoint_that_lies_there(architecture: str, module: str) -> None:
+    preset = PRESETS["FP8_DYNAMIC"]
+    structure = {f"{module}.weight": Tensor("F8_E4M3", (128, 128)), f"{module}.weight_scale": Tensor("BF16", (128, 1))}
+    groups = {"group_0": {"targets": ["Linear"], **to_config(preset)}}
+    declared = {"quant_method": "compressed-tensors", "format": preset.format, "config_groups": groups, "ignore": []}
+    found = lint_served(Method(declared, structure, config={"architectures": [architecture]}).opened())
+    assert found is not None
+    (wrong,) = [finding for finding in found if "loads no codes" in finding.message]
+    assert (wrong.severity, wrong.where) == (Severity.ERROR, module)
+
+
+OF_ONE_SCHEME: list[tuple[str, bool]] = [
+    # preset, whether vLLM takes the first half of V4's output projection so
+    ("FP8_BLOCK", True),
+    ("FP8_DYNAMIC", False),
+    ("NVFP4A16", False),
+    ("W4A16", False),
+    ("MXFP4", False),
+]
+
+
+@pytest.mark.parametrize(("preset", "taken"), OF_ONE_SCHEME)
+def test_a_linear_that_a_server_takes_in_one_scheme_alone_is_drafted_in_that_and_refused_in_others(
+    preset: str, taken: bool
+) -> None:
+    structure = {
+        "embed.weight": Tensor("BF16", (64, 256)),
+        "head.weight": Tensor("BF16", (64, 256)),
+        **{f"layers.0.attn.{name}.weight": Tensor("BF16", (256, 256)) for name in ("wq_b", "wo_a", "wo_b")},
+        **{f"layers.0.ffn.shared_experts.w{n}.weight": Tensor("BF16", (256, 256)) for n in (1, 2, 3)},
+    }
+    config = {"architectures": ["DeepseekV4ForCausalLM"], "model_type": "deepseek_v4"}
+    source = Method({}, structure, config=config).opened()
+    text = drafted(source, preset)
+    plan = make_plan(read_recipe(text.encode(), where="recipes/a/b.yaml"), source)
+    assert ("layers.0.attn.wo_a" in plan.schemes) is taken
+    assert "layers.0.attn.wo_b" in plan.schemes
+    by_hand = re.sub(r"(?m)^  #.*wo_a.*\n|^  - re:.*wo_a.*\n|^  - .*wo_a\n", "", text)
+    plan = make_plan(read_recipe(by_hand.encode(), where="recipes/a/b.yaml"), source)
+    assert "layers.0.attn.wo_a" in plan.schemes
+    assert ("serve/unquantized" in {finding.rule for finding in lint(plan)}) is not taken
+    built = Method({}, plan.predicted.structure, config=plan.output_config()).opened()
+    found = lint_served(built)
+    assert found is not None
+    assert ("serve/unquantized" in {finding.rule for finding in found}) is not taken
 
 
 # --- against transformers

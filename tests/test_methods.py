@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ from tests.methods import (
     write,
 )
 from tests.planning import recipe
+from weighbridge.account import State
+from weighbridge.account.quantization import judge_quantization
 from weighbridge.checkpoint.consistency import inconsistencies
 from weighbridge.checkpoint.lock import open_lock, write_lock
 from weighbridge.checkpoint.readable import check_measured
@@ -256,6 +259,35 @@ def test_block_scales_may_be_of_several_dtypes(dtype: str) -> None:
         for name, tensor in method.structure.items()
     }
     assert not errors(method, structure)
+
+
+V4 = METHODS["fp8 of DeepSeek V4"]
+
+
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+def test_scales_beside_experts_of_four_bits_are_powers_of_two_as_vllm_holds_them(dtype: str) -> None:
+    name = "layers.0.attn.wq_a.scale"
+    assert {finding.where for finding in errors(V4, {**V4.structure, name: Tensor(dtype, (1, 2))})} == {name}
+
+
+@pytest.mark.parametrize("dtype", ["F8_E8M0", "F32", "BF16"])
+def test_scales_beside_experts_of_eight_bits_may_be_of_several_dtypes(dtype: str) -> None:
+    structure = {name: tensor for name, tensor in V4.structure.items() if ".experts." not in name}
+    structure["layers.0.attn.wq_a.scale"] = Tensor(dtype, (1, 2))
+    assert errors(replace(V4, config={**V4.config, "expert_dtype": "fp8"}), structure) == []
+
+
+@pytest.mark.parametrize("experts", [None, "", "bf16", ["fp4"], 4])
+def test_experts_that_vllm_does_not_know_are_not_judged(experts: object) -> None:
+    opened = replace(V4, config={**V4.config, "expert_dtype": experts}).opened()
+    assert opened.declaration is not None
+    assert "expert_dtype" in opened.declaration.unread
+
+
+def test_what_rounds_activations_alone_is_not_judged_by_the_tensors() -> None:
+    verdicts = {verdict.name: verdict.state for verdict in judge_quantization(V4.opened(), None, None)}
+    assert verdicts["config.json:quantization_config.scale_fmt"] is State.NOT_JUDGED
+    assert verdicts["config.json:quantization_config.fmt"] is State.HELD
 
 
 def test_ragged_blocks_have_scales_of_their_own() -> None:

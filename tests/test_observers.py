@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from tests.checkpoints import Tensors, copy_checkpoint, edit_tensors
-from tests.conftest import Once, run_script
+from tests.conftest import Command, Once, run_script
 from tests.sources import write_moe
 from tests.test_audit import look, verdicts
 from tests.test_streaming import raw_tensors
 from tests.toy_models import TOYS
 from weighbridge.auditing import conclusion, sections
-from weighbridge.auditing.judge import Verdict
+from weighbridge.auditing.judge import ORDER, Verdict
 from weighbridge.checkpoint.model import open_directory
 from weighbridge.formats.quantization import read_declaration
 from weighbridge.numbers import encoding_of, load_kernels
@@ -149,6 +149,77 @@ def test_a_worse_choice_of_scales_is_named_with_both_errors(
     worse, own = (float(part.split(" ")[0].rstrip(",")) for part in wrong.detail.split(" to ")[1:])
     assert worse > own > 0
     assert any(not section.holds for section in sections(found))
+
+
+GROUPS = "num_bits: 4, type: int, strategy: group, group_size: 32"
+NVFP4 = "num_bits: 4, type: float, strategy: tensor_group, group_size: 16, scale_dtype: torch.float8_e4m3fn"
+
+NAMED: dict[str, tuple[str, str, Verdict]] = {
+    # weights, observer with its arguments, verdict where config.json alone says so
+    "the range of the values among those that are tried": (
+        GROUPS,
+        "memoryless_mse, observer_kwargs: {expand: 1.2, norm: 2.0, grid: 50}",
+        Verdict.EXACT,
+    ),
+    "a norm that sees the largest error alone": (
+        GROUPS,
+        "mse, observer_kwargs: {norm: 16, maxshrink: 0.9, patience: 100}",
+        Verdict.EXACT,
+    ),
+    "one range, twice as wide": (GROUPS, "mse, observer_kwargs: {expand: 2, maxshrink: 0}", Verdict.NEAREST),
+    "one range, sixteen times as wide": (GROUPS, "mse, observer_kwargs: {expand: 16, maxshrink: 0}", Verdict.DIVERGES),
+    "steps that lead nowhere": (
+        GROUPS,
+        "mse, observer_kwargs: {expand: 16, maxshrink: 0.001, grid: 20000}",
+        Verdict.DIVERGES,
+    ),
+    "steps that pass over the range of the values": (
+        GROUPS,
+        "mse, observer_kwargs: {expand: 3, maxshrink: 1, grid: 2}",
+        Verdict.NEAREST,
+    ),
+    "a norm that counts what is off, and not how far": (
+        GROUPS,
+        "mse, observer_kwargs: {norm: 0.001, maxshrink: 1, patience: 100}",
+        Verdict.DIVERGES,
+    ),
+    "zero points": (
+        f"{GROUPS}, symmetric: false",
+        "mse, observer_kwargs: {expand: 2, maxshrink: 0}",
+        Verdict.NEAREST,
+    ),
+    "signed scales": (GROUPS, "signed_mse, observer_kwargs: {expand: 2, maxshrink: 0}", Verdict.NEAREST),
+    "under a global scale": (
+        NVFP4,
+        "nvfp4_expanded_mse, observer_kwargs: {expand: 16, maxshrink: 0}",
+        Verdict.DIVERGES,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NAMED)
+def test_a_search_on_the_suppliers_word_is_exact_if_its_scales_are_no_worse_than_those_of_the_largest_values(
+    case: str, toy: Callable[[str], Path], tmp_path: Path, call_build: Command
+) -> None:
+    weights, observer, alone = NAMED[case]
+    text = SIGNED.replace(f"{GROUPS}, observer: OBSERVER", f"{weights}, observer: {observer}")
+    recipe, made = tmp_path / "recipe.yaml", tmp_path / "build"
+    recipe.write_text(text)
+    outcome = call_build(recipe, "--model", toy("llama"), "--output", made, "--reference", "none")
+    assert outcome.code == 0, outcome.err + outcome.out
+    asked = look(made, toy("llama"), loaded=load_recipe(str(recipe)))
+    assert verdicts(asked).keys() == {Verdict.IDENTICAL, Verdict.EXACT}
+    found = look(made, toy("llama"))
+    assert verdicts(found).keys() == {Verdict.IDENTICAL, alone}
+    worst = max(found.judged, key=lambda judged: ORDER[judged.verdict])
+    if alone is Verdict.NEAREST:
+        assert "worse than those of the largest values" in worst.why
+        theirs, largest = (float(part.split(",")[0].split(" ")[0]) for part in worst.detail.split(" to ")[1:])
+        assert theirs > largest > 0
+    named = observer.partition(",")[0]
+    (said,) = [fact for fact in sections(found)[0].facts if "chosen by" in fact]
+    assert said.startswith(f"scales chosen by {named} (") and "the choice of who made it" in said
+    assert ("expand" in said) is ("expand" in observer)
 
 
 STOPPING = SIGNED.replace("OBSERVER", "memoryless_mse, observer_kwargs: {grid: 40, maxshrink: 0.9, patience: 1}")

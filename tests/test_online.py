@@ -13,18 +13,22 @@ import pytest
 
 from tests.checkpoints import read_tensors
 from tests.conftest import call_main
+from tests.mistral_native import KINDS, write_mistral
 from tests.reference_locks import reference_lock
 from tests.serving_answers import serving_python
 from tests.test_plan import planned
 from tests.vllm_online import ROUNDS
 from weighbridge import api
+from weighbridge.checkpoint.model import open_directory
 from weighbridge.cli import online as online_command
 from weighbridge.errors import BuildError
 from weighbridge.extras.serving.answer import ServingError
 from weighbridge.formats.schemes import PRESETS
+from weighbridge.linting.drafting import draft_recipe
 from weighbridge.numbers import load_kernels
-from weighbridge.planning import Plan
+from weighbridge.planning import Plan, make_plan
 from weighbridge.planning.online import NAMES, online
+from weighbridge.recipe import read_recipe
 from weighbridge.recipe.catalogue import recipe_names
 from weighbridge.text.names import expert_of
 
@@ -73,6 +77,42 @@ def test_layers_that_differ_in_their_numbers_alone_are_told_apart_by_these(tmp_p
     targets = [re.compile(target.removeprefix("re:")) for target in online(plan).targets]
     for name, quantized in layers(plan).items():
         assert sum(target.match(name) is not None for target in targets) == quantized, name
+
+
+def test_layers_of_mistrals_own_form_are_named_as_vllm_calls_them(tmp_path: Path) -> None:
+    for kind, params in KINDS.items():
+        opened = open_directory(write_mistral(tmp_path / kind, params))
+        text = draft_recipe(
+            opened, model="org/model", licence="mit", path=Path("recipes/a/b.yaml"), scheme="FP8_DYNAMIC"
+        )
+        plan = make_plan(read_recipe(text.text.encode(), where="b.yaml"), opened)
+        targets = [re.compile(target.removeprefix("re:")) for target in online(plan).targets]
+        for part in plan.parts:
+            if len(part.weight.shape) == 2:
+                name = re.sub(r"(?<=[.]experts)[.].*", "", opened.family.in_vllm(part.module))
+                assert sum(target.match(name) is not None for target in targets) == (part.scheme is not None), name
+
+
+IN_PART: dict[str, tuple[str, str]] = {
+    # entry of what is kept, what vLLM holds as one
+    "one expert of a layer": (r"re:.*layers\.3\.experts\.5\..*", "layers.3.experts"),
+    "one linear of each expert": (r"re:.*experts\.[0-9]+\.down_proj", "layers.0.experts"),
+    "one of what is merged with the queries": (r"re:.*layers\.2\.self_attn\.k_proj", "layers.2.self_attn.qkv_proj"),
+    "one of two merged linears": (r"re:.*layers\.2\.mlp\.up_proj", "layers.2.mlp.gate_up_proj"),
+}
+
+
+@pytest.mark.parametrize("case", IN_PART)
+def test_what_vllm_holds_as_one_and_the_recipe_quantizes_in_part_is_refused_whatever_it_allows(
+    case: str, tmp_path: Path
+) -> None:
+    entry, whole = IN_PART[case]
+    allow = [f"fused/{rule} because the test allows it" for rule in ("experts-differ", "partly-ignored")]
+    source = reference_lock("google/gemma-4-26B-A4B-it")
+    plan = planned(tmp_path, source, ignore=[*KEPT, entry], scheme="FP8_DYNAMIC", allow=allow)
+    with pytest.raises(BuildError, match="holds experts of a layer, and merged linears, as one") as refused:
+        online(plan)
+    assert str(refused.value.where).endswith(whole)
 
 
 REFUSED = {

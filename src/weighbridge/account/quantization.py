@@ -108,8 +108,10 @@ def _leaves_a_trace(path: Path, raw: Mapping[str, Any], stored: Collection[str])
         stored: what tensors are called in their modules.
 
     Dynamic scales are stored nowhere. Static ones are; where those of a cache are missing, each server takes what it
-    likes.
+    likes. By DeepSeek's ``scale_fmt`` vLLM 0.32 rounds the scales of activations.
     """
+    if path == ("scale_fmt",):
+        return False
     if path[0] == "kv_cache_scheme" or path[-1] == "kv_cache_quant_algo":
         scheme = raw.get("kv_cache_scheme")
         dynamic = isinstance(scheme, Mapping) and scheme.get("dynamic") is True

@@ -12,7 +12,6 @@ from itertools import chain, islice
 from math import comb
 
 from weighbridge.auditing import compensation
-from weighbridge.auditing.choosing import search_of
 from weighbridge.auditing.dequantized import find_dequantized
 from weighbridge.auditing.example import MOST, example
 from weighbridge.auditing.judge import (
@@ -55,6 +54,7 @@ from weighbridge.auditing.work import (
 from weighbridge.checkpoint.model import Checkpoint, check_unchanged, identities
 from weighbridge.checkpoint.modules import split_parameter
 from weighbridge.families import Family
+from weighbridge.formats.observers import search_of
 from weighbridge.formats.quantization import text_config
 from weighbridge.formats.tensors import payload_bytes
 from weighbridge.machine.cache import cache_directory, key_of

@@ -24,8 +24,8 @@ from numba import float32, uint32
 from weighbridge.auditing.arithmetic import PRECISIONS, narrowed, own_rule
 from weighbridge.auditing.grid import Array, Floats, Grid, Rows, float_values
 from weighbridge.auditing.rounding import Rule, _bits_of, _float_of, _nearest, _rounded, _scales
-from weighbridge.formats.observers import Search, observer_of
-from weighbridge.formats.schemes import QuantizationArgs, Scheme
+from weighbridge.formats.observers import Search
+from weighbridge.formats.schemes import Scheme
 from weighbridge.machine.compiling import jit
 
 _F16, _F32 = 1, 2
@@ -49,20 +49,6 @@ class Chosen(NamedTuple):
     low: Floats
     high: Floats
     improving: int
-
-
-def is_recomputed(args: QuantizationArgs) -> bool:
-    """Whether the scales that an observer chooses for weights can be computed from the base alone, as they are here."""
-    try:
-        observer = observer_of(args)
-    except ValueError:
-        return False
-    return not observer.needs_data and (observer.search is None or args.strategy != "tensor")
-
-
-def search_of(args: QuantizationArgs) -> Search | None:
-    """How ranges are searched for, where they are and the audit does it, too."""
-    return observer_of(args).search if is_recomputed(args) else None
 
 
 def choose(

@@ -14,7 +14,7 @@ from weighbridge.auditing.arithmetic import whole_scales
 from weighbridge.auditing.grid import grid_of
 from weighbridge.auditing.measure import Difference, Measure
 from weighbridge.auditing.pairing import KeptPair, QuantizedPair
-from weighbridge.formats.observers import by_largest_values
+from weighbridge.formats.observers import by_largest_values, search_of
 from weighbridge.planning import FusedGroup
 
 NEGLIGIBLE = 1e-6
@@ -33,6 +33,10 @@ RELATIVE = 0.35
 
 NARROWEST = 0.7
 """How much of the min-max scale a scale may be at least: observers search down to 0.8 of it."""
+
+WORSE = 1.05
+"""How large the squared error of a module may be beside that of scales by its largest values, where a search for better
+ones is what its supplier says, and nobody else: whatever it is said to look for, it is to find no worse ones."""
 
 WIDEST = 2.0
 """How much larger than the min-max scale a scale may be: one that is rounded up to a power of two is less than that."""
@@ -93,7 +97,8 @@ def judge_quantized(
         dampening: of the Hessian by which its rows may make up for errors; None where they may not.
         promises_scales: whether its scales must be those of the largest values.
     """
-    exact = seen.exact and scale_holds and not smoothed
+    worse = not smoothed and item.is_searched_on_its_word and not seen.noise <= WORSE * seen.own_noise
+    exact = seen.exact and scale_holds and not smoothed and not worse
     allowed = None if exact else dampening  # what is exact needs no allowance
     certain = exact and not sampled
     broken = _broken(item, seen, exact=certain, smoothed=smoothed, coarseness=coarseness, dampening=allowed)
@@ -106,6 +111,10 @@ def judge_quantized(
             return Judged(item.name, Verdict.COMPENSATED)
         why = "has scales that are not those of the largest values, as the recipe says"
         return Judged(item.name, Verdict.DIVERGES, "audit/scales", why, f"{seen.different_scales:,} differ")
+    if seen.exact and worse:
+        why = f"has scales that are worse than those of the largest values: they are chosen by {chosen_by(item)}"
+        detail = f"the squares of its errors come to {seen.noise:.6g}, and to {seen.own_noise:.6g} under those"
+        return Judged(item.name, Verdict.NEAREST, "audit/not-exact", why, detail)
     if seen.unpredicted:
         why = "no round-to-nearest gives the scale that is stored"
     elif seen.exact:
@@ -121,7 +130,10 @@ def chosen_by(item: QuantizedPair) -> str:
     args = item.scheme.weights
     if by_largest_values(args):
         return "the largest value"
-    return f"{args.observer}, as {item.observed_by} says"
+    # What an unknown observer is given says nothing, and could be of any length.
+    given = args.observer_kwargs if search_of(args) is not None else {}
+    said = f" ({', '.join(f'{key} {value:g}' for key, value in sorted(given.items()))})" if given else ""
+    return f"{args.observer}{said}, as {item.observed_by} says"
 
 
 def judge_choice(judged: Judged, item: QuantizedPair, tiles: int, stored: float, chosen: float) -> Judged:

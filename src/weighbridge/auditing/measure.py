@@ -56,9 +56,11 @@ class Measure:
         expected: what the squares of uniform rounding errors under the stored scales add up to.
         ups, downs: codes that are above, and below, the nearest.
 
+    Of smoothed modules, and of those whose search for scales is the supplier's word:
+        own_noise: sum of squares of the errors that rounding the base's own weights by min-max would make.
+
     Of smoothed modules alone:
         own_signal: sum of squares of the base's own weights.
-        own_noise: sum of squares of the errors that rounding them by min-max would make.
         mapped_noise: sum of squares of the errors of what is stored, with smoothing taken back.
     """
 

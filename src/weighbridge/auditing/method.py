@@ -9,11 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from weighbridge.auditing.choosing import is_recomputed
 from weighbridge.auditing.pairing import OF_RECIPE, Pair, QuantizedPair
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.formats.declaration import Declaration
-from weighbridge.formats.observers import by_largest_values
+from weighbridge.formats.observers import by_largest_values, is_recomputed
 from weighbridge.formats.quantization import resolve
 from weighbridge.machine.installation import need
 from weighbridge.planning.declare import declaration_of

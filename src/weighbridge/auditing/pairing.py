@@ -22,6 +22,7 @@ from weighbridge.checkpoint.modules import (
 from weighbridge.checkpoint.readable import check_decoded, check_measured
 from weighbridge.errors import StructureError
 from weighbridge.formats import FORMATS
+from weighbridge.formats.observers import search_of
 from weighbridge.formats.schemes import Scheme, SchemeMismatch
 from weighbridge.formats.tensors import FLOATING_SOURCES, Tensor
 from weighbridge.planning import FusedGroup
@@ -61,6 +62,11 @@ class QuantizedPair:
     def weight(self) -> Tensor:
         """Dtype and shape of the weight itself."""
         return self.source.tensor
+
+    @property
+    def is_searched_on_its_word(self) -> bool:
+        """Whether nobody but the supplier says how its scales were searched for, and with which arguments."""
+        return self.observed_by == OF_SUPPLIER and search_of(self.scheme.weights) is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import numpy as np
 
 from weighbridge.auditing import compensation, rounding
 from weighbridge.auditing.arithmetic import PRECISIONS, Arithmetic, arithmetics_of, own_rule
-from weighbridge.auditing.choosing import choose, search_of
+from weighbridge.auditing.choosing import choose
 from weighbridge.auditing.grid import (
     Array,
     Floats,
@@ -31,7 +31,7 @@ from weighbridge.auditing.pairing import KeptPair, Pair, Pairing, QuantizedPair
 from weighbridge.auditing.pieces import Spans, Strip, cut, cut_by_elements, units_of
 from weighbridge.auditing.reading import ARRAYS, read
 from weighbridge.formats import FORMATS
-from weighbridge.formats.observers import Search
+from weighbridge.formats.observers import Search, search_of
 from weighbridge.formats.schemes import Scheme
 from weighbridge.formats.tensors import DTYPE_BITS, FLOATING_SOURCES
 from weighbridge.work.pieces import Piece
@@ -192,7 +192,9 @@ def examine(job: Job, item: QuantizedPair, strip: Strip) -> Measure:
         weights = with_choice(weights, item.scheme, rows, arithmetics[0].rule, allowance.steps)
     noise = np.empty(seen.rows, np.float64)
     figures = _held(weights, rows, arithmetics[0], noise)
-    seen = replace(seen, **_measured(rows, scale_dtype, weights, figures))
+    doubted = item.is_searched_on_its_word and not allowance.smoothed
+    own_noise = _noise_of_largest(weights, rows, arithmetics[0].rule) if doubted else 0.0
+    seen = replace(seen, own_noise=own_noise, **_measured(rows, scale_dtype, weights, figures))
     if allowance.smoothed:
         own = weights_of(raw, item.weight.dtype, grid)
         assert own is not None  # what was multiplied by finite factors is finite
@@ -206,7 +208,7 @@ def examine(job: Job, item: QuantizedPair, strip: Strip) -> Measure:
             scales += padded_zero_points(zero_points, seen.rows, grid.bits)
         seen = replace(seen, different_codes=codes, different_scales=scales)
         # What is rounded to nearest, ties to even, is nearest, unless the scale of the whole is itself in doubt.
-        if seen.exact and allowance.instead is None and allowance.dampening is None:
+        if seen.exact and not doubted and allowance.instead is None and allowance.dampening is None:
             # Under a scale of the whole that is wrong, those of tiles may agree with it and be far from their need.
             return replace(seen, far=_far_energy(weights, rows)) if whole is not None else seen
     seen = replace(seen, far=_far_energy(weights, rows))
@@ -341,9 +343,19 @@ def _taken_back(item: QuantizedPair, own: Weights, rows: Rows, spans: Spans, all
             stored *= np.concatenate([allowance.rows[first : first + count] for first, count in spans])[:, None]
         mapped_noise = _energy(np.subtract(values, stored, out=stored))
         del stored  # of all that an audit holds this is the most
-        rounded = _rounded(item, own, rows)
-        own_noise = _energy(np.subtract(values, rounded, out=rounded))
+    own_noise = _noise_of_largest(own, rows, own_rule(rows.grid, item.scheme, own.dtype))
     return {"own_signal": _energy(values), "own_noise": own_noise, "mapped_noise": mapped_noise}
+
+
+def _noise_of_largest(own: Weights, rows: Rows, rule: rounding.Rule) -> float:
+    """Sum of squares of the errors that rounding the base's own weight by min-max makes.
+
+    Args:
+        rule: how scales follow from the smallest and the largest value of each tile.
+    """
+    with np.errstate(all="ignore"):
+        rounded = _rounded(own, rows, rule)
+        return _energy(np.subtract(float_values(own.array, own.dtype), rounded, out=rounded))
 
 
 def _energy(values: Floats) -> float:
@@ -351,10 +363,9 @@ def _energy(values: Floats) -> float:
     return float(np.einsum("ij,ij->", values, values, dtype=np.float64))
 
 
-def _rounded(item: QuantizedPair, own: Weights, rows: Rows) -> Array:
+def _rounded(own: Weights, rows: Rows, rule: rounding.Rule) -> Array:
     """Rows of the base's own weight, rounded to nearest under the scales that their largest values give."""
     divisors, zeros = np.empty_like(own.smallest), np.zeros_like(own.smallest)
-    rule = own_rule(rows.grid, item.scheme, own.dtype)
     rounding.needed(rule, own.smallest, own.largest, divisors, zeros)
     values = np.empty(own.array.shape, np.float32)
     rounded = replace(rows, divisors=divisors, zeros=zeros)

@@ -7,8 +7,9 @@ from enum import StrEnum
 from itertools import chain
 from typing import Annotated, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from weighbridge.formats.schemes import PRESETS, Scheme
 from weighbridge.text.strict_yaml import Strict
 
 
@@ -77,12 +78,26 @@ class Unquantized(_Facts):
         server: which, with the version whose source was read.
         read: where in its source.
         why: for people: what happens otherwise.
+        unless: presets whose weights it takes all the same: what multiplies by them is its own, and knows no others.
     """
 
     names: tuple[Name, ...] = Field(min_length=1)
     server: str
     read: str
     why: str = ""
+    unless: tuple[str, ...] = ()
+
+    @field_validator("unless")
+    @classmethod
+    def _are_presets(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = sorted(set(names) - PRESETS.keys())
+        if unknown:
+            raise ValueError(f"{unknown[0]} is no preset")
+        return names
+
+    def takes(self, scheme: Scheme | None) -> bool:
+        """Whether the server takes such weights all the same."""
+        return scheme is not None and any(scheme.weights == PRESETS[name].weights for name in self.unless)
 
 
 class Kept(_Facts):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 from weighbridge.families.descriptor import Experts, Merge, Published, Renamed, Role, Turned, Unit, Unquantized
+from weighbridge.formats.schemes import Scheme
 from weighbridge.text.names import split_name
 
 
@@ -33,9 +34,14 @@ class Family:
         """The role of a module by its name; OTHER where nothing says it."""
         return _role_of(self, module)
 
-    def unquantized(self, module: str) -> Unquantized | None:
-        """Why a server loads a module unquantized whatever config.json says; None where it does not."""
-        return _unquantized_template(self, split_name(module)[0])
+    def unquantized(self, module: str, scheme: Scheme | None = None) -> Unquantized | None:
+        """Why a server loads a module unquantized whatever config.json says; None where it does not.
+
+        Args:
+            scheme: what it is quantized with: of some linears a server takes one and no other.
+        """
+        found = _unquantized_template(self, split_name(module)[0])
+        return next((item for item in found if not item.takes(scheme)), None)
 
     def kept(self, module: str) -> str:
         """Why a draft keeps a module though its role is usually quantized; empty where it does not."""
@@ -146,8 +152,8 @@ def _role_of_template(family: Family, template: str) -> Role:
 
 
 @lru_cache(maxsize=1 << 14)
-def _unquantized_template(family: Family, template: str) -> Unquantized | None:
-    return next((item for item, pattern in family._unquantized if pattern.search(template)), None)
+def _unquantized_template(family: Family, template: str) -> tuple[Unquantized, ...]:
+    return tuple(item for item, pattern in family._unquantized if pattern.search(template))
 
 
 def _in_vllm(family: Family, module: str) -> str:

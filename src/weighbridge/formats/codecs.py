@@ -14,7 +14,7 @@ from math import lcm
 from typing import Literal, NamedTuple
 
 from weighbridge.formats import compressed_tensors, modelopt
-from weighbridge.formats.layouts import DEEPSEEK_V4, GPTQ_V2
+from weighbridge.formats.layouts import GPTQ_V2, OF_DEEPSEEK_V4
 from weighbridge.formats.schemes import QuantizationArgs, Scheme
 from weighbridge.formats.tensors import FLOATING_SOURCES, Tensor
 
@@ -181,7 +181,7 @@ def _fp8(form: str, scheme: Scheme, stored: Stored) -> Coded:
     four_bits = args.num_bits == 4
     codes = _matrix(stored, "weight", {"I8", "U8"} if four_bits else {"F8_E4M3"})
     weight = Tensor(DECODED, (codes.shape[0], codes.shape[-1] * (2 if four_bits else 1)))
-    names = ["scale"] if form == DEEPSEEK_V4 else []
+    names = ["scale"] if form in OF_DEEPSEEK_V4 else []
     name = next((name for name in (*names, "weight_scale_inv", "qscale_weight") if name in stored), "weight_scale")
     readings = {CODES: Reading("weight", codes), **_scales(args, stored, name, weight)}
     # Whatever the dtype of the scales, this is multiplied in F32.

@@ -20,7 +20,9 @@ FUSED = ""
 """The local name of a tensor that holds all experts; what belongs to it is called by a suffix, ``_weight_scale``."""
 
 SCALES_ANYWHERE = ("F32", "BF16", "F16")
-DEEPSEEK_V4 = "deepseek-v4"
+DEEPSEEK_V4, DEEPSEEK_V4_FP8 = "deepseek-v4", "deepseek-v4-fp8"
+"""DeepSeek V4 with experts of four bits, and of eight; what both call a scale is ``scale``."""
+OF_DEEPSEEK_V4 = (DEEPSEEK_V4, DEEPSEEK_V4_FP8)
 """The format of an ``fp8`` declaration whose scales are called ``.scale``."""
 GPTQ_V2 = "gptq_v2"
 """The format of a ``gptq`` declaration whose zero points are stored as they are, and not less one."""
@@ -113,7 +115,7 @@ def fp8(form: str, scheme: Scheme, stored: Stored) -> Expected:
     fused = FUSED in stored or any(local.startswith("_") for local in stored)
     if fused:
         scale = "_scale_inv"
-    elif form == DEEPSEEK_V4:
+    elif form in OF_DEEPSEEK_V4:
         scale = "weight_scale_inv" if "weight_scale_inv" in stored and "scale" not in stored else "scale"
     elif args.strategy == "block":
         scale = "weight_scale_inv"
@@ -134,7 +136,9 @@ def fp8(form: str, scheme: Scheme, stored: Stored) -> Expected:
     found = {name: Wanted((Tensor("F8_E4M3", shape),))}
     if args.strategy == "block":
         blocks = (*experts, *_blocks(args, rows, columns))
-        dtypes = ("F8_E8M0", "F32", "BF16") if form == DEEPSEEK_V4 else ("F32", "BF16", "F8_E8M0")
+        dtypes: tuple[str, ...] = ("F32", "BF16", "F8_E8M0")
+        if form in OF_DEEPSEEK_V4:  # beside experts of four bits vLLM 0.32 holds every scale as a power of two
+            dtypes = ("F8_E8M0",) if form == DEEPSEEK_V4 else ("F8_E8M0", "F32", "BF16")
         found[scale] = Wanted(tuple(Tensor(dtype, blocks) for dtype in dtypes))
     else:
         found[scale] = Wanted(_whole(experts, SCALES_ANYWHERE))

@@ -13,7 +13,7 @@ from typing import Any
 
 from weighbridge.errors import StructureError
 from weighbridge.formats.declaration import LINEAR, Declaration, Group, read_strings
-from weighbridge.formats.layouts import DEEPSEEK_V4, GPTQ_V2
+from weighbridge.formats.layouts import DEEPSEEK_V4, DEEPSEEK_V4_FP8, GPTQ_V2
 from weighbridge.formats.schemes import KV_CACHES, PRESETS, QuantizationArgs, Scheme
 from weighbridge.formats.wildcards import is_wildcard, pattern_of
 from weighbridge.text.patterns import REGEX_PREFIX, PatternError, pattern_list
@@ -21,6 +21,7 @@ from weighbridge.text.patterns import REGEX_PREFIX, PatternError, pattern_list
 _FP8_TENSOR = QuantizationArgs(8, "float", "tensor")
 _FP8_TENSOR_DYNAMIC = QuantizationArgs(8, "float", "tensor", dynamic=True)
 _MXFP4 = PRESETS["MXFP4A16"]
+_OF_EXPERTS = {"fp4": DEEPSEEK_V4, "fp8": DEEPSEEK_V4_FP8}
 _E4M3 = (None, "e4m3", "float8_e4m3fn")
 """What DeepSeek and MiniMax call the one format of codes; vLLM does not look at it."""
 
@@ -28,8 +29,13 @@ _E4M3 = (None, "e4m3", "float8_e4m3fn")
 def _read_fp8(raw: Mapping[str, Any], config: Mapping[str, Any], *, where: str) -> Declaration:
     """DeepSeek's and Qwen's blocks under one scale each, or whole tensors under one."""
     model = str(config.get("model_type", ""))
+    experts = config.get("expert_dtype", "fp4")
     activations = raw.get("activation_scheme")
     unread = _first(
+        (
+            model == "deepseek_v4" and str(experts) not in _OF_EXPERTS,
+            f"with expert_dtype {_shown(experts)}, not read here",
+        ),
         (raw.get("fmt") not in _E4M3, f"fmt {_shown(raw.get('fmt'))}, where only e4m3 is read"),
         (activations is None, "and declares no activation_scheme, which vLLM needs"),
         (raw.get("store_dtype") is not None, "with a store_dtype, which is not read here"),
@@ -51,11 +57,11 @@ def _read_fp8(raw: Mapping[str, Any], config: Mapping[str, Any], *, where: str) 
         weights = QuantizationArgs(8, "float", "block", block_structure=sides)
         scheme = Scheme(weights, QuantizationArgs(8, "float", "group", group_size=sides[1], dynamic=True))
     groups = [Group((LINEAR,), scheme)]
-    if model == "deepseek_v4" and config.get("expert_dtype", "fp4") == "fp4":
+    if model == "deepseek_v4" and experts == "fp4":
         groups.append(Group((r"re:.*\.experts\.[0-9]+\.w[123]$",), _MXFP4))
     return Declaration(
         "fp8",
-        format=DEEPSEEK_V4 if model == "deepseek_v4" else "",
+        format=_OF_EXPERTS[experts] if model == "deepseek_v4" else "",
         groups=tuple(groups),
         ignore=_parts_of_names(raw, "ignored_layers", "modules_to_not_convert", where=where),
     )

@@ -141,6 +141,20 @@ def observer_of(args: QuantizationArgs) -> Observer:
     return replace(known, search=_checked(replace(known.search, **said), said))
 
 
+def is_recomputed(args: QuantizationArgs) -> bool:
+    """Whether the audit computes the scales that an observer chooses for weights, which the base alone must tell."""
+    try:
+        observer = observer_of(args)
+    except UnknownChoice:
+        return False
+    return not observer.needs_data and (observer.search is None or args.strategy != "tensor")
+
+
+def search_of(args: QuantizationArgs) -> Search | None:
+    """How ranges are searched for, where they are and the audit does it, too."""
+    return observer_of(args).search if is_recomputed(args) else None
+
+
 def by_largest_values(args: QuantizationArgs) -> bool:
     """Whether scales of weights are those that their largest values give, by min-max."""
     known = OBSERVERS.get(args.observer or MIN_MAX)

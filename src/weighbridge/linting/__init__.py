@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.linting import conversion, fused, ignored, mistral_form, quantized, serving, source, targets
-from weighbridge.linting.rules import RULES, Raised
+from weighbridge.linting.rules import RULES, Raised, together
 from weighbridge.linting.served import served_from
 from weighbridge.planning import Plan
 from weighbridge.recipe import Allowance
@@ -45,7 +45,8 @@ def lint_served(checkpoint: Checkpoint, plan: Plan | None = None) -> list[Findin
     if served is None:
         return None
     allowances = None if plan is None else _Allowances(plan)
-    found = [*fused.check_served(served), *serving.check_served(served), *mistral_form.check_served(served)]
+    found = [*together(quantized.check_served(served)), *fused.check_served(served), *serving.check_served(served)]
+    found += mistral_form.check_served(served)
     return _by_severity([_finding(item, None if allowances is None else allowances.of(item)) for item in found])
 
 

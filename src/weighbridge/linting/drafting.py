@@ -94,7 +94,7 @@ def draft_recipe(source: Checkpoint, *, model: str, licence: str, path: Path, sc
     everything = _planned([*opening, f"scheme: {scheme}", "ignore: []"], source, path)
     weights = {part.module: part.weight for part in everything.parts if _is_weight(part)}
     weights |= {obstacle.module: obstacle.weight for obstacle in everything.obstacles}
-    reasons = {module: _reason_to_keep(module, weight, source.family) for module, weight in weights.items()}
+    reasons = {module: _reason_to_keep(module, weight, source.family, scheme) for module, weight in weights.items()}
     reasons |= _misfits({module: weights[module] for module, why in reasons.items() if not why}, scheme, source.family)
     unkept = [module for module, why in reasons.items() if not why]
     reasons |= dict.fromkeys(kept_for_turning(unkept, PRESETS[scheme], source.family, source.config), _TURNED)
@@ -120,14 +120,16 @@ def _is_weight(part: Part) -> bool:
     return part.scheme is not None or (f"{part.module}.weight" in part.outputs and len(part.weight.shape) == 2)
 
 
-def _reason_to_keep(module: str, weight: Tensor, family: Family) -> str:
-    """Why a draft keeps a module; empty where it is to be quantized."""
+def _reason_to_keep(module: str, weight: Tensor, family: Family, scheme: str) -> str:
+    """Why a draft keeps a module; empty where it is to be quantized by a preset."""
     if len(weight.shape) != 2:
         return _NO_MATRIX
     role = family.role_of(module)
     if role not in BULK:
         return _REASONS[role]
-    unquantized = family.unquantized(module)
+    unquantized = family.unquantized(module, PRESETS[scheme])
+    if unquantized is not None and unquantized.unless:
+        return f"{unquantized.server} takes it as floats or by {' or '.join(unquantized.unless)} ({unquantized.read})."
     if unquantized is not None:
         return f"{unquantized.server} loads it unquantized, whatever config.json says ({unquantized.read})."
     return family.kept(module)

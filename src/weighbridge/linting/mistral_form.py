@@ -32,7 +32,8 @@ def _turned(served: Served) -> Iterator[Raised]:
     wrong = [
         module
         for module, scheme in served.schemes.items()
-        if served.family.unquantized(module) is None and not turns_along(module, scheme, served.family, served.config)
+        if served.family.unquantized(module, scheme) is None
+        and not turns_along(module, scheme, served.family, served.config)
     ]
     for pattern in compact(wrong):
         module = next(iter(pattern))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from weighbridge.families import Family, Role
+from weighbridge.families import Family, Role, Unquantized
 from weighbridge.formats.observers import OBSERVERS, by_largest_values
 from weighbridge.formats.schemes import Scheme
 from weighbridge.linting.rules import Raised
+from weighbridge.linting.served import Served
 from weighbridge.linting.vllm_kernels import INTEGER_GROUP_SIZES
 from weighbridge.numbers import SchemeNotCovered, encoding_of
 from weighbridge.planning import Decision, Obstacle, Part, Plan
@@ -73,14 +74,11 @@ def _sensitive(plan: Plan) -> Iterator[Raised]:
     for part in plan.parts:
         if part.scheme is None:
             continue
-        role, unquantized = family.role_of(part.module), family.unquantized(part.module)
+        role, unquantized = family.role_of(part.module), family.unquantized(part.module, part.scheme)
         if role in _SENSITIVE:
             found.setdefault((*_SENSITIVE[role], part.decision), []).append(part.module)
         elif unquantized is not None:
-            why = (
-                f"{unquantized.server} makes it without a quantization config, and loads no codes ({unquantized.read})"
-            )
-            found.setdefault((_SERVED_AS_IT_IS, why, part.decision), []).append(part.module)
+            found.setdefault((_SERVED_AS_IT_IS, _no_codes(unquantized), part.decision), []).append(part.module)
         elif role is Role.OTHER:
             found.setdefault((_UNKNOWN, "", part.decision), []).append(part.module)
     for (rule, why, decided_by), modules in found.items():
@@ -92,6 +90,23 @@ def _sensitive(plan: Plan) -> Iterator[Raised]:
                 message = f"is quantized by {decided_by}: {why}"
                 remedy = f"add it to ignore, or to the recipe's allow list: {rule} because ..."
             yield Raised(rule, str(pattern), message, remedy, len(pattern))
+
+
+def check_served(served: Served) -> Iterator[Raised]:
+    """Modules of a checkpoint that lies there whose codes a server does not load, by the rules of plans."""
+    for module, scheme in served.schemes.items():
+        unquantized = served.family.unquantized(module, scheme)
+        if unquantized is not None:
+            rule, *_ = _SENSITIVE.get(served.family.role_of(module), (_SERVED_AS_IT_IS,))
+            remedy = "take it as the base has it, and name it in what is ignored"
+            yield Raised(rule, module, f"is quantized: {_no_codes(unquantized)}", remedy)
+
+
+def _no_codes(unquantized: Unquantized) -> str:
+    """What a server makes of a module, in a clause."""
+    alone = " or ".join(unquantized.unless)
+    what = f"multiplies by it itself, as floats or by {alone}" if alone else "makes it without a quantization config"
+    return f"{unquantized.server} {what}, and loads no {'other ' if alone else ''}codes ({unquantized.read})"
 
 
 def _obstacles(plan: Plan) -> Iterator[Raised]:

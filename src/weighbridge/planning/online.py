@@ -82,16 +82,38 @@ def online(plan: Plan) -> Online:
         BuildError: vLLM cannot quantize this while it loads; with what stands against it.
     """
     _check_source(plan)
-    ways = {_layer(part.module): _way(plan, part) for part in plan.parts if part.scheme is not None}
-    others = {
-        _layer(part.module) for part in plan.parts if part.scheme is None and len(part.weight.shape) == 2
-    }.difference(ways)
+    ways = _ways(plan)
     targets: dict[str, str] = {}
-    for way in dict.fromkeys(ways.values()):
+    for way in NAMES:
         named = [layer for layer, other in ways.items() if other == way]
-        against = others.union(layer for layer, other in ways.items() if other != way)
+        against = [layer for layer, other in ways.items() if other != way]
         targets |= dict.fromkeys(_expressions(named, against), way)
     return Online(targets, {way: DIFFERS[way] for way in NAMES if way in targets.values()})
+
+
+def _ways(plan: Plan) -> dict[str, str | None]:
+    """What vLLM asks about, by the name that it has there, and how that is quantized; None for what is kept.
+
+    Raises:
+        BuildError: vLLM has no such way, or the plan does not do the same to all of what vLLM holds as one.
+    """
+    family = plan.source.family
+    found: dict[str, str | None] = {}
+    as_one: dict[str, str | None] = {}
+    for part in plan.parts:
+        if part.scheme is None and len(part.weight.shape) != 2:
+            continue
+        way = None if part.scheme is None else _way(plan, part)
+        layer = _layer(part.module)
+        merge = family.merge_of(layer)
+        whole = layer if merge is None else f"{layer.rpartition('.')[0]}.{merge.into}"
+        if as_one.setdefault(whole, way) != way:
+            what = (
+                "is not quantized alike in all its parts, and vLLM holds experts of a layer, and merged linears, as one"
+            )
+            raise BuildError(what, where=whole, remedy="give its parts one scheme, or keep all of them")
+        found[_layer(family.in_vllm(part.module))] = way
+    return found
 
 
 def _check_source(plan: Plan) -> None:
