@@ -668,6 +668,14 @@ def test_model_without_numbered_layers_has_no_number_of_layers() -> None:
     assert ("num_hidden_layers",) not in dict(sizes_by_tensors({"num_hidden_layers": 2}, structure))
 
 
+@pytest.mark.parametrize("own", ["tok_embeddings", "embed", "transformer.wte", "model.embed_tokens"])
+@pytest.mark.parametrize("planted", ["model.embed_tokens", "embed_tokens"])
+def test_sizes_are_not_judged_by_an_embedding_that_may_be_a_planted_one(own: str, planted: str) -> None:
+    structure = {f"{own}.weight": Tensor("BF16", (8, 4)), f"{planted}.weight": Tensor("BF16", (9, 4))}
+    found = dict(sizes_by_tensors({"vocab_size": 9, "hidden_size": 4}, structure))
+    assert bool(found) is (own == planted)  # one tensor, and no doubt
+
+
 def test_keys_of_a_lock_are_judged_where_it_is_of_a_quantized_checkpoint(honest: Honest) -> None:
     opened, base = open_directory(honest.build), open_directory(honest.source)
 

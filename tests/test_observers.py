@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.checkpoints import Tensors, copy_checkpoint, edit_tensors
+from tests.checkpoints import Tensors, copy_checkpoint, edit_json, edit_tensors
 from tests.conftest import Command, Once, run_script
 from tests.sources import write_moe
 from tests.test_audit import look, verdicts
@@ -220,6 +220,46 @@ def test_a_search_on_the_suppliers_word_is_exact_if_its_scales_are_no_worse_than
     (said,) = [fact for fact in sections(found)[0].facts if "chosen by" in fact]
     assert said.startswith(f"scales chosen by {named} (") and "the choice of who made it" in said
     assert ("expand" in said) is ("expand" in observer)
+
+
+CLAIMED: dict[str, tuple[str, object]] = {
+    # observer and arguments of a config.json that cannot be, or say nothing
+    "more steps than anybody takes": ("memoryless_mse", {"grid": 1e9}),
+    "an integer beyond all floats": ("memoryless_mse", {"grid": 10**400}),
+    "a negative one": ("memoryless_mse", {"patience": -(10**400)}),
+    "a text": ("memoryless_mse", {"norm": "2.4"}),
+    "a truth": ("memoryless_mse", {"norm": True}),
+    "a list": ("mse", {"maxshrink": [0.2]}),
+    "no steps to zero": ("mse", {"grid": 0}),
+    "an argument that it has not": ("mse", {"x" * 100_000: 1}),
+    "an observer that looks at data": ("imatrix_mse", {}),
+    "none that is known": ("best", {"norm": 10**400}),
+    "one for other hardware": ("memoryless_mse", {"triton_error_buffer": ["x"]}),
+}
+
+
+@pytest.mark.parametrize("case", CLAIMED)
+def test_what_a_config_claims_of_its_observer_is_judged_in_plain_words(
+    case: str, toy: Callable[[str], Path], once: Once, tmp_path: Path
+) -> None:
+    def make(directory: Path) -> None:
+        build(SIGNED.replace("OBSERVER", "minmax"), toy("llama"), directory)
+
+    made = once("by-largest", make)
+    copy_checkpoint(made / "build", tmp_path / "copy")
+    observer, arguments = CLAIMED[case]
+
+    def claim(config: dict[str, Any]) -> None:
+        (group,) = config["quantization_config"]["config_groups"].values()
+        group["weights"] |= {"observer": observer, "observer_kwargs": arguments}
+
+    edit_json(tmp_path / "copy/config.json", claim)
+    found = look(tmp_path / "copy", toy("llama"))
+    searched = case == "one for other hardware"
+    # What cannot be computed is held against the largest values, which gave all scales here.
+    assert verdicts(found).keys() == {Verdict.IDENTICAL, Verdict.NEAREST if searched else Verdict.EXACT}
+    (said,) = [fact for fact in sections(found)[0].facts if "chosen by" in fact]
+    assert said == f"scales chosen by {observer}, as its own config.json says (the choice of who made it)"
 
 
 STOPPING = SIGNED.replace("OBSERVER", "memoryless_mse, observer_kwargs: {grid: 40, maxshrink: 0.9, patience: 1}")

@@ -12,6 +12,8 @@ from weighbridge.text.names import layer_of
 
 HEADS = frozenset({"lm_head", "output", "output_layer", "embed_out", "head", "output_head"})
 """What the output head of a language model is called."""
+INPUTS = ("embed_tokens", "tok_embeddings", "embed", "wte", "word_embeddings")
+"""What the input embedding is called: a tensor of one of these names stands in doubt beside one of another."""
 BY = "the shapes and names of the tensors"
 
 
@@ -21,9 +23,11 @@ def sizes_by_tensors(config: Mapping[str, Any], structure: Structure) -> Iterato
     Only a model with one input embedding is looked at, called ``embed_tokens``: of several nobody knows which is meant.
     """
     embeddings = [
-        name for name in structure if name.endswith("embed_tokens.weight") and len(structure[name].shape) == 2
+        name
+        for name, tensor in structure.items()
+        if name.removesuffix(".weight").rpartition(".")[2] in INPUTS and len(tensor.shape) == 2
     ]
-    if len(embeddings) != 1:
+    if len(embeddings) != 1 or not embeddings[0].endswith("embed_tokens.weight"):
         return
     path, text = _text_config(config)
     embedding = structure[embeddings[0]]

@@ -14,7 +14,7 @@ from weighbridge.auditing.arithmetic import whole_scales
 from weighbridge.auditing.grid import grid_of
 from weighbridge.auditing.measure import Difference, Measure
 from weighbridge.auditing.pairing import KeptPair, QuantizedPair
-from weighbridge.formats.observers import by_largest_values, search_of
+from weighbridge.formats.observers import by_largest_values, unusual_arguments
 from weighbridge.planning import FusedGroup
 
 NEGLIGIBLE = 1e-6
@@ -130,10 +130,8 @@ def chosen_by(item: QuantizedPair) -> str:
     args = item.scheme.weights
     if by_largest_values(args):
         return "the largest value"
-    # What an unknown observer is given says nothing, and could be of any length.
-    given = args.observer_kwargs if search_of(args) is not None else {}
-    said = f" ({', '.join(f'{key} {value:g}' for key, value in sorted(given.items()))})" if given else ""
-    return f"{args.observer}{said}, as {item.observed_by} says"
+    given = ", ".join(f"{key} {value:g}" for key, value in unusual_arguments(args).items())
+    return f"{args.observer}{f' ({given})' if given else ''}, as {item.observed_by} says"
 
 
 def judge_choice(judged: Judged, item: QuantizedPair, tiles: int, stored: float, chosen: float) -> Judged:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from math import isfinite
 from typing import Any
 
 from weighbridge.formats.schemes import QuantizationArgs, Scheme
@@ -84,6 +83,8 @@ class Observer:
 
 
 _ARGUMENTS = frozenset(field.name for field in fields(Search))
+_FAR = 1e300
+"""Beyond it lies no number that anybody could mean; an integer of JSON may be larger than any float."""
 _ERROR, _AVERAGE, _STRICT = (frozenset({name}) for name in ("triton_error_buffer", "averaging_constant", "strict"))
 _EXPANDED = Search(expand=1.8, maxshrink=1 - 0.8 / 1.8, grid=200.0, patience=1000)
 
@@ -155,6 +156,15 @@ def search_of(args: QuantizationArgs) -> Search | None:
     return observer_of(args).search if is_recomputed(args) else None
 
 
+def unusual_arguments(args: QuantizationArgs) -> dict[str, float]:
+    """The arguments of a search that are not its observer's defaults; empty where the audit knows no such search."""
+    search, usual = search_of(args), OBSERVERS.get(args.observer or MIN_MAX, Observer()).search
+    if search is None or usual is None:
+        return {}
+    found = {key: getattr(search, key) for key in sorted(_ARGUMENTS)}
+    return {key: value for key, value in found.items() if value != getattr(usual, key)}
+
+
 def by_largest_values(args: QuantizationArgs) -> bool:
     """Whether scales of weights are those that their largest values give, by min-max."""
     known = OBSERVERS.get(args.observer or MIN_MAX)
@@ -169,8 +179,8 @@ def is_signed(args: QuantizationArgs) -> bool:
 
 def _checked(search: Search, said: Mapping[str, Any]) -> Search:
     for key, value in said.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
-            raise UnknownChoice(f"{key} is a number, not {str(value)[:40]!r}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -_FAR < value < _FAR:
+            raise UnknownChoice(f"{key} is a number, and no such one as {str(value)[:40]!r}")
     for key, holds, rule in (
         ("expand", 1 <= search.expand <= 16, "from 1 to 16"),
         ("maxshrink", 0 <= search.maxshrink <= 1, "from 0 to 1"),
