@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from tests.planning import MINI, recipe, source
+from tests.test_modifiers import DATA
 from weighbridge.checkpoint.consistency import inconsistencies
 from weighbridge.checkpoint.lock import write_lock
 from weighbridge.checkpoint.model import Checkpoint
@@ -555,6 +556,7 @@ def test_a_recipe_can_quantize_the_cache_alone(keys: dict[str, Any], calibrated:
         scheme=None,
         method="oneshot" if calibrated else "model_free_ptq",
         kv_cache={"scheme": "FP8", "scales": "calibrated" if calibrated else "none"},
+        **({"calibration": DATA} if calibrated else {}),
         **keys,
     )
     path = tmp_path / "recipe.yaml"

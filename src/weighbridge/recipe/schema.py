@@ -241,13 +241,6 @@ class Recipe(Strict):
     def _scheme_is_known(cls, name: str | None) -> str | None:
         return name if name is None else _known_preset(name)
 
-    @field_validator("config_groups")
-    @classmethod
-    def _has_groups(cls, groups: dict[str, ConfigGroup] | None) -> dict[str, ConfigGroup] | None:
-        if groups is not None and not groups:
-            raise ValueError("has no group; name one, or say a scheme in its place")
-        return groups
-
     @field_validator("ignore")
     @classmethod
     def _no_entry_twice(cls, entries: list[IgnoreEntry]) -> list[IgnoreEntry]:
@@ -264,6 +257,8 @@ class Recipe(Strict):
         alone = self.kv_cache is not None and self.format == "compressed-tensors"
         if (self.scheme is None) == (self.config_groups is None) and (self.scheme is not None or not alone):
             raise ValueError("a recipe has either a scheme or config_groups; a kv_cache may stand alone")
+        if self.config_groups is not None and not self.config_groups and not alone:
+            raise ValueError("config_groups has no group; name one, or say a scheme in its place")
         self._refuse(f"method: {self.method}", "convert")
         if self.method == "model_free_ptq":
             self._refuse("method: model_free_ptq", "modifiers", "calibration")
