@@ -308,17 +308,35 @@ TWO = {
 }
 
 
+ALIKE = {name: {**group, "weights": dict(GROUPS_OF_32)} for name, group in TWO.items()}
+
+
+@pytest.mark.parametrize("groups", [TWO, ALIKE], ids=["two schemes", "one scheme"])
 @pytest.mark.parametrize(("gptq", "expected"), [("attention", {ATTENTION}), ("all", {MLP})])
 def test_only_what_gptq_quantizes_may_make_up_for_errors(
-    gptq: str, expected: set[str], once: Once, tmp_path: Path
+    gptq: str, expected: set[str], groups: dict[str, object], once: Once, tmp_path: Path
 ) -> None:
     (other,) = TWO.keys() - {gptq}
     modifiers = [{"QuantizationModifier": {"groups": [other]}}, {"GPTQModifier": {"groups": [gptq]}}]
-    content = {"config_groups": TWO, "modifiers": modifiers, "method": "oneshot", "calibration": CALIBRATION}
+    content = {"config_groups": groups, "modifiers": modifiers, "method": "oneshot", "calibration": CALIBRATION}
     recipe = recipe_of(tmp_path / "recipe.yaml", "llama", **content)
     source = open_directory(once("toy-llama", TOYS["llama"]))
     found = method_of(source, load_recipe(str(recipe)))
     assert compensated([ATTENTION, MLP], found) == expected
+    assert (found.promises_exact, found.promises_scales) == (True, True)
+
+
+@pytest.mark.parametrize(("searched", "exact", "scales"), [("attention", True, True), ("all", True, False)])
+def test_each_modifiers_groups_promise_what_their_observers_do(
+    searched: str, exact: bool, scales: bool, once: Once, tmp_path: Path
+) -> None:
+    """GPTQ quantizes "all": its scales are those of the largest values, unless its own observer searches."""
+    groups = {**TWO, searched: {**TWO[searched], "weights": {**GROUPS_OF_32, "observer": "memoryless_mse"}}}
+    modifiers = [{"QuantizationModifier": {"groups": ["attention"]}}, {"GPTQModifier": {"groups": ["all"]}}]
+    content = {"config_groups": groups, "modifiers": modifiers, "method": "oneshot", "calibration": CALIBRATION}
+    recipe = recipe_of(tmp_path / "recipe.yaml", "llama", **content)
+    found = method_of(open_directory(once("toy-llama", TOYS["llama"])), load_recipe(str(recipe)))
+    assert (found.promises_exact, found.promises_scales) == (exact, scales)
 
 
 # --- recomputed

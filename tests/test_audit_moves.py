@@ -71,7 +71,10 @@ def test_moves_are_those_that_a_slow_count_finds(scheme: str) -> None:
     grid = grid_of(module.scheme)
     assert grid is not None
     rows = rows_of(grid, module.form, module.arrays, "F32", 64, None)
-    counts = np.array(moves_of((module.weight, False), rows)).reshape(PARTS, -1)
+    moves, for_nothing = moves_of((module.weight, False), rows)
+    counts = np.array(moves).reshape(PARTS, -1)
+    zeros = int((np.frombuffer(changed.tobytes(), np.uint8) & 0x7F == 0).sum()) if scheme == "FP8_DYNAMIC" else 0
+    assert for_nothing == zeros  # whose signs nothing decides; integers have one zero
     found = {(part, move - FURTHEST): int(counts[part, move]) for part, move in np.argwhere(counts)}
     assert found == dict(slowly(module))
 
@@ -120,6 +123,33 @@ def test_nothing_is_unexplained_in_what_is_exact(scheme: str) -> None:
     seen = module.measured()
     assert seen.moves == ()
     assert bits_of_module(module.pair, seen, Judged("module", Verdict.EXACT)) == 0
+
+
+def test_sign_of_a_zero_is_a_bit_that_nothing_explains() -> None:
+    """An NVFP4 code of a zero with a sign stands for the same: such a module is nearest, and not exact."""
+    weight = hard_weight("normal", "BF16", 16, 64)
+    weight[:, ::4] = 0
+    honest = quantized(weight, "BF16", SCHEMES["NVFP4A16"])
+    packed = honest.arrays["weight_packed"].copy()
+    packed[:, ::2] |= 8  # the first code of every second byte is that of a zero
+    module = replace(honest, arrays={**honest.arrays, "weight_packed": packed})
+    seen = module.measured()
+    assert (seen.not_nearest, seen.different_codes > 0) == (0, True)
+    assert bits_of_module(module.pair, seen, Judged("module", Verdict.NEAREST)) >= 0.25
+
+
+def test_what_lies_beyond_the_last_column_is_unexplained() -> None:
+    honest = quantized(hard_weight("normal", "BF16", 16, 60), "BF16", integers(4, group=None))
+    words = honest.arrays["weight_packed"].copy()
+    words[3, -1] |= np.int32(1 << 28)
+    module = replace(honest, arrays={**honest.arrays, "weight_packed": words})
+    assert bits_of_module(module.pair, module.measured(), Judged("module", Verdict.NEAREST)) >= 32 / (16 * 60)
+
+
+def test_everything_is_unexplained_of_a_scheme_that_is_not_known() -> None:
+    module = quantized(hard_weight("normal", "BF16", 16, 64), "BF16", integers(4))
+    seen = Measure(elements=16 * 64, rows=16, unpredicted=16)
+    assert bits_of_module(module.pair, seen, Judged("module", Verdict.DIVERGES)) == 4 + 16 / 32
 
 
 @pytest.mark.parametrize("scale", [0.0, math.nan, math.inf])

@@ -556,7 +556,7 @@ def test_a_recipe_can_quantize_the_cache_alone(keys: dict[str, Any], calibrated:
         scheme=None,
         method="oneshot" if calibrated else "model_free_ptq",
         kv_cache={"scheme": "FP8", "scales": "calibrated" if calibrated else "none"},
-        **({"calibration": DATA} if calibrated else {}),
+        calibration=DATA if calibrated else None,
         **keys,
     )
     path = tmp_path / "recipe.yaml"

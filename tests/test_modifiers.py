@@ -18,12 +18,14 @@ from weighbridge.linting import lint
 from weighbridge.planning import make_plan
 from weighbridge.recipe import LoadedRecipe, load_recipe
 from weighbridge.recipe.catalogue import RECIPES
-from weighbridge.recipe.modifiers import ELSEWHERE, QUANTIZING, Modifier
+from weighbridge.recipe.modifiers import ELSEWHERE, Modifier
 from weighbridge.recipe.modifiers import REFUSED as NOT_TAKEN
 
 GEMMA = RECIPES / "google" / "gemma-4-26B-A4B-it"
 W4 = {"group_0": {"targets": ["Linear"], "weights": integers(32)}}
 DATA = {"dataset": {"hub": "org/chat"}, "samples": 2, "sequence_length": 8, "experts": "all"}
+
+QUANTIZING = ("GPTQModifier", "QuantizationModifier")
 
 Load = Callable[..., LoadedRecipe]
 

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.test_modifiers import QUANTIZING
 from weighbridge.engines.oneshot.modifiers import make_modifiers
 from weighbridge.formats.observers import MIN_MAX, MOVING_MIN_MAX, OBSERVERS, with_observers
 from weighbridge.formats.schemes import PRESETS, to_config
 from weighbridge.planning.declare import compressed_tensors_config, declaration_of
 from weighbridge.recipe import load_recipe
 from weighbridge.recipe.catalogue import find_recipe, recipe_names
-from weighbridge.recipe.modifiers import QUANTIZING
 
 KINDS = {"weights": "weight", "input_activations": "input", "output_activations": "output"}
 """Whose scales a config group is about -> what llm-compressor calls it."""

@@ -80,12 +80,14 @@ class Leftover:
     Attributes:
         kind: ``dropped``, ``added`` or ``mismatched``.
         excused: there is a reason for it that needs no judgement.
+        bits: of the checkpoint's own tensors among them, which nothing of the base explains.
     """
 
     kind: str
     names: tuple[str, ...]
     message: str
     excused: bool = False
+    bits: int = 0
 
 
 @dataclass(frozen=True)
@@ -381,7 +383,9 @@ def _leftovers(checkpoint: Checkpoint, base: Checkpoint, pairing: Pairing, smoot
     by_reason: dict[str, list[str]] = {}
     for name, why in (*pairing.mismatched.items(), *smoothed.refused.items()):
         by_reason.setdefault(why, []).append(name)
-    found += [Leftover("mismatched", tuple(names), why) for why, names in by_reason.items()]
+    found += [
+        Leftover("mismatched", tuple(names), why, bits=_bits(checkpoint, names)) for why, names in by_reason.items()
+    ]
     tied = {item.name: other for item in pairing.pairs if (other := _tied_to(item))}
     if tied:
         message = f"is a copy of the base's {next(iter(tied.values()))}, to which it is tied"
@@ -394,8 +398,21 @@ def _leftovers(checkpoint: Checkpoint, base: Checkpoint, pairing: Pairing, smoot
     ):
         for excuse in dict.fromkeys(names.values()):
             members = tuple(name for name, own in names.items() if own == excuse)
-            found.append(Leftover(kind, members, excuse or otherwise, excused=bool(excuse)))
+            bits = _bits(checkpoint, members) if kind == "added" else 0
+            found.append(Leftover(kind, members, excuse or otherwise, excused=bool(excuse), bits=bits))
     return found
+
+
+def _bits(checkpoint: Checkpoint, names: Sequence[str]) -> int:
+    """Bits of the payload of these tensors, and of what belongs to these modules."""
+    wanted = frozenset(names)
+    return 8 * payload_bytes(
+        {
+            name: tensor
+            for name, tensor in checkpoint.structure.items()
+            if name in wanted or split_parameter(name)[0] in wanted
+        }
+    )
 
 
 def _tied_to(item: Pair) -> str:

@@ -44,6 +44,7 @@ class Measure:
             range, where a scale of the whole rests on it; NaN where one of them is NaN or infinite.
         moves: of modules that are not exact, how many codes are how many places from the nearest; as
             `weighbridge.auditing.moves.moves_of` counts them, row after row. Empty where it was not asked.
+        for_nothing: of these, stored bits that stand for nothing: signs of zeros, and beyond the last column.
         improving: where ranges are searched for, bit n is set where step n lessens the error of any tile.
 
     Of compensated modules alone:
@@ -86,6 +87,7 @@ class Measure:
     far: float = 0.0
     amax: float = 0.0
     moves: tuple[int, ...] = ()
+    for_nothing: int = 0
     improving: int = 0
     settled: int = -1
     askew_rows: int = 0

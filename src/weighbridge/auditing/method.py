@@ -11,13 +11,16 @@ from typing import Any
 
 from weighbridge.auditing.pairing import OF_RECIPE, Pair, QuantizedPair
 from weighbridge.checkpoint.model import Checkpoint
-from weighbridge.formats.declaration import Declaration
+from weighbridge.formats.declaration import Declaration, Group
 from weighbridge.formats.observers import by_largest_values, is_recomputed
 from weighbridge.formats.quantization import resolve
+from weighbridge.formats.schemes import PRESETS
 from weighbridge.machine.installation import need
 from weighbridge.planning.declare import declaration_of
 from weighbridge.recipe import LoadedRecipe, load_recipe
 from weighbridge.recipe.modifiers import SMOOTHING
+
+_BY_GPTQ, _ROUNDED = PRESETS["W4A16"], PRESETS["W8A16"]
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,12 @@ class Method:
         said_by: the recipe; empty without one.
         declared: what the recipe declares of every module, and with it which observer chose its scales; None without
             a recipe that quantizes.
-        promises_exact: every quantized weight must be rounded to nearest under the scales that the recipe's observers
-            choose, to the bit.
-        promises_scales: scales are those of the largest values, to the bit, whatever became of the codes.
+        promises_exact: every quantized weight that is not compensated must be rounded to nearest under the scales that
+            the recipe's observers choose, to the bit.
+        promises_scales: scales of what is compensated are those of the largest values, to the bit, whatever became of
+            the codes.
         dampening: GPTQ's share of the Hessian's mean diagonal that is added to it; None without compensation.
-        compensating: what GPTQ declares of the modules that it quantizes, where another modifier quantizes others.
+        compensating: the groups that GPTQ quantizes, where another modifier quantizes others.
         smoothing: pairs whose product follows from the base, though neither does alone.
         dequantized: modules (names and expressions) whose codes a conversion made floats again.
         before: the recipe that made what was converted.
@@ -56,7 +60,7 @@ class Method:
     promises_exact: bool = False
     promises_scales: bool = False
     dampening: float | None = None
-    compensating: Declaration | None = None
+    compensating: tuple[Group, ...] = ()
     smoothing: tuple[Mapped, ...] = ()
     dequantized: tuple[str, ...] = ()
     before: LoadedRecipe | None = field(default=None, repr=False)
@@ -82,11 +86,12 @@ def method_of(checkpoint: Checkpoint, loaded: LoadedRecipe | None) -> Method:
                 modifier.name, modifier.options.get("mappings") or _default_mappings(modifier.name, checkpoint)
             )
     unsmoothed = not any(modifier.name in SMOOTHING for modifier in recipe.modifiers)
-    scales = unsmoothed and all(by_largest_values(group.scheme.weights) for group in recipe.groups)
-    exact = unsmoothed and dampening is None and all(is_recomputed(group.scheme.weights) for group in recipe.groups)
     declared = declaration_of(recipe)
-    others = recipe.quantizing.keys() - {"GPTQModifier"}
-    compensating = replace(declared, groups=recipe.quantizing["GPTQModifier"]) if dampening and others else None
+    by_gptq = recipe.quantizing.get("GPTQModifier", ())
+    moved, rounded = (tuple(group for group in declared.groups if (group in by_gptq) is of) for of in (True, False))
+    scales = unsmoothed and all(by_largest_values(group.scheme.weights) for group in moved or rounded)
+    exact = unsmoothed and bool(rounded) and all(is_recomputed(group.scheme.weights) for group in rounded)
+    compensating = moved if rounded else ()
     return Method(loaded.document.where, declared, exact, scales, dampening, compensating, tuple(mapped))
 
 
@@ -94,10 +99,13 @@ def compensated(modules: Sequence[str], method: Method) -> frozenset[str]:
     """The modules whose rows may make up for errors: all that GPTQ quantizes, and none that another modifier does."""
     if method.dampening is None:
         return frozenset()
-    if method.compensating is None or method.declared is None:
+    if not method.compensating or method.declared is None:
         return frozenset(modules)
-    meant, own = (resolve(each, modules, where=method.said_by) for each in (method.declared, method.compensating))
-    return frozenset(module for module, scheme in own.items() if meant.get(module) == scheme)
+    # Groups of both modifiers may have the same scheme, so each is given one that says whose it is.
+    whose = {group: _BY_GPTQ if group in method.compensating else _ROUNDED for group in method.declared.groups}
+    told = replace(method.declared, groups=tuple(replace(group, scheme=own) for group, own in whose.items()))
+    found = resolve(told, modules, where=method.said_by)
+    return frozenset(module for module, scheme in found.items() if scheme is _BY_GPTQ)
 
 
 def observed(pairs: Sequence[Pair], method: Method) -> tuple[Pair, ...]:

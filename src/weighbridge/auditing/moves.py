@@ -11,16 +11,18 @@ PARTS, FURTHEST = 8, 8
 """How finely the distance from a weight to its nearest place is told apart, and the moves."""
 
 
-def moves_of(weights: tuple[Array, bool], rows: Rows) -> tuple[int, ...]:
+def moves_of(weights: tuple[Array, bool], rows: Rows) -> tuple[tuple[int, ...], int]:
     """How many codes of rows are how many places from the nearest: `PARTS` rows of 2 `FURTHEST` + 1 counts.
+
+    And how many stored bits stand for nothing: signs of zeros, and what lies beyond the last column.
 
     Args:
         weights: of the base, as the loops take them.
     """
     counts = np.zeros((PARTS, 2 * FURTHEST + 1), np.int64)
     with np.errstate(all="ignore"):
-        rounding.moves(*weights, rows.codes, rows.grid.nibbles, rows.grid.places, rows.tiles, counts)
-    return tuple(counts.ravel().tolist())
+        for_nothing = rounding.moves(*weights, rows.codes, rows.grid.nibbles, rows.grid.places, rows.tiles, counts)
+    return tuple(counts.ravel().tolist()), int(for_nothing)
 
 
 def entropy(moves: tuple[int, ...], bits: int) -> float:

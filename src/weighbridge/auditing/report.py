@@ -111,8 +111,8 @@ def _whole(audit: Audit) -> Section:
 def _unexplained(audit: Audit) -> str:
     """How much can lie in what neither the base nor the recipe decides."""
     bits = sum(bits_of_module(*each) * each[0].weight.parameters for each in audit.quantized)
-    bits += sum(bits_of_kept(*each) for each in audit.kept)
-    return f"{bits / max(audit.base_parameters, 1):.4f} at most" if bits else "0"
+    bits += sum(bits_of_kept(*each) for each in audit.kept) + sum(leftover.bits for leftover in audit.leftovers)
+    return (f"{bits / max(audit.base_parameters, 1):.2g} at most" if bits else "0") + _as_far_as(audit)
 
 
 def _choices(audit: Audit) -> Counter[str]:
@@ -259,13 +259,13 @@ def _by_role(quantized: Quantized, family: Family) -> Table:
                 whole.dead_scales + whole.bad_scales,
                 whole.subnormal_scales,
                 f"{unexplained / max(whole.elements, 1):.4f}" if unexplained else "0",
-                f"{100 * moved_further(whole.moves):.3f}" if whole.moves else "",
+                _percent(round(moved_further(whole.moves) * sum(whole.moves)), whole.elements),
             )
         )
     columns = (
         *("role", "modules", "worst verdict", "SNR dB", "lowest SNR dB", "largest error, steps", "saturated %"),
         *("zeroed %", "dead or bad scales", "subnormal scales"),
-        *("unexplained bits a weight", "moved further than a step %"),
+        *("unexplained bits a weight", "moved further than a place %"),
     )
     return Table(columns, tuple(rows))
 

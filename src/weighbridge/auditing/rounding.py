@@ -874,10 +874,11 @@ def _rank(places: Any, place: Any) -> Any:
 
 
 @jit
-def moves(weights: Any, is_bf16: Any, codes: Any, nibbles: Any, places: Any, tiles: Any, counts: Any) -> None:
+def moves(weights: Any, is_bf16: Any, codes: Any, nibbles: Any, places: Any, tiles: Any, counts: Any) -> Any:
     """Count by how many places codes are from the nearest, apart by how far that is from the weight.
 
-    A move towards the weight, and beyond it, counts as positive.
+    A move towards the weight, and beyond it, counts as positive. Returns how many stored bits stand for nothing: the
+    signs of zeros, which integers have none of, and 32 for each row with something beyond its last column.
 
     Args:
         counts: int64 [parts of half a step, 2 n + 1], grows: the middle column counts what has not moved, the first and
@@ -888,12 +889,13 @@ def moves(weights: Any, is_bf16: Any, codes: Any, nibbles: Any, places: Any, til
     parts, most = counts.shape[0], counts.shape[1] // 2
     row_weights, values = np.empty(columns, np.float32), np.empty(columns, np.float32)
     row_divisors, row_zeros = np.empty(columns, np.float32), np.empty(columns, np.float32)
-    row_codes = np.empty(columns, np.uint8)
+    row_codes, for_nothing = np.empty(columns, np.uint8), 0
     for row in range(rows):
         _spread_tiles(tiles, row, row_divisors, row_zeros)
-        _decode(codes[row], nibbles, places, row_codes, values)
+        for_nothing += 0 if _decode(codes[row], nibbles, places, row_codes, values) else 32
         _widen(weights[row], is_bf16, row_weights)
         for column in range(columns):
+            for_nothing += places.kind != INTEGER and values[column] == 0
             place = _within(places, float32(float32(row_weights[column] / row_divisors[column]) + row_zeros[column]))
             nearest = _nearest(places, place)
             step = float32(_power(place, places.smallest) / places.fraction)
@@ -904,6 +906,7 @@ def moves(weights: Any, is_bf16: Any, codes: Any, nibbles: Any, places: Any, til
             move = _rank(places, values[column]) - _rank(places, nearest)
             move = min(max(-move if part < 0 else move, -most), most)
             counts[min(int(abs(part) * 2 * parts), parts - 1), most + move] += 1
+    return for_nothing
 
 
 @jit

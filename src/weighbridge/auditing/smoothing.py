@@ -34,7 +34,7 @@ COARSENESS: Mapping[str, float] = {"AWQModifier": 8.0}
 min-max. 4.6 is measured of AWQ (`python -m benchmarks.compensation`). SmoothQuant moves errors from activations to
 weights without such a limit; of its modules the error beside the weight alone is limited."""
 
-COARSER_BY_COMPENSATION = 3.0
+COARSER_BY_COMPENSATION = 1.5
 """How many times as much that may be where GPTQ rounds what AWQ smoothed, which makes up for errors with larger ones:
 8.7 in all is measured, of one build."""
 

@@ -20,14 +20,18 @@ _EXPLAINED = frozenset({Verdict.IDENTICAL, Verdict.EXACT, Verdict.RECOMPUTED, Ve
 def bits_of_module(item: QuantizedPair, seen: Measure, judged: Judged) -> float:
     """Bits a weight of a quantized module that are not explained: of its codes, and of scales beside the recipe's.
 
-    Of a smoothed module every scale counts: factors are recovered from them.
+    Of a smoothed module every scale counts: factors are recovered from them. Of a scheme that is not known here, and of
+    a base that holds NaN, all that is stored.
     """
     if judged.verdict in _EXPLAINED or not seen.elements:
         return 0.0
+    if not seen.moves:
+        stored = (region.tensor for region in item.stored.values())
+        return sum(tensor.parameters * DTYPE_BITS[tensor.dtype] for tensor in stored) / item.weight.parameters
     args, scale = item.scheme.weights, DTYPE_BITS[item.stored["weight_scale"].tensor.dtype]
     each = scale + (0 if args.symmetric else args.num_bits)
     chosen = seen.scales if seen.unpredicted else seen.different_scales
-    return entropy(seen.moves, args.num_bits) + each * chosen / seen.elements
+    return entropy(seen.moves, args.num_bits) + (each * chosen + seen.for_nothing) / seen.elements
 
 
 def bits_of_kept(item: KeptPair, judged: Judged) -> int:

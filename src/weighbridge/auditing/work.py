@@ -223,7 +223,8 @@ def examine(job: Job, item: QuantizedPair, strip: Strip) -> Measure:
         _slacks(item, grid, allowance),
         hit,
     )
-    seen = replace(seen, moves=moves_of(weights.taken, rows))
+    moves, for_nothing = moves_of(weights.taken, rows)
+    seen = replace(seen, moves=moves, for_nothing=for_nothing)
     if allowance.dampening is None:
         beyond = _loose(item, weights, rows, noise, whole if allowance.instead is None else allowance.instead)
         seen = replace(seen, not_nearest=int(count), loose_rows=len(beyond))

@@ -21,9 +21,9 @@ FUSED = ""
 
 SCALES_ANYWHERE = ("F32", "BF16", "F16")
 DEEPSEEK_V4, DEEPSEEK_V4_FP8 = "deepseek-v4", "deepseek-v4-fp8"
-"""DeepSeek V4 with experts of four bits, and of eight; what both call a scale is ``scale``."""
+"""DeepSeek V4 with experts of four bits, and of eight."""
 OF_DEEPSEEK_V4 = (DEEPSEEK_V4, DEEPSEEK_V4_FP8)
-"""The format of an ``fp8`` declaration whose scales are called ``.scale``."""
+"""The formats of an ``fp8`` declaration whose scales are called ``scale``."""
 GPTQ_V2 = "gptq_v2"
 """The format of a ``gptq`` declaration whose zero points are stored as they are, and not less one."""
 

@@ -158,11 +158,11 @@ def search_of(args: QuantizationArgs) -> Search | None:
 
 def unusual_arguments(args: QuantizationArgs) -> dict[str, float]:
     """The arguments of a search that are not its observer's defaults; empty where the audit knows no such search."""
-    search, usual = search_of(args), OBSERVERS.get(args.observer or MIN_MAX, Observer()).search
-    if search is None or usual is None:
+    search = search_of(args)
+    if search is None:
         return {}
-    found = {key: getattr(search, key) for key in sorted(_ARGUMENTS)}
-    return {key: value for key, value in found.items() if value != getattr(usual, key)}
+    usual = OBSERVERS[args.observer or MIN_MAX].search
+    return {key: own for key in sorted(_ARGUMENTS) if (own := getattr(search, key)) != getattr(usual, key)}
 
 
 def by_largest_values(args: QuantizationArgs) -> bool:

@@ -13,7 +13,6 @@ from pydantic import BeforeValidator, Field, model_validator
 from weighbridge.recipe.quantization_arguments import check_order
 from weighbridge.text.strict_yaml import Strict
 
-QUANTIZING = ("GPTQModifier", "QuantizationModifier")
 SMOOTHING = ("AWQModifier", "SmoothQuantModifier")
 
 ELSEWHERE: Mapping[str, str] = {

@@ -316,7 +316,7 @@ class Recipe(Strict):
                 )
 
     def _gptq(self, name: str) -> GPTQ | None:
-        """The GPTQModifier that quantizes a config group, or what the scheme says."""
+        """The GPTQModifier that quantizes a config group; its name is empty where the recipe has a scheme instead."""
         found = next((modifier.GPTQModifier for modifier in self.modifiers if modifier.GPTQModifier is not None), None)
         return found if found is not None and (found.groups is None or name in found.groups) else None
 
@@ -327,10 +327,10 @@ class Recipe(Strict):
     @property
     def quantizing(self) -> Mapping[str, tuple[Group, ...]]:
         """The modifiers that quantize, in their order, and what each does: one that rounds where none is named."""
-        named = dict(zip(self.config_groups or ("",), self.groups, strict=False))
+        by_name = dict(zip(self.config_groups or ("",), self.groups, strict=False))
         said = {modifier.name: modifier.quantizing.groups for modifier in self.modifiers if modifier.quantizing}
         return {
-            name: tuple(group for key, group in named.items() if groups is None or key in groups)
+            name: tuple(group for key, group in by_name.items() if groups is None or key in groups)
             for name, groups in (said or {"QuantizationModifier": None}).items()
         }
 
