@@ -269,3 +269,27 @@ def test_what_must_see_data_is_refused_without_them_by_the_plan(case: str, load:
 def test_calibrated_recipes_of_the_catalogue_are_whole(name: str, mini: Path) -> None:
     source = open_source("mini")
     oneshot.check(with_own_texts(load_recipe(str(GEMMA / f"{name}.yaml")), source), source)
+
+
+DOWN, EXPERTS, OTHERS = "re:.*down_proj", "re:.*experts.*", "Linear"
+OVERLAPPING: dict[str, tuple[list[list[str]], list[int], bool]] = {
+    "nothing in common": ([["re:.*self_attn.*"], [OTHERS]], [0], False),
+    "the special one first": ([[DOWN], [EXPERTS], [OTHERS]], [0], False),
+    "those of one next to each other": ([[DOWN], [EXPERTS], [OTHERS]], [0, 1], False),
+    "those of one around the other's": ([[DOWN], [EXPERTS], [OTHERS]], [0, 2], True),
+    "the class beside a pattern, around the other's": ([[OTHERS, DOWN], [EXPERTS]], [1], True),
+}
+"""The targets of groups -> which of the groups GPTQ quantizes, and whether the two modifiers' lists cannot say so."""
+
+
+@pytest.mark.parametrize("case", OVERLAPPING)
+def test_two_modifiers_must_be_able_to_tell_their_modules_apart(case: str, load: Load, mini: Path) -> None:
+    targets, by_gptq, refused = OVERLAPPING[case]
+    groups = {f"group_{index}": {"targets": own, "weights": integers(32)} for index, own in enumerate(targets)}
+    rounded = [name for index, name in enumerate(groups) if index not in by_gptq]
+    modifiers = [
+        {"GPTQModifier": {"groups": [f"group_{index}" for index in by_gptq]}},
+        {"QuantizationModifier": {"groups": rounded}},
+    ]
+    plan = make_plan(load(config_groups=groups, modifiers=modifiers, calibration=DATA), open_source("mini"))
+    assert ("scheme/two-modifiers" in {finding.rule for finding in lint(plan)}) == refused

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from weighbridge.families import Family, Role, Unquantized
+from weighbridge.formats.declaration import LINEAR
 from weighbridge.formats.observers import OBSERVERS, by_largest_values
 from weighbridge.formats.schemes import Scheme
 from weighbridge.linting.rules import Raised
@@ -59,6 +60,7 @@ def check(plan: Plan) -> Iterator[Raised]:
     yield from _ragged(plan)
     yield from _needing_calibration(plan)
     yield from _observed(plan)
+    yield from _by_another_modifier(plan)
     if plan.loaded.recipe.method != "convert" and not _cache_alone(plan):  # a conversion keeps what its base keeps
         yield from _coverage(plan)
 
@@ -169,6 +171,41 @@ def _ragged(plan: Plan) -> Iterator[Raised]:
                 "see serve/tensor-parallel below for what vLLM takes, or quantize these per channel",
                 len(pattern),
             )
+
+
+def _by_another_modifier(plan: Plan) -> Iterator[Raised]:
+    """Modules that two modifiers, each with one list of what it passes by, would not quantize as the groups say."""
+    recipe = plan.loaded.recipe
+    if recipe.method == "convert" or len(recipe.quantizing) < 2:
+        return
+    does = {
+        name: (
+            pattern_list(tuple(target for group in groups for target in group.targets if target != LINEAR)),
+            pattern_list((*recipe.ignored, *recipe.passed_by(groups))),
+            any(LINEAR in group.targets for group in groups),
+        )
+        for name, groups in recipe.quantizing.items()
+    }
+    whose = {group: name for name, groups in recipe.quantizing.items() for group in groups}
+    by_name = dict(zip(recipe.config_groups or (), recipe.groups, strict=True))
+    wrong: list[str] = []
+    for part in plan.parts:
+        if part.scheme is not None:
+            takers = {
+                name
+                for name, (targets, passed, linear) in does.items()
+                if (linear or targets.matches(part.module)) and not passed.matches(part.module)
+            }
+            if takers != {whose[by_name[str(part.decision.path[1])]]}:
+                wrong.append(part.module)
+    for pattern in compact(wrong):
+        yield Raised(
+            "scheme/two-modifiers",
+            str(pattern),
+            "groups of two modifiers target it, and none quantizes it, or another than that of its group",
+            "put the groups of one modifier next to each other, the more special ones first",
+            len(pattern),
+        )
 
 
 def _needing_calibration(plan: Plan) -> Iterator[Raised]:

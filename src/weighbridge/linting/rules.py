@@ -96,6 +96,9 @@ _ALL = (
     _warning("scheme/ragged-block", "Blocks do not divide a weight; compressed-tensors pads them."),
     _error("scheme/needs-calibration", "Data must be seen, and no calibration data are named.", allowable=False),
     _error("calibration/unused", "Calibration data are named, and nothing looks at them.", allowable=False),
+    _error(
+        "scheme/two-modifiers", "Groups of two modifiers overlap so that neither does as they say.", allowable=False
+    ),
     _error("scheme/observer", "Arguments say how scales or codes are chosen, and the recipe's method cannot do it."),
     _error("scheme/not-covered", "The data-free engine has no arithmetic for a scheme, or for how it is observed."),
     _error("scheme/format", "The recipe's format has no form for a scheme.", allowable=False),

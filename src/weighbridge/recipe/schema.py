@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
@@ -333,6 +333,17 @@ class Recipe(Strict):
             name: tuple(group for key, group in by_name.items() if groups is None or key in groups)
             for name, groups in (said or {"QuantizationModifier": None}).items()
         }
+
+    def passed_by(self, own: Sequence[Group]) -> tuple[str, ...]:
+        """Targets that a modifier leaves to another: those of the other's groups that go before some of its own.
+
+        Args:
+            own: the groups that it quantizes.
+        """
+        targets = [(target, group) for group in self.groups for target in group.targets]
+        targets.sort(key=lambda item: item[0] == LINEAR)
+        last = max((index for index, (_, group) in enumerate(targets) if group in own), default=0)
+        return tuple(target for target, group in targets[:last] if group not in own and target != LINEAR)
 
     @property
     def needing_data(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from weighbridge.engines.quiet import quieted
 from weighbridge.errors import RecipeError
-from weighbridge.formats.declaration import LINEAR, Group
+from weighbridge.formats.declaration import Group
 from weighbridge.formats.schemes import args_to_config, to_config
 from weighbridge.recipe import LoadedRecipe, Recipe
 
@@ -93,14 +93,7 @@ def _quantization(recipe: Recipe, groups: Sequence[Group], *, cached: bool) -> d
     cache = recipe.kv_cache if cached and recipe.kv_cache and recipe.kv_cache.scales == "calibrated" else None
     return {
         "config_groups": QuantizationConfig.model_validate({"config_groups": config}).config_groups,
-        "ignore": [*recipe.ignored, *_taken(recipe, groups)],
+        "ignore": [*recipe.ignored, *recipe.passed_by(groups)],
         "targets": [],
         "kv_cache_scheme": cache and QuantizationArgs.model_validate(args_to_config(cache.args)),
     }
-
-
-def _taken(recipe: Recipe, own: Sequence[Group]) -> list[str]:
-    """Targets of the groups that go before some of a modifier's own, and are another's."""
-    ordered = sorted(recipe.groups, key=lambda group: LINEAR in group.targets)
-    last = max((ordered.index(group) for group in own), default=0)
-    return [target for group in ordered[:last] if group not in own for target in group.targets if target != LINEAR]
