@@ -42,6 +42,18 @@ NVFP4 = {
     **{"num_bits": 4, "type": "float", "symmetric": True, "strategy": "tensor_group", "group_size": 16},
     "scale_dtype": "torch.float8_e4m3fn",
 }
+MIXED: Mapping[str, Any] = {
+    "group_0": {
+        "targets": [r"re:.*\.down_proj$"],
+        "weights": {**FP8, "strategy": "channel"},
+        "input_activations": {**FP8, "strategy": "token", "dynamic": True},
+    },
+    "group_1": {
+        "targets": [r"re:.*self_attn\.(k|o|q|v)_proj$", r"re:.*\.(gate|up)_proj$"],
+        "weights": NVFP4,
+        "input_activations": {**NVFP4, "dynamic": "local"},
+    },
+}
 CACHE = {"scheme": "FP8", "scales": "calibrated"}
 CACHED = {**FP8, "strategy": "tensor"}
 SMOOTH = {"SmoothQuantModifier": {"smoothing_strength": 0.8}}
@@ -119,34 +131,12 @@ CASES: Mapping[str, Case] = {
     ),
     "nvfp4_fp8_mixed": Case(
         {
-            "config_groups": {
-                "group_0": {
-                    "targets": [r"re:.*\.down_proj$"],
-                    "weights": {**FP8, "strategy": "channel"},
-                    "input_activations": {**FP8, "strategy": "token", "dynamic": True},
-                },
-                "group_1": {
-                    "targets": [r"re:.*self_attn\.(k|o|q|v)_proj$", r"re:.*\.(gate|up)_proj$"],
-                    "weights": NVFP4,
-                    "input_activations": {**NVFP4, "dynamic": "local"},
-                },
-            }
+            "config_groups": MIXED,
         },
         {
             "QuantizationModifier": {
                 "ignore": ["lm_head"],
-                "config_groups": {
-                    "group_0": {
-                        "targets": [r"re:.*\.down_proj$"],
-                        "weights": {**FP8, "strategy": "channel"},
-                        "input_activations": {**FP8, "strategy": "token", "dynamic": True},
-                    },
-                    "group_1": {
-                        "targets": [r"re:.*self_attn\.(k|o|q|v)_proj$", r"re:.*\.(gate|up)_proj$"],
-                        "weights": NVFP4,
-                        "input_activations": {**NVFP4, "dynamic": "local"},
-                    },
-                },
+                "config_groups": MIXED,
             }
         },
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -383,8 +384,10 @@ def _leftovers(checkpoint: Checkpoint, base: Checkpoint, pairing: Pairing, smoot
     by_reason: dict[str, list[str]] = {}
     for name, why in (*pairing.mismatched.items(), *smoothed.refused.items()):
         by_reason.setdefault(why, []).append(name)
+    bits = _bits_by_name(checkpoint)
     found += [
-        Leftover("mismatched", tuple(names), why, bits=_bits(checkpoint, names)) for why, names in by_reason.items()
+        Leftover("mismatched", tuple(names), why, bits=sum(bits[name] for name in names))
+        for why, names in by_reason.items()
     ]
     tied = {item.name: other for item in pairing.pairs if (other := _tied_to(item))}
     if tied:
@@ -398,21 +401,19 @@ def _leftovers(checkpoint: Checkpoint, base: Checkpoint, pairing: Pairing, smoot
     ):
         for excuse in dict.fromkeys(names.values()):
             members = tuple(name for name, own in names.items() if own == excuse)
-            bits = _bits(checkpoint, members) if kind == "added" else 0
-            found.append(Leftover(kind, members, excuse or otherwise, excused=bool(excuse), bits=bits))
+            own_bits = sum(bits[name] for name in members) if kind == "added" else 0
+            found.append(Leftover(kind, members, excuse or otherwise, excused=bool(excuse), bits=own_bits))
     return found
 
 
-def _bits(checkpoint: Checkpoint, names: Sequence[str]) -> int:
-    """Bits of the payload of these tensors, and of what belongs to these modules."""
-    wanted = frozenset(names)
-    return 8 * payload_bytes(
-        {
-            name: tensor
-            for name, tensor in checkpoint.structure.items()
-            if name in wanted or split_parameter(name)[0] in wanted
-        }
-    )
+def _bits_by_name(checkpoint: Checkpoint) -> Counter[str]:
+    """Bits of the payload of each tensor, and of all that belongs to a module."""
+    found = Counter[str]()
+    for name, tensor in checkpoint.structure.items():
+        own = 8 * payload_bytes({name: tensor})
+        found[name] += own
+        found[split_parameter(name)[0]] += own
+    return found
 
 
 def _tied_to(item: Pair) -> str:
