@@ -48,6 +48,7 @@ from weighbridge.account import State
 from weighbridge.account.quantization import judge_quantization
 from weighbridge.checkpoint.consistency import inconsistencies
 from weighbridge.checkpoint.lock import open_lock, write_lock
+from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.readable import check_measured
 from weighbridge.checks.validation import validate
 from weighbridge.errors import StructureError
@@ -88,11 +89,19 @@ FUSED_FP8 = Method(
 # --- whole ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-def test_a_whole_checkpoint_holds_and_its_modules_are_counted(method: Method) -> None:
+UNSERVED = {"modelopt W4A8_NVFP4_FP8": {"serve/no-kernel"}}
+"""Methods that vLLM 0.32 refuses to load, and the rule that says so: nothing else is wrong with them."""
+
+
+def broken_rules(checkpoint: Checkpoint) -> set[str]:
+    sections = validate(checkpoint).sections
+    return {item.rule for part in sections for item in part.findings if item.severity is Severity.ERROR}
+
+
+@pytest.mark.parametrize(("name", "method"), METHODS.items(), ids=METHODS)
+def test_a_whole_checkpoint_holds_and_its_modules_are_counted(name: str, method: Method) -> None:
     checkpoint = method.opened()
-    report = validate(checkpoint)
-    assert report.holds, report.verdict
+    assert broken_rules(checkpoint) == UNSERVED.get(name, set())
     weights = {name.rpartition(".")[0] for name in method.stored if name.endswith(("weight", "qweight"))}
     fused_weights = {name for name in method.stored if name.endswith(("_proj", "_proj_blocks"))}
     assert len(checkpoint.schemes) == len(weights | fused_weights) > 0
@@ -712,14 +721,14 @@ def test_the_structure_of_what_is_not_measured_is_compared(tmp_path: Path, call_
 # --- locks ---
 
 
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-def test_a_lock_of_it_says_the_same_and_holds(method: Method, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "method"), METHODS.items(), ids=METHODS)
+def test_a_lock_of_it_says_the_same_and_holds(name: str, method: Method, tmp_path: Path) -> None:
     checkpoint = method.opened()
     path = tmp_path / "lock.yaml"
     path.write_text(write_lock(checkpoint))
     locked = open_lock(path)
     assert (locked.structure, locked.schemes) == (checkpoint.structure, checkpoint.schemes)
-    assert validate(locked).holds
+    assert broken_rules(locked) == UNSERVED.get(name, set())
 
 
 def test_a_lock_of_a_method_that_is_not_read_is_not_judged(tmp_path: Path) -> None:

@@ -228,7 +228,7 @@ def test_inputs_are_quantized_as_compressed_tensors_does(
 @pytest.mark.parametrize(
     "args",
     [
-        QuantizationArgs(4, "int", "token", dynamic=True),
+        QuantizationArgs(4, "int", "group", group_size=32, dynamic=True),
         QuantizationArgs(8, "float", "channel", dynamic=True),
         QuantizationArgs(8, "int", "token", symmetric=False, dynamic=True),
     ],

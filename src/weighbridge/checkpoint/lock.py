@@ -260,7 +260,7 @@ def _write_quantization(declaration: Declaration, schemes: Mapping[str, Scheme])
         what = f"cannot be locked: quantized by {declaration.quant_method}, {declaration.unread}"
         raise StructureError(what, where=declaration.place)
     by_scheme: dict[Scheme, list[str]] = {}
-    for module, scheme in schemes.items():
+    for module, scheme in sorted(schemes.items(), key=lambda item: item[0]):  # numbered alike whatever their order
         by_scheme.setdefault(scheme, []).append(module)
     names = {scheme: f"scheme_{index}" for index, scheme in enumerate(by_scheme)}
     content: dict[str, Any] = {"quant_method": declaration.quant_method, "format": declaration.format}

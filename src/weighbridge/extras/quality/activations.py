@@ -47,7 +47,7 @@ def check_known(args: QuantizationArgs, *, where: str) -> None:
     elif (args.type, args.num_bits) == ("float", 8):
         known = static or (args.dynamic is True and args.strategy in ("token", "tensor", "group"))
     else:
-        known = args.type == "int" and args.num_bits == 8 and args.dynamic is True and args.strategy == "token"
+        known = args.type == "int" and 2 <= args.num_bits <= 8 and args.dynamic is True and args.strategy == "token"
     if not (known and args.symmetric):
         raise StructureError(f"its input activations ({args}) are not known here", where=where)
 
@@ -101,7 +101,8 @@ def _power_of_two(largest: torch.Tensor, args: QuantizationArgs) -> torch.Tensor
 def _rounded(places: torch.Tensor, args: QuantizationArgs) -> torch.Tensor:
     """Places on the grid to the nearest codes, ties to even."""
     if args.type == "int":
-        return places.clamp(-128, 127).round()
+        half = 2 ** (args.num_bits - 1)
+        return places.clamp(-half, half - 1).round()
     if args.num_bits == 8:
         return places.clamp(-448, 448).to(torch.float8_e4m3fn).to(places.dtype)
     places = places.clamp(-6, 6)
@@ -110,7 +111,9 @@ def _rounded(places: torch.Tensor, args: QuantizationArgs) -> torch.Tensor:
 
 
 def _half_range(args: QuantizationArgs) -> float:
-    return 127.5 if args.type == "int" else 448.0 if args.num_bits == 8 else 6.0
+    if args.type == "int":
+        return (2**args.num_bits - 1) / 2
+    return 448.0 if args.num_bits == 8 else 6.0
 
 
 def _is_mx(args: QuantizationArgs) -> bool:
