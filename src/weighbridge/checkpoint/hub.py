@@ -264,7 +264,8 @@ def download(checkpoint: Checkpoint, progress: Progress | None = None) -> Path:
     from huggingface_hub import hf_hub_download, set_client_factory
 
     origin = checkpoint.origin
-    names = [*checkpoint.shards, *carried_files(checkpoint), *sorted(checkpoint.read_beside)]
+    # Small files first: one that is refused is known before the weights have come.
+    names = [*carried_files(checkpoint), *sorted(checkpoint.read_beside), *checkpoint.shards]
 
     def cached(name: str) -> Path | None:
         return cached_file(origin.repository, name, commit=origin.revision)
