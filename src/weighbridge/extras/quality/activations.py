@@ -112,7 +112,7 @@ def _rounded(places: torch.Tensor, args: QuantizationArgs) -> torch.Tensor:
 
 def _half_range(args: QuantizationArgs) -> float:
     if args.type == "int":
-        return (2**args.num_bits - 1) / 2
+        return float(2**args.num_bits - 1) / 2
     return 448.0 if args.num_bits == 8 else 6.0
 
 
