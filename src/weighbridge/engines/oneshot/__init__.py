@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weighbridge.checkpoint.model import Checkpoint
-from weighbridge.engines.oneshot.calibrate import Passed, calibrate, quantize_in_memory
+from weighbridge.engines.oneshot.calibrate import Given, Passed, apply_modifiers, calibrating
 from weighbridge.engines.oneshot.coverage import grids, starved, table
 from weighbridge.engines.oneshot.dataset import open_rows, with_file
 from weighbridge.engines.oneshot.load import load_model, load_tokenizer
@@ -23,7 +23,7 @@ from weighbridge.recipe import LoadedRecipe
 from weighbridge.recipe.calibration import Calibration
 from weighbridge.report import Section
 
-__all__ = ["Calibrated", "Record", "check", "quantize", "with_file"]
+__all__ = ["Calibrated", "Given", "Record", "check", "described", "prepare", "quantize", "with_file"]
 
 
 @dataclass(frozen=True)
@@ -82,22 +82,40 @@ def quantize(
         BuildError: the model cannot be loaded, or upstream stopped, or a shard cannot be written.
     """
     assert source.directory is not None
-    modifiers = make_modifiers(plan.loaded)
-    calibration = _calibration(plan.loaded)
+    given = prepare(plan.loaded, source)
+    with quieted():
+        model = load_model(source.directory, device=device, where=source.label)
+        with (
+            progress.stage(given.title, 0),
+            calibrating(model, seed=given.seed, device=model.device, where=source.label) as at_hand,
+        ):
+            apply_modifiers(at_hand, model, given)
+        passed = at_hand.passed(given.tokens)
+        save_shards(model, output, shard_size=shard_size, progress=progress)
+    return described(plan, given, passed)
+
+
+def prepare(loaded: LoadedRecipe, source: Checkpoint) -> Given:
+    """Modifiers, tokenizer and samples of a recipe, as `check` has seen them.
+
+    Raises:
+        RecipeError, DatasetError, StructureError, BuildError: as `check`.
+    """
+    assert source.directory is not None
+    modifiers = make_modifiers(loaded)
+    calibration = _calibration(loaded)
     with quieted():
         tokenizer = load_tokenizer(source.directory, where=source.label)
         samples = None if calibration is None else make_samples(calibration, open_rows(calibration), tokenizer)
-        model = load_model(source.directory, device=device, where=source.label)
-        if calibration is None or samples is None:
-            with progress.stage("quantizing in memory", 0):
-                quantize_in_memory(model, tokenizer, modifiers, where=source.label)
-            save_shards(model, output, shard_size=shard_size, progress=progress)
-            return Calibrated()
-        with progress.stage(f"calibrating with {calibration.samples:,} samples", 0):
-            passed = calibrate(model, tokenizer, modifiers, samples, calibration, where=source.label)
-        save_shards(model, output, shard_size=shard_size, progress=progress)
-    record = make_record(calibration, samples, modifiers.names)
-    return Calibrated((_section(plan, calibration, passed, record),), record)
+    return Given(modifiers, tokenizer, calibration, samples)
+
+
+def described(plan: Plan, given: Given, passed: Passed) -> Calibrated:
+    """What a build says of its calibration."""
+    if given.calibration is None or given.samples is None:
+        return Calibrated()
+    record = make_record(given.calibration, given.samples, given.modifiers.names)
+    return Calibrated((_section(plan, given.calibration, passed, record),), record)
 
 
 def _calibration(loaded: LoadedRecipe) -> Calibration | None:

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from weighbridge.engines.oneshot.coverage import ExpertCoverage, check_sums, watching
+from weighbridge.engines.oneshot.coverage import ExpertCoverage, Watch, check_sums, watching
 from weighbridge.engines.oneshot.modifiers import Modifiers
 from weighbridge.engines.oneshot.samples import Samples
 from weighbridge.errors import BuildError, first_line
@@ -20,6 +20,7 @@ from weighbridge.recipe.calibration import Calibration
 from weighbridge.report import Finding, Severity
 
 if TYPE_CHECKING:
+    import torch
     from torch.utils.data import DataLoader
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
@@ -41,43 +42,93 @@ class Passed:
     findings: tuple[Finding, ...]
 
 
-def quantize_in_memory(model: Any, tokenizer: Any, modifiers: Modifiers, *, where: str) -> None:
-    """Apply modifiers that need no data to a model.
+@dataclass(frozen=True)
+class Given:
+    """What a model is calibrated by.
 
-    Raises:
-        BuildError: upstream stopped.
+    Attributes:
+        calibration: None where no modifier needs data, as are the samples.
     """
-    with _deterministic(0), _upstream(model, where=where) as oneshot:
-        oneshot(model=model, processor=tokenizer, recipe=list(modifiers.instances))
+
+    modifiers: Modifiers
+    tokenizer: Any
+    calibration: Calibration | None
+    samples: Samples | None
+
+    @property
+    def seed(self) -> int:
+        return 0 if self.calibration is None else self.calibration.seed
+
+    @property
+    def tokens(self) -> int:
+        return 0 if self.samples is None else self.samples.tokens
+
+    @property
+    def title(self) -> str:
+        """What is going on, for a bar."""
+        return "quantizing" if self.samples is None else f"calibrating with {len(self.samples.chosen):,} samples"
 
 
-def calibrate(
-    model: Any, tokenizer: Any, modifiers: Modifiers, samples: Samples, calibration: Calibration, *, where: str
-) -> Passed:
-    """Apply modifiers to a model while it sees the samples, layer by layer, each modifier with a pass of its own.
+@dataclass(frozen=True)
+class Calibrating:
+    """What is at hand while a model is calibrated.
+
+    Attributes:
+        oneshot: llm-compressor's own.
+        watch: what each expert sees.
+        warnings: grows by what llm-compressor says that bears on the result.
+    """
+
+    oneshot: Any
+    watch: Watch
+    warnings: list[str]
+
+    def passed(self, tokens: int) -> Passed:
+        """What there is to say in the end.
+
+        Raises:
+            BuildError: the counts do not add up to as many tokens.
+        """
+        coverage = self.watch.coverage()
+        if tokens:
+            check_sums(coverage, tokens)
+        findings = (
+            Finding("calibration/upstream", Severity.WARNING, "llm-compressor", warning) for warning in self.warnings
+        )
+        return Passed(coverage, tuple(findings))
+
+
+@contextmanager
+def calibrating(model: Any, *, seed: int, device: torch.device, where: str) -> Iterator[Calibrating]:
+    """Let llm-compressor work on a model until the block ends.
 
     A scale that no sample reaches is NaN afterwards, not what lay in memory.
 
     Raises:
-        BuildError: upstream stopped, or the counts do not add up.
+        BuildError: upstream stopped.
     """
     with (
-        _deterministic(calibration.seed),
+        _deterministic(seed),
         watching(model) as watch,
         _warnings() as warnings,
-        _upstream(model, where=where) as oneshot,
+        _upstream(model, device=device, where=where) as oneshot,
     ):
-        oneshot(
-            model=model,
-            processor=tokenizer,
-            recipe=list(modifiers.instances),
-            dataset=_loader(samples.batches(calibration.batch_size), watch.begin),
-            moe_calibrate_all_experts=calibration.experts == "all",
-        )
-        coverage = watch.coverage()
-    check_sums(coverage, samples.tokens)
-    findings = (Finding("calibration/upstream", Severity.WARNING, "llm-compressor", warning) for warning in warnings)
-    return Passed(coverage, tuple(findings))
+        yield Calibrating(oneshot, watch, warnings)
+
+
+def apply_modifiers(at_hand: Calibrating, model: Any, given: Given) -> None:
+    """Apply modifiers to a model while it sees the samples, layer by layer, each modifier with a pass of its own."""
+    recipe = list(given.modifiers.instances)
+    if given.samples is None or given.calibration is None:
+        at_hand.oneshot(model=model, processor=given.tokenizer, recipe=recipe)
+        return
+    at_hand.oneshot(
+        model=model,
+        processor=given.tokenizer,
+        recipe=recipe,
+        dataset=_loader(given.samples.batches(given.calibration.batch_size), at_hand.watch.begin),
+        moe_calibrate_all_experts=given.calibration.experts == "all",
+    )
 
 
 def _loader(batches: Sequence[Sequence[Sequence[int]]], begin: Any) -> DataLoader[Any]:
@@ -96,7 +147,7 @@ def _loader(batches: Sequence[Sequence[Sequence[int]]], begin: Any) -> DataLoade
 
 
 @contextmanager
-def _upstream(model: Any, *, where: str) -> Iterator[Any]:
+def _upstream(model: Any, *, device: torch.device, where: str) -> Iterator[Any]:
     """llm-compressor's ``oneshot``, on the model's own device; its errors, of whatever kind, become one sentence."""
     import torch
     from compressed_tensors.quantization.lifecycle import apply
@@ -106,7 +157,8 @@ def _upstream(model: Any, *, where: str) -> Iterator[Any]:
     from llmcompressor.modeling.offset_norm import CalibrationOffsetNorm
     from llmcompressor.modifiers.transform.awq import AWQModifier
     from llmcompressor.pipelines.cache import IntermediatesCache
-    from llmcompressor.pipelines.sequential import pipeline
+    from llmcompressor.pipelines.data_free import pipeline as data_free
+    from llmcompressor.pipelines.sequential import pipeline as sequential
 
     text_config = model.config.get_text_config(decoder=True)
     try:
@@ -114,8 +166,9 @@ def _upstream(model: Any, *, where: str) -> Iterator[Any]:
             # The layers of Gemma 4 differ in heads and their size; upstream reads one number for all, and for a scheme
             # per tensor does not use it.
             stack.enter_context(patch_attr(text_config, "allow_global_per_layer_attribute_access", True))
-            # The pipeline takes the first accelerator of the machine, whatever device was asked for.
-            stack.enter_context(patch_attr(pipeline, "get_main_device", lambda: model.device))
+            # The pipelines take the first accelerator of the machine, whatever device was asked for.
+            for pipeline in (sequential, data_free):
+                stack.enter_context(patch_attr(pipeline, "get_main_device", lambda: device))
             if not torch.accelerator.is_available():
                 # AWQ pins what it has cached, to copy it to an accelerator faster, and stops where there is none.
                 stack.enter_context(patch_attr(IntermediatesCache, "pin_memory", lambda *_: None))
@@ -155,16 +208,25 @@ def _resolved(resolve: Callable[[Any, Any], None], modifier: Any, model: Any) ->
 
 
 def _restored(calibrated: Any, original: Any) -> Any:
-    """A norm that multiplies by 1 + weight, as it was, or as a modifier has smoothed it.
+    """A norm that multiplies by 1 + weight, as it was, or as a modifier has smoothed it."""
+    original.weight.data = unshifted(calibrated.weight.data, original.weight.data)
+    return original
+
+
+def unshifted(shifted: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
+    """The weight of a norm that multiplies by 1 + weight: as it was, or as a modifier has smoothed the sum.
 
     llm-compressor calibrates with the sum in its place and takes 1 away again, which rounds what nothing has changed.
+
+    Args:
+        shifted: the sum, as calibration leaves it.
+        original: the weight as it was; of the same shape and dtype.
     """
     import torch
 
-    weight = original.weight.data
-    if not torch.equal(calibrated.weight.data, (1.0 + weight.float()).to(weight.dtype)):
-        original.weight.data = (calibrated.weight.data.float() - 1.0).to(weight.dtype)
-    return original
+    if torch.equal(shifted, (1.0 + original.float()).to(original.dtype)):
+        return original
+    return (shifted.float() - 1.0).to(original.dtype)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
@@ -71,6 +71,20 @@ class Watch:
                 seen[index] += inputs[0].shape[:-1].numel()
 
             hooks.register_hook(experts[index], count_seen, "forward_pre")
+
+    def counted(self, modules: Sequence[str]) -> dict[str, list[list[int]]]:
+        """What was counted of the experts inside some modules: what each saw, and what was routed to it."""
+        return {
+            name: [seen.tolist(), self._routed[name].tolist()]
+            for name, seen in self._seen.items()
+            if any(name.startswith(f"{module}.") for module in modules)
+        }
+
+    def recall(self, counted: Mapping[str, Sequence[Sequence[int]]]) -> None:
+        """Take over what `counted` said in a run that was killed."""
+        for name, (seen, routed) in counted.items():
+            self._seen[name].copy_(self._seen[name].new_tensor(seen))
+            self._routed[name].copy_(self._routed[name].new_tensor(routed))
 
     def coverage(self) -> tuple[ExpertCoverage, ...]:
         """What was counted, in the order of the model's layers."""

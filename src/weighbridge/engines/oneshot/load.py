@@ -35,14 +35,23 @@ def load_model(directory: Path, *, device: str | None, where: str) -> Any:
         BuildError: transformers does not know the architecture, or cannot load it.
     """
     from llmcompressor.modeling.moe.linearize import linearize_moe
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
     try:
-        config = AutoConfig.from_pretrained(directory, local_files_only=True)
-        sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-        loader = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-        model = loader.from_pretrained(directory, dtype="auto", device_map=device, local_files_only=True)
+        model = loader_of(directory).from_pretrained(directory, dtype="auto", device_map=device, local_files_only=True)
         return linearize_moe(model)
     except (ValueError, KeyError, RuntimeError, NotImplementedError, OSError, ImportError) as error:
         raise BuildError(f"the model cannot be loaded ({first_line(error)})", where=where) from error
+
+
+def loader_of(directory: Path) -> Any:
+    """transformers' class that loads the model of a directory, with all that it sees and hears.
+
+    Raises:
+        ValueError, OSError: transformers does not know the architecture.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return AutoModelForImageTextToText if sees else AutoModelForCausalLM

@@ -1,0 +1,52 @@
+"""The calibrated engine that holds one layer: llm-compressor's modifiers on a model of which the rest is on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import weighbridge.engines.oneshot as whole
+from weighbridge.checkpoint.model import Checkpoint
+from weighbridge.engines.layerwise.kept import Kept
+from weighbridge.engines.layerwise.passes import Passing, passing_by_layer
+from weighbridge.engines.layerwise.skeleton import open_skeleton
+from weighbridge.engines.oneshot.calibrate import apply_modifiers, calibrating
+from weighbridge.engines.quiet import quieted
+from weighbridge.planning import Plan
+from weighbridge.progress import Progress
+from weighbridge.work.journal import Journal
+
+__all__ = ["quantize"]
+
+JOURNAL = "journal.jsonl"
+
+
+def quantize(
+    plan: Plan, source: Checkpoint, directory: Path, *, key: bytes, device: str, progress: Progress
+) -> tuple[Path, whole.Calibrated]:
+    """Quantize the layers of a model one after another, into files in `directory`, an existing one of this build alone.
+
+    What a run that was killed has finished is found there, and not done again.
+
+    Args:
+        key: authenticates what stands there of that.
+
+    Returns:
+        The folder of the shards, which hold what the checkpoint stores; and what there is to say.
+
+    Raises:
+        RecipeError, DatasetError, StructureError: as `weighbridge.engines.oneshot.check`.
+        BuildError: the model cannot be loaded, or upstream stopped, or a file cannot be written.
+    """
+    given = whole.prepare(plan.loaded, source)
+    with quieted():
+        skeleton = open_skeleton(source, device=device)
+        kept = Kept(directory, Journal(directory / JOURNAL, key), passes=len(given.modifiers.instances))
+        model = skeleton.model
+        with (
+            progress.stage(given.title, kept.passes * skeleton.bytes),
+            calibrating(model, seed=given.seed, device=skeleton.device, where=source.label) as at_hand,
+            passing_by_layer(Passing(skeleton, kept, progress, at_hand.watch, at_hand.warnings)),
+        ):
+            apply_modifiers(at_hand, model, given)
+        passed = at_hand.passed(given.tokens)
+    return kept.shards, whole.described(plan, given, passed)

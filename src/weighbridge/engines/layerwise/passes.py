@@ -1,0 +1,271 @@
+"""llm-compressor's passes over a model, of which one layer at a time is in memory.
+
+The order of what happens is that of ``pipelines.sequential`` and ``pipelines.data_free`` of llm-compressor 0.14.0.1:
+their modifiers, their traced parts, their hooks. What differs is where weights and activations are meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from weighbridge.engines.layerwise.activations import Activations
+from weighbridge.engines.layerwise.kept import Kept
+from weighbridge.engines.layerwise.skeleton import (
+    Skeleton,
+    bytes_of,
+    empty,
+    fill,
+    fill_when_called,
+    put_tensors,
+    tensors_of,
+    within,
+)
+from weighbridge.engines.layerwise.stored import freeze_and_compress, stored_tensors
+from weighbridge.engines.oneshot.coverage import Watch
+from weighbridge.errors import BuildError
+from weighbridge.progress import Progress
+
+REST_BYTES = 1 << 30
+"""Of what lies outside the layers, so many bytes are held at a time, or one module."""
+
+
+@dataclass
+class Passing:
+    """A calibration that is going on.
+
+    Attributes:
+        watch: what each expert saw.
+        warnings: what llm-compressor said that bears on the result.
+        number: the pass that is next, from zero.
+    """
+
+    skeleton: Skeleton
+    kept: Kept
+    progress: Progress
+    watch: Watch
+    warnings: list[str]
+    number: int = 0
+
+    @property
+    def last(self) -> bool:
+        return self.number == self.kept.passes - 1
+
+
+@contextmanager
+def passing_by_layer(passing: Passing) -> Iterator[None]:
+    """Let llm-compressor pass by layer until the block ends, whatever pipeline it chooses."""
+    from compressed_tensors.utils import patch_attr
+    from llmcompressor.modeling.offset_norm import CalibrationOffsetNorm
+    from llmcompressor.pipelines.data_free.pipeline import DataFreePipeline
+    from llmcompressor.pipelines.sequential.pipeline import SequentialPipeline
+
+    def with_data(model: Any, dataloader: Any, dataset_args: Any) -> None:
+        _pass_with_data(passing, model, dataloader, dataset_args)
+        passing.number += 1
+
+    def without_data(model: Any, _dataloader: Any, dataset_args: Any) -> None:
+        _pass_without_data(passing, model, dataset_args)
+        passing.number += 1
+
+    with ExitStack() as stack:
+        stack.enter_context(patch_attr(SequentialPipeline, "__call__", staticmethod(with_data)))
+        stack.enter_context(patch_attr(DataFreePipeline, "__call__", staticmethod(without_data)))
+        # What was smoothed is on disk already; what would be restored here is empty.
+        stack.enter_context(patch_attr(CalibrationOffsetNorm, "restore", lambda _calibrated, original: original))
+        yield
+
+
+def _pass_with_data(passing: Passing, model: Any, dataloader: Any, dataset_args: Any) -> None:
+    from llmcompressor.core import LifecycleCallbacks, active_session
+    from llmcompressor.modifiers.utils.hooks import HooksMixin
+    from llmcompressor.pipelines.sequential.helpers import trace_subgraphs
+    from llmcompressor.utils.helpers import DisableQuantization, calibration_forward_context
+    from llmcompressor.utils.pytorch.module import infer_sequential_targets
+
+    batches = list(dataloader)
+    targets = infer_sequential_targets(model, dataset_args.sequential_targets)
+    parts = trace_subgraphs(model, batches[0], targets, dataset_args.tracing_ignore)
+    modules = [_called(part) for part in parts]
+    activations = Activations(passing.kept.activations / str(passing.number), passing.skeleton.device)
+    done = _resumed(passing, parts, activations, len(batches))
+    if not done:
+        first = {f"{index}": activations.put(index, batch) for index, batch in enumerate(batches)}
+    LifecycleCallbacks.calibration_start()
+    state = active_session().state
+    state.loss_masks, state.sequential_prefetch = None, False
+    outside = _outside(model, [name for names in modules for name in names])
+    with ExitStack() as stack:
+        stack.enter_context(calibration_forward_context(model))
+        stack.enter_context(DisableQuantization(model))
+        filled = stack.enter_context(fill_when_called(passing.skeleton, outside))
+        for index, part in enumerate(parts[done:], start=done):
+            _fill(passing, index, modules[index])
+            for batch in range(len(batches)):
+                state.current_batch_idx = batch
+                part.forward(model, **activations.get(batch, part.input_names))
+            LifecycleCallbacks.sequential_epoch_end(part.submodules(model))
+            written: dict[str, Mapping[str, str]] = {} if index else first
+            if index < len(parts) - 1:
+                with HooksMixin.disable_hooks():
+                    for batch in range(len(batches)):
+                        values = part.forward(model, **activations.get(batch, part.input_names))
+                        written[str(batch)] = {**written.get(str(batch), {}), **activations.put(batch, values)}
+            _finish(passing, index, modules[index], {"values": written})
+            for name in filled:
+                empty(model.get_submodule(name))
+            filled.clear()
+            for batch in range(len(batches)):
+                activations.drop(batch, part.consumed_names)
+    if passing.last:
+        _keep_rest(passing, len(parts), [name for names in modules for name in names], lambda _modules: None)
+    LifecycleCallbacks.calibration_end()
+
+
+def _pass_without_data(passing: Passing, model: Any, dataset_args: Any) -> None:
+    from compressed_tensors.utils.match import match_named_modules
+    from llmcompressor.core import LifecycleCallbacks
+    from llmcompressor.utils.pytorch.module import infer_sequential_targets
+
+    targets = infer_sequential_targets(model, dataset_args.sequential_targets)
+    layers = [name for name, _ in match_named_modules(model, targets)]
+    said = passing.kept.finished(passing.number)[: len(layers)]
+    for entry in said:
+        _recall(passing, entry)
+    LifecycleCallbacks.calibration_start()
+    for index, name in enumerate(layers[len(said) :], start=len(said)):
+        _fill(passing, index, [name])
+        LifecycleCallbacks.sequential_epoch_end(list(model.get_submodule(name).modules()))
+        _finish(passing, index, [name], {})
+    if passing.last:
+        _keep_rest(passing, len(layers), layers, LifecycleCallbacks.sequential_epoch_end)
+    LifecycleCallbacks.calibration_end()
+
+
+def _called(part: Any) -> list[str]:
+    """The modules that a traced part calls, each once."""
+    return list(dict.fromkeys(node.target for node in part.graph.find_nodes(op="call_module")))
+
+
+def _outside(model: Any, names: Sequence[str]) -> list[str]:
+    """Modules with tensors of their own that no traced part calls by name; some are called in code that is not traced."""
+    return [
+        path
+        for path, module in model.named_modules()
+        if (module._parameters or module._buffers) and not any(within(path, name) for name in names)
+    ]
+
+
+def _resumed(passing: Passing, parts: Sequence[Any], activations: Activations, batches: int) -> int:
+    """How many parts of this pass an earlier run has finished, with all that the next needs still as it was."""
+    said = passing.kept.finished(passing.number)
+    written: dict[str, dict[str, str]] = {}
+    for entry in said:
+        for batch, values in entry["values"].items():
+            written.setdefault(batch, {}).update(values)
+    needed = {name for part in parts[len(said) :] for name in part.input_names}
+    for batch in range(batches):
+        values = written.get(str(batch), {})
+        if not activations.hold(batch, {name: values[name] for name in needed & values.keys()}):
+            return 0
+    for entry in said[: len(parts)]:
+        _recall(passing, entry)
+    return min(len(said), len(parts))
+
+
+def _fill(passing: Passing, index: int, names: Sequence[str]) -> None:
+    """Read the weights of modules: those that are stored, or as the pass before left them."""
+    for name in names:
+        if passing.number:
+            put_tensors(passing.skeleton, name, passing.kept.place(passing.number - 1, index))
+        else:
+            fill(passing.skeleton, name)
+
+
+def _finish(passing: Passing, index: int, names: Sequence[str], said: Mapping[str, Any]) -> None:
+    """Write down what became of modules, and take them out of memory."""
+    model = passing.skeleton.model
+    size = sum(bytes_of(model.get_submodule(name)) for name in names)
+    if passing.last:
+        for name in names:
+            freeze_and_compress(model.get_submodule(name))
+        tensors = stored_tensors(passing.skeleton, names)
+    else:
+        tensors = {local: tensor for name in names for local, tensor in tensors_of(passing.skeleton, name).items()}
+    passing.kept.keep(passing.number, index, tensors, {**said, **_so_far(passing, names)})
+    for name in names:
+        empty(model.get_submodule(name))
+    passing.progress.advance(size)
+
+
+def _so_far(passing: Passing, names: Sequence[str]) -> dict[str, Any]:
+    """What a run that goes on after this part has to know, and can no longer see."""
+    said: dict[str, Any] = {"coverage": passing.watch.counted(names), "warnings": list(passing.warnings)}
+    for modifier in _gptq():
+        said["rounded"] = [list(modifier._rtn_fallback_module_names), modifier._num_compressed_modules]
+    return said
+
+
+def _recall(passing: Passing, entry: Mapping[str, Any]) -> None:
+    passing.watch.recall(entry["coverage"])
+    passing.warnings += [warning for warning in entry["warnings"] if warning not in passing.warnings]
+    for modifier in _gptq():
+        modifier._rtn_fallback_module_names, modifier._num_compressed_modules = entry["rounded"]
+
+
+def _gptq() -> list[Any]:
+    """Of the modifiers of this pass, those that count what they could not invert and say it in the end."""
+    from llmcompressor.core import active_session
+    from llmcompressor.modifiers.gptq import GPTQModifier
+
+    return [modifier for modifier in active_session().lifecycle.recipe.modifiers if isinstance(modifier, GPTQModifier)]
+
+
+def _keep_rest(
+    passing: Passing, index: int, done: Sequence[str], before: Callable[[list[Any]], object]
+) -> None:
+    """Write down what lies outside the layers and was in none of the parts, some at a time.
+
+    Args:
+        index: the number of parts before.
+        before: is called with the modules once their weights are there.
+    """
+    model = passing.skeleton.model
+    groups = _groups(model, done)
+    finished = len(passing.kept.finished(passing.number)) - index
+    for number, names in enumerate(groups[finished:], start=index + finished):
+        _fill(passing, number, names)
+        before([module for name in names for module in model.get_submodule(name).modules()])
+        _finish(passing, number, names, {})
+
+
+def _groups(model: Any, done: Sequence[str]) -> list[list[str]]:
+    """The modules that hold all tensors but those of modules that are done, in groups of `REST_BYTES`."""
+    groups: list[list[str]] = []
+    room = 0
+    for name, size in _apart(model, "", done):
+        if not groups or size > room:
+            groups.append([])
+            room = REST_BYTES
+        groups[-1].append(name)
+        room -= size
+    return groups
+
+
+def _apart(module: Any, path: str, done: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """The largest modules that hold nothing that is done, and their bytes; none of more than `REST_BYTES` if it can be."""
+    if path and any(within(path, name) for name in done):
+        return
+    size = bytes_of(module)
+    children = list(module.named_children())
+    own = any(tensor is not None for tensor in (*module._parameters.values(), *module._buffers.values()))
+    apart = any(within(name, path) for name in done) or (size > REST_BYTES and children)
+    if path and not apart:
+        yield path, size
+        return
+    if own:
+        raise BuildError("holds tensors beside its layers, which no engine by layer takes", where=path or "the model")
+    for name, child in children:
+        yield from _apart(child, f"{path}.{name}" if path else name, done)
