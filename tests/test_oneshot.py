@@ -148,7 +148,7 @@ def test_toys_of_other_families_become_what_plain_oneshot_makes_of_them(name: st
     (tmp_path / "ours").mkdir()
     plan = make_plan(load_recipe(str(recipe)), open_source(str(toy)))
     made = oneshot.quantize(plan, plan.source, tmp_path / "ours", device="cpu", progress=Progress(shown=False))
-    assert made == oneshot.Calibrated()
+    assert made == oneshot.Calibrated(tmp_path / "ours")
     model = AutoModelForCausalLM.from_pretrained(toy, dtype="auto")
     modifier = QuantizationModifier(targets="Linear", scheme="FP8_DYNAMIC", ignore=ignore)
     upstream(model=model, processor=AutoTokenizer.from_pretrained(toy), recipe=modifier)

@@ -57,7 +57,7 @@ def write_deepseek_v2(directory: Path, *, seed: int = 0) -> None:
     from transformers import DeepseekV2Config, DeepseekV2ForCausalLM
 
     config = DeepseekV2Config(
-        **_COMMON,
+        **{**_COMMON, "num_key_value_heads": 4},  # as many as there are heads: each has its own of what is latent
         moe_intermediate_size=96,
         n_routed_experts=4,
         n_shared_experts=1,

@@ -21,7 +21,7 @@ from weighbridge.machine.installation import need
 from weighbridge.machine.resources import Resources, beside_what_is_held
 from weighbridge.machine.standing import Standing
 from weighbridge.output import shards
-from weighbridge.output.staging import JOURNAL, Staging, check_space
+from weighbridge.output.staging import JOURNAL, UNFINISHED, Staging, check_space
 from weighbridge.planning import Plan, plan_rewrite
 from weighbridge.planning.declare import as_servers_call_it, compressed_tensors_config, declaration_of
 from weighbridge.progress import Progress
@@ -31,7 +31,7 @@ from weighbridge.text.names import compact
 from weighbridge.work.journal import Journal
 
 if TYPE_CHECKING:
-    from weighbridge.engines.oneshot import Record
+    from weighbridge.engines.oneshot import Calibrated, Record
     from weighbridge.engines.streaming import Outcome
 
 Engine = Literal["streaming", "upstream"]
@@ -46,7 +46,7 @@ class Work:
 
     Attributes:
         source: the checkpoint to quantize, on disk.
-        engine: ``streaming`` where this project's own makes the numbers, ``upstream`` where llm-compressor does.
+        engine: ``streaming`` where a piece or a layer is in memory, ``upstream`` where llm-compressor has its own way.
         resources: with the devices that are there.
         key: what a killed build is found again by; None where it would begin anew.
     """
@@ -85,7 +85,7 @@ def prepare(
     """Everything that can be refused before a weight is read: devices, room on the disk, texts and data that are named.
 
     Args:
-        engine: for data-free recipes; a conversion is always streamed, and a calibration never.
+        engine: a conversion is always streamed.
 
     Raises:
         WeighbridgeError: the build could not be finished; or the source cannot be fetched.
@@ -94,40 +94,56 @@ def prepare(
 
     recipe = plan.loaded.recipe
     resources = replace(resources, devices=resolve_devices(resources.devices))
-    streaming = recipe.method == "convert" or (recipe.method == "model_free_ptq" and engine == "streaming")
-    if not streaming and source.declaration is not None:
-        raise BuildError(
-            f"is quantized ({source.declaration.quant_method}), and llm-compressor's own engine starts from floats",
-            where=source.label,
-            remedy=Clause("take ", Argument("engine"), " streaming, which decodes it"),
-        )
+    engine = "streaming" if recipe.method == "convert" else engine
+    own_numbers = recipe.method != "oneshot" and engine == "streaming"
+    _check_floats(source, own_numbers=own_numbers, decodable=recipe.method != "oneshot")
     if resources.ray is not None:
         from weighbridge.engines.streaming import check_cluster
 
         check_cluster(resources.ray)
     _check_count(plan, source, resources.shard_size)
-    check_space(output, shards.bytes_needed(plan, source, twice=not streaming))
+    check_space(output, shards.bytes_needed(plan, source, twice=not own_numbers))
     if source.shards:
-        need("build", *(("numba",) if streaming else ()))  # before anything is downloaded
+        need("build", *(("numba",) if own_numbers else ()))  # before anything is downloaded
     fetched = fetch(source, progress)
     # A directory that it was fetched into may hold more than was asked for.
     source = replace(fetched, files={name: fact for name, fact in fetched.files.items() if name in source.files})
     vars(source)["modules"] = fetched.modules  # cached, and the same
     key = None
-    if streaming:
+    if own_numbers:
         from weighbridge.engines.streaming import build_key
 
         key = build_key(plan, source, resources)
     elif recipe.method == "oneshot":
-        from weighbridge.engines import oneshot
+        from weighbridge.engines import layerwise, oneshot
 
         plan = replace(plan, loaded=with_own_texts(plan.loaded, source))
-        oneshot.check(plan.loaded, source)
+        sha256 = oneshot.check(plan.loaded, source)
+        key = layerwise.build_key(plan, source, resources, samples=sha256) if engine == "streaming" else None
     if recipe.quality is not None:
         from weighbridge.extras.quality.assess import windows_of
 
         windows_of(source, recipe.quality.text, count=recipe.quality.windows)
-    return Work(plan, source, "streaming" if streaming else "upstream", resources, key)
+    return Work(plan, source, engine, resources, key)
+
+
+def _check_floats(source: Checkpoint, *, own_numbers: bool, decodable: bool) -> None:
+    """Refuse a quantized source where llm-compressor makes the numbers.
+
+    Args:
+        decodable: whether this project's own engine could make them.
+
+    Raises:
+        BuildError: with the way out.
+    """
+    if own_numbers or source.declaration is None:
+        return
+    base = "name the base that it was made of"
+    raise BuildError(
+        f"is quantized ({source.declaration.quant_method}), and llm-compressor's own engine starts from floats",
+        where=source.label,
+        remedy=Clause("take ", Argument("engine"), " streaming, which decodes it") if decodable else base,
+    )
 
 
 def _check_count(plan: Plan, source: Checkpoint, shard_size: int) -> None:
@@ -154,7 +170,8 @@ def make(work: Work, staging: Staging, *, pinned: Iterable[str], progress: Progr
     Raises:
         WeighbridgeError: it cannot be made or written.
     """
-    made = (_stream if work.engine == "streaming" else _through_upstream)(work, staging, progress)
+    calibrated = work.plan.loaded.recipe.method == "oneshot"
+    made = (_stream if work.engine == "streaming" and not calibrated else _through_upstream)(work, staging, progress)
     carried = shards.carry_files(work.source, staging.checkpoint)
     config = shards.write_config(staging.checkpoint, work.plan)
     beside = digest_files(work.source, set(pinned) - carried.keys(), progress=progress)
@@ -186,17 +203,14 @@ def _stream(work: Work, staging: Staging, progress: Progress) -> Made:
 def _through_upstream(work: Work, staging: Staging, progress: Progress) -> Made:
     """Let llm-compressor quantize into shards of its own making, then lay these out as every build's are."""
     loaded, device = work.plan.loaded, work.resources.devices[0]
-    unfinished = staging.directory / "unfinished"
-    unfinished.mkdir()
-    sections: list[Section] = []
+    unfinished = staging.directory / UNFINISHED
+    unfinished.mkdir(exist_ok=work.key is not None)
+    sections: Sequence[Section] = ()
     record: Record | None = None
     if loaded.recipe.method == "oneshot":
-        from weighbridge.engines import oneshot
-
         by = "llmcompressor.oneshot"
-        calibrated = oneshot.quantize(work.plan, work.source, unfinished, device=device, progress=progress)
-        sections += calibrated.sections
-        record = calibrated.record
+        calibrated = _calibrate(work, unfinished, device, progress)
+        unfinished, sections, record = calibrated.shards, calibrated.sections, calibrated.record
     else:
         from weighbridge.engines import upstream
 
@@ -212,6 +226,17 @@ def _through_upstream(work: Work, staging: Staging, progress: Progress) -> Made:
     said = [Section("build", "the build", f"made by {by}"), *sections, *_reciprocals(outcome.inexact, relaid)]
     calibration = None if record is None else asdict(record)
     return Made(said, outcome, outcome.source_digests, calibration=calibration)
+
+
+def _calibrate(work: Work, directory: Path, device: str, progress: Progress) -> Calibrated:
+    if work.key is not None:
+        from weighbridge.engines import layerwise
+
+        key = hmac.digest(secret(), f"{work.key} by layer".encode(), "sha256")
+        return layerwise.quantize(work.plan, work.source, directory, key=key, device=device, progress=progress)
+    from weighbridge.engines import oneshot
+
+    return oneshot.quantize(work.plan, work.source, directory, device=device, progress=progress)
 
 
 def _write(work: Work, staging: Staging, progress: Progress, *, hashed: Checkpoint) -> Outcome:

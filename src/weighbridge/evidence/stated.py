@@ -49,7 +49,11 @@ PARAMETERS = {
     "carried": list,
 }
 MACHINE = ("machine", "system", "libc", "python")
-ENGINES = {"model_free_ptq": ("streaming", "upstream"), "oneshot": ("upstream",), "convert": ("streaming",)}
+ENGINES = {
+    "model_free_ptq": ("streaming", "upstream"),
+    "oneshot": ("streaming", "upstream"),
+    "convert": ("streaming",),
+}
 """What may have made the numbers, by a recipe's method."""
 CALIBRATED = {
     *("dataset", "revision", "file_sha256", "rows_available", "rows", "tokens", "token_ids_sha256"),

@@ -42,7 +42,9 @@ REPLACED = "replaced"
 """In a staging directory: what stood at the target, where a file system cannot swap two names."""
 JOURNAL = "journal.jsonl"
 """In a staging directory: which pieces are finished."""
-OWN = frozenset({REPLACING, REPLACED, "checkpoint", JOURNAL, "unfinished"})
+UNFINISHED = "unfinished"
+"""In a staging directory: what llm-compressor makes, before it is laid out."""
+OWN = frozenset({REPLACING, REPLACED, "checkpoint", JOURNAL, UNFINISHED})
 """What a build puts into its staging directory; one that holds anything else is none of ours."""
 
 _ANOTHER, _ELSEWHERE = (Clause(text, Argument("output")) for text in ("name another as ", "name another place as "))

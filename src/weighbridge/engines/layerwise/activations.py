@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +65,8 @@ def _written(value: Any, *, name: str) -> bytes:
 
     tensors: dict[str, torch.Tensor] = {}
     form = json.dumps(_form(value, tensors, name=name), separators=(",", ":"))
-    return save(tensors, metadata={"form": form})
+    content: bytes = save(tensors, metadata={"form": form})
+    return content
 
 
 def _read(path: Path, device: torch.device) -> Any:
@@ -108,16 +109,12 @@ def _value(form: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     if not isinstance(form, dict):
         return form
     ((kind, content),) = form.items()
-    match kind:
-        case "tensor":
-            return tensors[content]
-        case "dtype":
-            return getattr(torch, content)
-        case "device":
-            return torch.device(content)
-        case "list":
-            return [_value(item, tensors) for item in content]
-        case "tuple":
-            return tuple(_value(item, tensors) for item in content)
-        case _:
-            return {key: _value(item, tensors) for key, item in content.items()}
+    made: Mapping[str, Callable[[Any], Any]] = {
+        "tensor": tensors.__getitem__,
+        "dtype": lambda name: getattr(torch, name),
+        "device": torch.device,
+        "list": lambda items: [_value(item, tensors) for item in items],
+        "tuple": lambda items: tuple(_value(item, tensors) for item in items),
+        "dict": lambda items: {key: _value(item, tensors) for key, item in items.items()},
+    }
+    return made[kind](content)

@@ -55,15 +55,18 @@ class Kept:
     def finished(self, number: int) -> list[Any]:
         """What was written down of the parts of a pass that are finished, from its first on without a gap."""
         done = self.journal.finished()
-        said = []
+        said: list[Any] = []
         while (entry := done.get(number * PASS + len(said))) is not None:
             if digest(self.place(number, len(said))) != entry["sha256"]:
                 break
             said.append(entry)
         return said
 
-    def keep(self, number: int, part: int, tensors: Mapping[str, torch.Tensor], said: Mapping[str, Any]) -> None:
+    def keep(self, number: int, part: int, tensors: Mapping[str, torch.Tensor], said: Mapping[str, Any]) -> Any:
         """Write down the tensors of a part, then that it is finished.
+
+        Returns:
+            What `finished` will say of it.
 
         Raises:
             BuildError: safetensors could not write.
@@ -71,7 +74,9 @@ class Kept:
         place = self.place(number, part)
         place.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(place, tensors)
-        self.journal.add(number * PASS + part, {**said, "sha256": digest(place)})
+        entry = {**said, "sha256": digest(place)}
+        self.journal.add(number * PASS + part, entry)
+        return entry
 
 
 def write_tensors(place: Path, tensors: Mapping[str, torch.Tensor]) -> None:

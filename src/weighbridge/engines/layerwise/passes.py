@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from weighbridge.engines.layerwise.activations import Activations
@@ -39,7 +40,9 @@ class Passing:
     Attributes:
         watch: what each expert saw.
         warnings: what llm-compressor said that bears on the result.
-        number: the pass that is next, from zero.
+        number: the pass that is going on, from zero.
+        finished: what was written down of each of its parts that is done.
+        left: modules that an earlier pass left as they are now, and the file of each.
     """
 
     skeleton: Skeleton
@@ -48,6 +51,8 @@ class Passing:
     watch: Watch
     warnings: list[str]
     number: int = 0
+    finished: list[Any] = field(default_factory=list)
+    left: dict[str, Path] = field(default_factory=dict)
 
     @property
     def last(self) -> bool:
@@ -64,18 +69,26 @@ def passing_by_layer(passing: Passing) -> Iterator[None]:
 
     def with_data(model: Any, dataloader: Any, dataset_args: Any) -> None:
         _pass_with_data(passing, model, dataloader, dataset_args)
-        passing.number += 1
+        _leave(passing)
 
     def without_data(model: Any, _dataloader: Any, dataset_args: Any) -> None:
         _pass_without_data(passing, model, dataset_args)
-        passing.number += 1
+        _leave(passing)
 
     with ExitStack() as stack:
-        stack.enter_context(patch_attr(SequentialPipeline, "__call__", staticmethod(with_data)))
-        stack.enter_context(patch_attr(DataFreePipeline, "__call__", staticmethod(without_data)))
+        for pipeline, instead in ((SequentialPipeline, with_data), (DataFreePipeline, without_data)):
+            stack.callback(setattr, pipeline, "__call__", vars(pipeline)["__call__"])  # a static method, as it stands
+            pipeline.__call__ = staticmethod(instead)
         # What was smoothed is on disk already; what would be restored here is empty.
         stack.enter_context(patch_attr(CalibrationOffsetNorm, "restore", lambda _calibrated, original: original))
         yield
+
+
+def _leave(passing: Passing) -> None:
+    """End a pass: what it wrote down is what the next one begins with."""
+    for part, entry in enumerate(passing.finished):
+        passing.left |= dict.fromkeys(entry["modules"], passing.kept.place(passing.number, part))
+    passing.number += 1
 
 
 def _pass_with_data(passing: Passing, model: Any, dataloader: Any, dataset_args: Any) -> None:
@@ -91,6 +104,7 @@ def _pass_with_data(passing: Passing, model: Any, dataloader: Any, dataset_args:
     modules = [_called(part) for part in parts]
     activations = Activations(passing.kept.activations / str(passing.number), passing.skeleton.device)
     done = _resumed(passing, parts, activations, len(batches))
+    first: dict[str, dict[str, str]] = {}
     if not done:
         first = {f"{index}": activations.put(index, batch) for index, batch in enumerate(batches)}
     LifecycleCallbacks.calibration_start()
@@ -102,18 +116,18 @@ def _pass_with_data(passing: Passing, model: Any, dataloader: Any, dataset_args:
         stack.enter_context(DisableQuantization(model))
         filled = stack.enter_context(fill_when_called(passing.skeleton, outside))
         for index, part in enumerate(parts[done:], start=done):
-            _fill(passing, index, modules[index])
+            _fill(passing, modules[index])
             for batch in range(len(batches)):
                 state.current_batch_idx = batch
                 part.forward(model, **activations.get(batch, part.input_names))
             LifecycleCallbacks.sequential_epoch_end(part.submodules(model))
-            written: dict[str, Mapping[str, str]] = {} if index else first
+            written = {} if index else first
             if index < len(parts) - 1:
                 with HooksMixin.disable_hooks():
                     for batch in range(len(batches)):
                         values = part.forward(model, **activations.get(batch, part.input_names))
                         written[str(batch)] = {**written.get(str(batch), {}), **activations.put(batch, values)}
-            _finish(passing, index, modules[index], {"values": written})
+            _finish(passing, modules[index], {"values": written})
             for name in filled:
                 empty(model.get_submodule(name))
             filled.clear()
@@ -131,14 +145,14 @@ def _pass_without_data(passing: Passing, model: Any, dataset_args: Any) -> None:
 
     targets = infer_sequential_targets(model, dataset_args.sequential_targets)
     layers = [name for name, _ in match_named_modules(model, targets)]
-    said = passing.kept.finished(passing.number)[: len(layers)]
-    for entry in said:
+    passing.finished = passing.kept.finished(passing.number)
+    for entry in passing.finished[: len(layers)]:
         _recall(passing, entry)
     LifecycleCallbacks.calibration_start()
-    for index, name in enumerate(layers[len(said) :], start=len(said)):
-        _fill(passing, index, [name])
+    for name in layers[len(passing.finished) :]:
+        _fill(passing, [name])
         LifecycleCallbacks.sequential_epoch_end(list(model.get_submodule(name).modules()))
-        _finish(passing, index, [name], {})
+        _finish(passing, [name], {})
     if passing.last:
         _keep_rest(passing, len(layers), layers, LifecycleCallbacks.sequential_epoch_end)
     LifecycleCallbacks.calibration_end()
@@ -150,7 +164,7 @@ def _called(part: Any) -> list[str]:
 
 
 def _outside(model: Any, names: Sequence[str]) -> list[str]:
-    """Modules with tensors of their own that no traced part calls by name; some are called in code that is not traced."""
+    """Modules with tensors of their own that no traced part calls by name; code that is not traced calls some."""
     return [
         path
         for path, module in model.named_modules()
@@ -160,31 +174,34 @@ def _outside(model: Any, names: Sequence[str]) -> list[str]:
 
 def _resumed(passing: Passing, parts: Sequence[Any], activations: Activations, batches: int) -> int:
     """How many parts of this pass an earlier run has finished, with all that the next needs still as it was."""
-    said = passing.kept.finished(passing.number)
+    said = passing.finished = passing.kept.finished(passing.number)
     written: dict[str, dict[str, str]] = {}
-    for entry in said:
+    for entry in said[: len(parts)]:
         for batch, values in entry["values"].items():
             written.setdefault(batch, {}).update(values)
     needed = {name for part in parts[len(said) :] for name in part.input_names}
     for batch in range(batches):
         values = written.get(str(batch), {})
         if not activations.hold(batch, {name: values[name] for name in needed & values.keys()}):
+            passing.finished = []
             return 0
     for entry in said[: len(parts)]:
         _recall(passing, entry)
     return min(len(said), len(parts))
 
 
-def _fill(passing: Passing, index: int, names: Sequence[str]) -> None:
-    """Read the weights of modules: those that are stored, or as the pass before left them."""
+def _fill(passing: Passing, names: Sequence[str]) -> None:
+    """Read the weights of modules: as the passes before left them, or else those that are stored."""
+    left = passing.left
     for name in names:
-        if passing.number:
-            put_tensors(passing.skeleton, name, passing.kept.place(passing.number - 1, index))
-        else:
+        inside = [module for module in left if within(module, name)]
+        if name not in inside:
             fill(passing.skeleton, name)
+        for module in inside:
+            put_tensors(passing.skeleton, module, left[module])
 
 
-def _finish(passing: Passing, index: int, names: Sequence[str], said: Mapping[str, Any]) -> None:
+def _finish(passing: Passing, names: Sequence[str], said: Mapping[str, Any]) -> None:
     """Write down what became of modules, and take them out of memory."""
     model = passing.skeleton.model
     size = sum(bytes_of(model.get_submodule(name)) for name in names)
@@ -194,7 +211,8 @@ def _finish(passing: Passing, index: int, names: Sequence[str], said: Mapping[st
         tensors = stored_tensors(passing.skeleton, names)
     else:
         tensors = {local: tensor for name in names for local, tensor in tensors_of(passing.skeleton, name).items()}
-    passing.kept.keep(passing.number, index, tensors, {**said, **_so_far(passing, names)})
+    written = {**said, "modules": names, **_so_far(passing, names)}
+    passing.finished.append(passing.kept.keep(passing.number, len(passing.finished), tensors, written))
     for name in names:
         empty(model.get_submodule(name))
     passing.progress.advance(size)
@@ -223,9 +241,7 @@ def _gptq() -> list[Any]:
     return [modifier for modifier in active_session().lifecycle.recipe.modifiers if isinstance(modifier, GPTQModifier)]
 
 
-def _keep_rest(
-    passing: Passing, index: int, done: Sequence[str], before: Callable[[list[Any]], object]
-) -> None:
+def _keep_rest(passing: Passing, index: int, done: Sequence[str], before: Callable[[list[Any]], object]) -> None:
     """Write down what lies outside the layers and was in none of the parts, some at a time.
 
     Args:
@@ -234,11 +250,10 @@ def _keep_rest(
     """
     model = passing.skeleton.model
     groups = _groups(model, done)
-    finished = len(passing.kept.finished(passing.number)) - index
-    for number, names in enumerate(groups[finished:], start=index + finished):
-        _fill(passing, number, names)
+    for names in groups[len(passing.finished) - index :]:
+        _fill(passing, names)
         before([module for name in names for module in model.get_submodule(name).modules()])
-        _finish(passing, number, names, {})
+        _finish(passing, names, {})
 
 
 def _groups(model: Any, done: Sequence[str]) -> list[list[str]]:
@@ -255,7 +270,7 @@ def _groups(model: Any, done: Sequence[str]) -> list[list[str]]:
 
 
 def _apart(module: Any, path: str, done: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """The largest modules that hold nothing that is done, and their bytes; none of more than `REST_BYTES` if it can be."""
+    """The largest modules that hold nothing that is done, and their bytes; none above `REST_BYTES` if it can be."""
     if path and any(within(path, name) for name in done):
         return
     size = bytes_of(module)

@@ -263,6 +263,7 @@ def _complete(skeleton: Skeleton, name: str) -> None:
     """What is on the meta device yet: weights that are another's, norms with their sum, scales that nothing set."""
     import torch
     from llmcompressor.modeling.offset_norm import CalibrationOffsetNorm
+    from llmcompressor.observers import Observer
 
     model = skeleton.model
     for path, part in model.get_submodule(name).named_modules(prefix=name):
@@ -276,10 +277,20 @@ def _complete(skeleton: Skeleton, name: str) -> None:
                 raise BuildError("no tensor of the weights is loaded as this one", where=whole)
             else:
                 _put(part, local, torch.empty_like(tensor, device=skeleton.device))
+        for observer in part.children():
+            if isinstance(observer, Observer) and _counts_nothing_yet(observer):
+                observer.attach(part)  # it counts on the device of the weights
         if isinstance(part, CalibrationOffsetNorm):
             original = part.weight.data
             setattr(part, ORIGINAL, original)
             part.weight.data = (1.0 + original.float()).to(original.dtype)
+
+
+def _counts_nothing_yet(observer: Any) -> bool:
+    """Whether an observer has tensors of its own to count in, that lie where nothing is."""
+    import torch
+
+    return any(isinstance(value, torch.Tensor) and value.device.type == "meta" for value in vars(observer).values())
 
 
 def weight_of_another(skeleton: Skeleton, name: str) -> torch.Tensor:

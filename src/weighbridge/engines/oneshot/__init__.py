@@ -31,18 +31,23 @@ class Calibrated:
     """What a calibrated build says of itself.
 
     Attributes:
+        shards: the folder of the shards that were written.
         sections: for the report: what was used, and what each layer's experts saw of it.
         record: what calibration really used; None where nothing needed data.
     """
 
+    shards: Path
     sections: tuple[Section, ...] = ()
     record: Record | None = None
 
 
-def check(loaded: LoadedRecipe, source: Checkpoint) -> None:
+def check(loaded: LoadedRecipe, source: Checkpoint) -> str:
     """Refuse what can be refused before a model is loaded; `quantize` would refuse the same.
 
     Rows are rendered and tokenized only if `source` lies on disk.
+
+    Returns:
+        The digest of the samples (`Samples.sha256`); nothing where there are none, or they are not known yet.
 
     Raises:
         RecipeError: a modifier that llm-compressor does not take.
@@ -53,12 +58,13 @@ def check(loaded: LoadedRecipe, source: Checkpoint) -> None:
     make_modifiers(loaded)
     calibration = _calibration(loaded)
     if calibration is None:
-        return
+        return ""
     with quieted():
         if source.directory is None:
             take_samples(calibration, open_rows(calibration))
-        else:
-            make_samples(calibration, open_rows(calibration), load_tokenizer(source.directory, where=source.label))
+            return ""
+        tokenizer = load_tokenizer(source.directory, where=source.label)
+        return make_samples(calibration, open_rows(calibration), tokenizer).sha256
 
 
 def quantize(
@@ -92,7 +98,7 @@ def quantize(
             apply_modifiers(at_hand, model, given)
         passed = at_hand.passed(given.tokens)
         save_shards(model, output, shard_size=shard_size, progress=progress)
-    return described(plan, given, passed)
+    return described(plan, given, passed, output)
 
 
 def prepare(loaded: LoadedRecipe, source: Checkpoint) -> Given:
@@ -110,12 +116,12 @@ def prepare(loaded: LoadedRecipe, source: Checkpoint) -> Given:
     return Given(modifiers, tokenizer, calibration, samples)
 
 
-def described(plan: Plan, given: Given, passed: Passed) -> Calibrated:
+def described(plan: Plan, given: Given, passed: Passed, shards: Path) -> Calibrated:
     """What a build says of its calibration."""
     if given.calibration is None or given.samples is None:
-        return Calibrated()
+        return Calibrated(shards)
     record = make_record(given.calibration, given.samples, given.modifiers.names)
-    return Calibrated((_section(plan, given.calibration, passed, record),), record)
+    return Calibrated(shards, (_section(plan, given.calibration, passed, record),), record)
 
 
 def _calibration(loaded: LoadedRecipe) -> Calibration | None:

@@ -1,0 +1,213 @@
+"""Calibration with one layer in memory: the numbers of plain oneshot on the whole model, method by architecture, and
+the same bytes however often it is killed."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.checkpoints import Tensors, read_tensors
+from tests.conftest import ROOT, Once, environment
+from tests.toy_models import TOYS, TOYS_TO_SMOOTH
+from weighbridge.base.source import open_source, with_own_texts
+from weighbridge.engines import layerwise, oneshot
+from weighbridge.planning import Plan, make_plan
+from weighbridge.progress import Progress
+from weighbridge.recipe import load_recipe
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+KEY = bytes(32)
+SEED_TEXT = "the quick brown fox jumps over a lazy dog and finds that it is not as lazy as it looks "
+ALL = {**TOYS, **TOYS_TO_SMOOTH}
+W8A8 = {"scheme": "W8A8", "modifiers": [{"SmoothQuantModifier": {"smoothing_strength": 0.8}}, {"GPTQModifier": {}}]}
+INT4 = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32}
+BY_32 = {
+    "targets": ["Linear"],
+    "weights": INT4,
+}
+METHODS: Mapping[str, Mapping[str, Any]] = {
+    "FP8, nothing calibrated": {"scheme": "FP8_DYNAMIC", "calibration": None},
+    "FP8, static": {"scheme": "FP8"},
+    "FP8 and a KV cache": {"scheme": "FP8_DYNAMIC", "kv_cache": {"scheme": "FP8", "scales": "calibrated"}},
+    "NVFP4": {"scheme": "NVFP4"},
+    "W4A16 by GPTQ": {"config_groups": {"group_0": BY_32}, "modifiers": [{"GPTQModifier": {}}]},
+    "W4A16 by AWQ": {"config_groups": {"group_0": BY_32}, "modifiers": [{"AWQModifier": {"duo_scaling": False}}]},
+    "W4A16 by AWQ, then GPTQ": {
+        "config_groups": {"group_0": BY_32},
+        "modifiers": [{"AWQModifier": {"duo_scaling": False}}, {"GPTQModifier": {}}],
+    },
+    "W8A8, smoothed, by GPTQ": W8A8,
+    "importance of inputs": {
+        "config_groups": {"group_0": {**BY_32, "weights": {**INT4, "observer": "imatrix_mse"}}},
+    },
+}
+SMOOTHED = [method for method, changes in METHODS.items() if "AWQ" in str(changes) or "Smooth" in str(changes)]
+WITHOUT_MAPPINGS = {"qwen3-moe", "mixtral", "deepseek-v2"}
+"""Toys that llm-compressor's own mappings of what to smooth do not fit."""
+CASES = [
+    (toy, method)
+    for toy in ALL
+    for method in METHODS
+    if (toy not in WITHOUT_MAPPINGS if method in SMOOTHED else toy in TOYS)
+]
+IN_SHORT = {("llama", method) for method in METHODS} | {("qwen3-moe", "NVFP4"), ("gemma3", "W4A16 by AWQ, then GPTQ")}
+
+
+def planned(toy: Path, method: Mapping[str, Any], tmp_path: Path) -> Plan:
+    """What a method makes of a toy, calibrated with some lines of text where it needs any."""
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"{SEED_TEXT[i:]}{SEED_TEXT[: 3 * i]}\n" for i in range(12)))
+    content = {
+        "name": "toy",
+        "description": "A toy.",
+        "base": {"model": "org/toy", "licence": "apache-2.0"},
+        "method": "oneshot",
+        "ignore": ["lm_head", "re:.*embed.*", "re:.*mlp.gate$", "re:.*norm.*"],
+        "calibration": {
+            "dataset": {"file": str(text)},
+            "render": "text",
+            "samples": 12,
+            "sequence_length": 48,
+            "batch_size": 4,
+            "experts": "routed",
+        },
+        **method,
+    }
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({key: value for key, value in content.items() if value is not None}))
+    source = open_source(str(toy))
+    plan = make_plan(load_recipe(str(recipe)), source)
+    return replace(plan, loaded=with_own_texts(plan.loaded, source))
+
+
+def by_layer(plan: Plan, directory: Path) -> oneshot.Calibrated:
+    directory.mkdir(exist_ok=True)
+    return layerwise.quantize(
+        plan, plan.source, directory, key=KEY, device="cpu", progress=Progress(shown=False, every=None)
+    )
+
+
+def as_a_whole(plan: Plan, directory: Path) -> oneshot.Calibrated:
+    directory.mkdir()
+    return oneshot.quantize(plan, plan.source, directory, device="cpu", progress=Progress(shown=False, every=None))
+
+
+def differing(one: Tensors, other: Tensors) -> list[str]:
+    """Names of tensors that are not the same to the last bit in both."""
+    return [name for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name)]
+
+
+def check_same(toy: str, method: str, once: Once, tmp_path: Path) -> None:
+    plan = planned(once(f"toy-{toy}", ALL[toy]), METHODS[method], tmp_path)
+    whole, layers = as_a_whole(plan, tmp_path / "whole"), by_layer(plan, tmp_path / "layers")
+    assert differing(read_tensors(whole.shards), read_tensors(layers.shards)) == []
+    assert replace(layers, shards=whole.shards) == whole
+
+
+@pytest.mark.parametrize(("toy", "method"), [case for case in CASES if case in IN_SHORT])
+def test_tensors_and_what_is_said_are_those_of_the_whole_model(
+    toy: str, method: str, once: Once, tmp_path: Path
+) -> None:
+    check_same(toy, method, once, tmp_path)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize(("toy", "method"), [case for case in CASES if case not in IN_SHORT])
+def test_so_they_are_for_the_rest_of_the_table(toy: str, method: str, once: Once, tmp_path: Path) -> None:
+    check_same(toy, method, once, tmp_path)
+
+
+# --- killed -----------------------------------------------------------------------------------------------------------
+
+KILLED = "W8A8, smoothed, by GPTQ"
+"""Two passes over the model, of which the first changes norms, too."""
+
+
+def run(writes: int, toy: Path, tmp_path: Path) -> tuple[int, list[str]]:
+    """Calibrate in a process that is killed after so many writes; its exit status, and the parts that it read."""
+    command = [sys.executable, "-m", "tests.killed_calibration", str(writes), str(toy), str(tmp_path / "recipe.yaml")]
+    done = subprocess.run(
+        [*command, str(tmp_path / "layers")],
+        cwd=ROOT,
+        env=environment({"OMP_NUM_THREADS": "1"}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return done.returncode, done.stdout.splitlines()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(once: Once, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tensors, list[str]]:
+    """A toy, what becomes of it, and the parts that are read for it."""
+    toy, scratch = once("toy-llama", ALL["llama"]), tmp_path_factory.mktemp("undisturbed")
+    planned(toy, METHODS[KILLED], scratch)
+    code, read = run(0, toy, scratch)
+    assert code == 0
+    return toy, read_tensors(scratch / "layers" / "shards"), read
+
+
+def check_goes_on(kills: Sequence[int], undisturbed: tuple[Path, Tensors, list[str]], tmp_path: Path) -> None:
+    """Kill a calibration some times, let it end, and look at its bytes and at what was read twice."""
+    toy, tensors, parts = undisturbed
+    planned(toy, METHODS[KILLED], tmp_path)
+    read: list[str] = []
+    for writes in (*kills, 0):
+        code, now = run(writes, toy, tmp_path)
+        assert code == 0 or writes
+        # A run goes on with the part at which the one before was killed, or with the next, if that was written down.
+        assert not read or parts.index(now[0]) - parts.index(read[-1]) in (0, 1)
+        read = now or read
+        if code == 0:
+            break
+    assert read[-1] == parts[-1]
+    assert differing(read_tensors(tmp_path / "layers" / "shards"), tensors) == []
+
+
+@pytest.mark.parametrize("kills", [(60,), (150, 10), (230,)], ids=str)
+def test_a_killed_calibration_goes_on_at_its_layer_and_ends_with_the_same_bytes(
+    kills: Sequence[int], undisturbed: tuple[Path, Tensors, list[str]], tmp_path: Path
+) -> None:
+    check_goes_on(kills, undisturbed, tmp_path)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("number", range(40))
+def test_so_does_one_that_is_killed_anywhere(
+    number: int, undisturbed: tuple[Path, Tensors, list[str]], tmp_path: Path
+) -> None:
+    random = Random(number)
+    check_goes_on([random.randrange(1, 300) for _ in range(random.randrange(1, 4))], undisturbed, tmp_path)
+
+
+ALTERED: Mapping[str, Callable[[Path], Path]] = {
+    "tensors of a part": lambda directory: next(directory.glob("pass-0/*.safetensors")),
+    "a value between layers": lambda directory: next(directory.glob("activations/*/1/*")),
+    "a line of the journal": lambda directory: directory / "journal.jsonl",
+}
+
+
+@pytest.mark.parametrize("what", ALTERED)
+def test_what_was_altered_while_nothing_ran_is_made_anew(
+    what: str, undisturbed: tuple[Path, Tensors, list[str]], tmp_path: Path
+) -> None:
+    toy, tensors, _ = undisturbed
+    planned(toy, METHODS[KILLED], tmp_path)
+    run(230, toy, tmp_path)
+    victim = ALTERED[what](tmp_path / "layers")
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 3] ^= 1
+    victim.write_bytes(content)
+    assert run(0, toy, tmp_path)[0] == 0
+    assert differing(read_tensors(tmp_path / "layers" / "shards"), tensors) == []
