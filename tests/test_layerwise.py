@@ -167,7 +167,7 @@ def check_goes_on(kills: Sequence[int], undisturbed: tuple[Path, Tensors, list[s
         code, now = run(writes, toy, tmp_path)
         assert code == 0 or writes
         # A run goes on with the part at which the one before was killed, or with the next, if that was written down.
-        assert not read or parts.index(now[0]) - parts.index(read[-1]) in (0, 1)
+        assert not (read and now) or parts.index(now[0]) - parts.index(read[-1]) in (0, 1)
         read = now or read
         if code == 0:
             break
@@ -175,7 +175,7 @@ def check_goes_on(kills: Sequence[int], undisturbed: tuple[Path, Tensors, list[s
     assert differing(read_tensors(tmp_path / "layers" / "shards"), tensors) == []
 
 
-@pytest.mark.parametrize("kills", [(60,), (150, 10), (230,)], ids=str)
+@pytest.mark.parametrize("kills", [(20,), (35, 5), (50,)], ids=str)
 def test_a_killed_calibration_goes_on_at_its_layer_and_ends_with_the_same_bytes(
     kills: Sequence[int], undisturbed: tuple[Path, Tensors, list[str]], tmp_path: Path
 ) -> None:
@@ -188,7 +188,7 @@ def test_so_does_one_that_is_killed_anywhere(
     number: int, undisturbed: tuple[Path, Tensors, list[str]], tmp_path: Path
 ) -> None:
     random = Random(number)
-    check_goes_on([random.randrange(1, 300) for _ in range(random.randrange(1, 4))], undisturbed, tmp_path)
+    check_goes_on([random.randrange(1, 60) for _ in range(random.randrange(1, 4))], undisturbed, tmp_path)
 
 
 ALTERED: Mapping[str, Callable[[Path], Path]] = {
@@ -204,7 +204,7 @@ def test_what_was_altered_while_nothing_ran_is_made_anew(
 ) -> None:
     toy, tensors, _ = undisturbed
     planned(toy, METHODS[KILLED], tmp_path)
-    run(230, toy, tmp_path)
+    assert run(40, toy, tmp_path)[0] == -signal.SIGKILL
     victim = ALTERED[what](tmp_path / "layers")
     content = bytearray(victim.read_bytes())
     content[len(content) // 3] ^= 1

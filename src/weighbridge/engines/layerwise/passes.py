@@ -20,13 +20,13 @@ from weighbridge.engines.layerwise.skeleton import (
     empty,
     fill,
     fill_when_called,
+    own_tensors,
     put_tensors,
     tensors_of,
     within,
 )
 from weighbridge.engines.layerwise.stored import freeze_and_compress, stored_tensors
 from weighbridge.engines.oneshot.coverage import Watch
-from weighbridge.errors import BuildError
 from weighbridge.progress import Progress
 
 REST_BYTES = 1 << 30
@@ -129,7 +129,7 @@ def _pass_with_data(passing: Passing, model: Any, dataloader: Any, dataset_args:
                         written[str(batch)] = {**written.get(str(batch), {}), **activations.put(batch, values)}
             _finish(passing, modules[index], {"values": written})
             for name in filled:
-                empty(model.get_submodule(name))
+                empty(passing.skeleton, name)
             filled.clear()
             for batch in range(len(batches)):
                 activations.drop(batch, part.consumed_names)
@@ -203,18 +203,18 @@ def _fill(passing: Passing, names: Sequence[str]) -> None:
 
 def _finish(passing: Passing, names: Sequence[str], said: Mapping[str, Any]) -> None:
     """Write down what became of modules, and take them out of memory."""
-    model = passing.skeleton.model
-    size = sum(bytes_of(model.get_submodule(name)) for name in names)
+    skeleton = passing.skeleton
+    size = sum(tensor.nbytes for name in names for *_, tensor in skeleton.tensors(name))
     if passing.last:
         for name in names:
-            freeze_and_compress(model.get_submodule(name))
-        tensors = stored_tensors(passing.skeleton, names)
+            freeze_and_compress(module for _, module in skeleton.modules(name))
+        tensors = stored_tensors(skeleton, names)
     else:
-        tensors = {local: tensor for name in names for local, tensor in tensors_of(passing.skeleton, name).items()}
+        tensors = {whole: tensor for name in names for whole, tensor in tensors_of(skeleton, name).items()}
     written = {**said, "modules": names, **_so_far(passing, names)}
     passing.finished.append(passing.kept.keep(passing.number, len(passing.finished), tensors, written))
     for name in names:
-        empty(model.get_submodule(name))
+        empty(skeleton, name)
     passing.progress.advance(size)
 
 
@@ -248,11 +248,10 @@ def _keep_rest(passing: Passing, index: int, done: Sequence[str], before: Callab
         index: the number of parts before.
         before: is called with the modules once their weights are there.
     """
-    model = passing.skeleton.model
-    groups = _groups(model, done)
+    groups = _groups(passing.skeleton.model, done)
     for names in groups[len(passing.finished) - index :]:
         _fill(passing, names)
-        before([module for name in names for module in model.get_submodule(name).modules()])
+        before([module for name in names for _, module in passing.skeleton.modules(name)])
         _finish(passing, names, {})
 
 
@@ -270,17 +269,20 @@ def _groups(model: Any, done: Sequence[str]) -> list[list[str]]:
 
 
 def _apart(module: Any, path: str, done: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """The largest modules that hold nothing that is done, and their bytes; none above `REST_BYTES` if it can be."""
+    """The largest modules that hold nothing that is done, none above `REST_BYTES` if it can be, and tensors beside.
+
+
+    Each with its bytes.
+    """
     if path and any(within(path, name) for name in done):
         return
     size = bytes_of(module)
     children = list(module.named_children())
-    own = any(tensor is not None for tensor in (*module._parameters.values(), *module._buffers.values()))
-    apart = any(within(name, path) for name in done) or (size > REST_BYTES and children)
-    if path and not apart:
-        yield path, size
+    if path and not (any(within(name, path) for name in done) or (size > REST_BYTES and children)):
+        if size:
+            yield path, size
         return
-    if own:
-        raise BuildError("holds tensors beside its layers, which no engine by layer takes", where=path or "the model")
+    inside = f"{path}." if path else ""
+    yield from ((f"{inside}{name}", tensor.nbytes) for name, tensor in own_tensors(module))
     for name, child in children:
-        yield from _apart(child, f"{path}.{name}" if path else name, done)
+        yield from _apart(child, f"{inside}{name}", done)

@@ -51,6 +51,27 @@ class Skeleton:
         """Of all weights."""
         return bytes_of(self.model)
 
+    def modules(self, name: str) -> list[tuple[str, Any]]:
+        """A module and all inside it by their names; of the name of a tensor, none."""
+        return [] if self._is_tensor(name) else list(self.model.get_submodule(name).named_modules(prefix=name))
+
+    def tensors(self, name: str) -> Iterator[tuple[str, Any, str, torch.Tensor]]:
+        """Tensors inside a module, or that of this name: each by its owner's name, its owner, and its name there.
+
+        Buffers that each run makes anew are none of them.
+        """
+        owner, _, own = name.rpartition(".")
+        alone = self._is_tensor(name)
+        modules = [(owner, self.model.get_submodule(owner))] if alone else self.modules(name)
+        for path, part in modules:
+            for local, tensor in own_tensors(part):
+                if local == own or not alone:
+                    yield path, part, local, tensor
+
+    def _is_tensor(self, name: str) -> bool:
+        owner, _, own = name.rpartition(".")
+        return own in dict(own_tensors(self.model.get_submodule(owner)))
+
 
 def bytes_of(module: Any) -> int:
     """Of the tensors of a module and of all inside it."""
@@ -128,7 +149,7 @@ def within(name: str, module: str) -> bool:
 
 
 def fill(skeleton: Skeleton, name: str) -> None:
-    """Read the weights of a module and of all inside it; scales that nothing set yet hold what new memory holds.
+    """Read the weights of a module and of all inside it, or one; scales that nothing set hold what new memory holds.
 
     Raises:
         BuildError: a weight that is not stored, or that transformers cannot make of what is.
@@ -142,7 +163,7 @@ def fill(skeleton: Skeleton, name: str) -> None:
         _read(skeleton, name)
         for path, module in fused.items():
             _take_apart(module, linear[path], getattr(module, "config", model.config))
-            empty(module)
+            empty(skeleton, path)
     finally:
         for path, module in linear.items():
             model.set_submodule(path, module)
@@ -164,7 +185,7 @@ def _filled_when_called(skeleton: Skeleton, names: Sequence[str]) -> Iterator[li
     hooks = []
 
     def fill_first(module: Any, _: object, *, name: str) -> None:
-        if any(tensor.device.type == "meta" for _, tensor in _own_tensors(module)):
+        if any(tensor.device.type == "meta" for _, tensor in own_tensors(module)):
             fill(skeleton, name)
             filled.append(name)
 
@@ -178,31 +199,26 @@ def _filled_when_called(skeleton: Skeleton, names: Sequence[str]) -> Iterator[li
             hook.remove()
 
 
-def empty(module: Any) -> None:
-    """Take the weights of a module and of all inside it out of memory."""
+def empty(skeleton: Skeleton, name: str) -> None:
+    """Take the weights of a module and of all inside it out of memory, or one."""
     import torch
 
-    for part in module.modules():
+    for _, part, local, tensor in list(skeleton.tensors(name)):
         vars(part).pop(ORIGINAL, None)
-        for local, tensor in _own_tensors(part):
-            if local not in part._non_persistent_buffers_set:
-                _put(part, local, torch.empty_like(tensor, device="meta"))
+        _put(part, local, torch.empty_like(tensor, device="meta"))
 
 
 def tensors_of(skeleton: Skeleton, name: str) -> dict[str, torch.Tensor]:
-    """Every tensor of a module that is there and no buffer that each run makes anew; without those of observers.
+    """Every tensor inside a module, or that of this name, without those of observers.
 
     A norm that calibrates with 1 + weight has both: the sum, and the weight as it is stored.
     """
     from llmcompressor.observers import Observer
 
     tensors = {}
-    for path, part in skeleton.model.get_submodule(name).named_modules(prefix=name):
-        if isinstance(part, Observer):
-            continue
-        for local, tensor in _own_tensors(part):
-            if local not in part._non_persistent_buffers_set:
-                tensors[f"{path}.{local}"] = tensor.data
+    for path, part, local, tensor in skeleton.tensors(name):
+        if not isinstance(part, Observer):
+            tensors[f"{path}.{local}"] = tensor.data
         if ORIGINAL in vars(part):
             tensors[f"{path}.{ORIGINAL}"] = vars(part)[ORIGINAL]
     return tensors
@@ -265,18 +281,18 @@ def _complete(skeleton: Skeleton, name: str) -> None:
     from llmcompressor.modeling.offset_norm import CalibrationOffsetNorm
     from llmcompressor.observers import Observer
 
-    model = skeleton.model
-    for path, part in model.get_submodule(name).named_modules(prefix=name):
-        for local, tensor in _own_tensors(part):
-            if tensor.device.type != "meta":
-                continue
-            whole = f"{path}.{local}"
-            if whole in model.all_tied_weights_keys:
-                _put(part, local, weight_of_another(skeleton, model.all_tied_weights_keys[whole]))
-            elif whole in skeleton.stored:
-                raise BuildError("no tensor of the weights is loaded as this one", where=whole)
-            else:
-                _put(part, local, torch.empty_like(tensor, device=skeleton.device))
+    tied = skeleton.model.all_tied_weights_keys
+    for path, part, local, tensor in list(skeleton.tensors(name)):
+        if tensor.device.type != "meta":
+            continue
+        whole = f"{path}.{local}"
+        if whole in tied:
+            _put(part, local, weight_of_another(skeleton, tied[whole]))
+        elif whole in skeleton.stored:
+            raise BuildError("no tensor of the weights is loaded as this one", where=whole)
+        else:
+            _put(part, local, torch.empty_like(tensor, device=skeleton.device))
+    for _, part in skeleton.modules(name):
         for observer in part.children():
             if isinstance(observer, Observer) and _counts_nothing_yet(observer):
                 observer.attach(part)  # it counts on the device of the weights
@@ -306,10 +322,11 @@ def weight_of_another(skeleton: Skeleton, name: str) -> torch.Tensor:
     return read  # type: ignore[no-any-return]
 
 
-def _own_tensors(module: Any) -> list[tuple[str, torch.Tensor]]:
-    """Parameters and buffers of a module itself."""
+def own_tensors(module: Any) -> list[tuple[str, torch.Tensor]]:
+    """Parameters and buffers of a module itself, without what each run makes anew."""
     own = (*module._parameters.items(), *module._buffers.items())
-    return [(name, tensor) for name, tensor in own if tensor is not None]
+    made = module._non_persistent_buffers_set
+    return [(name, tensor) for name, tensor in own if tensor is not None and name not in made]
 
 
 def _put(module: Any, name: str, tensor: torch.Tensor) -> None:

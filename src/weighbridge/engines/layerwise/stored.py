@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from weighbridge.engines.layerwise.skeleton import ORIGINAL, Skeleton, tensors_of, weight_of_another
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     import torch
 
 
-def freeze_and_compress(module: Any) -> None:
-    """Quantize a module and all inside it for good, as ``ModelCompressor.compress_model`` does with a whole model."""
+def freeze_and_compress(modules: Iterable[Any]) -> None:
+    """Quantize modules for good, as ``ModelCompressor.compress_model`` does with those of a whole model."""
     from compressed_tensors.compressors import compress_module
     from compressed_tensors.quantization.utils import is_module_quantized
     from llmcompressor.modifiers.quantization.calibration import freeze_module_quantization
 
-    for part in module.modules():
+    for part in list(modules):
         if is_module_quantized(part):
             freeze_module_quantization(part)
             compress_module(part)
