@@ -10,7 +10,7 @@ import numpy as np
 
 from tests.reference_locks import reference_lock
 from weighbridge.checkpoint.layout import lay_out
-from weighbridge.formats.tensors import Structure
+from weighbridge.formats.tensors import Structure, Tensor
 from weighbridge.samples import miniature
 
 REAL = "google/gemma-4-26B-A4B-it"
@@ -47,15 +47,52 @@ def make(directory: Path, size: int, layers: Sequence[int] = EVERY_KIND) -> None
     measured does not depend on them.
     """
     miniature.make(directory)  # its config, tokenizer and the rest; its weights give way
+    _take_weights_away(directory)
+    _write(directory, layers_of(size, layers))
+
+
+def make_model(directory: Path, layers: int) -> None:
+    """Write a model that runs into an empty directory: the real model with some layers, the miniature's tokenizer.
+
+    The last layer sees all that came before, as transformers wants it of Gemma 4; of its vision tower there is one
+    layer. The weights are those of `make`.
+    """
+    miniature.make(directory)
+    _take_weights_away(directory)
+    lock = reference_lock(REAL)
+    config = json.loads(json.dumps(lock.config))
+    text, vision = config["text_config"], config["vision_config"]
+    kinds = [*text["layer_types"][: layers - 1], "full_attention"]
+    text |= {"num_hidden_layers": layers, "layer_types": kinds}
+    vision["num_hidden_layers"] = 1
+    own = json.loads((directory / "config.json").read_text())["text_config"]
+    text |= {key: own[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    (directory / "config.json").write_text(json.dumps(config, indent=2))
+    structure = {name: tensor for name, tensor in lock.structure.items() if "layers." not in name}
+    for number, kind in enumerate(kinds):
+        like = f"model.language_model.layers.{5 if kind == 'full_attention' else 0}."
+        structure |= _like(lock.structure, like, f"model.language_model.layers.{number}.")
+    tower = "model.vision_tower.encoder.layers.0."
+    _write(directory, structure | _like(lock.structure, tower, tower))
+
+
+def _like(structure: Structure, prefix: str, name: str) -> dict[str, Tensor]:
+    """The tensors of a layer under the name of another."""
+    return {
+        f"{name}{whole.removeprefix(prefix)}": tensor for whole, tensor in structure.items() if whole.startswith(prefix)
+    }
+
+
+def _take_weights_away(directory: Path) -> None:
     for path in [*directory.glob("*.safetensors"), directory / "model.safetensors.index.json"]:
         path.unlink()
-    config = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps(config, indent=2))
+
+
+def _write(directory: Path, structure: Structure) -> None:
     random = np.random.default_rng(SEED)
     values = random.standard_normal(TILE_ELEMENTS, dtype=np.float32) * 0.02
     values[random.integers(0, TILE_ELEMENTS, TILE_ELEMENTS // 1000)] *= 16
     tile = (values.view(np.uint32) >> 16).astype("<u2").tobytes()
-    structure = layers_of(size, layers)
     layout = lay_out(structure)
     with (directory / "model.safetensors").open("wb") as file:
         file.write(layout.head)

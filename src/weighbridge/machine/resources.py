@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 from dataclasses import dataclass, replace
@@ -74,6 +75,13 @@ def affordable_workers(workers: int | None, memory: int, *, each: int) -> int:
             remedy=f"allow {resident + each:,} bytes or more",
         )
     return min(wanted, fitting)
+
+
+def give_back_memory() -> None:
+    """Return what was freed to the system, where the C library keeps it for itself, as glibc does with large blocks."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _resident() -> int:

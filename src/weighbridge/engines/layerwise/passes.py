@@ -6,6 +6,7 @@ their modifiers, their traced parts, their hooks. What differs is where weights 
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -22,11 +23,13 @@ from weighbridge.engines.layerwise.skeleton import (
     fill_when_called,
     own_tensors,
     put_tensors,
+    take_over,
     tensors_of,
     within,
 )
 from weighbridge.engines.layerwise.stored import freeze_and_compress, stored_tensors
 from weighbridge.engines.oneshot.coverage import Watch
+from weighbridge.machine.resources import give_back_memory
 from weighbridge.progress import Progress
 
 REST_BYTES = 1 << 30
@@ -117,9 +120,12 @@ def _pass_with_data(passing: Passing, model: Any, dataloader: Any, dataset_args:
         filled = stack.enter_context(fill_when_called(passing.skeleton, outside))
         for index, part in enumerate(parts[done:], start=done):
             _fill(passing, modules[index])
+            size = _bytes(passing, modules[index])
+            step = size // (2 * len(batches) + 1)
             for batch in range(len(batches)):
                 state.current_batch_idx = batch
                 part.forward(model, **activations.get(batch, part.input_names))
+                passing.progress.advance(step)
             LifecycleCallbacks.sequential_epoch_end(part.submodules(model))
             written = {} if index else first
             if index < len(parts) - 1:
@@ -127,7 +133,9 @@ def _pass_with_data(passing: Passing, model: Any, dataloader: Any, dataset_args:
                     for batch in range(len(batches)):
                         values = part.forward(model, **activations.get(batch, part.input_names))
                         written[str(batch)] = {**written.get(str(batch), {}), **activations.put(batch, values)}
+                        passing.progress.advance(step)
             _finish(passing, modules[index], {"values": written})
+            passing.progress.advance(size - step * len(batches) * (2 if index < len(parts) - 1 else 1))
             for name in filled:
                 empty(passing.skeleton, name)
             filled.clear()
@@ -151,8 +159,10 @@ def _pass_without_data(passing: Passing, model: Any, dataset_args: Any) -> None:
     LifecycleCallbacks.calibration_start()
     for name in layers[len(passing.finished) :]:
         _fill(passing, [name])
+        size = _bytes(passing, [name])
         LifecycleCallbacks.sequential_epoch_end(list(model.get_submodule(name).modules()))
         _finish(passing, [name], {})
+        passing.progress.advance(size)
     if passing.last:
         _keep_rest(passing, len(layers), layers, LifecycleCallbacks.sequential_epoch_end)
     LifecycleCallbacks.calibration_end()
@@ -199,12 +209,16 @@ def _fill(passing: Passing, names: Sequence[str]) -> None:
             fill(passing.skeleton, name)
         for module in inside:
             put_tensors(passing.skeleton, module, left[module])
+        take_over(passing.skeleton, name)
+
+
+def _bytes(passing: Passing, names: Sequence[str]) -> int:
+    return sum(tensor.nbytes for name in names for *_, tensor in passing.skeleton.tensors(name))
 
 
 def _finish(passing: Passing, names: Sequence[str], said: Mapping[str, Any]) -> None:
     """Write down what became of modules, and take them out of memory."""
     skeleton = passing.skeleton
-    size = sum(tensor.nbytes for name in names for *_, tensor in skeleton.tensors(name))
     if passing.last:
         for name in names:
             freeze_and_compress(module for _, module in skeleton.modules(name))
@@ -213,9 +227,11 @@ def _finish(passing: Passing, names: Sequence[str], said: Mapping[str, Any]) -> 
         tensors = {whole: tensor for name in names for whole, tensor in tensors_of(skeleton, name).items()}
     written = {**said, "modules": names, **_so_far(passing, names)}
     passing.finished.append(passing.kept.keep(passing.number, len(passing.finished), tensors, written))
+    del tensors
     for name in names:
         empty(skeleton, name)
-    passing.progress.advance(size)
+    gc.collect()  # hooks and observers refer to one another
+    give_back_memory()
 
 
 def _so_far(passing: Passing, names: Sequence[str]) -> dict[str, Any]:
@@ -251,8 +267,10 @@ def _keep_rest(passing: Passing, index: int, done: Sequence[str], before: Callab
     groups = _groups(passing.skeleton.model, done)
     for names in groups[len(passing.finished) - index :]:
         _fill(passing, names)
+        size = _bytes(passing, names)
         before([module for name in names for _, module in passing.skeleton.modules(name)])
         _finish(passing, names, {})
+        passing.progress.advance(size)
 
 
 def _groups(model: Any, done: Sequence[str]) -> list[list[str]]:
@@ -270,7 +288,6 @@ def _groups(model: Any, done: Sequence[str]) -> list[list[str]]:
 
 def _apart(module: Any, path: str, done: Sequence[str]) -> Iterator[tuple[str, int]]:
     """The largest modules that hold nothing that is done, none above `REST_BYTES` if it can be, and tensors beside.
-
 
     Each with its bytes.
     """

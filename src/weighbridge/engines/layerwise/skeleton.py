@@ -24,6 +24,9 @@ ORIGINAL = "weighbridge_original"
 """Attribute of a norm that multiplies by 1 + weight: the weight as it is stored, while it calibrates with the sum."""
 
 
+MAPPED_BYTES = 1 << 28
+
+
 @dataclass(frozen=True)
 class Skeleton:
     """A model as llm-compressor takes it, experts one by one, and what its weights are read by.
@@ -168,6 +171,18 @@ def fill(skeleton: Skeleton, name: str) -> None:
         for path, module in linear.items():
             model.set_submodule(path, module)
     _complete(skeleton, name)
+
+
+def take_over(skeleton: Skeleton, name: str) -> None:
+    """Give the tensors inside a module memory of their own in the place of the file's, which then is no longer mapped.
+
+    Experts have theirs already. What is larger than `MAPPED_BYTES` stays: of an embedding a few rows are looked at.
+    """
+    apart = tuple(skeleton.fused)
+    for path, part, local in [(path, part, local) for path, part, local, _ in skeleton.tensors(name)]:
+        tensor = getattr(part, local).data
+        if tensor.nbytes <= MAPPED_BYTES and not any(within(path, experts) for experts in apart):
+            _put(part, local, tensor.clone())
 
 
 def fill_when_called(skeleton: Skeleton, names: Iterable[str]) -> AbstractContextManager[list[str]]:
