@@ -24,7 +24,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from weighbridge.base.source import make_miniature
 from weighbridge.cli import build, validate
 from weighbridge.evidence.signing import make_key_pair
-from weighbridge.machine.resources import DEFAULT_MEMORY, Resources
+from weighbridge.machine import resources
 
 ROOT = Path(__file__).resolve().parents[1]
 MINI_LOCK = ROOT / "references" / "weighbridge" / "gemma-4-mini.yaml"
@@ -179,11 +179,9 @@ def run_validate() -> Command:
 @pytest.fixture(scope="session", autouse=True)
 def room() -> Iterator[None]:
     """Builds and audits in this process start beside all that other tests have loaded by then, which is gigabytes."""
-    usual = Resources.__init__.__defaults__
-    assert usual is not None
-    Resources.__init__.__defaults__ = tuple(ROOM if each == DEFAULT_MEMORY else each for each in usual)
+    resources.DEFAULT_MEMORY, usual = ROOM, resources.DEFAULT_MEMORY
     yield
-    Resources.__init__.__defaults__ = usual
+    resources.DEFAULT_MEMORY = usual
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from tests.conftest import ROOT, Once, environment
 from tests.toy_models import TOYS, TOYS_TO_SMOOTH
 from weighbridge.base.source import open_source, with_own_texts
 from weighbridge.engines import layerwise, oneshot
+from weighbridge.engines.layerwise import hessians, passes
 from weighbridge.planning import Plan, make_plan
 from weighbridge.progress import Progress
 from weighbridge.recipe import load_recipe
@@ -125,6 +126,22 @@ def test_tensors_and_what_is_said_are_those_of_the_whole_model(
 @pytest.mark.parametrize(("toy", "method"), [case for case in CASES if case not in IN_SHORT])
 def test_so_they_are_for_the_rest_of_the_table(toy: str, method: str, once: Once, tmp_path: Path) -> None:
     check_same(toy, method, once, tmp_path)
+
+
+@pytest.mark.parametrize(("room", "blocks"), [(1, 4), (350_000, 2)], ids=["one expert at a time", "two at a time"])
+def test_hessians_in_blocks_are_those_of_one_pass(
+    room: int, blocks: int, once: Once, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounded: list[int] = []
+
+    def round_block(modifier: Any, block: hessians.Experts) -> None:
+        rounded.append(len(block))
+        hessians.round_block(modifier, block)
+
+    monkeypatch.setattr(passes, "round_block", round_block)
+    monkeypatch.setattr(layerwise, "room_for_hessians", lambda *_: room)
+    check_same("qwen3-moe", "W4A16 by GPTQ", once, tmp_path)
+    assert len(rounded) == blocks
 
 
 # --- killed -----------------------------------------------------------------------------------------------------------

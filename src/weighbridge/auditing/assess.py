@@ -184,7 +184,7 @@ def audit(
     blocks = sum(HUB_BYTES for side in (checkpoint, base) if side.directory is None)
     largest = max((strip.nbytes for piece in pieces for strip in piece.strips), default=0)
     each = worker_bytes(WORKER_PIECES, largest, (item.source for item in pairing.pairs))
-    workers = affordable_workers(resources.workers, resources.memory - blocks, each=each)
+    workers = affordable_workers(resources.workers, resources.limit - blocks, each=each)
     stored, source = reader_of(checkpoint), reader_of(base)
     offset = has_offset_norms(base.config)
     smoothed = recover(pairing.pairs, method.smoothing, stored, source, offset=offset)

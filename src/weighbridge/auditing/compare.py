@@ -129,7 +129,7 @@ def compare(one: Checkpoint, other: Checkpoint, *, resources: Resources, progres
     each = worker_bytes(
         WORKER_PIECES, largest, (read for item in shared for side in item.sides for read in side.regions)
     )
-    workers = affordable_workers(resources.workers, resources.memory - blocks, each=each)
+    workers = affordable_workers(resources.workers, resources.limit - blocks, each=each)
     readers = reader_of(one), reader_of(other)
     with (
         progress.stage("comparing", sum(item.sides[0].weight.nbytes for item in shared)),

@@ -233,7 +233,10 @@ def _calibrate(work: Work, directory: Path, device: str, progress: Progress) -> 
         from weighbridge.engines import layerwise
 
         key = hmac.digest(secret(), f"{work.key} by layer".encode(), "sha256")
-        return layerwise.quantize(work.plan, work.source, directory, key=key, device=device, progress=progress)
+        memory = work.resources.memory
+        return layerwise.quantize(
+            work.plan, work.source, directory, key=key, device=device, memory=memory, progress=progress
+        )
     from weighbridge.engines import oneshot
 
     return oneshot.quantize(work.plan, work.source, directory, device=device, progress=progress)

@@ -10,7 +10,7 @@ from weighbridge import api
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.opening import open_checkpoint
 from weighbridge.cli.run import not_negative, positive, size
-from weighbridge.machine.resources import DEFAULT_MEMORY, Resources
+from weighbridge.machine.resources import Resources
 from weighbridge.progress import Progress
 from weighbridge.report import Report, Section
 
@@ -40,7 +40,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_argument(
         "--memory",
         type=size,
-        default=DEFAULT_MEMORY,
         metavar="SIZE",
         help="memory that the audit may take (default: 2GiB)",
     )

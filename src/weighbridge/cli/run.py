@@ -25,7 +25,7 @@ from typing import NoReturn
 from weighbridge.cli.log import add_log_options, holds_a_key, logged, without_secrets
 from weighbridge.errors import Argument, WeighbridgeError, first_line, printable
 from weighbridge.machine.cache import write_atomically
-from weighbridge.machine.resources import DEFAULT_MEMORY, parse_size
+from weighbridge.machine.resources import parse_size
 from weighbridge.progress.shown import NOW, SILENT, Said, shown_as
 from weighbridge.report import PRESENTERS, Report
 from weighbridge.report.present import verdict_of
@@ -263,7 +263,7 @@ def add_work_options(parser: argparse.ArgumentParser, *, pieces: str, memory: st
     workers = f"{pieces} worked on at a time (default: one a core)"
     parser.add_argument("--workers", type=positive, metavar="N", help=workers)
     most = f"{memory} (default: 2GiB)"
-    parser.add_argument("--memory", type=size, default=DEFAULT_MEMORY, metavar="SIZE", help=most)
+    parser.add_argument("--memory", type=size, metavar="SIZE", help=most)
 
 
 def check_writable(path: Path | None) -> None:

@@ -24,7 +24,7 @@ class Resources:
     Attributes:
         devices: torch devices; see `weighbridge.engines.devices` for what none means.
         workers: how many pieces are worked on at a time; None for one for each core.
-        memory: bytes of resident memory of all the build's processes together.
+        memory: bytes of resident memory of all the build's processes together; None for as much as suits an engine.
         shard_size: bytes of payload at which a new shard is begun.
         ray: address of a Ray cluster that does the pieces, or None for this machine.
         digests: whether source, shards and tensors are hashed; without, a build that was killed begins anew.
@@ -32,10 +32,15 @@ class Resources:
 
     devices: tuple[str, ...] = ()
     workers: int | None = None
-    memory: int = DEFAULT_MEMORY
+    memory: int | None = None
     shard_size: int = DEFAULT_SHARD_SIZE
     ray: str | None = None
     digests: bool = True
+
+    @property
+    def limit(self) -> int:
+        """The same for what is done piece by piece."""
+        return DEFAULT_MEMORY if self.memory is None else self.memory
 
 
 def parse_size(text: str) -> int:
@@ -56,7 +61,7 @@ def parse_size(text: str) -> int:
 
 def beside_what_is_held(resources: Resources) -> Resources:
     """The same resources, with `memory` counted from what this process holds already: upstream's libraries, a model."""
-    return replace(resources, memory=resources.memory + _resident())
+    return replace(resources, memory=resources.limit + resident())
 
 
 def affordable_workers(workers: int | None, memory: int, *, each: int) -> int:
@@ -66,13 +71,13 @@ def affordable_workers(workers: int | None, memory: int, *, each: int) -> int:
         WeighbridgeError: not even one does.
     """
     wanted = workers or len(os.sched_getaffinity(0))
-    resident = _resident()
-    fitting = (memory - resident) // each
+    held = resident()
+    fitting = (memory - held) // each
     if fitting < 1:
         raise WeighbridgeError(
-            f"{memory:,} bytes of memory are too little: this process holds {resident:,}, a worker takes {each:,}",
+            f"{memory:,} bytes of memory are too little: this process holds {held:,}, a worker takes {each:,}",
             where=Argument("memory"),
-            remedy=f"allow {resident + each:,} bytes or more",
+            remedy=f"allow {held + each:,} bytes or more",
         )
     return min(wanted, fitting)
 
@@ -84,6 +89,6 @@ def give_back_memory() -> None:
         trim(0)
 
 
-def _resident() -> int:
+def resident() -> int:
     """Bytes of memory that this process holds."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -7,6 +7,7 @@ from pathlib import Path
 import weighbridge.engines.oneshot as whole
 from weighbridge.checkpoint.model import Checkpoint, identities
 from weighbridge.engines.layerwise.kept import Kept
+from weighbridge.engines.layerwise.memory import room_for_hessians
 from weighbridge.engines.layerwise.passes import Passing, passing_by_layer
 from weighbridge.engines.layerwise.skeleton import open_skeleton
 from weighbridge.engines.oneshot.calibrate import apply_modifiers, calibrating
@@ -26,7 +27,14 @@ JOURNAL = "journal.jsonl"
 
 
 def quantize(
-    plan: Plan, source: Checkpoint, directory: Path, *, key: bytes, device: str, progress: Progress
+    plan: Plan,
+    source: Checkpoint,
+    directory: Path,
+    *,
+    key: bytes,
+    device: str,
+    memory: int | None = None,
+    progress: Progress,
 ) -> whole.Calibrated:
     """Quantize the layers of a model one after another, into files in `directory`, an existing one of this build alone.
 
@@ -34,20 +42,23 @@ def quantize(
 
     Args:
         key: authenticates what stands there of that.
+        memory: bytes of resident memory, at most; None for what a layer needs, and 2 GiB of Hessians.
 
     Raises:
         RecipeError, DatasetError, StructureError: as `weighbridge.engines.oneshot.check`.
         BuildError: the model cannot be loaded, or upstream stopped, or a file cannot be written.
+        WeighbridgeError: `memory` is too little.
     """
     given = whole.prepare(plan.loaded, source)
     with quieted():
         skeleton = open_skeleton(source, device=device)
+        room = room_for_hessians(skeleton, given, memory)
         kept = Kept(directory, Journal(directory / JOURNAL, key), passes=len(given.modifiers.instances))
         model = skeleton.model
         with (
             progress.stage(given.title, kept.passes * skeleton.bytes),
             calibrating(model, seed=given.seed, device=skeleton.device, where=source.label) as at_hand,
-            passing_by_layer(Passing(skeleton, kept, progress, at_hand.watch, at_hand.warnings)),
+            passing_by_layer(Passing(skeleton, kept, progress, at_hand.watch, at_hand.warnings, room)),
         ):
             apply_modifiers(at_hand, model, given)
         passed = at_hand.passed(given.tokens)

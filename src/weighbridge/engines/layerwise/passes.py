@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from weighbridge.engines.layerwise.activations import Activations
+from weighbridge.engines.layerwise.hessians import blocks, experts_of, gathered_in_turn, only_hessians, round_block
 from weighbridge.engines.layerwise.kept import Kept
 from weighbridge.engines.layerwise.skeleton import (
     Skeleton,
@@ -43,6 +44,8 @@ class Passing:
     Attributes:
         watch: what each expert saw.
         warnings: what llm-compressor said that bears on the result.
+        room: bytes of Hessians at a time.
+        turn: modules whose Hessians are gathered now.
         number: the pass that is going on, from zero.
         finished: what was written down of each of its parts that is done.
         left: modules that an earlier pass left as they are now, and the file of each.
@@ -53,6 +56,8 @@ class Passing:
     progress: Progress
     watch: Watch
     warnings: list[str]
+    room: int
+    turn: set[Any] = field(default_factory=set)
     number: int = 0
     finished: list[Any] = field(default_factory=list)
     left: dict[str, Path] = field(default_factory=dict)
@@ -84,6 +89,7 @@ def passing_by_layer(passing: Passing) -> Iterator[None]:
             pipeline.__call__ = staticmethod(instead)
         # What was smoothed is on disk already; what would be restored here is empty.
         stack.enter_context(patch_attr(CalibrationOffsetNorm, "restore", lambda _calibrated, original: original))
+        stack.enter_context(gathered_in_turn(passing.turn))
         yield
 
 
@@ -122,10 +128,14 @@ def _pass_with_data(passing: Passing, model: Any, dataloader: Any, dataset_args:
             _fill(passing, modules[index])
             size = _bytes(passing, modules[index])
             step = size // (2 * len(batches) + 1)
-            for batch in range(len(batches)):
-                state.current_batch_idx = batch
-                part.forward(model, **activations.get(batch, part.input_names))
-                passing.progress.advance(step)
+
+            def pass_through(part: Any = part) -> None:
+                for batch in range(len(batches)):
+                    state.current_batch_idx = batch
+                    part.forward(model, **activations.get(batch, part.input_names))
+
+            _observe(passing, modules[index], pass_through)
+            passing.progress.advance(step * len(batches))
             LifecycleCallbacks.sequential_epoch_end(part.submodules(model))
             written = {} if index else first
             if index < len(parts) - 1:
@@ -144,6 +154,30 @@ def _pass_with_data(passing: Passing, model: Any, dataloader: Any, dataset_args:
     if passing.last:
         _keep_rest(passing, len(parts), [name for names in modules for name in names], lambda _modules: None)
     LifecycleCallbacks.calibration_end()
+
+
+def _observe(passing: Passing, names: Sequence[str], pass_through: Callable[[], None]) -> None:
+    """Let a part of the model see the samples; several times, where GPTQ's Hessians of its experts are too many."""
+    skeleton = passing.skeleton
+    inside = [module for name in names for _, module in skeleton.modules(name)]
+    passing.turn.clear()
+    passing.turn.update(inside)
+    for modifier in _gptq():
+        rounded = [module for module in inside if module in modifier._module_names and hasattr(module, "weight")]
+        apart = blocks(experts_of(skeleton, names, rounded), passing.room)
+        for block in apart[1:]:
+            passing.turn.difference_update(block)
+        pass_through()
+        for number, block in enumerate(apart if len(apart) > 1 else []):
+            if number:
+                passing.turn.clear()
+                passing.turn.update(block)
+                with only_hessians(modifier, skeleton, names, block):
+                    pass_through()
+            round_block(modifier, block)
+            give_back_memory()
+        return
+    pass_through()
 
 
 def _pass_without_data(passing: Passing, model: Any, dataset_args: Any) -> None:

@@ -148,7 +148,7 @@ def write(
         max((strip.weight.nbytes for strip in strips), default=0),
         (region for strip in strips for region in strip.reads.values()),
     )
-    workers = affordable_workers(resources.workers, resources.memory, each=each)
+    workers = affordable_workers(resources.workers, resources.limit, each=each)
     log.info("%d pieces, %d workers, on %s", len(pieces), workers, ", ".join(resources.devices))
     with RayExecutor(resources.ray) if resources.ray else Threads(workers) as executor:
         run = _Run(shards, pieces, jobs, _shard_paths(hashed), resources.digests, executor, progress, journal)
