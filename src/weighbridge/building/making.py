@@ -23,6 +23,7 @@ from weighbridge.machine.standing import Standing
 from weighbridge.output import shards
 from weighbridge.output.staging import JOURNAL, UNFINISHED, Staging, check_space
 from weighbridge.planning import Plan, plan_rewrite
+from weighbridge.planning.calibrating import calibration_needs
 from weighbridge.planning.declare import as_servers_call_it, compressed_tensors_config, declaration_of
 from weighbridge.progress import Progress
 from weighbridge.recipe import Conversion
@@ -102,7 +103,8 @@ def prepare(
 
         check_cluster(resources.ray)
     _check_count(plan, source, resources.shard_size)
-    check_space(output, shards.bytes_needed(plan, source, twice=not own_numbers))
+    between = calibration_needs(plan).disk if recipe.method == "oneshot" and engine == "streaming" else 0
+    check_space(output, shards.bytes_needed(plan, source, twice=not own_numbers) + between)
     if source.shards:
         need("build", *(("numba",) if own_numbers else ()))  # before anything is downloaded
     fetched = fetch(source, progress)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from weighbridge.base.references import AgainstReference
 from weighbridge.checks.areas import bytes_by_role
+from weighbridge.checks.calibrating import calibration_section
 from weighbridge.checks.capacity.accounting import Demand
 from weighbridge.checks.capacity.report import capacity_section
 from weighbridge.checks.validation import compare
@@ -41,8 +42,9 @@ def report_plan(plan: Plan, references: Sequence[AgainstReference], demand: Dema
         figures=(bytes_by_role(plan.predicted, rules_by_tensor(plan), reasons(plan)),),
     )
     judged = (decided, *(compare(plan.predicted, against) for against in references))
+    takes = (calibration_section(plan),) if plan.loaded.recipe.method == "oneshot" else ()
     card = () if demand is None else (capacity_section(plan.predicted, demand),)
-    return Report("plan", plan.source.label, _verdict(plan, judged, card), (*judged, *card))
+    return Report("plan", plan.source.label, _verdict(plan, judged, card), (*judged, *takes, *card))
 
 
 def _verdict(plan: Plan, judged: Sequence[Section], card: Sequence[Section]) -> str:

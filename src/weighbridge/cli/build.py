@@ -197,8 +197,8 @@ def _parser() -> Parser:
     add_work_options(
         parser,
         pieces="pieces (groups of tensors)",
-        memory="memory that the streaming engine may take, however large shards and tensors are; llm-compressor's "
-        "own needs come on top",
+        memory="memory that the streaming engine may take, however large shards and tensors are, and for a recipe that "
+        "calibrates, where the default is what --plan says; what --engine upstream loads comes on top",
     )
     parser.add_argument(
         "--shard-size",
@@ -211,7 +211,8 @@ def _parser() -> Parser:
         "--engine",
         choices=("streaming", "upstream"),
         default="streaming",
-        help="for data-free recipes: this project's own, or llmcompressor.model_free_ptq (default: streaming)",
+        help="streaming: pieces of tensors, or one layer where a recipe calibrates; upstream: llm-compressor on whole "
+        "shards, or the whole model (default: streaming)",
     )
     parser.add_argument(
         "--calibration",

@@ -8,6 +8,7 @@ SectionId = Literal[
     # plan and lint
     "plan",
     "lint",
+    "calibration-needs",
     "capacity",
     # a build
     "source",

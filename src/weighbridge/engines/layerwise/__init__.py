@@ -17,6 +17,7 @@ from weighbridge.machine.cache import key_of
 from weighbridge.machine.installation import version_of
 from weighbridge.machine.resources import Resources
 from weighbridge.planning import Plan
+from weighbridge.planning.calibrating import calibration_needs
 from weighbridge.progress import Progress
 from weighbridge.version import __version__
 from weighbridge.work.journal import Journal
@@ -51,8 +52,8 @@ def quantize(
     """
     given = whole.prepare(plan.loaded, source)
     with quieted():
+        room = room_for_hessians(calibration_needs(plan), memory)
         skeleton = open_skeleton(source, device=device)
-        room = room_for_hessians(skeleton, given, memory)
         kept = Kept(directory, Journal(directory / JOURNAL, key), passes=len(given.modifiers.instances))
         model = skeleton.model
         with (
