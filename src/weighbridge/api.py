@@ -151,7 +151,7 @@ def build(
         references: as for `lint`.
         carry: as for `plan`.
         calibration: a file to calibrate with in place of the recipe's data set.
-        engine: for data-free recipes, this project's own or ``llmcompressor.model_free_ptq``.
+        engine: this project's own, piece by piece or layer by layer, or llm-compressor on whole shards or models.
 
     Raises:
         WeighbridgeError: the build could not start or not finish; the output is as it was.

@@ -40,7 +40,7 @@ class BuildRequest:
         source: the checkpoint to quantize, by its headers.
         output: the directory that the build becomes.
         references: what to hold the build against in place of the recipe's own references; see `find_references`.
-        engine: for data-free recipes, this project's own engine or ``llmcompressor.model_free_ptq``.
+        engine: this project's own, piece by piece or layer by layer, or llm-compressor on whole shards or models.
         resources: devices, workers, memory, and the size at which a new shard is begun.
         force: replace an output that is not empty, once the new build is whole.
         signer: who signs the evidence; None leaves it unsigned, and saying so.
