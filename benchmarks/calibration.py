@@ -3,7 +3,8 @@
     python -m benchmarks.calibration [--layers 2] [--samples 8] [--tokens 128] [--recipes nvfp4 w4a16-gptq] [--alone]
 
 Each run is a build in a process of its own, the engines in turn. Its peak is what it and its children hold at a time:
-resident memory, of which the pages of files count that are mapped; and private memory, which nothing else could use.
+resident memory, in which pages of mapped files count; and of that what no file is behind (anonymous memory), which the
+system could not drop.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ ENGINES = ("streaming", "upstream")
 
 @dataclass(frozen=True)
 class Built:
-    """One build: seconds, and the most bytes at a time, resident and private."""
+    """One build: seconds, and the most bytes at a time, resident and anonymous."""
 
     wall: float
     resident: int
-    private: int
+    anonymous: int
 
 
 def main() -> None:
@@ -57,14 +58,14 @@ def main() -> None:
         model.mkdir()
         source.make_model(model, options.layers)
         size = sum(path.stat().st_size for path in model.glob("*.safetensors"))
-        write(
-            f"{machine()}\n{options.layers} layers, {size / 1e9:.1f} GB, {options.samples} x {options.tokens} tokens\n"
-        )
+        seen = f"{options.layers} layers, {size / 1e9:.1f} GB, {options.samples} samples of {options.tokens} tokens"
+        write(machine(), seen)
+        write("recipe", "engine", "seconds", "resident MiB", "anonymous MiB")
         for name in options.recipes:
             recipe = _recipe(name, Path(scratch), samples=options.samples, tokens=options.tokens)
             for engine in ENGINES[: 1 if options.alone else 2]:
                 built = measure(recipe, model, Path(scratch) / "build", engine)
-                write(name, engine, f"{built.wall:.1f}", mebibytes(built.resident), mebibytes(built.private))
+                write(name, engine, f"{built.wall:.1f}", mebibytes(built.resident), mebibytes(built.anonymous))
 
 
 def _recipe(name: str, scratch: Path, *, samples: int, tokens: int) -> Path:
@@ -98,10 +99,10 @@ def measure(recipe: Path, model: Path, output: Path, engine: str) -> Built:
     def watch() -> None:
         while not over.wait(0.1):
             try:
-                held = [member.memory_full_info() for member in (process, *process.children(recursive=True))]
-            except psutil.Error:
+                held = [_held(member.pid) for member in (process, *process.children(recursive=True))]
+            except (psutil.Error, OSError):
                 return
-            for index, bytes_held in enumerate((sum(one.rss for one in held), sum(one.uss for one in held))):
+            for index, bytes_held in enumerate(map(sum, zip(*held, strict=True))):
                 peak[index] = max(peak[index], bytes_held)
 
     watcher = threading.Thread(target=watch)
@@ -115,6 +116,13 @@ def measure(recipe: Path, model: Path, output: Path, engine: str) -> Built:
     wall = time.perf_counter() - started
     shutil.rmtree(output, ignore_errors=True)
     return Built(wall, *peak)
+
+
+def _held(pid: int) -> tuple[int, int]:
+    """Bytes that a process holds, resident and anonymous, as Linux sums them up."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    sizes = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
+    return sizes["Rss"], sizes["Anonymous"]
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from tests.toy_models import TOYS, TOYS_TO_SMOOTH
 from weighbridge.base.source import open_source, with_own_texts
 from weighbridge.engines import layerwise, oneshot
 from weighbridge.engines.layerwise import hessians, passes
+from weighbridge.engines.layerwise.skeleton import open_skeleton
 from weighbridge.planning import Plan, make_plan
 from weighbridge.progress import Progress
 from weighbridge.recipe import load_recipe
@@ -126,6 +127,21 @@ def test_tensors_and_what_is_said_are_those_of_the_whole_model(
 @pytest.mark.parametrize(("toy", "method"), [case for case in CASES if case not in IN_SHORT])
 def test_so_they_are_for_the_rest_of_the_table(toy: str, method: str, once: Once, tmp_path: Path) -> None:
     check_same(toy, method, once, tmp_path)
+
+
+@pytest.mark.parametrize("toy", [*ALL, "mini"])
+def test_a_model_without_weights_has_the_buffers_that_loading_it_makes(toy: str, mini: Path, once: Once) -> None:
+    from weighbridge.engines.oneshot.load import loader_of
+
+    directory = mini if toy == "mini" else once(f"toy-{toy}", ALL[toy])
+    model = open_skeleton(open_source(str(directory)), device="cpu").model
+    loaded = loader_of(directory).from_pretrained(directory, dtype="auto")
+    stored = loaded.state_dict().keys()
+    made = {name: buffer for name, buffer in loaded.named_buffers() if name not in stored}
+    found = {name: buffer for name, buffer in model.named_buffers() if name not in stored}
+    assert found.keys() == made.keys() != set()
+    assert [name for name in made if found[name].dtype != made[name].dtype or (found[name] != made[name]).any()] == []
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
 
 
 @pytest.mark.parametrize(("room", "blocks"), [(1, 4), (350_000, 2)], ids=["one expert at a time", "two at a time"])

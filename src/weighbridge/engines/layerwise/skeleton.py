@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,9 +115,8 @@ def open_skeleton(source: Checkpoint, *, device: str) -> Skeleton:
             stack.enter_context(patch_attr(modeling_utils, "convert_and_load_state_dict_in_model", read_nothing))
             # Upstream gives what it makes of experts the device that they are offloaded to; there is none.
             stack.enter_context(patch_attr(linear_experts, "offload_module", lambda module, **_: module))
-            model = loader_of(source.directory).from_pretrained(
-                source.directory, dtype="auto", device_map=device, local_files_only=True
-            )
+            # Without a device: for one that is named, transformers sets aside as much of it as the whole model takes.
+            model = loader_of(source.directory).from_pretrained(source.directory, dtype="auto", local_files_only=True)
             fused = dict(get_non_linearized_moes(model))
             with torch.device("meta"):
                 linearize_moe(model)
@@ -125,7 +124,11 @@ def open_skeleton(source: Checkpoint, *, device: str) -> Skeleton:
         raise BuildError(f"the model cannot be loaded ({first_line(error)})", where=source.label) from error
     files = {name: source.directory / shard for shard, header in source.shards.items() for name in header.tensors}
     stored = frozenset(model.state_dict())
-    return Skeleton(model, torch.device(device), fused, asked["loaded"], files, asked["settings"], stored)
+    for module in model.modules():
+        for name in module._non_persistent_buffers_set & module._buffers.keys():
+            module._buffers[name] = None if module._buffers[name] is None else module._buffers[name].to(device)
+    settings = replace(asked["settings"], device_map={"": device})
+    return Skeleton(model, torch.device(device), fused, asked["loaded"], files, settings, stored)
 
 
 def _renamed(model: Any, stored: Iterable[str], settings: Any) -> dict[str, list[str]]:
