@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+import weighbridge as wb
 from tests.checkpoints import Tensors, read_tensors
 from tests.conftest import ROOT, Once, environment
 from tests.toy_models import TOYS, TOYS_TO_SMOOTH
@@ -130,18 +131,55 @@ def test_so_they_are_for_the_rest_of_the_table(toy: str, method: str, once: Once
 
 
 @pytest.mark.parametrize("toy", [*ALL, "mini"])
-def test_a_model_without_weights_has_the_buffers_that_loading_it_makes(toy: str, mini: Path, once: Once) -> None:
+def test_a_model_without_weights_has_the_buffers_that_loading_it_makes(
+    toy: str, mini: Path, once: Once, tmp_path: Path
+) -> None:
     from weighbridge.engines.oneshot.load import loader_of
 
     directory = mini if toy == "mini" else once(f"toy-{toy}", ALL[toy])
-    model = open_skeleton(open_source(str(directory)), device="cpu").model
-    loaded = loader_of(directory).from_pretrained(directory, dtype="auto")
+    plan = planned(directory, METHODS["FP8, nothing calibrated"], tmp_path)
+    model = open_skeleton(plan, device="cpu").model
+    loaded = loader_of(directory)[0].from_pretrained(directory, dtype="auto")
     stored = loaded.state_dict().keys()
     made = {name: buffer for name, buffer in loaded.named_buffers() if name not in stored}
     found = {name: buffer for name, buffer in model.named_buffers() if name not in stored}
     assert found.keys() == made.keys() != set()
     assert [name for name in made if found[name].dtype != made[name].dtype or (found[name] != made[name]).any()] == []
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+
+
+RECIPE = """\
+name: made
+description: A source that is quantized, or floats made of it.
+base: {model: org/toy, licence: apache-2.0}
+"""
+SOURCES = {
+    "FP8 in blocks": ("FP8_BLOCK", "llama", ""),
+    "FP8 by row, experts": ("FP8_DYNAMIC", "qwen3-moe", ""),
+    "NVFP4, experts": ("NVFP4A16", "mixtral", "fused_groups: [[q_proj, k_proj, v_proj], [w1, w3]]\n"),
+    "MXFP4": ("MXFP4", "llama", ""),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_quantized_source_is_calibrated_like_the_floats_that_its_codes_mean(
+    name: str, once: Once, tmp_path: Path
+) -> None:
+    scheme, toy, fused = SOURCES[name]
+    router = [] if toy == "llama" else ["re:.*[.]gate$"]
+    ignore = ["lm_head", "re:.*embed.*", "re:.*norm.*", "re:.*layers.0.*self_attn.*", *router]
+    quantize, convert = tmp_path / "quantize.yaml", tmp_path / "convert.yaml"
+    quantize.write_text(f"{RECIPE}method: model_free_ptq\nscheme: {scheme}\nignore: {ignore}\n{fused}")
+    convert.write_text(f"{RECIPE}method: convert\nconvert: {{dequantize: ['re:.*']}}\n")
+    coded, floats = tmp_path / "coded", tmp_path / "floats"
+    for recipe, source, output in ((quantize, once(f"toy-{toy}", ALL[toy]), coded), (convert, coded, floats)):
+        made = wb.build(recipe, source, output, references=["none"])
+        assert made.holds, made.verdict
+    of_codes, of_floats = (
+        by_layer(planned(source, METHODS["NVFP4"], tmp_path), tmp_path / f"of-{source.name}")
+        for source in (coded, floats)
+    )
+    assert differing(read_tensors(of_codes.shards), read_tensors(of_floats.shards)) == []
 
 
 @pytest.mark.parametrize(("room", "blocks"), [(1, 4), (350_000, 2)], ids=["one expert at a time", "two at a time"])

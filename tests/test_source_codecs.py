@@ -556,9 +556,12 @@ def test_an_audit_does_not_take_one_side_of_a_source_that_contradicts_itself(
     assert len(judged.err.splitlines()) == 1
 
 
-def test_a_calibration_starts_from_floats(published: Callable[[str], tuple[Path, Path]]) -> None:
-    with pytest.raises(WeighbridgeError, match="calibration starts from floats"):
-        wb.plan("nvfp4", published(BLOCKS)[0])
+def test_codes_that_lie_in_one_tensor_with_others_are_not_calibrated(tmp_path: Path) -> None:
+    write_gpt_oss(tmp_path / "source")
+    recipe = write_recipe(tmp_path / "recipe.yaml", "FP8_DYNAMIC")
+    recipe.write_text(recipe.read_text().replace("model_free_ptq", "oneshot"))
+    with pytest.raises(WeighbridgeError, match="codes that calibration cannot read as a module's own"):
+        wb.plan(recipe, tmp_path / "source")
 
 
 def test_codes_of_a_method_that_is_not_written_do_not_stay(

@@ -118,10 +118,10 @@ def _write(
         model = model_class(config).to(torch.bfloat16)
         change(model)
     model.save_pretrained(directory)
-    _tokenizer().save_pretrained(directory)
+    write_tokenizer(directory)
 
 
-def _tokenizer() -> Any:
+def write_tokenizer(directory: Path) -> None:
     """One token for each byte."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -131,4 +131,4 @@ def _tokenizer() -> Any:
     tokenizer = Tokenizer(models.BPE(vocab={symbol: index for index, symbol in enumerate(symbols)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(directory)

@@ -97,7 +97,12 @@ def prepare(
     resources = replace(resources, devices=resolve_devices(resources.devices))
     engine = "streaming" if recipe.method == "convert" else engine
     own_numbers = recipe.method != "oneshot" and engine == "streaming"
-    _check_floats(source, own_numbers=own_numbers, decodable=recipe.method != "oneshot")
+    if engine == "upstream" and source.declaration is not None:
+        raise BuildError(
+            f"is quantized ({source.declaration.quant_method}), and llm-compressor's own engine starts from floats",
+            where=source.label,
+            remedy=Clause("take ", Argument("engine"), " streaming, which decodes it"),
+        )
     if resources.ray is not None:
         from weighbridge.engines.streaming import check_cluster
 
@@ -106,7 +111,9 @@ def prepare(
     between = calibration_needs(plan).disk if recipe.method == "oneshot" and engine == "streaming" else 0
     check_space(output, shards.bytes_needed(plan, source, twice=not own_numbers) + between)
     if source.shards:
-        need("build", *(("numba",) if own_numbers else ()))  # before anything is downloaded
+        need(
+            "build", *(("numba",) if own_numbers or source.declaration is not None else ())
+        )  # before anything is downloaded
     fetched = fetch(source, progress)
     # A directory that it was fetched into may hold more than was asked for.
     source = replace(fetched, files={name: fact for name, fact in fetched.files.items() if name in source.files})
@@ -127,25 +134,6 @@ def prepare(
 
         windows_of(source, recipe.quality.text, count=recipe.quality.windows)
     return Work(plan, source, engine, resources, key)
-
-
-def _check_floats(source: Checkpoint, *, own_numbers: bool, decodable: bool) -> None:
-    """Refuse a quantized source where llm-compressor makes the numbers.
-
-    Args:
-        decodable: whether this project's own engine could make them.
-
-    Raises:
-        BuildError: with the way out.
-    """
-    if own_numbers or source.declaration is None:
-        return
-    base = "name the base that it was made of"
-    raise BuildError(
-        f"is quantized ({source.declaration.quant_method}), and llm-compressor's own engine starts from floats",
-        where=source.label,
-        remedy=Clause("take ", Argument("engine"), " streaming, which decodes it") if decodable else base,
-    )
 
 
 def _check_count(plan: Plan, source: Checkpoint, shard_size: int) -> None:

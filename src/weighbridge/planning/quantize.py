@@ -9,7 +9,7 @@ from weighbridge.checkpoint.consistency import check_consistent
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import is_embedding, split_parameter
 from weighbridge.checkpoint.readable import check_read_by_transformers
-from weighbridge.errors import BuildError, StructureError
+from weighbridge.errors import StructureError
 from weighbridge.families import Role
 from weighbridge.formats import FORMATS
 from weighbridge.formats.codecs import DECODED
@@ -18,7 +18,7 @@ from weighbridge.formats.schemes import Scheme, SchemeMismatch
 from weighbridge.formats.tensors import FLOATING_SOURCES, Tensor
 from weighbridge.planning.declare import declaration_of, declare
 from weighbridge.planning.model import Decision, Obstacle, Part, Plan, by_entry
-from weighbridge.planning.units import Unit, check_floats, units_of
+from weighbridge.planning.units import Unit, check_floats, check_read_alone, units_of
 from weighbridge.recipe import LoadedRecipe
 from weighbridge.text.patterns import PatternList, pattern_list
 
@@ -39,7 +39,7 @@ def plan_quantization(loaded: LoadedRecipe, source: Checkpoint) -> Plan:
     Raises:
         StructureError: two tensors of the source would be written under one name; a quantized source contradicts
             itself, or would become floats that no server loads; or the recipe calibrates what transformers cannot load.
-        BuildError: it is quantized, and the recipe calibrates.
+        BuildError: the recipe calibrates, and codes of several modules lie in one tensor.
     """
     recipe = loaded.recipe
     if recipe.method == "oneshot":
@@ -48,9 +48,6 @@ def plan_quantization(loaded: LoadedRecipe, source: Checkpoint) -> Plan:
     parts: list[Part] = []
     obstacles: list[Obstacle] = []
     if source.declaration is not None:
-        if recipe.method == "oneshot":
-            what = f"is already quantized ({source.declaration.quant_method}), and calibration starts from floats"
-            raise BuildError(what, where=source.label, remedy="name the base model it was made from")
         check_consistent(source)
     for unit in units_of(source):
         if unit.place.tensor in source.dropped and unit.stored is None:
@@ -68,6 +65,8 @@ def plan_quantization(loaded: LoadedRecipe, source: Checkpoint) -> Plan:
                 scheme = None
         else:
             check_floats(unit, where=source.label)
+        if recipe.method == "oneshot":
+            check_read_alone(unit, where=source.label)
         parts.append(Part(unit.place, module, weight, scheme, decision, outputs, unit.stored))
     check_names(parts, where=source.label)
     quantization, documents = declare(declaration_of(recipe), parts, source, format=recipe.format)

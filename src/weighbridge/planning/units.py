@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from weighbridge.checkpoint.model import Checkpoint
 from weighbridge.checkpoint.modules import FusedExperts, Place, place_of, split_experts, split_parameter
-from weighbridge.errors import StructureError
+from weighbridge.errors import BuildError, StructureError
 from weighbridge.formats.codecs import CODES
 from weighbridge.formats.tensors import Tensor
 from weighbridge.planning.model import Stored
@@ -25,6 +25,22 @@ def check_floats(unit: Unit, *, where: str) -> None:
             "which is not written here",
             where=where,
             remedy="quantize all experts, or keep the source's own",
+        )
+
+
+def check_read_alone(unit: Unit, *, where: str) -> None:
+    """Refuse a unit of a quantized source that has no tensors of its own, for calibration, which reads by module.
+
+    Raises:
+        BuildError: it is one of several in a tensor of codes.
+    """
+    if unit.stored is None:
+        return
+    if unit.stored.coded is None or any(place.expert is not None for place in unit.stored.places.values()):
+        raise BuildError(
+            f"{unit.module} is stored as codes that calibration cannot read as a module's own",
+            where=where,
+            remedy="name the base that it was made of, or make floats of it first (method: convert)",
         )
 
 

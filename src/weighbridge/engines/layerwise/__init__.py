@@ -53,7 +53,7 @@ def quantize(
     given = whole.prepare(plan.loaded, source)
     with quieted():
         room = room_for_hessians(calibration_needs(plan), memory)
-        skeleton = open_skeleton(source, device=device)
+        skeleton = open_skeleton(plan, device=device)
         kept = Kept(directory, Journal(directory / JOURNAL, key), passes=len(given.modifiers.instances))
         model = skeleton.model
         with (

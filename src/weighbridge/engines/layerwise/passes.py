@@ -71,6 +71,7 @@ class Passing:
 def passing_by_layer(passing: Passing) -> Iterator[None]:
     """Let llm-compressor pass by layer until the block ends, whatever pipeline it chooses."""
     from compressed_tensors.utils import patch_attr
+    from llmcompressor.entrypoints.oneshot import Oneshot
     from llmcompressor.modeling.offset_norm import CalibrationOffsetNorm
     from llmcompressor.pipelines.data_free.pipeline import DataFreePipeline
     from llmcompressor.pipelines.sequential.pipeline import SequentialPipeline
@@ -89,6 +90,8 @@ def passing_by_layer(passing: Passing) -> Iterator[None]:
             pipeline.__call__ = staticmethod(instead)
         # What was smoothed is on disk already; what would be restored here is empty.
         stack.enter_context(patch_attr(CalibrationOffsetNorm, "restore", lambda _calibrated, original: original))
+        # It asks whether the source was quantized; what is read of it are floats.
+        stack.enter_context(patch_attr(Oneshot, "validate_model", lambda *_: None))
         stack.enter_context(gathered_in_turn(passing.turn))
         yield
 

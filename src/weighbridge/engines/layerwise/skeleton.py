@@ -13,9 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weighbridge.checkpoint.model import Checkpoint
+from weighbridge.engines.layerwise.source import Source, open_tensors
 from weighbridge.engines.oneshot.load import loader_of
 from weighbridge.errors import BuildError, first_line
+from weighbridge.planning import Plan
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +37,7 @@ class Skeleton:
         device: where weights are when they are there.
         fused: modules that hold the experts of a layer as they are loaded, by the name of those that took their place.
         loaded: name of a parameter as transformers loads it -> the stored tensors that it comes from.
-        files: stored tensor -> the file that it is in.
+        source: where those are.
         settings: how transformers loads them.
         stored: every name of the model, with experts one by one, that a checkpoint stores a tensor for.
     """
@@ -45,7 +46,7 @@ class Skeleton:
     device: torch.device
     fused: Mapping[str, Any]
     loaded: Mapping[str, Sequence[str]]
-    files: Mapping[str, Path]
+    source: Source
     settings: Any
     stored: frozenset[str]
 
@@ -81,8 +82,8 @@ def bytes_of(module: Any) -> int:
     return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
 
 
-def open_skeleton(source: Checkpoint, *, device: str) -> Skeleton:
-    """The model of a checkpoint on disk, of whose weights none is read.
+def open_skeleton(plan: Plan, *, device: str) -> Skeleton:
+    """The model of a plan's source on disk, of whose weights none is read.
 
     Raises:
         BuildError: transformers does not know the architecture, or cannot load it.
@@ -94,11 +95,13 @@ def open_skeleton(source: Checkpoint, *, device: str) -> Skeleton:
     from transformers import modeling_utils
     from transformers.core_model_loading import LoadStateDictInfo
 
-    assert source.directory is not None
+    directory = plan.source.directory
+    assert directory is not None
+    tensors = open_tensors(plan)
     asked: dict[str, Any] = {}
 
-    def read_nothing(model: Any, state_dict: Mapping[str, Any], load_config: Any, **_: Any) -> tuple[Any, None]:
-        asked.update(loaded=_renamed(model, state_dict, load_config), settings=load_config)
+    def read_nothing(model: Any, load_config: Any, **_: Any) -> tuple[Any, None]:
+        asked.update(loaded=_renamed(model, [*tensors.files, *tensors.codes], load_config), settings=load_config)
         nothing: set[str] = set()
         info = LoadStateDictInfo(
             missing_keys=nothing,
@@ -116,19 +119,21 @@ def open_skeleton(source: Checkpoint, *, device: str) -> Skeleton:
             # Upstream gives what it makes of experts the device that they are offloaded to; there is none.
             stack.enter_context(patch_attr(linear_experts, "offload_module", lambda module, **_: module))
             # Without a device: for one that is named, transformers sets aside as much of it as the whole model takes.
-            model = loader_of(source.directory).from_pretrained(source.directory, dtype="auto", local_files_only=True)
+            loader, config = loader_of(directory)
+            if hasattr(config, "quantization_config"):
+                del config.quantization_config  # floats come in the place of codes
+            model = loader.from_pretrained(directory, config=config, dtype="auto", local_files_only=True)
             fused = dict(get_non_linearized_moes(model))
             with torch.device("meta"):
                 linearize_moe(model)
     except (ValueError, KeyError, RuntimeError, NotImplementedError, OSError, ImportError) as error:
-        raise BuildError(f"the model cannot be loaded ({first_line(error)})", where=source.label) from error
-    files = {name: source.directory / shard for shard, header in source.shards.items() for name in header.tensors}
+        raise BuildError(f"the model cannot be loaded ({first_line(error)})", where=plan.source.label) from error
     stored = frozenset(model.state_dict())
     for module in model.modules():
         for name in module._non_persistent_buffers_set & module._buffers.keys():
             module._buffers[name] = None if module._buffers[name] is None else module._buffers[name].to(device)
     settings = replace(asked["settings"], device_map={"": device})
-    return Skeleton(model, torch.device(device), fused, asked["loaded"], files, settings, stored)
+    return Skeleton(model, torch.device(device), fused, asked["loaded"], tensors, settings, stored)
 
 
 def _renamed(model: Any, stored: Iterable[str], settings: Any) -> dict[str, list[str]]:
@@ -259,19 +264,13 @@ def put_tensors(skeleton: Skeleton, name: str, place: Path) -> None:
 
 def _read(skeleton: Skeleton, name: str) -> None:
     """Let transformers load what is stored of a module, as it is loaded."""
-    from safetensors import safe_open
     from transformers.core_model_loading import convert_and_load_state_dict_in_model
 
     wanted = [stored for loaded, names in skeleton.loaded.items() if within(loaded, name) for stored in names]
     if not wanted:
         return
-    with ExitStack() as stack:
-        opened = {
-            path: stack.enter_context(safe_open(path, framework="pt", device="cpu"))
-            for path in {skeleton.files[stored] for stored in wanted}
-        }
-        slices = {stored: opened[skeleton.files[stored]].get_slice(stored) for stored in wanted}
-        info, _ = convert_and_load_state_dict_in_model(skeleton.model, slices, skeleton.settings)
+    with skeleton.source.opened(wanted) as tensors:
+        info, _ = convert_and_load_state_dict_in_model(skeleton.model, tensors, skeleton.settings)
     problems = [*info.error_msgs, *map(str, info.conversion_errors.values()), *map(str, info.mismatched_keys)]
     if problems:
         raise BuildError(f"its weights cannot be loaded ({first_line(ValueError(problems[0]))})", where=name)

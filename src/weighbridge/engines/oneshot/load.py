@@ -37,14 +37,15 @@ def load_model(directory: Path, *, device: str | None, where: str) -> Any:
     from llmcompressor.modeling.moe.linearize import linearize_moe
 
     try:
-        model = loader_of(directory).from_pretrained(directory, dtype="auto", device_map=device, local_files_only=True)
+        loader, _ = loader_of(directory)
+        model = loader.from_pretrained(directory, dtype="auto", device_map=device, local_files_only=True)
         return linearize_moe(model)
     except (ValueError, KeyError, RuntimeError, NotImplementedError, OSError, ImportError) as error:
         raise BuildError(f"the model cannot be loaded ({first_line(error)})", where=where) from error
 
 
-def loader_of(directory: Path) -> Any:
-    """transformers' class that loads the model of a directory, with all that it sees and hears.
+def loader_of(directory: Path) -> tuple[Any, Any]:
+    """transformers' class that loads the model of a directory, with all that it sees and hears, and its configuration.
 
     Raises:
         ValueError, OSError: transformers does not know the architecture.
@@ -54,4 +55,4 @@ def loader_of(directory: Path) -> Any:
 
     config = AutoConfig.from_pretrained(directory, local_files_only=True)
     sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    return AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    return AutoModelForImageTextToText if sees else AutoModelForCausalLM, config

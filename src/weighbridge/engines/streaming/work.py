@@ -6,15 +6,16 @@ import hashlib
 import io
 import os
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from weighbridge.engines.codes import of_codes
 from weighbridge.engines.rewriting import Rewrite, Rewritten, Stored, UnusableScale, rewritten
 from weighbridge.engines.streaming.pieces import COPY, Job, Strip
 from weighbridge.errors import BuildError
@@ -23,9 +24,7 @@ from weighbridge.numbers import NonFiniteWeight, RangeTooLarge, load_kernels
 from weighbridge.numbers.encoding import SOURCES
 from weighbridge.work.pieces import Piece
 from weighbridge.work.reading import Buffers, Bytes, read_stored
-from weighbridge.work.regions import CodedRows, Region
-
-Answer = TypeVar("Answer")
+from weighbridge.work.regions import Region
 
 WEIGHT, WEIGHT_SHAPE = "weight", "weight_shape"
 
@@ -176,7 +175,7 @@ def _weight(job: Job, strip: Strip) -> npt.NDArray[np.generic]:
     if region.coded is not None:
         from weighbridge.numbers.decoding import decoded  # numba, which a copy does without
 
-        return _of_codes(job, region.coded, strip.weight.shape[0], decoded)
+        return of_codes(partial(_read, job), region.coded, strip.weight.shape[0], decoded)
     return _read(job, region).view(SOURCES[strip.weight.dtype].array).reshape(strip.weight.shape)
 
 
@@ -188,26 +187,7 @@ def _largest(job: Job, strip: Strip, steps: int | None) -> float:
         return load_kernels(job.device).largest(_weight(job, strip), strip.weight.dtype, strip.scheme, steps=steps)
     from weighbridge.numbers.decoding import largest
 
-    return _of_codes(job, region.coded, strip.weight.shape[0], largest)
-
-
-def _of_codes(job: Job, coded: CodedRows, count: int, ask: Callable[..., Answer]) -> Answer:
-    """What a function of `weighbridge.numbers.decoding` says of so many rows."""
-    from weighbridge.numbers.decoding import Raw, UnusableCodes
-
-    stored = {
-        role: Raw(region.tensor.dtype, _read(job, region, role).reshape(region.tensor.shape[0], -1))
-        for role, region in coded.beside(count).items()
-    }
-    rows, columns = coded.how.weight.shape
-    try:
-        return ask(coded.how.codec, stored, coded.first, count, (rows, columns))
-    except UnusableCodes as problem:
-        raise BuildError(
-            str(problem),
-            where=f"{coded.module}.{coded.how.readings[problem.role].local}",
-            remedy="the source is damaged: compare its digests with the published ones",
-        ) from None
+    return of_codes(partial(_read, job), region.coded, strip.weight.shape[0], largest)
 
 
 def _rewritten(job: Job, strip: Strip, rewrite: Rewrite) -> Rewritten:
