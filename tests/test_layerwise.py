@@ -32,10 +32,18 @@ SEED_TEXT = "the quick brown fox jumps over a lazy dog and finds that it is not 
 ALL = {**TOYS, **TOYS_TO_SMOOTH}
 W8A8 = {"scheme": "W8A8", "modifiers": [{"SmoothQuantModifier": {"smoothing_strength": 0.8}}, {"GPTQModifier": {}}]}
 INT4 = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32}
-BY_32 = {
-    "targets": ["Linear"],
-    "weights": INT4,
+BY_32 = {"targets": ["Linear"], "weights": INT4}
+BY_IMPORTANCE = {"config_groups": {"group_0": {**BY_32, "weights": {**INT4, "observer": "imatrix_mse"}}}}
+HEAD = {
+    "targets": ["re:.*self_attn.*proj$", "lm_head"],
+    "weights": {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel"},
+    "input_activations": {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "token", "dynamic": True},
 }
+WITH_A_HEAD = {
+    "ignore": ["re:.*embed.*", "re:.*mlp.gate$", "re:.*norm.*"],
+    "config_groups": {"head": HEAD, "rest": {**BY_32, "targets": ["re:.*mlp.*(proj|w[123])$"]}},
+}
+ROUNDED, BY_GPTQ = {"QuantizationModifier": {"groups": ["head"]}}, {"GPTQModifier": {"groups": ["rest"]}}
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "FP8, nothing calibrated": {"scheme": "FP8_DYNAMIC", "calibration": None},
     "FP8, static": {"scheme": "FP8"},
@@ -48,9 +56,10 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
         "modifiers": [{"AWQModifier": {"duo_scaling": False}}, {"GPTQModifier": {}}],
     },
     "W8A8, smoothed, by GPTQ": W8A8,
-    "importance of inputs": {
-        "config_groups": {"group_0": {**BY_32, "weights": {**INT4, "observer": "imatrix_mse"}}},
-    },
+    "importance of inputs": BY_IMPORTANCE,
+    "importance of inputs, smoothed": {**BY_IMPORTANCE, "modifiers": [{"SmoothQuantModifier": {}}]},
+    "attention and head rounded without data, then GPTQ": {**WITH_A_HEAD, "modifiers": [ROUNDED, BY_GPTQ]},
+    "GPTQ, then attention and head rounded without data": {**WITH_A_HEAD, "modifiers": [BY_GPTQ, ROUNDED]},
 }
 SMOOTHED = [method for method, changes in METHODS.items() if "AWQ" in str(changes) or "Smooth" in str(changes)]
 WITHOUT_MAPPINGS = {"qwen3-moe", "mixtral", "deepseek-v2"}
@@ -128,7 +137,16 @@ def test_so_they_are_for_the_rest_of_the_table(toy: str, method: str, once: Once
     check_same(toy, method, once, tmp_path)
 
 
-@pytest.mark.parametrize(("room", "blocks"), [(1, 4), (350_000, 2)], ids=["one expert at a time", "two at a time"])
+@pytest.mark.parametrize("method", [method for method, changes in METHODS.items() if "ignore" in changes])
+def test_a_head_above_what_is_held_of_the_rest_is_quantized_as_one(
+    method: str, once: Once, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passes, "REST_BYTES", 1)
+    check_same("llama", method, once, tmp_path)
+
+
+# Hessians of attention take 262,144 bytes, those of an expert 167,936.
+@pytest.mark.parametrize(("room", "blocks"), [(1, 4), (600_000, 2)], ids=["one expert at a time", "two at a time"])
 def test_hessians_in_blocks_are_those_of_one_pass(
     room: int, blocks: int, once: Once, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
