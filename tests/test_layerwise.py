@@ -17,7 +17,7 @@ import yaml
 
 from tests.checkpoints import Tensors, read_tensors
 from tests.conftest import ROOT, Once, environment
-from tests.toy_models import TOYS, TOYS_TO_SMOOTH
+from tests.toy_models import TOYS, TOYS_TO_SMOOTH, write_tied
 from weighbridge.base.source import open_source, with_own_texts
 from weighbridge.engines import layerwise, oneshot
 from weighbridge.engines.layerwise import hessians, passes
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 KEY = bytes(32)
 SEED_TEXT = "the quick brown fox jumps over a lazy dog and finds that it is not as lazy as it looks "
-ALL = {**TOYS, **TOYS_TO_SMOOTH}
+ALL = {**TOYS, **TOYS_TO_SMOOTH, "llama-tied": write_tied}
 W8A8 = {"scheme": "W8A8", "modifiers": [{"SmoothQuantModifier": {"smoothing_strength": 0.8}}, {"GPTQModifier": {}}]}
 INT4 = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32}
 BY_32 = {"targets": ["Linear"], "weights": INT4}
@@ -135,6 +135,14 @@ def test_tensors_and_what_is_said_are_those_of_the_whole_model(
 @pytest.mark.parametrize(("toy", "method"), [case for case in CASES if case not in IN_SHORT])
 def test_so_they_are_for_the_rest_of_the_table(toy: str, method: str, once: Once, tmp_path: Path) -> None:
     check_same(toy, method, once, tmp_path)
+
+
+@pytest.mark.parametrize("method", [method for method, changes in METHODS.items() if "ignore" in changes])
+def test_a_head_that_is_the_embedding_is_quantized_by_neither(method: str, once: Once, tmp_path: Path) -> None:
+    plan = planned(once("toy-llama-tied", write_tied), METHODS[method], tmp_path)
+    tensors = read_tensors(by_layer(plan, tmp_path / "layers").shards)
+    assert {name.rpartition(".")[0] for name in tensors} == set(plan.modules)
+    assert differing(tensors, read_tensors(as_a_whole(plan, tmp_path / "whole").shards)) == []
 
 
 @pytest.mark.parametrize("method", [method for method, changes in METHODS.items() if "ignore" in changes])
