@@ -197,7 +197,7 @@ def _pass_without_data(passing: Passing, model: Any, dataset_args: Any) -> None:
     targets = infer_sequential_targets(model, dataset_args.sequential_targets)
     layers = [name for name, _ in match_named_modules(model, targets)]
     passing.finished = passing.kept.finished(passing.number)
-    for entry in passing.finished[: len(layers)]:
+    for entry in passing.finished:
         _recall(passing, entry)
     LifecycleCallbacks.calibration_start()
     for name in layers[len(passing.finished) :]:
@@ -237,7 +237,7 @@ def _resumed(passing: Passing, parts: Sequence[Any], activations: Activations, b
         if not activations.hold(batch, {name: values[name] for name in needed & values.keys()}):
             passing.finished = []
             return 0
-    for entry in said[: len(parts)]:
+    for entry in said:
         _recall(passing, entry)
     return min(len(said), len(parts))
 
@@ -278,7 +278,9 @@ def _finish(passing: Passing, names: Sequence[str], said: Mapping[str, Any]) -> 
 
 def _so_far(passing: Passing, names: Sequence[str]) -> dict[str, Any]:
     """What a run that goes on after this part has to know, and can no longer see."""
-    said: dict[str, Any] = {"coverage": passing.watch.counted(names), "warnings": list(passing.warnings)}
+    known = {warning for entry in passing.finished for warning in entry["warnings"]}
+    new = [warning for warning in passing.warnings if warning not in known]
+    said: dict[str, Any] = {"coverage": passing.watch.counted(names), "warnings": new}
     for modifier in _gptq():
         said["rounded"] = [list(modifier._rtn_fallback_module_names), modifier._num_compressed_modules]
     return said
