@@ -565,6 +565,15 @@ def test_download_holds_what_a_build_needs_and_nothing_else(hub: Hub, tiny: Path
     assert not hub.requests("|".join(STRAYS))
 
 
+def test_weights_are_not_asked_for_before_every_small_file_has_come(hub: Hub) -> None:
+    checkpoint = open_hub(HubId(TINY))
+    hub.log.clear()
+    download(checkpoint)
+    weights = [".safetensors" in exchange.path for exchange in hub.requests("/resolve/")]
+    assert weights == sorted(weights)
+    assert set(weights) == {False, True}
+
+
 def test_second_download_asks_nothing(hub: Hub) -> None:
     checkpoint = open_hub(HubId(TINY))
     first = download(checkpoint)

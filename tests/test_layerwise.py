@@ -18,7 +18,7 @@ import yaml
 import weighbridge as wb
 from tests.checkpoints import Tensors, read_tensors
 from tests.conftest import ROOT, Once, environment
-from tests.toy_models import TOYS, TOYS_TO_SMOOTH
+from tests.toy_models import TOYS, TOYS_TO_SMOOTH, write_tied
 from weighbridge.base.source import open_source, with_own_texts
 from weighbridge.engines import layerwise, oneshot
 from weighbridge.engines.layerwise import hessians, passes
@@ -31,13 +31,21 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 KEY = bytes(32)
 SEED_TEXT = "the quick brown fox jumps over a lazy dog and finds that it is not as lazy as it looks "
-ALL = {**TOYS, **TOYS_TO_SMOOTH}
+ALL = {**TOYS, **TOYS_TO_SMOOTH, "llama-tied": write_tied}
 W8A8 = {"scheme": "W8A8", "modifiers": [{"SmoothQuantModifier": {"smoothing_strength": 0.8}}, {"GPTQModifier": {}}]}
 INT4 = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32}
-BY_32 = {
-    "targets": ["Linear"],
-    "weights": INT4,
+BY_32 = {"targets": ["Linear"], "weights": INT4}
+BY_IMPORTANCE = {"config_groups": {"group_0": {**BY_32, "weights": {**INT4, "observer": "imatrix_mse"}}}}
+HEAD = {
+    "targets": ["re:.*self_attn.*proj$", "lm_head"],
+    "weights": {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel"},
+    "input_activations": {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "token", "dynamic": True},
 }
+WITH_A_HEAD = {
+    "ignore": ["re:.*embed.*", "re:.*mlp.gate$", "re:.*norm.*"],
+    "config_groups": {"head": HEAD, "rest": {**BY_32, "targets": ["re:.*mlp.*(proj|w[123])$"]}},
+}
+ROUNDED, BY_GPTQ = {"QuantizationModifier": {"groups": ["head"]}}, {"GPTQModifier": {"groups": ["rest"]}}
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "FP8, nothing calibrated": {"scheme": "FP8_DYNAMIC", "calibration": None},
     "FP8, static": {"scheme": "FP8"},
@@ -50,9 +58,10 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
         "modifiers": [{"AWQModifier": {"duo_scaling": False}}, {"GPTQModifier": {}}],
     },
     "W8A8, smoothed, by GPTQ": W8A8,
-    "importance of inputs": {
-        "config_groups": {"group_0": {**BY_32, "weights": {**INT4, "observer": "imatrix_mse"}}},
-    },
+    "importance of inputs": BY_IMPORTANCE,
+    "importance of inputs, smoothed": {**BY_IMPORTANCE, "modifiers": [{"SmoothQuantModifier": {}}]},
+    "attention and head rounded without data, then GPTQ": {**WITH_A_HEAD, "modifiers": [ROUNDED, BY_GPTQ]},
+    "GPTQ, then attention and head rounded without data": {**WITH_A_HEAD, "modifiers": [BY_GPTQ, ROUNDED]},
 }
 SMOOTHED = [method for method, changes in METHODS.items() if "AWQ" in str(changes) or "Smooth" in str(changes)]
 WITHOUT_MAPPINGS = {"qwen3-moe", "mixtral", "deepseek-v2"}
@@ -182,7 +191,24 @@ def test_a_quantized_source_is_calibrated_like_the_floats_that_its_codes_mean(
     assert differing(read_tensors(of_codes.shards), read_tensors(of_floats.shards)) == []
 
 
-@pytest.mark.parametrize(("room", "blocks"), [(1, 4), (350_000, 2)], ids=["one expert at a time", "two at a time"])
+@pytest.mark.parametrize("method", [method for method, changes in METHODS.items() if "ignore" in changes])
+def test_a_head_that_is_the_embedding_is_quantized_by_neither(method: str, once: Once, tmp_path: Path) -> None:
+    plan = planned(once("toy-llama-tied", write_tied), METHODS[method], tmp_path)
+    tensors = read_tensors(by_layer(plan, tmp_path / "layers").shards)
+    assert {name.rpartition(".")[0] for name in tensors} == set(plan.modules)
+    assert differing(tensors, read_tensors(as_a_whole(plan, tmp_path / "whole").shards)) == []
+
+
+@pytest.mark.parametrize("method", [method for method, changes in METHODS.items() if "ignore" in changes])
+def test_a_head_above_what_is_held_of_the_rest_is_quantized_as_one(
+    method: str, once: Once, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passes, "REST_BYTES", 1)
+    check_same("llama", method, once, tmp_path)
+
+
+# Hessians of attention take 262,144 bytes, those of an expert 167,936.
+@pytest.mark.parametrize(("room", "blocks"), [(1, 4), (600_000, 2)], ids=["one expert at a time", "two at a time"])
 def test_hessians_in_blocks_are_those_of_one_pass(
     room: int, blocks: int, once: Once, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

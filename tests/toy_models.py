@@ -30,6 +30,13 @@ def write_llama(directory: Path, *, seed: int = 0, inner: int = 192) -> None:
     _write(LlamaForCausalLM, LlamaConfig(**{**_COMMON, "intermediate_size": inner}), directory, seed)
 
 
+def write_tied(directory: Path, *, seed: int = 0) -> None:
+    """A dense model whose head is its embedding: 20 tensors."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    _write(LlamaForCausalLM, LlamaConfig(**{**_COMMON, "tie_word_embeddings": True}), directory, seed)
+
+
 def write_qwen3_moe(directory: Path, *, seed: int = 0) -> None:
     """A dense layer, then one of 4 experts, stored one by one: 35 tensors."""
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM

@@ -16,12 +16,14 @@ def calibration_section(plan: Plan) -> Section:
     facts: dict[str, str | int] = {
         "weights of the largest layer": f"{needs.layer:,} bytes",
         "memory at least (--memory)": f"{HELD + needs.memory:,} bytes",
-        "what passes between layers, on disk at most": f"{needs.disk:,} bytes",
+        "beside the output on disk, about": f"{needs.disk:,} bytes",
     }
     calibration = plan.loaded.recipe.calibration if plan.loaded.recipe.needing_data else None
     if calibration is not None:
         tokens = calibration.samples * calibration.sequence_length
         facts["tokens at most"] = f"{tokens:,}, twice through each layer for each modifier that sees them"
+    if needs.kept:
+        facts["of it what AWQ holds of all samples"] = f"{needs.kept:,} bytes; with fewer samples, less"
     if needs.hessians:
         facts["Hessians of GPTQ at least"] = f"{needs.hessians:,} bytes; with more memory, more experts at a time"
     return Section(

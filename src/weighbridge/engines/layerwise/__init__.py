@@ -50,7 +50,7 @@ def quantize(
         BuildError: the model cannot be loaded, or upstream stopped, or a file cannot be written.
         WeighbridgeError: `memory` is too little.
     """
-    given = whole.prepare(plan.loaded, source)
+    given = whole.prepare(plan, source)
     with quieted():
         room = room_for_hessians(calibration_needs(plan), memory)
         skeleton = open_skeleton(plan, device=device)

@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from weighbridge.engines.layerwise.activations import Activations
-from weighbridge.engines.layerwise.hessians import blocks, experts_of, gathered_in_turn, only_hessians, round_block
+from weighbridge.engines.layerwise.hessians import (
+    blocks,
+    experts_of,
+    gathered_in_turn,
+    hessian_bytes,
+    only_hessians,
+    round_block,
+)
 from weighbridge.engines.layerwise.kept import Kept
 from weighbridge.engines.layerwise.skeleton import (
     Skeleton,
@@ -167,7 +174,9 @@ def _observe(passing: Passing, names: Sequence[str], pass_through: Callable[[], 
     passing.turn.update(inside)
     for modifier in _gptq():
         rounded = [module for module in inside if module in modifier._module_names and hasattr(module, "weight")]
-        apart = blocks(experts_of(skeleton, names, rounded), passing.room)
+        experts = experts_of(skeleton, names, rounded)
+        held = sum(map(hessian_bytes, set(rounded).difference(*experts)))
+        apart = blocks(experts, passing.room - held)
         for block in apart[1:]:
             passing.turn.difference_update(block)
         pass_through()
@@ -191,7 +200,7 @@ def _pass_without_data(passing: Passing, model: Any, dataset_args: Any) -> None:
     targets = infer_sequential_targets(model, dataset_args.sequential_targets)
     layers = [name for name, _ in match_named_modules(model, targets)]
     passing.finished = passing.kept.finished(passing.number)
-    for entry in passing.finished[: len(layers)]:
+    for entry in passing.finished:
         _recall(passing, entry)
     LifecycleCallbacks.calibration_start()
     for name in layers[len(passing.finished) :]:
@@ -200,8 +209,7 @@ def _pass_without_data(passing: Passing, model: Any, dataset_args: Any) -> None:
         LifecycleCallbacks.sequential_epoch_end(list(model.get_submodule(name).modules()))
         _finish(passing, [name], {})
         passing.progress.advance(size)
-    if passing.last:
-        _keep_rest(passing, len(layers), layers, LifecycleCallbacks.sequential_epoch_end)
+    _keep_rest(passing, len(layers), layers, LifecycleCallbacks.sequential_epoch_end)
     LifecycleCallbacks.calibration_end()
 
 
@@ -232,7 +240,7 @@ def _resumed(passing: Passing, parts: Sequence[Any], activations: Activations, b
         if not activations.hold(batch, {name: values[name] for name in needed & values.keys()}):
             passing.finished = []
             return 0
-    for entry in said[: len(parts)]:
+    for entry in said:
         _recall(passing, entry)
     return min(len(said), len(parts))
 
@@ -241,11 +249,11 @@ def _fill(passing: Passing, names: Sequence[str]) -> None:
     """Read the weights of modules: as the passes before left them, or else those that are stored."""
     left = passing.left
     for name in names:
-        inside = [module for module in left if within(module, name)]
-        if name not in inside:
+        if not any(within(name, module) for module in left):
             fill(passing.skeleton, name)
-        for module in inside:
-            put_tensors(passing.skeleton, module, left[module])
+        for module, place in left.items():
+            if within(module, name) or within(name, module):
+                put_tensors(passing.skeleton, max(module, name, key=len), place)
         take_over(passing.skeleton, name)
 
 
@@ -273,7 +281,9 @@ def _finish(passing: Passing, names: Sequence[str], said: Mapping[str, Any]) -> 
 
 def _so_far(passing: Passing, names: Sequence[str]) -> dict[str, Any]:
     """What a run that goes on after this part has to know, and can no longer see."""
-    said: dict[str, Any] = {"coverage": passing.watch.counted(names), "warnings": list(passing.warnings)}
+    known = {warning for entry in passing.finished for warning in entry["warnings"]}
+    new = [warning for warning in passing.warnings if warning not in known]
+    said: dict[str, Any] = {"coverage": passing.watch.counted(names), "warnings": new}
     for modifier in _gptq():
         said["rounded"] = [list(modifier._rtn_fallback_module_names), modifier._num_compressed_modules]
     return said
@@ -328,10 +338,12 @@ def _apart(module: Any, path: str, done: Sequence[str]) -> Iterator[tuple[str, i
 
     Each with its bytes.
     """
+    from llmcompressor.observers import Observer
+
     if path and any(within(path, name) for name in done):
         return
     size = bytes_of(module)
-    children = list(module.named_children())
+    children = [(name, child) for name, child in module.named_children() if not isinstance(child, Observer)]
     if path and not (any(within(name, path) for name in done) or (size > REST_BYTES and children)):
         if size:
             yield path, size

@@ -248,7 +248,7 @@ def tensors_of(skeleton: Skeleton, name: str) -> dict[str, torch.Tensor]:
 
 
 def put_tensors(skeleton: Skeleton, name: str, place: Path) -> None:
-    """Give a module the tensors that `tensors_of` gave, read from a file."""
+    """Give a module the tensors that `tensors_of` gave of it, or of what it is a part of, read from a file."""
     from safetensors import safe_open
 
     with safe_open(place, framework="pt", device=str(skeleton.device)) as file:
@@ -260,6 +260,7 @@ def put_tensors(skeleton: Skeleton, name: str, place: Path) -> None:
                     setattr(part, ORIGINAL, file.get_tensor(whole))
                 else:
                     _put(part, local, file.get_tensor(whole))
+    _attach_observers(skeleton, name)
 
 
 def _read(skeleton: Skeleton, name: str) -> None:
@@ -296,7 +297,6 @@ def _complete(skeleton: Skeleton, name: str) -> None:
     """What is on the meta device yet: weights that are another's, norms with their sum, scales that nothing set."""
     import torch
     from llmcompressor.modeling.offset_norm import CalibrationOffsetNorm
-    from llmcompressor.observers import Observer
 
     tied = skeleton.model.all_tied_weights_keys
     for path, part, local, tensor in list(skeleton.tensors(name)):
@@ -309,14 +309,22 @@ def _complete(skeleton: Skeleton, name: str) -> None:
             raise BuildError("no tensor of the weights is loaded as this one", where=whole)
         else:
             _put(part, local, torch.empty_like(tensor, device=skeleton.device))
+    _attach_observers(skeleton, name)
     for _, part in skeleton.modules(name):
-        for observer in part.children():
-            if isinstance(observer, Observer) and _counts_nothing_yet(observer):
-                observer.attach(part)  # it counts on the device of the weights
         if isinstance(part, CalibrationOffsetNorm):
             original = part.weight.data
             setattr(part, ORIGINAL, original)
             part.weight.data = (1.0 + original.float()).to(original.dtype)
+
+
+def _attach_observers(skeleton: Skeleton, name: str) -> None:
+    """Let observers inside a module count on the device of its weights, which were not there when they began."""
+    from llmcompressor.observers import Observer
+
+    for _, part in skeleton.modules(name):
+        for observer in part.children():
+            if isinstance(observer, Observer) and _counts_nothing_yet(observer):
+                observer.attach(part)
 
 
 def _counts_nothing_yet(observer: Any) -> bool:

@@ -88,7 +88,7 @@ def quantize(
         BuildError: the model cannot be loaded, or upstream stopped, or a shard cannot be written.
     """
     assert source.directory is not None
-    given = prepare(plan.loaded, source)
+    given = prepare(plan, source)
     with quieted():
         model = load_model(source.directory, device=device, where=source.label)
         with (
@@ -101,15 +101,15 @@ def quantize(
     return described(plan, given, passed, output)
 
 
-def prepare(loaded: LoadedRecipe, source: Checkpoint) -> Given:
-    """Modifiers, tokenizer and samples of a recipe, as `check` has seen them.
+def prepare(plan: Plan, source: Checkpoint) -> Given:
+    """Modifiers, tokenizer and samples of a plan's recipe, as `check` has seen them.
 
     Raises:
         RecipeError, DatasetError, StructureError, BuildError: as `check`.
     """
     assert source.directory is not None
-    modifiers = make_modifiers(loaded)
-    calibration = _calibration(loaded)
+    modifiers = make_modifiers(plan.loaded, tied=plan.tied_modules)
+    calibration = _calibration(plan.loaded)
     with quieted():
         tokenizer = load_tokenizer(source.directory, where=source.label)
         samples = None if calibration is None else make_samples(calibration, open_rows(calibration), tokenizer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,11 +35,14 @@ class Modifiers:
         return tuple(type(modifier).__name__ for modifier in self.instances)
 
 
-def make_modifiers(loaded: LoadedRecipe) -> Modifiers:
+def make_modifiers(loaded: LoadedRecipe, *, tied: Collection[str] = ()) -> Modifiers:
     """The recipe's modifiers; where none of them quantizes, a QuantizationModifier that does, last.
 
     Schemes, the ignore list and the KV cache are the recipe's own and handed to those that quantize; the KV cache is
     done by the first of them.
+
+    Args:
+        tied: modules of the model that no tensor is stored for, as their weights are another's; none is quantized.
 
     Raises:
         RecipeError: a value that llm-compressor does not take; with file and line.
@@ -51,7 +54,7 @@ def make_modifiers(loaded: LoadedRecipe) -> Modifiers:
     }
     quantizing = recipe.quantizing
     first = next(iter(quantizing))
-    own = {name: _quantization(recipe, groups, cached=name == first) for name, groups in quantizing.items()}
+    own = {name: _quantization(recipe, groups, tied, cached=name == first) for name, groups in quantizing.items()}
     for name in quantizing:
         said.setdefault(name, ({}, loaded.document.where))
     return Modifiers(
@@ -78,7 +81,7 @@ def _make(name: str, options: Mapping[str, Any], where: str) -> Modifier:
         return made
 
 
-def _quantization(recipe: Recipe, groups: Sequence[Group], *, cached: bool) -> dict[str, Any]:
+def _quantization(recipe: Recipe, groups: Sequence[Group], tied: Collection[str], *, cached: bool) -> dict[str, Any]:
     """What a recipe says of quantization, as arguments of a modifier that quantizes some of its groups.
 
     A module that several groups target is the first one's, and one's that targets the class Linear last of all; so the
@@ -93,7 +96,7 @@ def _quantization(recipe: Recipe, groups: Sequence[Group], *, cached: bool) -> d
     cache = recipe.kv_cache if cached and recipe.kv_cache and recipe.kv_cache.scales == "calibrated" else None
     return {
         "config_groups": QuantizationConfig.model_validate({"config_groups": config}).config_groups,
-        "ignore": [*recipe.ignored, *recipe.passed_by(groups)],
+        "ignore": [*recipe.ignored, *recipe.passed_by(groups), *sorted(tied)],
         "targets": [],
         "kv_cache_scheme": cache and QuantizationArgs.model_validate(args_to_config(cache.args)),
     }
