@@ -3,6 +3,7 @@ the same bytes however often it is killed."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from random import Random
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from tests.checkpoints import Tensors, read_tensors
@@ -21,7 +23,7 @@ from tests.conftest import ROOT, Once, environment
 from tests.toy_models import TOYS, TOYS_TO_SMOOTH
 from weighbridge.base.source import open_source, with_own_texts
 from weighbridge.engines import layerwise, oneshot
-from weighbridge.engines.layerwise import hessians, passes
+from weighbridge.engines.layerwise import hessians, kept, passes
 from weighbridge.planning import Plan, make_plan
 from weighbridge.progress import Progress
 from weighbridge.recipe import load_recipe
@@ -243,3 +245,20 @@ def test_what_was_altered_while_nothing_ran_is_made_anew(
     victim.write_bytes(content)
     assert run(0, toy, tmp_path)[0] == 0
     assert differing(read_tensors(tmp_path / "layers" / "shards"), tensors) == []
+
+
+PLANTED: Mapping[str, Callable[[Path, Path], None]] = {
+    "a link": lambda place, elsewhere: place.symlink_to(elsewhere),
+    "another name of a file": lambda place, elsewhere: place.hardlink_to(elsewhere),
+    "a pipe": lambda place, _: os.mkfifo(place),
+}
+
+
+@pytest.mark.parametrize("what", PLANTED)
+def test_what_was_planted_where_a_part_grows_is_replaced(what: str, tmp_path: Path) -> None:
+    elsewhere, place = tmp_path / "elsewhere", tmp_path / "part-00000.safetensors"
+    elsewhere.write_text("somebody's")
+    PLANTED[what](tmp_path / f"{place.name}.part", elsewhere)
+    kept.write_tensors(place, {"weight": torch.ones(2)})
+    assert elsewhere.read_text() == "somebody's"
+    assert kept.digest(place)

@@ -80,7 +80,7 @@ class Kept:
 
 
 def write_tensors(place: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write a file of tensors, whole or not at all.
+    """Write a file of tensors, whole or not at all, whatever stands where it grows: a link is not followed.
 
     Raises:
         BuildError: safetensors could not write.
@@ -89,6 +89,7 @@ def write_tensors(place: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     from safetensors.torch import save_file
 
     growing = place.with_name(f"{place.name}{_UNFINISHED}")
+    growing.unlink(missing_ok=True)
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, growing, metadata={"format": "pt"})
     except SafetensorError as error:
