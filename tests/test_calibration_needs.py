@@ -111,11 +111,13 @@ def test_hessians_have_what_the_rest_leaves(
     needs: Needs, limit: int | None, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "resident", lambda: 1000)
+    monkeypatch.setattr(memory, "HELD", 900)
     assert room_for_hessians(needs, limit) == room
 
 
 def test_too_little_memory_is_refused_with_what_would_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "resident", lambda: 1000)
+    monkeypatch.setattr(memory, "HELD", 900)
     with pytest.raises(WeighbridgeError, match="1,254 bytes of memory are too little") as refused:
         room_for_hessians(NEEDS, 1254)
     assert refused.value.remedy == "allow 1,255 bytes or more"
@@ -149,11 +151,11 @@ def same(one: Any, other: Any) -> bool:
 
 @pytest.mark.parametrize("name", VALUES)
 def test_a_value_comes_back_as_it_was(name: str, tmp_path: Path) -> None:
-    kept = Activations(tmp_path, torch.device("cpu"))
+    kept = Activations(tmp_path, {"value": "value"}, torch.device("cpu"))
     kept.put(0, {"value": VALUES[name]})
     assert same(VALUES[name], kept.get(0, ["value"])["value"])
 
 
 def test_a_value_of_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="a value of type slice passes between its layers"):
-        Activations(tmp_path, torch.device("cpu")).put(0, {"value": slice(3)})
+        Activations(tmp_path, {"value": "value"}, torch.device("cpu")).put(0, {"value": slice(3)})

@@ -3,6 +3,8 @@ the same bytes however often it is killed."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from random import Random
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 import weighbridge as wb
@@ -21,7 +24,7 @@ from tests.conftest import ROOT, Once, environment
 from tests.toy_models import TOYS, TOYS_TO_SMOOTH, write_tied
 from weighbridge.base.source import open_source, with_own_texts
 from weighbridge.engines import layerwise, oneshot
-from weighbridge.engines.layerwise import hessians, passes
+from weighbridge.engines.layerwise import hessians, kept, passes
 from weighbridge.engines.layerwise.skeleton import open_skeleton
 from weighbridge.planning import Plan, make_plan
 from weighbridge.progress import Progress
@@ -230,13 +233,13 @@ KILLED = "W8A8, smoothed, by GPTQ"
 """Two passes over the model, of which the first changes norms, too."""
 
 
-def run(writes: int, toy: Path, tmp_path: Path) -> tuple[int, list[str]]:
+def run(writes: int, toy: Path, tmp_path: Path, *, hash_seed: int = 0) -> tuple[int, list[str]]:
     """Calibrate in a process that is killed after so many writes; its exit status, and the parts that it read."""
     command = [sys.executable, "-m", "tests.killed_calibration", str(writes), str(toy), str(tmp_path / "recipe.yaml")]
     done = subprocess.run(
         [*command, str(tmp_path / "layers")],
         cwd=ROOT,
-        env=environment({"OMP_NUM_THREADS": "1"}),
+        env=environment({"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": str(hash_seed)}),
         capture_output=True,
         text=True,
         check=False,
@@ -288,6 +291,20 @@ def test_so_does_one_that_is_killed_anywhere(
     check_goes_on([random.randrange(1, 60) for _ in range(random.randrange(1, 4))], undisturbed, tmp_path)
 
 
+def test_it_goes_on_where_another_process_walks_through_sets_in_another_order(once: Once, tmp_path: Path) -> None:
+    toy = once("toy-gemma3", ALL["gemma3"])
+    plan = planned(toy, METHODS["FP8, static"], tmp_path)
+    whole = as_a_whole(plan, tmp_path / "whole")
+    for seed in range(3):
+        shutil.rmtree(tmp_path / "layers", ignore_errors=True)
+        code, killed = run(35, toy, tmp_path)
+        assert code == -signal.SIGKILL
+        code, read = run(0, toy, tmp_path, hash_seed=seed)
+        assert code == 0
+        assert read[0] == killed[-1], "goes on at the part where it was"
+        assert differing(read_tensors(tmp_path / "layers" / "shards"), read_tensors(whole.shards)) == []
+
+
 ALTERED: Mapping[str, Callable[[Path], Path]] = {
     "tensors of a part": lambda directory: next(directory.glob("pass-0/*.safetensors")),
     "a value between layers": lambda directory: next(directory.glob("activations/*/1/*")),
@@ -308,3 +325,20 @@ def test_what_was_altered_while_nothing_ran_is_made_anew(
     victim.write_bytes(content)
     assert run(0, toy, tmp_path)[0] == 0
     assert differing(read_tensors(tmp_path / "layers" / "shards"), tensors) == []
+
+
+PLANTED: Mapping[str, Callable[[Path, Path], None]] = {
+    "a link": lambda place, elsewhere: place.symlink_to(elsewhere),
+    "another name of a file": lambda place, elsewhere: place.hardlink_to(elsewhere),
+    "a pipe": lambda place, _: os.mkfifo(place),
+}
+
+
+@pytest.mark.parametrize("what", PLANTED)
+def test_what_was_planted_where_a_part_grows_is_replaced(what: str, tmp_path: Path) -> None:
+    elsewhere, place = tmp_path / "elsewhere", tmp_path / "part-00000.safetensors"
+    elsewhere.write_text("somebody's")
+    PLANTED[what](tmp_path / f"{place.name}.part", elsewhere)
+    kept.write_tensors(place, {"weight": torch.ones(2)})
+    assert elsewhere.read_text() == "somebody's"
+    assert kept.digest(place)

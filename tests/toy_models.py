@@ -92,7 +92,8 @@ def write_qwen2(directory: Path, *, seed: int = 0) -> None:
 
 
 def write_gemma3(directory: Path, *, seed: int = 0) -> None:
-    """A dense model whose norms multiply by one more than their weights: 28 tensors."""
+    """A dense model of three layers that attend in two ways, whose norms multiply by one more than their weights: 41
+    tensors."""
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
     def spread_norms(model: Any) -> None:
@@ -100,7 +101,9 @@ def write_gemma3(directory: Path, *, seed: int = 0) -> None:
             if "norm" in name:
                 tensor.data.normal_(std=0.3)
 
-    _write(Gemma3ForCausalLM, Gemma3TextConfig(**_COMMON, head_dim=32), directory, seed, spread_norms)
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    config = Gemma3TextConfig(**{**_COMMON, "num_hidden_layers": 3}, head_dim=32, layer_types=kinds)
+    _write(Gemma3ForCausalLM, config, directory, seed, spread_norms)
 
 
 TOYS: Mapping[str, Callable[[Path], None]] = {

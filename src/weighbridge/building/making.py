@@ -18,10 +18,10 @@ from weighbridge.errors import Argument, BuildError, Clause
 from weighbridge.formats.quantization import without_quantization
 from weighbridge.machine.cache import secret
 from weighbridge.machine.installation import need
-from weighbridge.machine.resources import Resources, beside_what_is_held
+from weighbridge.machine.resources import Resources, beside_what_is_held, enough_to_lay_out
 from weighbridge.machine.standing import Standing
 from weighbridge.output import shards
-from weighbridge.output.staging import JOURNAL, UNFINISHED, Staging, check_space
+from weighbridge.output.staging import JOURNAL, UNFINISHED, Staging, check_space, make_own
 from weighbridge.planning import Plan, plan_rewrite
 from weighbridge.planning.calibrating import calibration_needs
 from weighbridge.planning.declare import as_servers_call_it, compressed_tensors_config, declaration_of
@@ -194,7 +194,7 @@ def _through_upstream(work: Work, staging: Staging, progress: Progress) -> Made:
     """Let llm-compressor quantize into shards of its own making, then lay these out as every build's are."""
     loaded, device = work.plan.loaded, work.resources.devices[0]
     unfinished = staging.directory / UNFINISHED
-    unfinished.mkdir(exist_ok=work.key is not None)
+    make_own(unfinished)
     sections: Sequence[Section] = ()
     record: Record | None = None
     if loaded.recipe.method == "oneshot":
@@ -211,7 +211,9 @@ def _through_upstream(work: Work, staging: Staging, progress: Progress) -> Made:
     config["quantization_config"] = compressed_tensors_config(declared)
     written = shards.open_shards(unfinished, config, label=by)
     relaid = plan_rewrite(loaded, written, Conversion())
-    laying = replace(work, plan=relaid, source=written, resources=beside_what_is_held(work.resources))
+    by_layer = work.key is not None
+    resources = enough_to_lay_out(work.resources) if by_layer else beside_what_is_held(work.resources)
+    laying = replace(work, plan=relaid, source=written, resources=resources)
     outcome = _write(laying, staging, progress, hashed=work.source)
     said = [Section("build", "the build", f"made by {by}"), *sections, *_reciprocals(outcome.inexact, relaid)]
     calibration = None if record is None else asdict(record)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from weighbridge.planning import Plan
-from weighbridge.planning.calibrating import calibration_needs
+from weighbridge.planning.calibrating import HELD, calibration_needs
 from weighbridge.report import Section
-
-HELD = 600 << 20
-"""Bytes that Python, torch, transformers and llm-compressor hold by themselves, as measured."""
 
 
 def calibration_section(plan: Plan) -> Section:

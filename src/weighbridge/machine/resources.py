@@ -64,6 +64,15 @@ def beside_what_is_held(resources: Resources) -> Resources:
     return replace(resources, memory=resources.limit + resident())
 
 
+LAYING_OUT = 256 << 20
+"""Bytes in which what was made is laid out anew, piece by piece, whatever it was made of."""
+
+
+def enough_to_lay_out(resources: Resources) -> Resources:
+    """The same resources, with memory for this beside what this process holds, where they had room for more before."""
+    return replace(resources, memory=max(resources.limit, resident() + LAYING_OUT))
+
+
 def affordable_workers(workers: int | None, memory: int, *, each: int) -> int:
     """How many workers of `each` bytes fit beside what this process holds already.
 

@@ -301,7 +301,7 @@ def staged(claim: Claim, *, key: str | None = None) -> Iterator[Staging]:
         else:
             check_private(directory)
         staging = Staging(directory, tuple(other for other in others if other != directory))
-        _make_own(staging.checkpoint)
+        make_own(staging.checkpoint)
     except OSError as error:
         raise _explained(error, target, _ELSEWHERE) from error
     log.info("building in %s", directory)
@@ -343,7 +343,7 @@ def check_private(directory: Path) -> None:
         raise BuildError(what, where=str(directory), remedy="remove it, and build anew")
 
 
-def _make_own(directory: Path) -> None:
+def make_own(directory: Path) -> None:
     """A directory where there may be one already, and nothing else than a directory."""
     if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
         directory.unlink()

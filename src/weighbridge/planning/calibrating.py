@@ -11,6 +11,8 @@ from weighbridge.text.names import expert_of, layer_of
 
 FLOAT = 4
 """Bytes of a number in a Hessian, and of one on its way through a layer."""
+HELD = 600 << 20
+"""Bytes that Python, torch, transformers and llm-compressor hold by themselves, as measured."""
 COPIES = 2
 """Of a layer's weights: while its experts are taken apart, and when it is written down."""
 SCORE_COPIES = 3

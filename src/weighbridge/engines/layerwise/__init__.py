@@ -55,6 +55,7 @@ def quantize(
         room = room_for_hessians(calibration_needs(plan), memory)
         skeleton = open_skeleton(plan, device=device)
         kept = Kept(directory, Journal(directory / JOURNAL, key), passes=len(given.modifiers.instances))
+        kept.clear()
         model = skeleton.model
         with (
             progress.stage(given.title, kept.passes * skeleton.bytes),

@@ -1,8 +1,8 @@
 """What passes between the layers of a model, kept on disk: each value of each batch in a file of its own, mapped when
 it is read.
 
-A value is written once, under the name that the traced model has for it; a run that was killed finds those that it
-needs where they are.
+A value is written once, under a name that lasts (`naming`); a run that was killed finds those that it needs where they
+are.
 """
 
 from __future__ import annotations
@@ -22,17 +22,22 @@ if TYPE_CHECKING:
 
 
 class Activations:
-    """Values of batches by name, in a directory; given back on one device."""
+    """Values of batches by the names of a trace, in a directory; given back on one device.
 
-    def __init__(self, directory: Path, device: torch.device) -> None:
+    Args:
+        names: name of the trace -> name that lasts, which is that of the file.
+    """
+
+    def __init__(self, directory: Path, names: Mapping[str, str], device: torch.device) -> None:
         self._directory = directory
+        self._names = names
         self._device = device
 
     def put(self, batch: int, values: Mapping[str, Any]) -> dict[str, str]:
         """Keep values of a batch; one of the same name is replaced.
 
         Returns:
-            Name -> SHA-256 (hex) of what was written.
+            Name that lasts -> SHA-256 (hex) of what was written.
 
         Raises:
             BuildError: a value of a kind that cannot be written down.
@@ -42,22 +47,24 @@ class Activations:
         digests = {}
         for name, value in values.items():
             written = _written(value, name=name)
-            put_in_place(folder / name, written, 0o600)
-            digests[name] = hashlib.sha256(written).hexdigest()
+            put_in_place(folder / self._names[name], written, 0o600)
+            digests[self._names[name]] = hashlib.sha256(written).hexdigest()
         return digests
 
-    def hold(self, batch: int, digests: Mapping[str, str]) -> bool:
-        """Whether values of a batch are there, as they were written."""
-        return all(digest(self._directory / str(batch) / name) == said for name, said in digests.items())
+    def hold(self, batch: int, names: Collection[str], digests: Mapping[str, str]) -> bool:
+        """Whether the values of a batch that have these names are there, as they were written."""
+        lasting = {self._names[name] for name in names}
+        folder = self._directory / str(batch)
+        return all(name in digests and digest(folder / name) == digests[name] for name in lasting)
 
     def get(self, batch: int, names: Collection[str]) -> dict[str, Any]:
         """The values of a batch that have these names."""
-        return {name: _read(self._directory / str(batch) / name, self._device) for name in names}
+        return {name: _read(self._directory / str(batch) / self._names[name], self._device) for name in names}
 
     def drop(self, batch: int, names: Collection[str]) -> None:
         """Forget values of a batch; those that are not there are forgotten already."""
         for name in names:
-            (self._directory / str(batch) / name).unlink(missing_ok=True)
+            (self._directory / str(batch) / self._names[name]).unlink(missing_ok=True)
 
 
 def _written(value: Any, *, name: str) -> bytes:

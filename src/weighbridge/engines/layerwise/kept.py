@@ -7,12 +7,15 @@ passes the tensors are the model's own, as a modifier left them; those of the la
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weighbridge.errors import BuildError
+from weighbridge.output.staging import clear_but, make_own
 from weighbridge.work.journal import Journal
 
 if TYPE_CHECKING:
@@ -52,6 +55,15 @@ class Kept:
             return self.shards / f"part-{part:05}.safetensors"
         return self.directory / f"pass-{number}" / f"part-{part:05}.safetensors"
 
+    def clear(self) -> None:
+        """Take away whatever is none of the parts that the journal knows; what is no journal gives way to one."""
+        known = self.journal.finished()
+        self.journal.rewrite(known)
+        for number in range(self.passes):
+            folder = self.place(number, 0).parent
+            make_own(folder)
+            clear_but(folder, {self.place(*divmod(entry, PASS)).name for entry in known if entry // PASS == number})
+
     def finished(self, number: int) -> list[Any]:
         """What was written down of the parts of a pass that are finished, from its first on without a gap."""
         done = self.journal.finished()
@@ -69,10 +81,9 @@ class Kept:
             What `finished` will say of it.
 
         Raises:
-            BuildError: safetensors could not write.
+            OSError, BuildError: as `write_tensors`.
         """
         place = self.place(number, part)
-        place.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(place, tensors)
         entry = {**said, "sha256": digest(place)}
         self.journal.add(number * PASS + part, entry)
@@ -80,18 +91,23 @@ class Kept:
 
 
 def write_tensors(place: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write a file of tensors, whole or not at all.
+    """Write a file of tensors, whole or not at all, whatever stands where it grows: a link is not followed.
 
     Raises:
-        BuildError: safetensors could not write.
+        OSError: the file cannot be written.
+        BuildError: safetensors takes no such tensor.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     growing = place.with_name(f"{place.name}{_UNFINISHED}")
+    growing.unlink(missing_ok=True)
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, growing, metadata={"format": "pt"})
     except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is not None:  # a full disk, say, which another run may go on after
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(place)) from error
         raise BuildError(f"tensors cannot be written ({error})", where=str(place)) from error
     growing.rename(place)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from weighbridge.errors import Argument, WeighbridgeError
 from weighbridge.machine.resources import resident
-from weighbridge.planning.calibrating import Needs
+from weighbridge.planning.calibrating import HELD, Needs
 
 USUAL_ROOM = 1 << 31
 """Bytes of Hessians at a time, where nobody set a limit."""
@@ -21,7 +21,7 @@ def room_for_hessians(needs: Needs, limit: int | None) -> int:
     """
     if limit is None:
         return max(USUAL_ROOM, needs.hessians)
-    held = resident()
+    held = max(resident(), HELD)
     if limit < held + needs.memory:
         raise WeighbridgeError(
             f"{limit:,} bytes of memory are too little to calibrate with: this process holds {held:,}, the largest "

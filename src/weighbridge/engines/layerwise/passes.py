@@ -23,6 +23,7 @@ from weighbridge.engines.layerwise.hessians import (
     round_block,
 )
 from weighbridge.engines.layerwise.kept import Kept
+from weighbridge.engines.layerwise.naming import lasting_names
 from weighbridge.engines.layerwise.skeleton import (
     Skeleton,
     bytes_of,
@@ -121,7 +122,8 @@ def _pass_with_data(passing: Passing, model: Any, dataloader: Any, dataset_args:
     targets = infer_sequential_targets(model, dataset_args.sequential_targets)
     parts = trace_subgraphs(model, batches[0], targets, dataset_args.tracing_ignore)
     modules = [_called(part) for part in parts]
-    activations = Activations(passing.kept.activations / str(passing.number), passing.skeleton.device)
+    names = {name: name for name in batches[0]} | lasting_names(parts)
+    activations = Activations(passing.kept.activations / str(passing.number), names, passing.skeleton.device)
     done = _resumed(passing, parts, activations, len(batches))
     first: dict[str, dict[str, str]] = {}
     if not done:
@@ -234,15 +236,21 @@ def _resumed(passing: Passing, parts: Sequence[Any], activations: Activations, b
     for entry in said[: len(parts)]:
         for batch, values in entry["values"].items():
             written.setdefault(batch, {}).update(values)
-    needed = {name for part in parts[len(said) :] for name in part.input_names}
+    later = parts[len(said) :]
+    needed = {name for part in later for name in part.input_names} - {name for part in later for name in _made(part)}
     for batch in range(batches):
-        values = written.get(str(batch), {})
-        if not activations.hold(batch, {name: values[name] for name in needed & values.keys()}):
+        if not activations.hold(batch, needed, written.get(str(batch), {})):
             passing.finished = []
             return 0
     for entry in said:
         _recall(passing, entry)
     return min(len(said), len(parts))
+
+
+def _made(part: Any) -> list[str]:
+    """The names of what comes out of a traced part; the last gives what the model does, under no name."""
+    (node,) = part.graph.find_nodes(op="output")
+    return list(node.args[0]) if isinstance(node.args[0], Mapping) else []
 
 
 def _fill(passing: Passing, names: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from weighbridge.engines.oneshot.coverage import ExpertCoverage, Watch, check_sums, watching
 from weighbridge.engines.oneshot.modifiers import Modifiers
 from weighbridge.engines.oneshot.samples import Samples
-from weighbridge.errors import BuildError, first_line
+from weighbridge.errors import BuildError, WeighbridgeError, first_line
 from weighbridge.recipe.calibration import Calibration
 from weighbridge.report import Finding, Severity
 
@@ -148,7 +148,10 @@ def _loader(batches: Sequence[Sequence[Sequence[int]]], begin: Any) -> DataLoade
 
 @contextmanager
 def _upstream(model: Any, *, device: torch.device, where: str) -> Iterator[Any]:
-    """llm-compressor's ``oneshot``, on the model's own device; its errors, of whatever kind, become one sentence."""
+    """llm-compressor's ``oneshot``, on the model's own device; its errors become one sentence.
+
+    Files that cannot be read or written are no error of its own: a full disk must leave what is done.
+    """
     import torch
     from compressed_tensors.quantization.lifecycle import apply
     from compressed_tensors.utils import patch_attr
@@ -180,6 +183,8 @@ def _upstream(model: Any, *, device: torch.device, where: str) -> Iterator[Any]:
             mapped = lambda modifier, model: _resolved(resolve, modifier, model)  # noqa: E731
             stack.enter_context(patch_attr(AWQModifier, "_set_resolved_mappings", mapped))
             yield oneshot
+    except (WeighbridgeError, OSError):  # of this project's own part in it: says where, and what to do
+        raise
     except Exception as error:  # a modifier may raise anything, and some raise Exception itself
         raise BuildError(f"llm-compressor stopped: {first_line(error)}", where=where) from error
     finally:
