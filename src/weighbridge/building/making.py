@@ -111,9 +111,8 @@ def prepare(
     between = calibration_needs(plan).disk if recipe.method == "oneshot" and engine == "streaming" else 0
     check_space(output, shards.bytes_needed(plan, source, twice=not own_numbers) + between)
     if source.shards:
-        need(
-            "build", *(("numba",) if own_numbers or source.declaration is not None else ())
-        )  # before anything is downloaded
+        kernels = ("numba",) if own_numbers or source.declaration is not None else ()
+        need("build", *kernels)  # before anything is downloaded
     fetched = fetch(source, progress)
     # A directory that it was fetched into may hold more than was asked for.
     source = replace(fetched, files={name: fact for name, fact in fetched.files.items() if name in source.files})

@@ -122,6 +122,7 @@ def _pass_with_data(passing: Passing, model: Any, dataloader: Any, dataset_args:
     targets = infer_sequential_targets(model, dataset_args.sequential_targets)
     parts = trace_subgraphs(model, batches[0], targets, dataset_args.tracing_ignore)
     modules = [_called(part) for part in parts]
+    called = [name for part in modules for name in part]
     names = {name: name for name in batches[0]} | lasting_names(parts)
     activations = Activations(passing.kept.activations / str(passing.number), names, passing.skeleton.device)
     done = _resumed(passing, parts, activations, len(batches))
@@ -131,7 +132,7 @@ def _pass_with_data(passing: Passing, model: Any, dataloader: Any, dataset_args:
     LifecycleCallbacks.calibration_start()
     state = active_session().state
     state.loss_masks, state.sequential_prefetch = None, False
-    outside = _outside(model, [name for names in modules for name in names])
+    outside = _outside(model, called)
     with ExitStack() as stack:
         stack.enter_context(calibration_forward_context(model))
         stack.enter_context(DisableQuantization(model))
@@ -164,7 +165,7 @@ def _pass_with_data(passing: Passing, model: Any, dataloader: Any, dataset_args:
             for batch in range(len(batches)):
                 activations.drop(batch, part.consumed_names)
     if passing.last:
-        _keep_rest(passing, len(parts), [name for names in modules for name in names], lambda _modules: None)
+        _keep_rest(passing, len(parts), called, lambda _modules: None)
     LifecycleCallbacks.calibration_end()
 
 

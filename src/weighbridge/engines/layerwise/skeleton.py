@@ -7,7 +7,7 @@ llm-compressor 0.14.0.1 takes experts apart in ``modeling.moe``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -193,17 +193,13 @@ def take_over(skeleton: Skeleton, name: str) -> None:
             _put(part, local, tensor.clone())
 
 
-def fill_when_called(skeleton: Skeleton, names: Iterable[str]) -> AbstractContextManager[list[str]]:
-    """Modules that read their weights when something passes through them.
+@contextmanager
+def fill_when_called(skeleton: Skeleton, names: Iterable[str]) -> Iterator[list[str]]:
+    """Modules that read their weights when something passes through them, until the block ends.
 
     Returns:
-        While it is entered, the names of those that did; whoever empties them takes them out.
+        The names of those that did; whoever empties them takes them out.
     """
-    return _filled_when_called(skeleton, tuple(names))
-
-
-@contextmanager
-def _filled_when_called(skeleton: Skeleton, names: Sequence[str]) -> Iterator[list[str]]:
     filled: list[str] = []
     hooks = []
 

@@ -33,7 +33,7 @@ class Source:
 
     @contextmanager
     def opened(self, names: list[str]) -> Iterator[dict[str, Any]]:
-        """Tensors by name, mapped or decoded when they are asked for; mapped ones are lost when the block ends."""
+        """Tensors by name: those of files are read when they are looked at, within the block; codes are decoded."""
         from safetensors import safe_open
 
         with ExitStack() as stack:
