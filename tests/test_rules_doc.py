@@ -103,7 +103,7 @@ def test_example_fails_exactly_if_its_findings_include_an_error(
 ) -> None:
     code = build.main([str(example), "--plan", "--model", model, "--reference", "none", "--format", "json"])
     report = json.loads(capsys.readouterr().out)
-    (section,) = report["sections"]
+    (section,) = (section for section in report["sections"] if section["id"] == "plan")
     severities = {finding["rule"]: finding["severity"] for finding in section["findings"]}
     assert severities[rule] == RULES[rule].severity
     assert code == (1 if "error" in severities.values() else 0)

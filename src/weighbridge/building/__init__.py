@@ -105,7 +105,7 @@ def _build(request: BuildRequest, claim: Claim, started: datetime, progress: Pro
                 reports=reports,
                 shard_digests=made.outcome.shard_digests,
                 tensor_digests=made.outcome.tensor_digests,
-                engine=work.engine,
+                engine=work.made_by,
                 device=work.resources.devices[0].partition(":")[0],
                 shard_size=work.resources.shard_size,
                 named_references=request.references,

@@ -58,6 +58,12 @@ class Work:
     resources: Resources
     key: str | None
 
+    @property
+    def made_by(self) -> str:
+        """What makes the numbers, as evidence names it; `reproduce` knows the way back."""
+        by_layer = self.engine == "streaming" and self.plan.loaded.recipe.method == "oneshot"
+        return "layerwise" if by_layer else self.engine
+
 
 @dataclass(frozen=True)
 class Made:

@@ -44,6 +44,8 @@ from weighbridge.version import __version__
 
 REBUILT = "same bytes"
 MOST_REFERENCES = 100
+ENGINES: Mapping[str, Engine] = {"streaming": "streaming", "layerwise": "streaming", "upstream": "upstream"}
+"""Which engine to ask for, by what evidence says that made the numbers."""
 _DEVICE = re.compile(r"[a-z]{1,20}(:[0-9]{1,4})?")
 
 
@@ -280,16 +282,15 @@ def _build_request(
     stated = case.provenance.predicate.build_definition.external_parameters
     carried = stated.get("carried")
     engine, device, size = (stated.get(name) for name in ("engine", "device", "shardSize"))
-    known = engine in ("streaming", "upstream") and isinstance(device, str) and _DEVICE.fullmatch(device)
+    known = engine in ENGINES and isinstance(device, str) and _DEVICE.fullmatch(device)
     if not known or not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise EvidenceError("has an engine, device or shard size that is unknown here", where="externalParameters")
-    engines: dict[str, Engine] = {"streaming": "streaming", "upstream": "upstream"}
     return BuildRequest(
         loaded=loaded,
         source=source,
         output=output,
         references=request.references or (),
-        engine=engines[str(engine)],
+        engine=ENGINES[str(engine)],
         resources=replace(request.resources, devices=(str(device),), shard_size=size),
         carry=_carried(case, carried),
         audited=f"{EVIDENCE}/{AUDIT_REPORT}.json" in case.listing.evidence,  # the model card says what was found

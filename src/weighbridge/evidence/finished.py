@@ -41,7 +41,7 @@ class FinishedBuild:
         reports: by name, ``report`` for the build's own, ``audit`` and ``quality``; all hold.
         shard_digests: SHA-256 (hex) of each output shard.
         tensor_digests: SHA-256 (hex) of each output tensor's bytes.
-        engine: ``streaming`` or ``upstream``.
+        engine: what made the numbers: ``streaming``, ``layerwise`` or ``upstream``.
         device: the kind of device that did the arithmetic, e.g. ``cpu``.
         shard_size: bytes of tensors at which a new shard was begun.
         named_references: what ``--reference`` named, if anything.

@@ -51,7 +51,7 @@ PARAMETERS = {
 MACHINE = ("machine", "system", "libc", "python")
 ENGINES = {
     "model_free_ptq": ("streaming", "upstream"),
-    "oneshot": ("streaming", "upstream"),
+    "oneshot": ("layerwise", "upstream"),
     "convert": ("streaming",),
 }
 """What may have made the numbers, by a recipe's method."""
