@@ -72,7 +72,8 @@ def unfinished(mini_build: Path, mini: Path, tmp_path: Path) -> Path:
 def finished_in(directory: Path) -> FinishedBuild:
     """The finished of the build in a directory, with an audit beside its validation."""
     built = open_directory(directory)
-    shards, tensors = hash_shards(directory, built.shards, progress=Progress())
+    found = hash_shards(directory, built.shards, progress=Progress())
+    shards, tensors = found.files, found.tensors
     source = open_source("mini")
     loaded = load_recipe("fp8-dynamic")
     plan = make_plan(loaded, source)

@@ -21,6 +21,7 @@ COMMANDS: Mapping[str, tuple[str, tuple[str, ...], str]] = {
     "online": ("online", (), "vLLM's configuration for quantizing while it loads"),
     "explain": ("explain", (), "what a rule watches for"),
     "validate": ("validate", (), "check a checkpoint: structure, numbers, evidence"),
+    "gate": ("gate", (), "whether a checkpoint may be served, by a policy"),
     "reproduce": ("reproduce", (), "build a checkpoint again from its evidence"),
     "publish": ("publish", (), "upload a checkpoint after checking its evidence"),
     "key": ("key", (), "make a pair of keys for trying out signatures"),

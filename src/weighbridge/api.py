@@ -383,12 +383,7 @@ def audit_sides(
     if others:
         verdict = f"{opened.label} is not by this recipe: {'; '.join(others)}"
     head = {**_base_head(base), **_recipe_head(loaded)}
-    metrics = {
-        **_metrics(opened),
-        "elements_checked_count": found.checked,
-        "elements_count": found.total,
-        "weights_diverging_count": len(found.diverging),
-    }
+    metrics = {**_metrics(opened), **auditing.metrics(found)}
     return Report("audit", opened.label, verdict, sections, head, metrics)
 
 

@@ -104,5 +104,9 @@ class BuildError(WeighbridgeError):
     """A build that cannot start or cannot finish: source, target, space, engine."""
 
 
+class PolicyError(WeighbridgeError):
+    """A policy that cannot be read: YAML, schema, or what it names."""
+
+
 class EvidenceError(WeighbridgeError):
     """Evidence that cannot be made or checked: a key, Sigstore, a checkpoint that has none."""

@@ -10,6 +10,6 @@ from weighbridge.auditing.assess import Audit, audit
 from weighbridge.auditing.compare import compare
 from weighbridge.auditing.method import Method, method_of
 from weighbridge.auditing.pieces import Sample
-from weighbridge.auditing.report import conclusion, sections
+from weighbridge.auditing.report import conclusion, metrics, sections
 
-__all__ = ["Audit", "Method", "Sample", "audit", "compare", "conclusion", "method_of", "sections"]
+__all__ = ["Audit", "Method", "Sample", "audit", "compare", "conclusion", "method_of", "metrics", "sections"]

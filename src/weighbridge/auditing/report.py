@@ -38,6 +38,17 @@ def sections(audit: Audit) -> list[Section]:
     return [_whole(audit), _quantized(audit), _kept(audit), _leftovers(audit)]
 
 
+def metrics(audit: Audit) -> dict[str, int | float]:
+    """The audit as numbers: elements, and how many weights and kept tensors came to each verdict."""
+    counts = Counter(item.verdict for item in audit.judged)
+    return {
+        "elements_checked_count": audit.checked,
+        "elements_count": audit.total,
+        "weights_diverging_count": len(audit.diverging),
+        **{f"judged_{verdict}_count": counts[verdict] for verdict in Verdict},
+    }
+
+
 def conclusion(audit: Audit) -> str:
     """The verdict for the whole, in words."""
     if not _derives(audit):

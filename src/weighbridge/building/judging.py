@@ -94,7 +94,8 @@ def _audit(built: Checkpoint, work: Work, progress: Progress) -> Report:
         resources=replace(work.resources, digests=False),  # the build has read the source's digests already
         progress=progress,
     )
-    return Report("audit", built.label, f"{built.label} {auditing.conclusion(found)}", tuple(auditing.sections(found)))
+    verdict = f"{built.label} {auditing.conclusion(found)}"
+    return Report("audit", built.label, verdict, tuple(auditing.sections(found)), metrics=auditing.metrics(found))
 
 
 def _joined(report: Report, further: Report) -> Report:

@@ -319,7 +319,8 @@ def _compared(first: Case, again: Case) -> Section:
     tensors = sorted(
         name
         for name in ours.structure.keys() | theirs.structure.keys()
-        if (ours.structure.get(name), first.tensors.get(name)) != (theirs.structure.get(name), again.tensors.get(name))
+        if (ours.structure.get(name), first.digests.tensors.get(name))
+        != (theirs.structure.get(name), again.digests.tensors.get(name))
     )
     container = {*ours.shards, *theirs.shards, "model.safetensors.index.json"}
     for name in differ:

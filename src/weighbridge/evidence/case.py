@@ -10,12 +10,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 from pydantic import JsonValue
 
 from weighbridge.account import Base
 from weighbridge.base.identity import Identity, identify
 from weighbridge.base.references import base_of, find_references, lock_of
+from weighbridge.checkpoint.header import Header
 from weighbridge.checkpoint.lock import open_lock
 from weighbridge.checkpoint.model import EVIDENCE, Checkpoint, Origin, open_directory, read_small
 from weighbridge.checkpoint.weights import is_weights
@@ -43,7 +45,16 @@ from weighbridge.evidence.statements import (
     sha256_of,
     write_statement,
 )
-from weighbridge.evidence.subject import HUB_CLIENT, Listing, hash_files, hash_shards, list_all, read_files, root_digest
+from weighbridge.evidence.subject import (
+    HUB_CLIENT,
+    Digests,
+    Listing,
+    hash_files,
+    hash_shards,
+    list_all,
+    read_files,
+    root_digest,
+)
 from weighbridge.evidence.write import ADDED, CLAIMS, FILES, PROVENANCE, START, STATEMENTS, TENSORS, TEST_RESULT
 from weighbridge.planning import make_plan
 from weighbridge.progress import Progress
@@ -86,8 +97,7 @@ class Case:
     Attributes:
         listing: its files.
         checkpoint: its headers and config; None where these are malformed.
-        files: SHA-256 (hex) of each file that the root digest is over, as they are now.
-        tensors: SHA-256 (hex) of each tensor's bytes, as they are now.
+        digests: of each file that the root digest is over, and of each tensor's bytes, as they are now.
         verifier: who is expected to have signed; None where no key was given.
         source: the base that was handed over to compare with, if one was.
         claims: the statements of the build.
@@ -97,8 +107,7 @@ class Case:
     directory: Path
     listing: Listing
     checkpoint: Checkpoint | None
-    files: Mapping[str, str]
-    tensors: Mapping[str, str]
+    digests: Digests
     verifier: Verifier | None
     source: Checkpoint | None
     progress: Progress
@@ -127,6 +136,11 @@ class Case:
         if name not in self.listing.signed:
             raise StructureError("is not there", where=name)
         return read_small(self.directory / name, label=str(self.directory))
+
+    @property
+    def files(self) -> Mapping[str, str]:
+        """SHA-256 (hex) of each file that the root digest is over, as they are now."""
+        return self.digests.files
 
     @cached_property
     def beside(self) -> Mapping[str, str]:
@@ -310,8 +324,24 @@ class Case:
         return self.provenance.predicate.run_details.builder.version.get("weighbridge", "")
 
 
+class Hashing(Protocol):
+    """How the digests of a directory's shards are had, as `weighbridge.evidence.subject.hash_shards` has them."""
+
+    def __call__(self, directory: Path, shards: Mapping[str, Header], *, progress: Progress) -> Digests:
+        """SHA-256 of each shard, and of each tensor in them.
+
+        Raises:
+            StructureError: they cannot be had.
+        """
+
+
 def open_case(
-    directory: Path, verifier: Verifier | None, source: Checkpoint | None, *, progress: Progress
+    directory: Path,
+    verifier: Verifier | None,
+    source: Checkpoint | None,
+    *,
+    hashing: Hashing = hash_shards,
+    progress: Progress,
 ) -> tuple[Case, list[Finding]]:
     """Read everything once, and say what cannot be read; a checkpoint that cannot be opened is still hashed.
 
@@ -326,18 +356,17 @@ def open_case(
     what = "is covered by no digest: git or the hub keep it for themselves"
     findings += [Finding("evidence/uncovered", _uncovered(name), name, what) for name in listing.uncovered]
     checkpoint = None
-    files: dict[str, str] = {}
-    tensors: dict[str, str] = {}
+    digests = Digests({}, {})
     try:
         checkpoint = open_directory(directory)
         shards = {name: header for name, header in checkpoint.shards.items() if name in listing.signed}
-        files, tensors = hash_shards(directory, shards, progress=progress)
+        digests = hashing(directory, shards, progress=progress)
     except StructureError as error:
         checkpoint = None  # of one that changed while it was hashed nothing can be said either
         findings.append(wrong("evidence/unreadable", error.where, error.what))
-    rest = [name for name in listing.signed if name not in files]
-    files.update(hash_files(directory, rest, progress=progress))
-    case = Case(directory, listing, checkpoint, files, tensors, verifier, source, progress)
+    rest = [name for name in listing.signed if name not in digests.files]
+    digests = replace(digests, files={**digests.files, **hash_files(directory, rest, progress=progress)})
+    case = Case(directory, listing, checkpoint, digests, verifier, source, progress)
     findings += _read_claims(case)
     return case, findings
 

@@ -67,14 +67,15 @@ def _check_files(case: Case) -> Checked:
         for name in sorted(removed - case.listing.odd.keys())
     ]
     words = tuple(f"what {name} holds: no digest covers it" for name in case.listing.uncovered)
-    return Checked(f"{len(case.files):,} files hashed and compared with {EVIDENCE}/{FILES}", tuple(findings), words)
+    summary = f"{len(case.files):,} files {case.digests.files_were} with {EVIDENCE}/{FILES}"
+    return Checked(summary, tuple(findings), words)
 
 
 def _check_tensors(case: Case) -> Checked:
     """Every tensor has the digest, dtype and shape that were listed."""
     structure = case.opened().structure
     listed = case.read(TENSORS).decode(errors="replace").splitlines(keepends=True)
-    actual = write_tensors(structure, case.tensors).decode().splitlines(keepends=True)
+    actual = write_tensors(structure, case.digests.tensors).decode().splitlines(keepends=True)
     differ = sorted(set(listed) ^ set(actual)) or (sorted(set(listed)) if len(listed) != len(actual) else [])
     names = sorted({line.rpartition(" ")[2].strip() for line in differ})
     findings = [
@@ -87,7 +88,8 @@ def _check_tensors(case: Case) -> Checked:
         )
     if not differ and listed != actual:
         findings.append(wrong("evidence/malformed", f"{EVIDENCE}/{TENSORS}", "is not in order"))
-    return Checked(f"{len(case.tensors):,} tensors hashed and compared with {EVIDENCE}/{TENSORS}", tuple(findings))
+    summary = f"{len(case.digests.tensors):,} tensors {case.digests.tensors_were} with {EVIDENCE}/{TENSORS}"
+    return Checked(summary, tuple(findings))
 
 
 def _check_signatures(case: Case) -> Checked:

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 MODEL_SIGNATURE = "https://model_signing/signature/v1.0"
 SIGSTORE = "sigstore"
+KEYS = ("cryptography",)
+"""What a key's signatures are checked with; a gate has no more."""
+SIGNING = (*KEYS, "OpenSSL", "model_signing", "sigstore")
+"""What signs, and what checks whatever Sigstore vouches for."""
 CURVES = ("secp256r1", "secp384r1", "secp521r1")
 IGNORED = (EVIDENCE, *UNSIGNED, HUB_CLIENT)
 """What the checkpoint's signature is not over: the evidence, which has one of its own, and what git and the hub's
@@ -175,7 +179,7 @@ def open_verifier(public_key: Path) -> Verifier:
     Raises:
         EvidenceError: the libraries are not installed, or it is no public key on a curve that is signed with.
     """
-    _check_installed()
+    _check_installed(KEYS)
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
@@ -464,8 +468,8 @@ def _read_key(path: Path) -> bytes:
         raise EvidenceError(what, where=str(path), remedy=remedy) from error
 
 
-def _check_installed() -> None:
-    missing = [name for name in ("cryptography", "OpenSSL", "model_signing", "sigstore") if find_spec(name) is None]
+def _check_installed(packages: Collection[str] = SIGNING) -> None:
+    missing = [name for name in packages if find_spec(name) is None]
     if missing:
         what = f"signatures need what is not installed ({', '.join(missing)})"
         raise EvidenceError(what, where=Argument("sign"), remedy="pip install -e '.[sign]'")

@@ -93,19 +93,21 @@ class TestResult(Published):
     failed_tests: list[str]
 
 
-class _Statement(Published):
+class InTotoStatement(Published):
+    """What every statement has: its one subject; the rest says what of it."""
+
     type: Literal["https://in-toto.io/Statement/v1"] = Field(default="https://in-toto.io/Statement/v1", alias="_type")
     subject: list[Resource] = Field(min_length=1, max_length=1)
 
 
-class ProvenanceStatement(_Statement):
+class ProvenanceStatement(InTotoStatement):
     """How the subject was made."""
 
     predicate_type: Literal["https://slsa.dev/provenance/v1"] = "https://slsa.dev/provenance/v1"
     predicate: Provenance
 
 
-class TestResultStatement(_Statement):
+class TestResultStatement(InTotoStatement):
     """How the subject did in what judged it."""
 
     predicate_type: Literal["https://in-toto.io/attestation/test-result/v0.1"] = (
@@ -118,7 +120,7 @@ Statement = ProvenanceStatement | TestResultStatement
 _ADAPTER: TypeAdapter[Statement] = TypeAdapter(Annotated[Statement, Field(discriminator="predicate_type")])
 
 
-def write_statement(statement: Statement) -> bytes:
+def write_statement(statement: InTotoStatement) -> bytes:
     """A statement as one line of JSON without its end."""
     content = statement.model_dump(mode="json", by_alias=True, exclude_none=True)
     return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()

@@ -50,6 +50,22 @@ class Listing:
     odd: Mapping[str, str]
 
 
+@dataclass(frozen=True)
+class Digests:
+    """What shards are by their digests, and how these are known.
+
+    Attributes:
+        files: SHA-256 (hex) of each shard.
+        tensors: SHA-256 (hex) of each tensor's bytes.
+        files_were, tensors_were: what was done with them before they are held against a list; it stands in reports.
+    """
+
+    files: Mapping[str, str]
+    tensors: Mapping[str, str]
+    files_were: str = "hashed and compared"
+    tensors_were: str = "hashed and compared"
+
+
 def list_all(directory: Path) -> Listing:
     """List everything in a directory; links are named as odd, but for those of the hub client's own making.
 
@@ -155,9 +171,7 @@ def hash_files(directory: Path, names: Iterable[str], *, progress: Progress) -> 
         return {name: hash_file(directory / name, progress) for name in names}
 
 
-def hash_shards(
-    directory: Path, shards: Mapping[str, Header], *, progress: Progress
-) -> tuple[dict[str, str], dict[str, str]]:
+def hash_shards(directory: Path, shards: Mapping[str, Header], *, progress: Progress) -> Digests:
     """SHA-256 (hex) of shards, and of the bytes of each tensor in them, by one read.
 
     Raises:
@@ -172,4 +186,4 @@ def hash_shards(
             files[shard], found = hash_shard(directory / shard, spans, known=header.standing)
             tensors.update(found)
             progress.advance((directory / shard).stat().st_size)
-    return files, tensors
+    return Digests(files, tensors)

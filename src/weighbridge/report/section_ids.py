@@ -53,6 +53,8 @@ SectionId = Literal[
     "evidence-reports",
     "builders-word",
     "chain",
+    # a policy
+    "policy",
     # building again and publishing
     "rebuild-environment",
     "rebuild-inputs",

@@ -6,7 +6,7 @@ import codecs
 import math
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -34,14 +34,20 @@ _PLAIN_WORDS = {
 """pydantic's findings in the words of somebody who writes YAML."""
 
 Path = tuple[str | int, ...]
-Model = TypeVar("Model", bound=BaseModel)
+Model = TypeVar("Model", bound="Strict")
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TEXT_TAG = "tag:yaml.org,2002:str"
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null")}
 
 
 class Strict(BaseModel):
-    """A model that takes no key it does not know, converts nothing, and does not change."""
+    """A model that takes no key it does not know, converts nothing, and does not change.
+
+    Attributes:
+        keys_listed_in: a clause that says where to look up a key, for whoever wrote one that there is not.
+    """
+
+    keys_listed_in: ClassVar[str] = "the keys of a recipe are listed in recipes/README.md"
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -155,14 +161,14 @@ def _sentence(problem: Any, path: Path) -> str:
     return f"{name}{joint}{message}" if name else message
 
 
-def _suggestion(problem: Any, path: Path, model: type[BaseModel]) -> str:
+def _suggestion(problem: Any, path: Path, model: type[Strict]) -> str:
     if problem["type"] != "extra_forbidden":
         return ""
     if path[-1] == "re":
         return "write 're:' without a space after it, so that it is one word with its expression"
     known = _keys(model)
     close = get_close_matches(str(path[-1]), known, n=1)
-    return f"did you mean {close[0]!r}?" if close else "the keys of a recipe are listed in recipes/README.md"
+    return f"did you mean {close[0]!r}?" if close else model.keys_listed_in
 
 
 def _keys(model: type[BaseModel]) -> list[str]:

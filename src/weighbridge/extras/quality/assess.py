@@ -138,7 +138,8 @@ def judge(built: Checkpoint, source: Checkpoint, limits: Quality, progress: Prog
     (found,) = evaluate([built], source, windows, dtype=limits.dtype, device=device, progress=progress)
     section = section_of(found, source, limits)
     verdict = f"{built.label} answers {'within' if section.holds else 'beyond'} the recipe's limits: {section.summary}"
-    return Report("quality", built.label, verdict, (text_section(windows, limits.dtype), section))
+    sections = (text_section(windows, limits.dtype), section)
+    return Report("quality", built.label, verdict, sections, metrics=metrics(found.measured))
 
 
 def text_section(windows: Windows, dtype: Dtype) -> Section:
@@ -191,6 +192,12 @@ def figures(seen: Measured) -> dict[str, Interval]:
         "agreement": interval([seen.agreement]),
         "ratio": interval([seen.source_loss, seen.build_loss], lambda source, build: np.exp(build - source)),
     }
+
+
+def metrics(seen: Measured) -> dict[str, int | float]:
+    """The same figures without their intervals, as a report has numbers."""
+    kl, agreement, ratio = figures(seen).values()
+    return {"kl_nats": kl.value, "agreement_share": agreement.value, "perplexity_ratio": ratio.value}
 
 
 def comparison(builds: Sequence[Evaluated], source: Checkpoint) -> Section:
