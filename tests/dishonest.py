@@ -230,7 +230,7 @@ class Workshop:
         return verify(build, verifier=public, source=source, progress=Progress(shown=False))
 
 
-def open_workshop(place: Path) -> Workshop:
+def open_workshop(place: Path, *, audited: bool = False) -> Workshop:
     """Build the miniature, and stop right before its evidence is written."""
     make_key_pair(place / "key.pem", place / "key.pub.pem", curve="P-256")
     kept: list[FinishedBuild] = []
@@ -240,7 +240,8 @@ def open_workshop(place: Path) -> Workshop:
         kept.append(finished)
         write(directory, finished, signer=signer, progress=progress)
 
-    request = BuildRequest(loaded=load_recipe("fp8-dynamic"), source=open_source("mini"), output=place / "mini-fp8")
+    loaded, source, output = load_recipe("fp8-dynamic"), open_source("mini"), place / "mini-fp8"
+    request = BuildRequest(loaded=loaded, source=source, output=output, audited=audited)
     with patch("weighbridge.evidence.write", keep):
         assert build(request, progress=Progress(shown=False)).holds
     return Workshop(place / "unfinished", kept[0], place / "key.pem")

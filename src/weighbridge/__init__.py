@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         audit,
         build,
         diff,
+        gate,
         lint,
         load_recipe,
         online,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
         DatasetError,
         EvidenceError,
         HubError,
+        PolicyError,
         RecipeError,
         StructureError,
         WeighbridgeError,
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from weighbridge.machine.resources import Resources
     from weighbridge.planning import Plan
     from weighbridge.planning.online import Online
+    from weighbridge.policy import Judged
     from weighbridge.progress import Progress
     from weighbridge.recipe import LoadedRecipe
     from weighbridge.report import Finding, Report, Section, Severity
@@ -54,7 +57,18 @@ if TYPE_CHECKING:
 _ROOMS = {
     **dict.fromkeys(
         (
-            *("audit", "build", "diff", "lint", "load_recipe", "online", "open_checkpoint", "plan", "reproduce"),
+            *(
+                "audit",
+                "build",
+                "diff",
+                "gate",
+                "lint",
+                "load_recipe",
+                "online",
+                "open_checkpoint",
+                "plan",
+                "reproduce",
+            ),
             *("validate", "verify"),
         ),
         "api",
@@ -62,6 +76,7 @@ _ROOMS = {
     "Checkpoint": "checkpoint.model",
     "Demand": "checks.capacity.accounting",
     "Finding": "report",
+    "Judged": "policy",
     "LoadedRecipe": "recipe",
     "Online": "planning.online",
     "Plan": "planning",
@@ -74,7 +89,8 @@ _ROOMS = {
     "Verifier": "evidence.signing",
     **dict.fromkeys(
         (
-            *("BuildError", "DatasetError", "EvidenceError", "HubError", "RecipeError", "StructureError"),
+            *("BuildError", "DatasetError", "EvidenceError", "HubError", "PolicyError", "RecipeError"),
+            "StructureError",
             "WeighbridgeError",
         ),
         "errors",
@@ -90,9 +106,11 @@ __all__ = [
     "EvidenceError",
     "Finding",
     "HubError",
+    "Judged",
     "LoadedRecipe",
     "Online",
     "Plan",
+    "PolicyError",
     "Progress",
     "RecipeError",
     "Report",
@@ -107,6 +125,7 @@ __all__ = [
     "audit",
     "build",
     "diff",
+    "gate",
     "lint",
     "load_recipe",
     "online",

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from weighbridge.evidence.signing import Verifier
     from weighbridge.planning import Plan
     from weighbridge.planning.online import Online
+    from weighbridge.policy import Judged
 
 Name = str | os.PathLike[str]
 ENGINES = ("streaming", "upstream")
@@ -424,6 +425,26 @@ def verify(
     base = None if source is None else fetch(_opened(source), progress)
     verifier = open_verifier(Path(signed_by)) if isinstance(signed_by, str | os.PathLike) else signed_by
     return check(Path(_text(checkpoint, "checkpoint")), verifier=verifier, source=base, progress=progress)
+
+
+def gate(checkpoint: Name, policy: Name, *, progress: Progress | None = None) -> Judged:
+    """Whether a checkpoint may be served: its evidence verified, every byte of it, and held against a policy.
+
+    Args:
+        policy: a YAML file; docs/how-to/gate.md says what its keys ask.
+
+    Returns:
+        The report, and what summaries for other programs are made of (`weighbridge.policy.summary`).
+
+    Raises:
+        PolicyError: the policy cannot be read, or names what there is not.
+        StructureError: the directory cannot be read.
+        EvidenceError: a key of the policy cannot be read, or Sigstore cannot be reached.
+    """
+    from weighbridge.policy import judge, open_policy
+
+    loaded = open_policy(Path(_text(policy, "policy")))
+    return judge(Path(_text(checkpoint, "checkpoint")), loaded, progress=progress)
 
 
 def reproduce(

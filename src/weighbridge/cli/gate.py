@@ -7,6 +7,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from weighbridge import api
 from weighbridge.cli.log import check_outside
 from weighbridge.cli.run import Parser, add_report_options, check_writable, command, hand_over, keep, refuse
 from weighbridge.errors import WeighbridgeError
@@ -17,8 +18,8 @@ docs/how-to/gate.md says what each key of a policy protects from.
 
 examples:
   %(prog)s builds/x --policy policy.yaml
-  %(prog)s builds/x --policy policy.yaml --format sarif --report gate.sarif
-  %(prog)s builds/x --policy policy.yaml --vsa summary.json --sign key.pem
+  %(prog)s builds/x --policy policy.yaml --format json --report gate.json
+  %(prog)s builds/x --policy policy.yaml --vsa vsa.json --sign key.pem
 
 exit codes: 0 it may be served; 1 it must not be; 2 could not judge
 """
@@ -46,8 +47,7 @@ def _parser() -> Parser:
 def _gate(options: argparse.Namespace) -> int:
     from weighbridge.evidence.signing import open_signer
     from weighbridge.evidence.statements import write_statement
-    from weighbridge.gate import judge, open_policy
-    from weighbridge.gate.summary import FORMS, VERIFIER
+    from weighbridge.policy.summary import FORMS, VERIFIER
 
     wanted = {form: path for form in FORMS if (path := getattr(options, form)) is not None}
     if not wanted:
@@ -55,11 +55,10 @@ def _gate(options: argparse.Namespace) -> int:
     check_outside(options.checkpoint, report=options.report, **wanted)
     for path in (options.report, *wanted.values()):
         check_writable(path)
-    policy = open_policy(options.policy)
     signer = open_signer(options.sign) if options.sign else None
-    judged = judge(options.checkpoint, policy, progress=Progress())
+    judged = api.gate(options.checkpoint, options.policy, progress=Progress())
     for form, path in wanted.items():
-        payload = write_statement(FORMS[form](judged, policy, verifier=options.verifier or VERIFIER))
+        payload = write_statement(FORMS[form](judged, verifier=options.verifier or VERIFIER))
         line = payload if signer is None else signer.sign_statement(payload)
         try:
             keep(path, line + b"\n")

@@ -20,7 +20,7 @@ PLACES = {
     "recipe": RECIPES / "recipe.schema.json",
     "report": Path(weighbridge.__file__).parent / "report" / "report.schema.json",
     "family": Path(weighbridge.__file__).parent / "families" / "descriptor.schema.json",
-    "policy": Path(weighbridge.__file__).parent / "gate" / "policy.schema.json",
+    "policy": Path(weighbridge.__file__).parent / "policy" / "policy.schema.json",
     "progress": Path(weighbridge.__file__).parent / "progress" / "progress.schema.json",
 }
 """Where the repository publishes them."""
@@ -54,7 +54,7 @@ def schema_text(of: str) -> str:
     from pydantic import TypeAdapter
 
     from weighbridge.families.descriptor import Descriptor
-    from weighbridge.gate.policy import Policy
+    from weighbridge.policy.schema import Policy
     from weighbridge.progress.shown import Event
     from weighbridge.recipe.json_schema import json_schema
     from weighbridge.report.json_schema import report_schema

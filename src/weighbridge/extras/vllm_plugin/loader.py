@@ -17,8 +17,8 @@ from weighbridge.errors import EvidenceError, WeighbridgeError, printable
 from weighbridge.extras.serving.loaded import harmless_parameters
 from weighbridge.extras.vllm_plugin.filling import fill, harmful, sentence, unfilled
 from weighbridge.extras.vllm_plugin.reading import read_shards
-from weighbridge.gate import Judged, judge, open_policy
-from weighbridge.gate.digests import as_listed
+from weighbridge.policy import Judged, judge, open_policy
+from weighbridge.policy.digests import as_listed
 
 POLICY = "policy"
 """The key of ``--model-loader-extra-config`` that names the policy's file."""
@@ -39,11 +39,11 @@ class GatedLoader(DefaultModelLoader):  # type: ignore[misc] # vLLM lives in ano
         extra = dict(load_config.model_loader_extra_config or {})
         named = extra.pop(POLICY, os.environ.get(VARIABLE))
         if not isinstance(named, str) or not named:
-            raise EvidenceError(
-                "no policy is named",
-                where="--load-format weighbridge",
-                remedy=f"""give --model-loader-extra-config '{{"{POLICY}": "policy.yaml"}}', or set {VARIABLE}""",
+            what, where = "no policy is named", "the load format weighbridge"
+            remedy = (
+                f"name its file as {POLICY} in vLLM's model_loader_extra_config, or in the environment as {VARIABLE}"
             )
+            raise EvidenceError(what, where=where, remedy=remedy)
         own = copy.copy(load_config)
         own.load_format, own.model_loader_extra_config = "auto", {**extra, "enable_weights_track": False}
         super().__init__(own)

@@ -13,8 +13,7 @@ from typing import Literal
 from weighbridge.errors import EvidenceError
 from weighbridge.evidence.provenance import stamp
 from weighbridge.evidence.statements import InTotoStatement, Published, Resource
-from weighbridge.gate.judging import Judged
-from weighbridge.gate.policy import LoadedPolicy
+from weighbridge.policy.judging import Judged
 
 VERIFIER = "urn:weighbridge:gate:v1"
 """Who judged, where nobody else is named; its number changes with what the keys of a policy mean."""
@@ -83,7 +82,7 @@ def properties(judged: Judged) -> list[str]:
     return [f"{PREFIX}EVIDENCE_VERIFIED", *(f"{PREFIX}POLICY_{key.upper()}" for key in judged.held)]
 
 
-def simple_verification(judged: Judged, policy: LoadedPolicy, *, verifier: str) -> SimpleVerificationStatement:
+def simple_verification(judged: Judged, *, verifier: str) -> SimpleVerificationStatement:
     """The result as in-toto's svr.
 
     Raises:
@@ -93,7 +92,7 @@ def simple_verification(judged: Judged, policy: LoadedPolicy, *, verifier: str) 
         subject=[_subject(judged)],
         predicate=SimpleVerification(
             verifier=VerifierWithPolicies(
-                id=verifier, policies=[Resource(name=policy.path.name, digest={"sha256": policy.sha256})]
+                id=verifier, policies=[Resource(name=judged.policy.path.name, digest={"sha256": judged.policy.sha256})]
             ),
             time_created=stamp(judged.at),
             properties=properties(judged),
@@ -101,7 +100,7 @@ def simple_verification(judged: Judged, policy: LoadedPolicy, *, verifier: str) 
     )
 
 
-def verification_summary(judged: Judged, policy: LoadedPolicy, *, verifier: str) -> VerificationSummaryStatement:
+def verification_summary(judged: Judged, *, verifier: str) -> VerificationSummaryStatement:
     """The result as SLSA's verification summary.
 
     No level of SLSA is claimed: what is verified stands there in words of this project.
@@ -116,7 +115,7 @@ def verification_summary(judged: Judged, policy: LoadedPolicy, *, verifier: str)
             verifier=Verifier(id=verifier),
             time_verified=stamp(judged.at),
             resource_uri=f"urn:weighbridge:checkpoint:sha256:{subject.sha256}",
-            policy=Attestation(uri=policy.path.name, digest={"sha256": policy.sha256}),
+            policy=Attestation(uri=judged.policy.path.name, digest={"sha256": judged.policy.sha256}),
             input_attestations=[
                 Attestation(uri=str(claim.name), digest=dict(claim.digest or {})) for claim in judged.claims
             ],

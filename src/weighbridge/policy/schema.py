@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
@@ -49,7 +50,15 @@ class PolicyBase(Strict):
     """
 
     proven: bool = True
-    of: list[Annotated[str, Field(pattern=f"{HUB_ID[:-1]}(@{REVISION.strip('^$')})?$")]] = []
+    of: list[Named] = []
+
+    @model_validator(mode="after")
+    def _names_repositories(self) -> Self:
+        for name in self.of:
+            repository, at, revision = name.partition("@")
+            if not re.fullmatch(HUB_ID, repository) or (at and not re.fullmatch(REVISION, revision)):
+                raise ValueError(f"{name!r} is neither org/name nor org/name@ with a commit of 40 hex digits")
+        return self
 
 
 class PolicyRecipe(Strict):

@@ -14,9 +14,9 @@ from weighbridge.evidence.checked import wrong
 from weighbridge.evidence.signing import Envelope, SigstoreVerifier, Verifier, open_verifier
 from weighbridge.evidence.statements import Resource, sha256_of
 from weighbridge.evidence.verify import judge as judge_evidence
-from weighbridge.gate.demands import DEMANDS, Asked, now, shown
-from weighbridge.gate.digests import hashed
-from weighbridge.gate.policy import LoadedPolicy
+from weighbridge.policy.demands import DEMANDS, Asked, now, shown
+from weighbridge.policy.digests import hashed
+from weighbridge.policy.schema import LoadedPolicy
 from weighbridge.progress import Progress
 from weighbridge.recipe.catalogue import own_recipe
 from weighbridge.report import Finding, Report, Section, Severity, first_error
@@ -27,6 +27,7 @@ class Judged:
     """What a gate came to.
 
     Attributes:
+        policy: what it was held against.
         subject: the checkpoint by its root digest; None where its evidence names none.
         claims: the statements that were read, by their digests.
         held: keys of the policy that hold.
@@ -36,6 +37,7 @@ class Judged:
     """
 
     report: Report
+    policy: LoadedPolicy
     subject: Resource | None
     claims: Sequence[Resource]
     held: Sequence[str]
@@ -71,6 +73,7 @@ def judge(
     checkpoint = case.checkpoint
     return Judged(
         Report("gate", str(directory), _verdict(asked, sections), sections, head=head),
+        loaded,
         subject=_subject(case),
         claims=[_named(claim) for claim in (*case.claims, *case.added)],
         held=[key for key, section in demanded.items() if section.holds],

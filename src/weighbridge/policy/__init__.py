@@ -6,7 +6,7 @@ Nothing here imports torch, transformers or llm-compressor: a gate stands where 
 made.
 """
 
-from weighbridge.gate.judging import Judged, judge
-from weighbridge.gate.policy import LoadedPolicy, Policy, open_policy
+from weighbridge.policy.judging import Judged, judge
+from weighbridge.policy.schema import LoadedPolicy, Policy, open_policy
 
 __all__ = ["Judged", "LoadedPolicy", "Policy", "judge", "open_policy"]

@@ -22,7 +22,7 @@ from weighbridge.evidence.case import Case, added_name
 from weighbridge.evidence.checked import wrong
 from weighbridge.evidence.signing import ADDED_FOLDER
 from weighbridge.evidence.stated import moment
-from weighbridge.gate.policy import LoadedPolicy, Policy, PolicyRecipe
+from weighbridge.policy.schema import LoadedPolicy, Policy, PolicyRecipe
 from weighbridge.recipe.catalogue import own_recipe
 from weighbridge.recipe.load import load_recipe
 from weighbridge.report import Finding, Report
