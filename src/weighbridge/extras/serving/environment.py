@@ -79,6 +79,7 @@ def make_environment(directory: Path, *, log: Path, step: Callable[[str], object
                 ("an empty environment", (sys.executable, "-m", "venv", str(directory))),
                 ("torch", (*pip, *constrained, TORCH)),
                 ("vLLM for CPUs, 3 GB with what it needs", (*pip, *constrained, "--requirement", str(REQUIREMENTS))),
+                ("the gate of this repository", (*pip, *constrained, "--editable", f"{ROOT}[gate]")),
                 ("what is not wanted goes", (*pip, "uninstall", "--yes", *UNWANTED)),
             ):
                 step(what)
