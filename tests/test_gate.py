@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +16,14 @@ from google.protobuf import json_format
 from in_toto_attestation.predicates.vsa.v1 import vsa_pb2
 from in_toto_attestation.v1 import statement_pb2
 
+from tests.checkpoints import without_evidence
 from tests.conftest import call_main
 from tests.dishonest import Lie, Workshop, errors, open_workshop
 from tests.gate_frauds import FRAUDS, POLICY, Fraud, write_policy
 from weighbridge.cli import gate as command
 from weighbridge.errors import PolicyError
 from weighbridge.evidence.signing import open_verifier, read_envelope
+from weighbridge.evidence.subject import root_digest
 from weighbridge.policy import judge, open_policy
 from weighbridge.policy.demands import DEMANDS
 from weighbridge.policy.digests import as_listed
@@ -234,17 +238,35 @@ def test_summary_is_signed_with_the_key_that_is_named(
     assert payload["predicate"]["verifier"] == {"id": "https://e.org/g"}
 
 
-def test_no_summary_is_written_of_what_names_no_checkpoint(workshop: Workshop, policy: Path, tmp_path: Path) -> None:
-    (bare,) = [fraud for fraud in FRAUDS if fraud.what == "no evidence"]
-    build = bare.commit(workshop, tmp_path / "build")
-    outcome = call_main(command.main, [build, "--policy", policy, "--vsa", tmp_path / "vsa.json"])
-    assert (outcome.code, (tmp_path / "vsa.json").exists()) == (2, False)
+@pytest.mark.parametrize("what", ["no evidence", "the chat template altered", "the evidence of another build"])
+def test_summary_is_about_the_files_that_lie_there(what: str, workshop: Workshop, policy: Path, tmp_path: Path) -> None:
+    """Evidence that does not hold may name somebody else's checkpoint, which nothing is said against."""
+    (fraud,) = [fraud for fraud in FRAUDS if fraud.what == what]
+    build = fraud.commit(workshop, tmp_path / "build")
+    (subject,) = summary("vsa", build, policy, tmp_path)["subject"]
+    files = {name: hashlib.sha256(content).hexdigest() for name, content in without_evidence(build).items()}
+    assert subject == {"name": "build", "digest": {"sha256": root_digest(files)}}
+
+
+@pytest.mark.parametrize("inside", ["policy", "key"])
+def test_a_checkpoint_does_not_bring_along_what_it_is_judged_by(
+    inside: str, workshop: Workshop, tmp_path: Path
+) -> None:
+    build = workshop.forged(HONEST, tmp_path / "build")
+    place = build / "policy" if inside == "policy" else tmp_path
+    path = write_policy(place, workshop)
+    if inside == "key":
+        shutil.move(tmp_path / "key.pub.pem", build / "key.pub.pem")
+        path = write_policy(tmp_path, workshop, {"signed_by": [{"key": "build/key.pub.pem"}]})
+    with pytest.raises(PolicyError, match="is part of the checkpoint"):
+        judge(build, open_policy(path))
 
 
 def test_a_gate_imports_nothing_that_computes_or_signs(honest: Path, policy: Path) -> None:
     script = f"""
 import sys
 from pathlib import Path
+from weighbridge.evidence.subject import root_digest
 from weighbridge.policy import judge, open_policy
 assert judge(Path({str(honest)!r}), open_policy(Path({str(policy)!r}))).report.holds
 print(sorted({{name.partition(".")[0] for name in sys.modules}} & set({HEAVY!r})))

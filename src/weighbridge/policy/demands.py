@@ -125,10 +125,12 @@ def _allows(entry: str | PolicyRecipe, sha256: str) -> bool:
 
 def _forbidden(asked: Asked) -> Iterator[Finding]:
     patterns = asked.policy.forbidden or ()
+    seen: set[tuple[str, str, str]] = set()
     for said_in, report in (("verifying it", asked.verified), *_reports(asked.case)):
         for finding in report.findings():
             pattern = next((pattern for pattern in patterns if fnmatchcase(finding.rule, pattern)), None)
-            if pattern is not None:
+            if pattern is not None and (said := (finding.rule, finding.where, finding.message)) not in seen:
+                seen.add(said)
                 why = f", explained: {finding.explained}" if finding.explained else ""
                 what = f"{finding.rule} ({said_in}): {finding.message}{why}"
                 yield _refused("forbidden", finding.where, what, f"the policy forbids {pattern}")

@@ -8,11 +8,12 @@ from datetime import datetime
 from pathlib import Path
 
 from weighbridge.checkpoint.model import EVIDENCE, Checkpoint
-from weighbridge.errors import EvidenceError, PolicyError, RecipeError, StructureError, WeighbridgeError
+from weighbridge.errors import EvidenceError, PolicyError, RecipeError, StructureError, WeighbridgeError, printable
 from weighbridge.evidence.case import Case, Claim, Hashing, open_case
 from weighbridge.evidence.checked import wrong
 from weighbridge.evidence.signing import Envelope, SigstoreVerifier, Verifier, open_verifier
-from weighbridge.evidence.statements import Resource, sha256_of
+from weighbridge.evidence.statements import Resource, sha256_of, subject_of
+from weighbridge.evidence.subject import root_digest
 from weighbridge.evidence.verify import judge as judge_evidence
 from weighbridge.policy.demands import DEMANDS, Asked, now, shown
 from weighbridge.policy.digests import hashed
@@ -28,7 +29,7 @@ class Judged:
 
     Attributes:
         policy: what it was held against.
-        subject: the checkpoint by its root digest; None where its evidence names none.
+        subject: the checkpoint by the root digest of the files that lie there, whatever its evidence calls it.
         claims: the statements that were read, by their digests.
         held: keys of the policy that hold.
         shards: each shard by the SHA-256 (hex) that it has, or that is promised of it; see `as_listed`.
@@ -38,7 +39,7 @@ class Judged:
 
     report: Report
     policy: LoadedPolicy
-    subject: Resource | None
+    subject: Resource
     claims: Sequence[Resource]
     held: Sequence[str]
     shards: Mapping[str, str]
@@ -62,6 +63,7 @@ def judge(
     if not directory.is_dir():
         what, remedy = "is no directory", "download the checkpoint: its evidence is about its bytes"
         raise StructureError(what, where=str(directory), remedy=remedy)
+    _check_outside(loaded, directory)
     _check_recipes(loaded)
     at, verifier = now(), _verifier(loaded)
     case, findings = open_case(directory, verifier, None, hashing=hashing, progress=progress or Progress())
@@ -74,13 +76,26 @@ def judge(
     return Judged(
         Report("gate", str(directory), _verdict(asked, sections), sections, head=head),
         loaded,
-        subject=_subject(case),
+        subject=_subject(case, holds=verified.holds),
         claims=[_named(claim) for claim in (*case.claims, *case.added)],
         held=[key for key, section in demanded.items() if section.holds],
         shards={} if checkpoint is None else {name: case.files[name] for name in checkpoint.shards},
         checkpoint=checkpoint,
         at=at,
     )
+
+
+def _check_outside(loaded: LoadedPolicy, directory: Path) -> None:
+    """A checkpoint does not bring along what it is judged by.
+
+    Raises:
+        PolicyError: the policy or one of its keys lies in the checkpoint.
+    """
+    keys = [loaded.path.parent / signer.key for signer in loaded.policy.signed_by or () if signer.key is not None]
+    for path in (loaded.path, *keys):
+        if path.resolve().is_relative_to(directory.resolve()):
+            what, remedy = "is part of the checkpoint that is judged by it", "have it from whoever you trust"
+            raise PolicyError(what, where=str(path), remedy=remedy)
 
 
 def _check_recipes(loaded: LoadedPolicy) -> None:
@@ -160,12 +175,10 @@ def _unsigned(loaded: LoadedPolicy) -> Iterator[Section]:
         yield Section("policy", "the policy's signed_by", "is not there", findings=(finding,), judges=False)
 
 
-def _subject(case: Case) -> Resource | None:
-    """What the statements are about; None where none can be read."""
-    try:
-        return case.provenance.subject[0]
-    except StructureError:
-        return None
+def _subject(case: Case, *, holds: bool) -> Resource:
+    """What was judged; by the name of its folder where nothing that its evidence says can be believed."""
+    name = str(case.provenance.subject[0].name) if holds else case.directory.resolve().name
+    return subject_of(printable(name), root_digest(case.files))
 
 
 def _named(claim: Claim) -> Resource:

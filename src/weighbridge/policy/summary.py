@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-from weighbridge.errors import EvidenceError
 from weighbridge.evidence.provenance import stamp
 from weighbridge.evidence.statements import InTotoStatement, Published, Resource
 from weighbridge.policy.judging import Judged
@@ -83,13 +82,9 @@ def properties(judged: Judged) -> list[str]:
 
 
 def simple_verification(judged: Judged, *, verifier: str) -> SimpleVerificationStatement:
-    """The result as in-toto's svr.
-
-    Raises:
-        EvidenceError: the evidence names no subject.
-    """
+    """The result as in-toto's svr."""
     return SimpleVerificationStatement(
-        subject=[_subject(judged)],
+        subject=[judged.subject],
         predicate=SimpleVerification(
             verifier=VerifierWithPolicies(
                 id=verifier, policies=[Resource(name=judged.policy.path.name, digest={"sha256": judged.policy.sha256})]
@@ -104,17 +99,13 @@ def verification_summary(judged: Judged, *, verifier: str) -> VerificationSummar
     """The result as SLSA's verification summary.
 
     No level of SLSA is claimed: what is verified stands there in words of this project.
-
-    Raises:
-        EvidenceError: the evidence names no subject.
     """
-    subject = _subject(judged)
     return VerificationSummaryStatement(
-        subject=[subject],
+        subject=[judged.subject],
         predicate=VerificationSummary(
             verifier=Verifier(id=verifier),
             time_verified=stamp(judged.at),
-            resource_uri=f"urn:weighbridge:checkpoint:sha256:{subject.sha256}",
+            resource_uri=f"urn:weighbridge:checkpoint:sha256:{judged.subject.sha256}",
             policy=Attestation(uri=judged.policy.path.name, digest={"sha256": judged.policy.sha256}),
             input_attestations=[
                 Attestation(uri=str(claim.name), digest=dict(claim.digest or {})) for claim in judged.claims
@@ -128,10 +119,3 @@ def verification_summary(judged: Judged, *, verifier: str) -> VerificationSummar
 
 FORMS: Mapping[str, Callable[..., InTotoStatement]] = {"svr": simple_verification, "vsa": verification_summary}
 """By what they are called."""
-
-
-def _subject(judged: Judged) -> Resource:
-    if judged.subject is None:
-        what = "names no checkpoint, so nothing can be stated of it"
-        raise EvidenceError(what, where=f"{judged.report.subject}/evidence", remedy="see the report")
-    return judged.subject
