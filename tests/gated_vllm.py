@@ -2,7 +2,8 @@
 
     python gated_vllm.py CHECKPOINT [POLICY]
 
-Without a policy vLLM's own loader is taken. Reference arithmetic stands in for kernels that vLLM has not got on a CPU.
+Without a policy vLLM's own loader is taken; with an empty one the gate, which is told of none. Reference arithmetic
+stands in for kernels, since vLLM has not got all of them on a CPU.
 Prints the tokens as JSON in its last line; vLLM's own log goes to standard error.
 """
 
@@ -24,10 +25,11 @@ def main() -> None:
     checkpoint, *policy = sys.argv[1:]
     torch.set_num_threads(1)
     load_general_plugins()
-    replace_kernels(exact=False)
+    replace_kernels(exact=True)
     gated: dict[str, Any] = {}
     if policy:
-        gated = {"load_format": "weighbridge", "model_loader_extra_config": {"policy": policy[0]}}
+        named = {"policy": policy[0]} if policy[0] else {}
+        gated = {"load_format": "weighbridge", "model_loader_extra_config": named}
     model = vllm.LLM(
         model=checkpoint,
         enforce_eager=True,

@@ -58,7 +58,7 @@ def signed_build(once: Once) -> Callable[[str, str], Path]:
 
 
 def start(
-    python: Path, build: Path, policy: Path | None, *, before: Sequence[str] = (), script: Path = SCRIPT
+    python: Path, build: Path, policy: Path | str | None, *, before: Sequence[str] = (), script: Path = SCRIPT
 ) -> subprocess.CompletedProcess[str]:
     """Start vLLM for a checkpoint, behind a policy or without, and have it answer.
 
@@ -108,7 +108,7 @@ def test_fraud_does_not_start(fraud: Fraud, python: Path, workshop: Workshop, tm
 
 def test_no_policy_no_start(python: Path, workshop: Workshop, tmp_path: Path) -> None:
     build = workshop.forged(HONEST, tmp_path / "build")
-    done = start(python, build, Path())
+    done = start(python, build, "")
     assert done.returncode != 0
     assert "no policy is named" in done.stdout + done.stderr
 
