@@ -18,7 +18,10 @@ from weighbridge.report import PRESENTERS, Area, Areas, Finding, Grid, Report, S
 from weighbridge.report.columns import lay_out
 
 GOLDEN = Path(__file__).parent / "golden"
-FILES = {"text": "report.txt", "json": "report.json", "markdown": "report.md", "html": "report.html"}
+FILES = {
+    **{"text": "report.txt", "json": "report.json", "markdown": "report.md", "html": "report.html"},
+    **{"sarif": "report.sarif", "junit": "report.xml"},
+}
 
 HOLDING = Section(
     id="structure",

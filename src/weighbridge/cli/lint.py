@@ -15,6 +15,7 @@ from weighbridge.cli.run import Parser, add_report_options, check_writable, comm
 from weighbridge.errors import StructureError
 from weighbridge.recipe.catalogue import recipe_names
 from weighbridge.report import Report, Section, Severity
+from weighbridge.report.sarif import RECIPE
 
 EPILOG = """\
 examples:
@@ -61,7 +62,8 @@ def _section(name: str, model: str | None) -> Section:
     first, *_ = api.lint(api.plan(loaded, source), references=(NO_REFERENCE,)).sections
     errors = sum(finding.severity is Severity.ERROR for finding in first.findings)
     summary = f"{errors} error{'' if errors == 1 else 's'}, {len(first.findings) - errors} further findings"
-    return replace(first, id="lint", title=name, summary=summary, tables=(), figures=(), facts={})
+    facts: dict[str, str | int] = {RECIPE: loaded.document.where}
+    return replace(first, id="lint", title=name, summary=summary, tables=(), figures=(), facts=facts)
 
 
 main = partial(command, _parser, _lint)

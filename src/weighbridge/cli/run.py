@@ -337,7 +337,10 @@ def _is_stream(path: Path) -> bool:
     return str(path.parent) in (f"/proc/{os.getpid()}/fd", "/dev/fd") and path.name.isdecimal()
 
 
-_FORMS = {".html": "html", ".json": "json", ".md": "markdown", ".txt": "text"}
+_FORMS = {
+    **{".html": "html", ".json": "json", ".md": "markdown", ".txt": "text"},
+    **{".sarif": "sarif", ".xml": "junit"},
+}
 """Suffix of a report's file -> the form that it is written in, where none is asked for."""
 
 

@@ -1,4 +1,5 @@
-"""Presenters of the findings tree: text for people, JSON for programs, Markdown for records, a page to look at."""
+"""Presenters of the findings tree: text for people, JSON for programs, Markdown for records, a page to look at, SARIF
+for code hosts, JUnit's XML for build servers."""
 
 from __future__ import annotations
 
@@ -11,7 +12,9 @@ from typing import Any
 from weighbridge.errors import printable
 from weighbridge.report.columns import lay_out, longest_word, wrapped
 from weighbridge.report.findings import Areas, Finding, Grid, Report, Section, Severity, Table
+from weighbridge.report.junit import as_junit
 from weighbridge.report.page import as_html, figure
+from weighbridge.report.sarif import as_sarif
 from weighbridge.report.treemap import why
 
 WIDEST_GRID = 12
@@ -67,6 +70,8 @@ PRESENTERS: Mapping[str, Callable[[Report], str]] = {
     "json": as_json,
     "markdown": as_markdown,
     "html": as_html,
+    "sarif": as_sarif,
+    "junit": as_junit,
 }
 
 
