@@ -8,14 +8,20 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import Once
+from tests.checkpoints import RawTensor, edit_tensors
+from tests.conftest import Once, run_script
 from tests.test_layerwise import ALL, METHODS, by_layer, planned
+from tests.tiny import write_tiny
 from tests.toy_models import TOYS
+from weighbridge.checkpoint.opening import open_checkpoint
 from weighbridge.engines.layerwise import memory
 from weighbridge.engines.layerwise.activations import Activations
 from weighbridge.engines.layerwise.memory import USUAL_ROOM, room_for_hessians
 from weighbridge.errors import BuildError, WeighbridgeError
+from weighbridge.linting import lint
+from weighbridge.planning import make_plan
 from weighbridge.planning.calibrating import Needs, calibration_needs
+from weighbridge.recipe import load_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -159,3 +165,29 @@ def test_a_value_comes_back_as_it_was(name: str, tmp_path: Path) -> None:
 def test_a_value_of_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="a value of type slice passes between its layers"):
         Activations(tmp_path, {"value": "value"}, torch.device("cpu")).put(0, {"value": slice(3)})
+
+
+def test_a_calibration_is_not_shared_out_to_a_cluster(tmp_path: Path) -> None:
+    arguments = ("nvfp4", "--model", "mini", "--executor", "ray", "--ray", "local", "--output", tmp_path / "build")
+    outcome = run_script("build.py", *arguments)
+    assert (outcome.code, list(tmp_path.iterdir())) == (2, [])
+    assert "cannot be shared out to a cluster" in outcome.err and "leave out --executor ray" in outcome.err
+
+
+@pytest.mark.parametrize(("name", "found"), [("model.layers.0.self_attn.rotary_emb.inv_freq", True), ("x.y", False)])
+def test_stored_frequencies_are_refused_by_the_plan(name: str, found: bool, tmp_path: Path) -> None:
+    model = write_tiny(tmp_path / "model")
+    edit_tensors(model, lambda tensors: tensors.update({name: RawTensor("F32", (4,), bytes(16))}), shards=2)
+    loaded = load_recipe(str(written(tmp_path)))
+    rules = {finding.rule for finding in lint(make_plan(loaded, open_checkpoint(str(model))))}
+    assert ("calibration/computed" in rules) == found
+
+
+def written(directory: Path) -> Path:
+    """A recipe of method oneshot for the tiny Llama."""
+    path = directory / "tried.yaml"
+    path.write_text(
+        "name: tried\ndescription: tried\nbase: {model: org/tiny, licence: mit}\nmethod: oneshot\n"
+        "scheme: FP8_DYNAMIC\nignore: [lm_head, 're:.*embed.*', 're:.*norm.*']\n"
+    )
+    return path

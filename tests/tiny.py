@@ -98,11 +98,16 @@ def _in_mistrals_form(directory: Path, params: dict[str, Any]) -> None:
     write_mistral(directory, params)
 
 
+def _tied_and_stored(directory: Path) -> None:
+    edit_config(directory, lambda config: config.update(tie_word_embeddings=True))
+
+
 MADE: dict[str, Callable[[Path], None]] = {
     "made/left-behind": _left_behind,
     "made/forgotten": _forgotten,
     "made/redirected": _redirected,
     "made/gpt-oss": _gpt_oss,
+    "made/tied-and-stored": _tied_and_stored,
     "made/mistral": _mistral,
     "made/mistral-experts": _mistral_experts,
 }

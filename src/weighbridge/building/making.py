@@ -109,6 +109,12 @@ def prepare(
             where=source.label,
             remedy=Clause("take ", Argument("engine"), " streaming, which decodes it"),
         )
+    if resources.ray is not None and recipe.method == "oneshot":
+        raise BuildError(
+            "cannot be shared out to a cluster: each layer needs what went through the one before it",
+            where=f"method {recipe.method}",
+            remedy=Clause("leave out ", Argument("executor"), " ray"),
+        )
     if resources.ray is not None:
         from weighbridge.engines.streaming import check_cluster
 

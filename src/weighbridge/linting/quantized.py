@@ -13,6 +13,7 @@ from weighbridge.linting.served import Served
 from weighbridge.linting.vllm_kernels import INTEGER_GROUP_SIZES
 from weighbridge.numbers import SchemeNotCovered, encoding_of
 from weighbridge.planning import Decision, Obstacle, Part, Plan
+from weighbridge.planning.model import ties_head
 from weighbridge.text.names import compact
 from weighbridge.text.patterns import pattern_list
 
@@ -48,6 +49,10 @@ _COUNTED = (*BULK, Role.LATENT, Role.SMALL, Role.OTHER)
 MOST_UNKNOWN = 0.05
 """The share of these whose role may be unknown before lint says so."""
 
+COMPUTED = ".inv_freq"
+"""How the names of rotary frequencies end, which some publishers store."""
+TIED_HEAD = "lm_head.weight"
+
 
 def check(plan: Plan) -> Iterator[Raised]:
     """What is quantized against better judgement or beyond what the scheme can, and what is not quantized at all."""
@@ -59,6 +64,7 @@ def check(plan: Plan) -> Iterator[Raised]:
     yield from _obstacles(plan)
     yield from _ragged(plan)
     yield from _needing_calibration(plan)
+    yield from _computed(plan)
     yield from _observed(plan)
     yield from _by_another_modifier(plan)
     if plan.loaded.recipe.method != "convert" and not _cache_alone(plan):  # a conversion keeps what its base keeps
@@ -238,6 +244,20 @@ def _needing_calibration(plan: Plan) -> Iterator[Raised]:
         why = "the KV cache or an observer of weights" if name == "QuantizationModifier" else name
         yield Raised(
             "scheme/needs-calibration", where, f"{why} must see calibration data, {unseen}", f"{remedy} none that does"
+        )
+
+
+def _computed(plan: Plan) -> Iterator[Raised]:
+    """What the source stores, and transformers makes of other things when it loads the model: it is saved by nobody."""
+    if plan.loaded.recipe.method != "oneshot":
+        return
+    tied = ties_head(plan.source.config)
+    names = [name for name in plan.source.structure if name.endswith(COMPUTED) or (tied and name == TIED_HEAD)]
+    remedy = "take it out of the source, or take method: model_free_ptq, which carries it over"
+    for name in names:
+        why = "is tied to the embedding" if name == TIED_HEAD else "is computed from the config"
+        yield Raised(
+            "calibration/computed", name, f"{why} where transformers loads the model, and is not saved", remedy
         )
 
 

@@ -96,6 +96,7 @@ _ALL = (
     _warning("scheme/ragged-block", "Blocks do not divide a weight; compressed-tensors pads them."),
     _error("scheme/needs-calibration", "Data must be seen, and no calibration data are named.", allowable=False),
     _error("calibration/unused", "Calibration data are named, and nothing looks at them.", allowable=False),
+    _error("calibration/computed", "The source stores what transformers computes, so none saves it.", allowable=False),
     _error(
         "scheme/two-modifiers", "Groups of two modifiers overlap so that neither does as they say.", allowable=False
     ),

@@ -125,8 +125,12 @@ class Obstacle:
 
 def tied_heads(config: Mapping[str, Any], modules: Iterable[str]) -> frozenset[str]:
     """Output heads that a config.json says are tied to the input embedding and that are not among `modules`."""
-    tied = config.get("tie_word_embeddings", text_config(config).get("tie_word_embeddings"))
-    return frozenset({"lm_head"}.difference(modules)) if tied else frozenset()
+    return frozenset({"lm_head"}.difference(modules)) if ties_head(config) else frozenset()
+
+
+def ties_head(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json says that the output head is the input embedding."""
+    return bool(config.get("tie_word_embeddings", text_config(config).get("tie_word_embeddings")))
 
 
 class FusedGroup(NamedTuple):
