@@ -745,7 +745,8 @@ def bom(*keys: str | int, value: Any) -> dict[str, Wrap]:
     return output("write_bom", change)
 
 
-COMPONENT = ("metadata", "component")
+COMPONENT = ("components", 0)
+PACKAGE = ("formulation", 0, "components", 0)
 ANCESTOR = (*COMPONENT, "pedigree", "ancestors", 0)
 BILL: Sequence[tuple[str, tuple[str | int, ...], Any]] = [
     ("serial number", ("serialNumber",), "urn:uuid:00000000-0000-5000-8000-000000000000"),
@@ -753,6 +754,8 @@ BILL: Sequence[tuple[str, tuple[str | int, ...], Any]] = [
     ("time", ("metadata", "timestamp"), "2019-01-01T00:00:00Z"),
     ("tool", ("metadata", "tools", "components", 0, "version"), "99.0"),
     ("author", ("metadata", "authors"), [{"name": "Google"}]),
+    ("manufacturer", ("metadata", "manufacturer"), {"name": "Google"}),
+    ("subject", ("metadata", "component", "version"), ZERO),
     ("name", (*COMPONENT, "name"), "gemma-4-26B-A4B-it-fp8-dynamic"),
     ("root digest", (*COMPONENT, "version"), ZERO),
     ("description", (*COMPONENT, "description"), "audited"),
@@ -769,13 +772,16 @@ BILL: Sequence[tuple[str, tuple[str | int, ...], Any]] = [
     ("file", (*COMPONENT, "components", 0, "hashes", 0, "content"), ZERO),
     ("number of tensors", (*COMPONENT, "properties", 0, "value"), "1"),
     ("supplier", (*COMPONENT, "supplier"), {"name": "Google"}),
-    ("package", ("components", 0, "version"), "99.0"),
-    ("package's wheel", ("components", 0, "hashes"), [{"alg": "SHA-256", "content": ZERO}]),
-    ("package's content", ("components", 0, "properties", 0, "value"), ZERO),
+    ("package", (*PACKAGE, "version"), "99.0"),
+    ("package's wheel", (*PACKAGE, "hashes"), [{"alg": "SHA-256", "content": ZERO}]),
+    ("package's content", (*PACKAGE, "properties", 0, "value"), ZERO),
     ("what it depends on", ("dependencies",), []),
     ("engine", ("formulation", 0, "workflows", 0, "name"), "certified build on an HSM"),
     ("tasks", ("formulation", 0, "workflows", 0, "taskTypes"), ["build", "test", "scan"]),
     ("recipe", ("formulation", 0, "workflows", 0, "properties", 0, "value"), ZERO),
+    ("component beside the model", ("components",), []),
+    ("task", (*COMPONENT, "modelCard", "modelParameters", "task"), "translation"),
+    ("signature", ("signature", "value"), "AAAA"),
     ("annotations", ("annotations",), [{"text": "audited by Google"}]),
     ("declarations", ("declarations",), {"assessors": [{"thirdParty": True}]}),
 ]

@@ -25,6 +25,7 @@ from tests.conftest import ROOT, Command
 from tests.evidence import EVIDENCE, lines_of, payload_of
 from weighbridge.base.model_card import card_metadata
 from weighbridge.evidence.environment import installed
+from weighbridge.evidence.signing import is_signed_by
 from weighbridge.recipe import load_recipe
 
 PLAIN = {
@@ -155,23 +156,34 @@ def test_bill_of_materials_is_valid_by_the_strict_validator(build: Path) -> None
 
 
 def test_bill_of_materials_names_the_base_by_commit(bom: dict[str, Any]) -> None:
-    (ancestor,) = bom["metadata"]["component"]["pedigree"]["ancestors"]
+    (ancestor,) = bom["components"][0]["pedigree"]["ancestors"]
     assert ancestor["purl"] == "pkg:huggingface/weighbridge/gemma-4-mini@65c4c61b745416d0550b6de908d159b7091ab1ab"
 
 
 def test_bill_of_materials_has_a_model_with_hashes_licence_card_and_formulation(bom: dict[str, Any]) -> None:
-    model = bom["metadata"]["component"]
+    model, *libraries = bom["components"]
     assert model["type"] == "machine-learning-model"
     assert model["licenses"] == [{"license": {"id": "Apache-2.0"}}]
     assert model["modelCard"]["modelParameters"]["modelArchitecture"] == "Gemma4ForConditionalGeneration"
     assert bom["formulation"][0]["workflows"][0]["taskTypes"] == ["build", "test"]
+    assert [library["name"] for library in libraries] == ["compressed-tensors", "safetensors"]
+    assert all(library["hashes"] and library["licenses"] for library in libraries)
 
 
 def test_bill_of_materials_lists_the_packages_of_the_provenance(
     bom: dict[str, Any], dependencies: dict[str, dict[str, Any]]
 ) -> None:
     packages = {item["uri"] for item in dependencies.values() if item.get("uri", "").startswith("pkg:pypi/")}
-    assert {item["purl"] for item in bom["components"]} == packages
+    assert {item["purl"] for item in bom["formulation"][0]["components"]} == packages
+
+
+def test_bill_of_materials_is_signed_by_the_key_of_the_statements_and_by_nobody_where_there_is_none(
+    build: Path, bom: dict[str, Any], mini_build: Path
+) -> None:
+    keyid = json.loads(lines_of(build)[0])["signatures"][0]["keyid"]
+    assert is_signed_by(keyid, bom) and not is_signed_by(keyid, {**bom, "version": 2})
+    assert not is_signed_by("0" * 64, bom)
+    assert "signature" not in json.loads((mini_build / EVIDENCE / "bom.cdx.json").read_bytes())
 
 
 def test_card_has_the_metadata_that_the_hub_reads(build: Path) -> None:

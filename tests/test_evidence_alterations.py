@@ -386,13 +386,13 @@ ALTERATIONS = [
     ),
     Alteration("a lie about results", ":1", _lied(RESULT, "predicate", "passedTests", value=["everything"])),
     Alteration("another type of build", "provenance", _lied(PROVENANCE, *DEFINITION, "buildType", value="urn:other")),
-    Alteration("another licence in the bill", "bom.cdx.json", _bom("metadata", "component", "licenses", value=[])),
+    Alteration("another licence in the bill", "bom.cdx.json", _bom("components", 0, "licenses", value=[])),
     Alteration(
         "another base in the bill",
         "bom.cdx.json",
-        _bom("metadata", "component", "pedigree", "ancestors", 0, "name", value="other"),
+        _bom("components", 0, "pedigree", "ancestors", 0, "name", value="other"),
     ),
-    Alteration("no packages in the bill", "bom.cdx.json", _bom("components", value=[])),
+    Alteration("no packages in the bill", "bom.cdx.json", _bom("formulation", 0, "components", value=[])),
     Alteration("a digest of a file", "files.sha256", _listed_line("files.sha256", lambda line: b"0" * 64 + line[64:])),
     Alteration("a listed file outside", "files.sha256", _listed_line("files.sha256", lambda line: line[:66] + b"../a")),
     Alteration(

@@ -167,4 +167,4 @@ def test_bill_of_materials_is_valid_whatever_the_licence_is_called(
     assert built.code == 0, built
     bom = (output / "evidence/bom.cdx.json").read_text()
     assert JsonStrictValidator(SchemaVersion.V1_7).validate_str(bom) is None
-    assert json.loads(bom)["metadata"]["component"]["licenses"] == [{"license": entry}]
+    assert json.loads(bom)["components"][0]["licenses"] == [{"license": entry}]

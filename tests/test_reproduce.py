@@ -204,7 +204,7 @@ def test_source_is_found_on_the_hub_at_its_commit_or_by_its_digests_in_a_directo
     done = run_here([*again, "--model", str(source)], {})
     assert done.returncode == 0, done.stdout + done.stderr
     bom = json.loads((build / "evidence/bom.cdx.json").read_bytes())
-    (ancestor,) = bom["metadata"]["component"]["pedigree"]["ancestors"]
+    (ancestor,) = bom["components"][0]["pedigree"]["ancestors"]
     assert ancestor["purl"].startswith("pkg:huggingface/weighbridge/gemma-4-mini@"), "proven, wherever it was fetched"
     how = json.loads((build / "evidence/statements.jsonl").read_bytes().splitlines()[-1])
     asked = how["predicate"]["buildDefinition"]["externalParameters"]

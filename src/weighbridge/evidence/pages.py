@@ -5,17 +5,20 @@ from __future__ import annotations
 import html
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from weighbridge.base.identity import identity_section
 from weighbridge.base.model_card import card_metadata
 from weighbridge.checkpoint.model import EVIDENCE
 from weighbridge.errors import StructureError
-from weighbridge.evidence.bom import BomFacts, bill, write_bom
+from weighbridge.evidence.bom import BomFacts, bill, written_bom
 from weighbridge.evidence.card import CARD, CardFacts, blocks, kept_card, model_name, write_card
 from weighbridge.evidence.case import Case
 from weighbridge.evidence.checked import Checked, wrong
 from weighbridge.evidence.finished import MAIN_REPORT, build_verdict
+from weighbridge.evidence.provenance import CALIBRATION
+from weighbridge.evidence.signing import is_signed_by
 from weighbridge.evidence.stated import moment, packages
 from weighbridge.evidence.statements import sha256_of
 from weighbridge.evidence.write import BOM, FILES, GUIDE, LOG, TENSORS, called, chain_section, guide, page_of
@@ -108,35 +111,70 @@ def check_bom(case: Case) -> Checked:
         raise StructureError("is no bill of materials of a model", where=where)
     parameters = case.parameters
     made = str(parameters.get("engine")), str(parameters.get("device")), tuple(packages(case)), stamped
-    facts = BomFacts(case.loaded, case.base, case.opened(), case.root, case.listed, *made)
+    signature = bom.pop("signature", None)
+    facts = BomFacts(case.loaded, case.base, case.opened(), case.root, case.listed, *made, _calibration(case))
     expected = bill(facts)
-    theirs, ours = metadata.get("component"), expected["metadata"]["component"]
-    theirs = theirs if isinstance(theirs, dict) else {}
-    findings = []
-    for part in sorted(ours.keys() | theirs.keys()):
-        if ours.get(part) != theirs.get(part):
-            severity = _strictness(case) if part in WORDED else Severity.ERROR
-            what = f"the model's {part} is not what recipe, provenance and tensors give"
-            findings.append(Finding("evidence/bom", severity, where, what))
-    components = bom.get("components")
+    findings = [*_check_bom_signature(case, where, bom, signature)]
+    for what, ours, theirs in (
+        ("subject", expected["metadata"]["component"], metadata.get("component")),
+        ("model", expected["components"][0], _first(bom.get("components"))),
+    ):
+        said = theirs if isinstance(theirs, dict) else {}
+        for part in sorted(ours.keys() | said.keys()):
+            if ours.get(part) != said.get(part):
+                severity = _strictness(case) if part in WORDED else Severity.ERROR
+                message = f"the {what}'s {part[:40]} is not what recipe, provenance and tensors give"
+                findings.append(Finding("evidence/bom", severity, where, message))
+    packaged = expected["formulation"][0].pop("components")
+    formula = _first(bom.get("formulation"))
+    components = formula.pop("components", None) if isinstance(formula, dict) else None
     listed = [item if isinstance(item, dict) else {} for item in (components if isinstance(components, list) else ())]
-    packaged = expected["components"]
     otherwise = "is listed otherwise in the bill than in the provenance"
     findings += [wrong("evidence/bom", item["purl"], otherwise) for item in packaged if item not in listed]
     known = [item["purl"] for item in packaged]
     alone = [item.get("purl") for item in listed if item.get("purl") not in known]
     findings += [wrong("evidence/bom", str(purl), "is listed in the bill alone") for purl in alone]
-    own = {key: value for key, value in bom.items() if key not in ("metadata", "components")}
-    for key in sorted(own.keys() | (expected.keys() - {"metadata", "components"})):
+    del expected["metadata"]
+    own = {key: value for key, value in bom.items() if key != "metadata"}
+    for part in (own, expected):
+        part["components"] = part["components"][1:] if isinstance(part.get("components"), list) else None
+    for key in sorted(own.keys() | expected.keys()):
         if own.get(key) != expected.get(key):
             what = f"its {key[:40]} is not what recipe, provenance and tensors give"
             findings.append(Finding("evidence/bom", _strictness(case), where, what))
     findings += _check_stamp(case, where, stamped)
-    if not findings and case.same_version and raw != write_bom(facts):
+    if not findings and case.same_version and raw != written_bom({**bill(facts), **_signed_with(signature)}):
         findings.append(wrong("evidence/bom", where, "says more than was built, or otherwise"))
     findings += _check_proven(case, where, raw.decode(errors="replace"))
     words = () if case.same_version else (_by_another(case, where),)
     return Checked(f"{len(listed)} packages and the model compared with provenance and tensors", tuple(findings), words)
+
+
+def _first(items: object) -> object:
+    """The first item of a list; None where there is none."""
+    return items[0] if isinstance(items, list) and items else None
+
+
+def _calibration(case: Case) -> Mapping[str, Any] | None:
+    """The record of what it was calibrated with, as the provenance has it."""
+    found = case.dependencies.get(CALIBRATION)
+    return None if found is None else found.annotations
+
+
+def _signed_with(signature: object) -> dict[str, object]:
+    return {} if signature is None else {"signature": signature}
+
+
+def _check_bom_signature(case: Case, where: str, bom: Mapping[str, Any], signature: object) -> Iterator[Finding]:
+    """The bill's own signature is of the key that signed the provenance; who that is, is checked there."""
+    envelope = case.provenance_claim.envelope
+    keyid = "" if envelope is None or envelope.bundle is not None else envelope.keyid
+    if not keyid and signature is not None:
+        yield wrong("evidence/bom", where, "is signed by a key, and the statements are not")
+    elif keyid and signature is None:
+        yield Finding("evidence/bom", _strictness(case), where, "is not signed, and the statements are")
+    elif keyid and not is_signed_by(keyid, {**bom, **_signed_with(signature)}):
+        yield wrong("evidence/bom", where, "is not signed by the key that signed the statements")
 
 
 def _check_stamp(case: Case, where: str, stamped: str) -> Iterator[Finding]:

@@ -83,6 +83,9 @@ class Signer(Protocol):
             ignored: paths in that folder that it is not over.
         """
 
+    def sign_document(self, content: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """A JSON Signature (JSF) over a document without one; None where whoever signs has no key that lasts."""
+
 
 class Verifier(Protocol):
     """Who is expected to have signed."""
@@ -243,6 +246,16 @@ class KeySigner:
         config = signing.Config().use_elliptic_key_signer(private_key=self.path)
         return _sign_model(config, files, name=name, ignored=ignored)
 
+    def sign_document(self, content: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        from cryptography.hazmat.primitives.asymmetric import ec
+        from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+
+        public = self.key.public_key()
+        unsigned = {"algorithm": _ALGORITHMS[public.curve.name][0], "publicKey": _as_jwk(public)}
+        signed = self.key.sign(_canonical({**content, "signature": unsigned}), ec.ECDSA(_hash_of(public)))
+        value = b"".join(number.to_bytes(_width(public), "big") for number in decode_dss_signature(signed))
+        return {**unsigned, "value": _base64url(value)}
+
 
 class SigstoreSigner:
     """Signs with a short-lived certificate for an identity that Sigstore has seen proven.
@@ -283,6 +296,9 @@ class SigstoreSigner:
         with _explained():
             config = signing.Config().use_sigstore_signer(identity_token=self._token())
             return _sign_model(config, files, name=name, ignored=ignored)
+
+    def sign_document(self, content: Mapping[str, Any]) -> Mapping[str, Any] | None:  # noqa: ARG002
+        return None
 
 
 @dataclass(frozen=True)
@@ -339,6 +355,69 @@ def key_id(public: ec.EllipticCurvePublicKey) -> str:
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     return hashlib.sha256(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+
+
+_ALGORITHMS = {"secp256r1": ("ES256", "P-256"), "secp384r1": ("ES384", "P-384"), "secp521r1": ("ES512", "P-521")}
+"""By curve: what JSON Web Algorithms (RFC 7518) call signatures on it, and the curve."""
+
+
+def is_signed_by(keyid: str, document: Mapping[str, Any]) -> bool:
+    """Whether a document's JSON Signature (JSF 0.82) is over all of it, and of the key of that id.
+
+    Args:
+        document: with its ``signature``.
+    """
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+
+    signature = document.get("signature")
+    if not isinstance(signature, dict):
+        return False
+    try:
+        key, value = _of_jwk(signature["publicKey"]), _of_base64url(signature["value"])
+        unsigned = {"algorithm": _ALGORITHMS[key.curve.name][0], "publicKey": _as_jwk(key)}
+        width = _width(key)
+        if key_id(key) != keyid or signature != {**unsigned, "value": signature["value"]} or len(value) != 2 * width:
+            return False
+        numbers = (int.from_bytes(half, "big") for half in (value[:width], value[width:]))
+        content = _canonical({**document, "signature": unsigned})
+        key.verify(encode_dss_signature(*numbers), content, ec.ECDSA(_hash_of(key)))
+    except (KeyError, TypeError, ValueError, InvalidSignature):
+        return False
+    return True
+
+
+def _canonical(content: Mapping[str, Any]) -> bytes:
+    """JSON as RFC 8785 writes it, for documents without fractions whose keys are ASCII, as those here are."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def _as_jwk(key: ec.EllipticCurvePublicKey) -> dict[str, str]:
+    numbers, width = key.public_numbers(), _width(key)
+    x, y = (_base64url(number.to_bytes(width, "big")) for number in (numbers.x, numbers.y))
+    return {"kty": "EC", "crv": _ALGORITHMS[key.curve.name][1], "x": x, "y": y}
+
+
+def _of_jwk(content: Mapping[str, str]) -> ec.EllipticCurvePublicKey:
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    curves: dict[str, ec.EllipticCurve] = {"P-256": ec.SECP256R1(), "P-384": ec.SECP384R1(), "P-521": ec.SECP521R1()}
+    x, y = (int.from_bytes(_of_base64url(content[axis]), "big") for axis in ("x", "y"))
+    return ec.EllipticCurvePublicNumbers(x, y, curves[content["crv"]]).public_key()
+
+
+def _width(key: ec.EllipticCurvePublicKey) -> int:
+    """Bytes of a coordinate, and of half a signature."""
+    return (key.curve.key_size + 7) // 8
+
+
+def _base64url(content: bytes) -> str:
+    return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
+
+
+def _of_base64url(text: str) -> bytes:
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
 
 
 def make_key_pair(private: Path, public: Path, *, curve: str) -> None:

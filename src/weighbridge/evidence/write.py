@@ -81,7 +81,9 @@ def write(directory: Path, build: FinishedBuild, *, signer: Signer | None = None
     loaded, predicted = build.plan.loaded, build.plan.predicted
     finished = stamp(datetime.now(UTC))
     made = build.engine, build.device, environment, finished
-    (beside / BOM).write_bytes(write_bom(BomFacts(loaded, build.base, predicted, root, files, *made)))
+    (beside / BOM).write_bytes(
+        write_bom(BomFacts(loaded, build.base, predicted, root, files, *made, build.calibration), signer)
+    )
     (beside / GUIDE).write_bytes(guide(signed=signer is not None))
     (beside / LOG).write_text("".join(json.dumps(asdict(stage)) + "\n" for stage in build.stages))
 

@@ -216,6 +216,18 @@ class Conversion(Strict):
         return _checked(entries)
 
 
+class Manufacturer(Strict):
+    """Who answers for what is built; bills of materials name them.
+
+    Attributes:
+        name: of a person or an organization.
+        contact: where vulnerabilities are told: an address of e-mail, or of a page (https).
+    """
+
+    name: str = Field(min_length=1, max_length=200)
+    contact: str = Field(pattern=r"^(https://[^\s]+|[^\s@]+@[^\s@]+)$", max_length=200)
+
+
 class Recipe(Strict):
     """One build: a base model, what is quantized how, what is kept, and what the result is held against."""
 
@@ -234,6 +246,7 @@ class Recipe(Strict):
     calibration: Calibration | None = None
     convert: Conversion | None = None
     quality: Quality | None = None
+    manufacturer: Manufacturer | None = None
     references: list[Reference] = []
 
     @field_validator("scheme")
