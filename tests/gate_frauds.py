@@ -235,6 +235,7 @@ WRONGLY_SIGNED = [
 AGAINST_POLICY = [
     Fraud("never audited", "policy/audit", lie=Lie("never audited", build=_unaudited)),
     Fraud("an audit that counts nothing", "policy/audit", lie=Lie("uncounted", build=report(_uncounted, AUDIT_REPORT))),
+    Fraud("an audit of a part", "policy/audit", lie=Lie("part", build=_audit(elements_checked_count=10_000_000))),
     Fraud("an audit that failed", "policy/audit", lie=Lie("failed", build=report(_diverging, AUDIT_REPORT))),
     Fraud("nearest, where exact is asked for", "policy/audit", lie=Lie("n", build=_audit(judged_nearest_count=1))),
     Fraud(

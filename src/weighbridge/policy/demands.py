@@ -90,8 +90,13 @@ def _audit(asked: Asked) -> Iterator[Finding]:
         yield _refused("audit", where, "is not there: the build was not audited", remedy)
         return
     counts = _verdicts(report)
-    if not report.holds or not sum(counts.values()):
+    if not report.holds:
         yield _refused("audit", where, f"does not hold: {report.verdict}", "do not serve it")
+    checked = report.metrics.get("elements_checked_count", 0)
+    needed = sum(part.weight.parameters for part in asked.case.expected.plan.parts)
+    if not sum(counts.values()) or not checked >= needed:
+        what = f"covers {checked:,} of {needed:,} elements"
+        yield _refused("audit", where, what, "have it audited whole; older versions did not count")
     worse = {verdict: count for verdict, count in counts.items() if count and verdict not in ACCEPTED[least]}
     if worse:
         said = ", ".join(f"{count:,} {verdict}" for verdict, count in worse.items())
@@ -99,11 +104,11 @@ def _audit(asked: Asked) -> Iterator[Finding]:
         yield _refused("audit", where, f"has tensors that are less than {least}: {said}", remedy)
 
 
-def _verdicts(report: Report) -> dict[str, int]:
+def _verdicts(report: Report) -> dict[str, int | float]:
     """How many tensors came to each verdict: verdict -> count."""
     prefix, suffix = "judged_", "_count"
     return {
-        name.removeprefix(prefix).removesuffix(suffix): int(value)
+        name.removeprefix(prefix).removesuffix(suffix): value
         for name, value in report.metrics.items()
         if name.startswith(prefix) and name.endswith(suffix)
     }
