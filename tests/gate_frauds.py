@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from tests.checkpoints import edit_config, edit_json, edit_tensors, read_shard, rewrite, shards_of, write_header
-from tests.dishonest import Lie, Workshop, forge, provenance, put, report
+from tests.dishonest import WRITER, Lie, Workshop, forge, provenance, put, report
 from tests.evidence import flip, list_anew
 from weighbridge.evidence import AUDIT_REPORT, FinishedBuild
 from weighbridge.evidence.signing import make_key_pair
@@ -170,6 +170,11 @@ def _uncounted(said: Report) -> Report:
     return replace(said, metrics={})
 
 
+def _of_one(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A derivation that is stated although the report counts nothing."""
+    return lambda said, *rest, **named: original(replace(said, metrics={"judged_exact_count": 1}), *rest, **named)
+
+
 def _diverging(said: Report) -> Report:
     """An audit that found something, and was signed all the same."""
     finding = Finding("audit/diverges", Severity.ERROR, EXPERT, "is not the base's")
@@ -234,7 +239,11 @@ WRONGLY_SIGNED = [
 ]
 AGAINST_POLICY = [
     Fraud("never audited", "policy/audit", lie=Lie("never audited", build=_unaudited)),
-    Fraud("an audit that counts nothing", "policy/audit", lie=Lie("uncounted", build=report(_uncounted, AUDIT_REPORT))),
+    Fraud(
+        "an audit that counts nothing",
+        "policy/audit",
+        lie=Lie("uncounted", build=report(_uncounted, AUDIT_REPORT), wraps={f"{WRITER}.derivation_statement": _of_one}),
+    ),
     Fraud("an audit of a part", "policy/audit", lie=Lie("part", build=_audit(elements_checked_count=10_000_000))),
     Fraud("an audit that failed", "policy/audit", lie=Lie("failed", build=report(_diverging, AUDIT_REPORT))),
     Fraud("nearest, where exact is asked for", "policy/audit", lie=Lie("n", build=_audit(judged_nearest_count=1))),

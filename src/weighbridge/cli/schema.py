@@ -20,6 +20,7 @@ PLACES = {
     "recipe": RECIPES / "recipe.schema.json",
     "report": Path(weighbridge.__file__).parent / "report" / "report.schema.json",
     "family": Path(weighbridge.__file__).parent / "families" / "descriptor.schema.json",
+    "derivation": Path(weighbridge.__file__).parent / "evidence" / "derivation.schema.json",
     "policy": Path(weighbridge.__file__).parent / "policy" / "policy.schema.json",
     "progress": Path(weighbridge.__file__).parent / "progress" / "progress.schema.json",
 }
@@ -53,6 +54,7 @@ def schema_text(of: str) -> str:
     """A schema as the repository publishes it."""
     from pydantic import TypeAdapter
 
+    from weighbridge.evidence.statements import DerivationStatement
     from weighbridge.families.descriptor import Descriptor
     from weighbridge.policy.schema import Policy
     from weighbridge.progress.shown import Event
@@ -63,6 +65,10 @@ def schema_text(of: str) -> str:
         "recipe": json_schema,
         "report": report_schema,
         "family": lambda: {**Descriptor.model_json_schema(), "title": "A family of models"},
+        "derivation": lambda: {
+            **DerivationStatement.model_json_schema(by_alias=True, mode="serialization"),
+            "title": "A statement of what a checkpoint derives from",
+        },
         "policy": lambda: {**Policy.model_json_schema(), "title": "What is asked of a checkpoint before it is served"},
         "progress": lambda: {
             **{"title": "An event", "description": "One line of --progress json."},

@@ -15,10 +15,11 @@ from weighbridge.errors import StructureError, WeighbridgeError
 from weighbridge.evidence.card import kept_card
 from weighbridge.evidence.case import Case, added_name
 from weighbridge.evidence.checked import Checked, wrong
-from weighbridge.evidence.finished import MAIN_REPORT
+from weighbridge.evidence.derivation import DERIVATION, derivation_statement
+from weighbridge.evidence.finished import AUDIT_REPORT, MAIN_REPORT
 from weighbridge.evidence.licence import judge_licence
 from weighbridge.evidence.pages import check_bom, check_card, check_pages
-from weighbridge.evidence.provenance import RECIPE
+from weighbridge.evidence.provenance import RECIPE, base_resource
 from weighbridge.evidence.results import Result, result_statement
 from weighbridge.evidence.signing import (
     ADDED_FOLDER,
@@ -34,7 +35,13 @@ from weighbridge.evidence.signing import (
 )
 from weighbridge.evidence.source import check_source
 from weighbridge.evidence.stated import check_provenance
-from weighbridge.evidence.statements import Resource, TestResultStatement, sha256_of, write_statement
+from weighbridge.evidence.statements import (
+    DerivationStatement,
+    Resource,
+    TestResultStatement,
+    sha256_of,
+    write_statement,
+)
 from weighbridge.evidence.subject import root_digest, write_tensors
 from weighbridge.evidence.write import ADDED, CLAIMS, FILES, PROVENANCE, STATEMENTS, TENSORS, TEST_RESULT
 from weighbridge.report import Finding, Section, SectionId, Severity
@@ -207,7 +214,7 @@ def _check_results(case: Case) -> Checked:
     for name, results in case.results.items():
         written = sha256_of(write_statement(result_statement(results, subject, [recipe])))["sha256"]
         findings += _check_result(name, f"{name}.json", results, stated=written == case.byproducts[TEST_RESULT + name])
-    findings += _check_added(case)
+    findings += [*_check_derivation(case), *_check_added(case)]
     stated = case.report(MAIN_REPORT).sections
     again = {_key(section): section for section in (*validated(case), *_again(case))}
     others = [*_stated_otherwise(case, stated, again)]
@@ -273,6 +280,28 @@ def _found(section: Section) -> Mapping[tuple[str, Severity, int, str, str], int
     return Counter(
         (finding.rule, finding.severity, finding.count, finding.message, finding.remedy) for finding in section.findings
     )
+
+
+def _check_derivation(case: Case) -> Iterator[Finding]:
+    """The statement of the derivation says what the audit's report says; where nothing was audited, there is none."""
+    claims = [claim for claim in case.claims if isinstance(claim.statement, DerivationStatement)]
+    if AUDIT_REPORT not in case.results:
+        for claim in claims:
+            yield wrong("evidence/results", claim.where, "states a derivation, and nothing was audited")
+        return
+    made = derivation_statement(
+        case.report(AUDIT_REPORT),
+        case.read(f"{AUDIT_REPORT}.json"),
+        subject=case.provenance.subject[0],
+        base=base_resource(case.base),
+        recipe=case.loaded.sha256,
+        version=case.version,
+    )
+    payload = write_statement(made)
+    named = case.byproducts.get(DERIVATION) == sha256_of(payload)["sha256"]
+    if not named or [claim.payload for claim in claims] != [payload]:
+        what = "is not the one statement of what the audit found that the provenance names"
+        yield wrong("evidence/results", claims[0].where if claims else f"{EVIDENCE}/", what)
 
 
 def _check_added(case: Case) -> Iterator[Finding]:

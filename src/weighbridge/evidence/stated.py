@@ -15,6 +15,7 @@ from weighbridge.errors import StructureError
 from weighbridge.evidence.card import model_name
 from weighbridge.evidence.case import Case
 from weighbridge.evidence.checked import Checked, wrong
+from weighbridge.evidence.derivation import DERIVATION
 from weighbridge.evidence.environment import UNKNOWN, Installed, Repository, pinned_wheels
 from weighbridge.evidence.finished import AUDIT_REPORT, MAIN_REPORT, QUALITY_REPORT
 from weighbridge.evidence.provenance import (
@@ -326,7 +327,7 @@ def _check_byproducts(case: Case) -> Iterator[Finding]:
     beside = {f"{EVIDENCE}/{name}" for name in (BOM, FILES, GUIDE, LOG, RECIPE, START, TENSORS)} | reports
     if case.signed:
         beside.add(f"{EVIDENCE}/{MODEL_SIGNATURE_FILE}")
-    for name in sorted(set(names) - results - beside):
+    for name in sorted(set(names) - results - beside - {DERIVATION}):
         yield wrong("evidence/unbound", name, "is nothing that a build leaves")
     for name in sorted((beside | {TEST_RESULT + MAIN_REPORT}) - set(names)):
         yield wrong("evidence/missing", name, "is not among the by-products")

@@ -22,6 +22,10 @@ BUILD_TYPE = "urn:weighbridge:build:v1"
 
 TIME = r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$"
 
+AUDITOR = "urn:weighbridge:audit"
+"""What judges a derivation."""
+
+Relation = Literal["exact", "nearest", "compensated"]
 Outcome = Literal["PASSED", "WARNED", "FAILED"]
 
 
@@ -116,7 +120,51 @@ class TestResultStatement(InTotoStatement):
     predicate: TestResult
 
 
-Statement = ProvenanceStatement | TestResultStatement
+class Elements(Published):
+    """How many of the base's elements were compared."""
+
+    checked: int = Field(ge=0)
+    total: int = Field(ge=0)
+
+
+class Judge(Published):
+    """What judged."""
+
+    id: str
+    version: dict[str, str]
+
+
+class Derivation(Published):
+    """That the subject derives from a base, and how closely.
+
+    Attributes:
+        base: by its name, its address, its commit where that is known, and who it is by its digests.
+        relation: ``exact``: each weight is what the recipe makes of the base's; ``nearest``: each is the nearest that
+            its format has; ``compensated``: within the limits that docs/explanation/audit.md derives.
+        verdicts: how many weights and kept tensors came to each verdict.
+        elements: how many were compared.
+        recipe: by the digest of its bytes.
+        report: the audit, by its digest.
+        judged_by: what judged, and of which version.
+    """
+
+    base: Resource
+    relation: Relation
+    verdicts: dict[str, int]
+    elements: Elements
+    recipe: Resource
+    report: Resource
+    judged_by: Judge
+
+
+class DerivationStatement(InTotoStatement):
+    """What the subject derives from; docs/reference/derivation-predicate.md defines it."""
+
+    predicate_type: Literal["urn:weighbridge:derivation:v1"] = "urn:weighbridge:derivation:v1"
+    predicate: Derivation
+
+
+Statement = ProvenanceStatement | TestResultStatement | DerivationStatement
 _ADAPTER: TypeAdapter[Statement] = TypeAdapter(Annotated[Statement, Field(discriminator="predicate_type")])
 
 
@@ -127,7 +175,7 @@ def write_statement(statement: InTotoStatement) -> bytes:
 
 
 def read_statement(raw: bytes, *, where: str) -> Statement:
-    """Read a statement of one of the two kinds.
+    """Read a statement of one of the three kinds.
 
     Raises:
         StructureError: not JSON, or not such a statement.

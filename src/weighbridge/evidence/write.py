@@ -14,9 +14,10 @@ from weighbridge.checkpoint.lock import write_lock
 from weighbridge.checkpoint.model import EVIDENCE, Checkpoint, Origin, carried_files
 from weighbridge.evidence.bom import BomFacts, write_bom
 from weighbridge.evidence.card import BASE_CARD, CARD, BaseModel, CardFacts, model_name, write_card
+from weighbridge.evidence.derivation import DERIVATION, derivation_statement
 from weighbridge.evidence.environment import installed
 from weighbridge.evidence.finished import AUDIT_REPORT, MAIN_REPORT, FinishedBuild
-from weighbridge.evidence.provenance import RECIPE, provenance_statement, stamp
+from weighbridge.evidence.provenance import RECIPE, base_resource, provenance_statement, stamp
 from weighbridge.evidence.results import Result, result_statement, results_of
 from weighbridge.evidence.signing import (
     ADDED_FOLDER,
@@ -30,6 +31,7 @@ from weighbridge.evidence.subject import hash_files, list_all, root_digest, writ
 from weighbridge.progress import Progress
 from weighbridge.recipe import LoadedRecipe
 from weighbridge.report import PRESENTERS, Chain, Finding, Link, Report, Section
+from weighbridge.version import __version__
 
 GUIDE = "README.md"
 FILES, TENSORS = "files.sha256", "tensors.sha256"
@@ -97,12 +99,23 @@ def write(directory: Path, build: FinishedBuild, *, signer: Signer | None = None
         (beside / f"{name}.html").write_text(page_of(report, chain))
     recipe = Resource(name=RECIPE, digest=sha256_of(loaded.raw))
     payloads = {
-        name: write_statement(result_statement(results, subject, [recipe])) for name, results in written.items()
+        TEST_RESULT + name: write_statement(result_statement(results, subject, [recipe]))
+        for name, results in written.items()
     }
+    if (audit := build.reports.get(AUDIT_REPORT)) is not None:
+        derived = derivation_statement(
+            audit,
+            (beside / f"{AUDIT_REPORT}.json").read_bytes(),
+            subject=subject,
+            base=base_resource(build.base),
+            recipe=loaded.sha256,
+            version=__version__,
+        )
+        payloads[DERIVATION] = write_statement(derived)
     files_beside = {f"{EVIDENCE}/{path.name}": _sha256(path) for path in sorted(beside.iterdir())}
     byproducts = [
         *(Resource(name=name, digest={"sha256": digest}) for name, digest in files_beside.items()),
-        *(Resource(name=TEST_RESULT + name, digest=sha256_of(payload)) for name, payload in payloads.items()),
+        *(Resource(name=name, digest=sha256_of(payload)) for name, payload in payloads.items()),
     ]
     how = provenance_statement(build, subject, source_digests=sources, environment=environment, byproducts=byproducts)
     lines = [*payloads.values(), write_statement(how)]

@@ -20,6 +20,7 @@ from weighbridge.evidence import AUDIT_REPORT, QUALITY_REPORT
 from weighbridge.evidence.card import CARD, kept_card
 from weighbridge.evidence.case import Case, added_name
 from weighbridge.evidence.checked import wrong
+from weighbridge.evidence.derivation import RELATIONS, verdicts_of
 from weighbridge.evidence.signing import ADDED_FOLDER
 from weighbridge.evidence.stated import moment
 from weighbridge.policy.schema import LoadedPolicy, Policy, PolicyRecipe
@@ -29,13 +30,6 @@ from weighbridge.report import Finding, Report
 
 SERVING_REPORT = "serving"
 """What `serve-check` records its report as."""
-
-ACCEPTED: Mapping[str, frozenset[str]] = {
-    "exact": frozenset({"identical", "exact", "recomputed"}),
-    "nearest": frozenset({"identical", "exact", "recomputed", "nearest"}),
-    "compensated": frozenset({"identical", "exact", "recomputed", "nearest", "dequantized", "paired", "compensated"}),
-}
-"""Verdicts of single tensors that an audit's verdict for the whole may consist of."""
 
 
 @dataclass(frozen=True)
@@ -82,14 +76,15 @@ def _base(asked: Asked) -> Iterator[Finding]:
 
 
 def _audit(asked: Asked) -> Iterator[Finding]:
-    least = str(asked.policy.audit)
+    least = asked.policy.audit
+    assert least is not None
     where = f"{EVIDENCE}/{AUDIT_REPORT}.json"
     report = _own(asked.case, AUDIT_REPORT)
     if report is None:
         remedy = "build it with an audit, or audit it against its base and decide by that"
         yield _refused("audit", where, "is not there: the build was not audited", remedy)
         return
-    counts = _verdicts(report)
+    counts = verdicts_of(report)
     if not report.holds:
         yield _refused("audit", where, f"does not hold: {report.verdict}", "do not serve it")
     checked = report.metrics.get("elements_checked_count", 0)
@@ -97,21 +92,11 @@ def _audit(asked: Asked) -> Iterator[Finding]:
     if not sum(counts.values()) or not checked >= needed:
         what = f"covers {checked:,} of {needed:,} elements"
         yield _refused("audit", where, what, "have it audited whole; older versions did not count")
-    worse = {verdict: count for verdict, count in counts.items() if count and verdict not in ACCEPTED[least]}
+    worse = {verdict: count for verdict, count in counts.items() if verdict not in RELATIONS[least]}
     if worse:
         said = ", ".join(f"{count:,} {verdict}" for verdict, count in worse.items())
         remedy = "take a build that the policy's verdict fits, or change the policy"
         yield _refused("audit", where, f"has tensors that are less than {least}: {said}", remedy)
-
-
-def _verdicts(report: Report) -> dict[str, int | float]:
-    """How many tensors came to each verdict: verdict -> count."""
-    prefix, suffix = "judged_", "_count"
-    return {
-        name.removeprefix(prefix).removesuffix(suffix): value
-        for name, value in report.metrics.items()
-        if name.startswith(prefix) and name.endswith(suffix)
-    }
 
 
 def _recipes(asked: Asked) -> Iterator[Finding]:

@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from weighbridge.errors import PolicyError
+from weighbridge.evidence.statements import Relation
 from weighbridge.recipe.names import HUB_ID, REVISION
 from weighbridge.text.strict_yaml import Document, Strict, parse_yaml, validate
 
@@ -117,7 +118,7 @@ class Policy(Strict):
 
     signed_by: Annotated[list[PolicySigner], Field(min_length=1)] | None = None
     base: PolicyBase | None = None
-    audit: Literal["exact", "nearest", "compensated"] | None = None
+    audit: Relation | None = None
     recipes: Annotated[list[Named | PolicyRecipe], Field(min_length=1)] | None = None
     forbidden: Annotated[list[Named], Field(min_length=1)] | None = None
     licences: Annotated[list[Named], Field(min_length=1)] | None = None
