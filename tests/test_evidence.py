@@ -32,6 +32,8 @@ PLAIN = {
     *(
         "README.md",
         "bom.cdx.json",
+        "dossier.html",
+        "dossier.json",
         "files.sha256",
         "source.yaml",
         "log.jsonl",

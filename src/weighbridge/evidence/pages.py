@@ -21,7 +21,18 @@ from weighbridge.evidence.provenance import CALIBRATION
 from weighbridge.evidence.signing import is_signed_by
 from weighbridge.evidence.stated import moment, packages
 from weighbridge.evidence.statements import sha256_of
-from weighbridge.evidence.write import BOM, FILES, GUIDE, LOG, TENSORS, called, chain_section, guide, page_of
+from weighbridge.evidence.write import (
+    BOM,
+    FILES,
+    GUIDE,
+    LOG,
+    TENSORS,
+    called,
+    chain_section,
+    dossier_of,
+    guide,
+    page_of,
+)
 from weighbridge.report import PRESENTERS, Areas, Finding, Report, Section, Severity
 from weighbridge.text.strict_json import parse_object
 
@@ -109,10 +120,8 @@ def check_bom(case: Case) -> Checked:
     stamped = metadata.get("timestamp") if isinstance(metadata, dict) else None
     if not isinstance(metadata, dict) or not isinstance(stamped, str):
         raise StructureError("is no bill of materials of a model", where=where)
-    parameters = case.parameters
-    made = str(parameters.get("engine")), str(parameters.get("device")), tuple(packages(case)), stamped
     signature = bom.pop("signature", None)
-    facts = BomFacts(case.loaded, case.base, case.opened(), case.root, case.listed, *made, _calibration(case))
+    facts = _bom_facts(case, stamped)
     expected = bill(facts)
     findings = [*_check_bom_signature(case, where, bom, signature)]
     for what, ours, theirs in (
@@ -142,12 +151,28 @@ def check_bom(case: Case) -> Checked:
         if own.get(key) != expected.get(key):
             what = f"its {key[:40]} is not what recipe, provenance and tensors give"
             findings.append(Finding("evidence/bom", _strictness(case), where, what))
-    findings += _check_stamp(case, where, stamped)
+    findings += [*_check_stamp(case, where, stamped), *_check_dossier(case, facts)]
     if not findings and case.same_version and raw != written_bom({**bill(facts), **_signed_with(signature)}):
         findings.append(wrong("evidence/bom", where, "says more than was built, or otherwise"))
     findings += _check_proven(case, where, raw.decode(errors="replace"))
     words = () if case.same_version else (_by_another(case, where),)
     return Checked(f"{len(listed)} packages and the model compared with provenance and tensors", tuple(findings), words)
+
+
+def _bom_facts(case: Case, stamped: str) -> BomFacts:
+    parameters = case.parameters
+    made = str(parameters.get("engine")), str(parameters.get("device")), tuple(packages(case)), stamped
+    return BomFacts(case.loaded, case.base, case.opened(), case.root, case.listed, *made, _calibration(case))
+
+
+def _check_dossier(case: Case, facts: BomFacts) -> Iterator[Finding]:
+    """The dossier says what the bill, the reports and the checkpoint say."""
+    reports = {name: case.report(name) for name in case.results}
+    for name, content in dossier_of(facts, reports, signed=case.signed).items():
+        if case.read(name) != content:
+            what = "is not the dossier that Weighbridge writes"
+            yield Finding("evidence/page", _strictness(case), f"{EVIDENCE}/{name}", what)
+        yield from _check_proven(case, f"{EVIDENCE}/{name}", case.read(name).decode(errors="replace"))
 
 
 def _first(items: object) -> object:

@@ -35,7 +35,7 @@ from weighbridge.evidence.provenance import (
 )
 from weighbridge.evidence.signing import MODEL_SIGNATURE_FILE
 from weighbridge.evidence.statements import BUILD_TYPE, Resource, sha256_of, subject_of
-from weighbridge.evidence.write import BOM, FILES, GUIDE, LOG, START, TENSORS, TEST_RESULT
+from weighbridge.evidence.write import BOM, DOSSIER, FILES, GUIDE, LOG, START, TENSORS, TEST_RESULT
 from weighbridge.recipe.calibration import Calibration
 from weighbridge.report import Finding, Severity
 
@@ -324,7 +324,7 @@ def _check_byproducts(case: Case) -> Iterator[Finding]:
             yield _lie(str(item.name), "is not stated as a by-product is")
     results = {TEST_RESULT + name for name in REPORTS}
     reports = {f"{EVIDENCE}/{name}.{kind}" for name in case.results for kind in ("json", "md", "html")}
-    beside = {f"{EVIDENCE}/{name}" for name in (BOM, FILES, GUIDE, LOG, RECIPE, START, TENSORS)} | reports
+    beside = {f"{EVIDENCE}/{name}" for name in (BOM, *DOSSIER, FILES, GUIDE, LOG, RECIPE, START, TENSORS)} | reports
     if case.signed:
         beside.add(f"{EVIDENCE}/{MODEL_SIGNATURE_FILE}")
     for name in sorted(set(names) - results - beside - {DERIVATION}):

@@ -14,9 +14,10 @@ from weighbridge.checkpoint.lock import write_lock
 from weighbridge.checkpoint.model import EVIDENCE, Checkpoint, Origin, carried_files
 from weighbridge.evidence.bom import BomFacts, write_bom
 from weighbridge.evidence.card import BASE_CARD, CARD, BaseModel, CardFacts, model_name, write_card
-from weighbridge.evidence.derivation import DERIVATION, derivation_statement
+from weighbridge.evidence.derivation import DERIVATION, derivation_statement, relation_of, verdicts_of
+from weighbridge.evidence.dossier import DossierFacts, dossier_html, dossier_json
 from weighbridge.evidence.environment import installed
-from weighbridge.evidence.finished import AUDIT_REPORT, MAIN_REPORT, FinishedBuild
+from weighbridge.evidence.finished import AUDIT_REPORT, MAIN_REPORT, QUALITY_REPORT, FinishedBuild
 from weighbridge.evidence.provenance import RECIPE, base_resource, provenance_statement, stamp
 from weighbridge.evidence.results import Result, result_statement, results_of
 from weighbridge.evidence.signing import (
@@ -38,6 +39,7 @@ FILES, TENSORS = "files.sha256", "tensors.sha256"
 START = "source.yaml"
 """The structure of what the build started from, with the digests of its files: what its plan was made of."""
 BOM = "bom.cdx.json"
+DOSSIER = ("dossier.json", "dossier.html")
 LOG = "log.jsonl"
 STATEMENTS, CLAIMS = "statements.jsonl", "claims.jsonl"
 ADDED = f"{ADDED_FOLDER}/added.jsonl"
@@ -83,9 +85,10 @@ def write(directory: Path, build: FinishedBuild, *, signer: Signer | None = None
     loaded, predicted = build.plan.loaded, build.plan.predicted
     finished = stamp(datetime.now(UTC))
     made = build.engine, build.device, environment, finished
-    (beside / BOM).write_bytes(
-        write_bom(BomFacts(loaded, build.base, predicted, root, files, *made, build.calibration), signer)
-    )
+    bom = BomFacts(loaded, build.base, predicted, root, files, *made, build.calibration)
+    (beside / BOM).write_bytes(write_bom(bom, signer))
+    for name, content in dossier_of(bom, build.reports, signed=signer is not None).items():
+        (beside / name).write_bytes(content)
     (beside / GUIDE).write_bytes(guide(signed=signer is not None))
     (beside / LOG).write_text("".join(json.dumps(asdict(stage)) + "\n" for stage in build.stages))
 
@@ -126,6 +129,23 @@ def write(directory: Path, build: FinishedBuild, *, signer: Signer | None = None
         there = {path.name: _sha256(path) for path in beside.iterdir()}
         signature = signer.sign_model(there, name=EVIDENCE, ignored=EVIDENCE_IGNORED)
         (beside / EVIDENCE_SIGNATURE_FILE).write_bytes(signature)
+
+
+def dossier_of(bom: BomFacts, reports: Mapping[str, Report], *, signed: bool) -> dict[str, bytes]:
+    """The dossier's files, of what a writer and a verifier have: name -> content."""
+    audit, quality = reports.get(AUDIT_REPORT), reports.get(QUALITY_REPORT)
+    facts = DossierFacts(
+        bom,
+        signed=signed,
+        relation="" if audit is None else relation_of(verdicts_of(audit)),
+        quality={} if quality is None else measured_of(quality),
+    )
+    return dict(zip(DOSSIER, (dossier_json(facts), dossier_html(facts)), strict=True))
+
+
+def measured_of(quality: Report) -> Mapping[str, int | float]:
+    """The figures of a report of answers, without its counts of findings."""
+    return {name: value for name, value in quality.metrics.items() if not name.endswith("s_count")}
 
 
 def source_digests(source: Checkpoint, known: Mapping[str, str], *, progress: Progress) -> dict[str, str]:
