@@ -175,6 +175,12 @@ def _of_one(original: Callable[..., Any]) -> Callable[..., Any]:
     return lambda said, *rest, **named: original(replace(said, metrics={"judged_exact_count": 1}), *rest, **named)
 
 
+UNCOUNTED = {
+    f"{WRITER}.derivation_statement": _of_one,
+    f"{WRITER}.relation_of": lambda original: lambda verdicts: original(verdicts or {"exact": 1}),
+}
+
+
 def _diverging(said: Report) -> Report:
     """An audit that found something, and was signed all the same."""
     finding = Finding("audit/diverges", Severity.ERROR, EXPERT, "is not the base's")
@@ -242,7 +248,7 @@ AGAINST_POLICY = [
     Fraud(
         "an audit that counts nothing",
         "policy/audit",
-        lie=Lie("uncounted", build=report(_uncounted, AUDIT_REPORT), wraps={f"{WRITER}.derivation_statement": _of_one}),
+        lie=Lie("uncounted", build=report(_uncounted, AUDIT_REPORT), wraps=UNCOUNTED),
     ),
     Fraud("an audit of a part", "policy/audit", lie=Lie("part", build=_audit(elements_checked_count=10_000_000))),
     Fraud("an audit that failed", "policy/audit", lie=Lie("failed", build=report(_diverging, AUDIT_REPORT))),
