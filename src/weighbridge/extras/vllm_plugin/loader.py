@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from vllm.logger import init_logger
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
 from weighbridge.checkpoint.header import Header
-from weighbridge.errors import EvidenceError, WeighbridgeError, printable
+from weighbridge.errors import EvidenceError, WeighbridgeError
 from weighbridge.extras.serving.loaded import harmless_parameters
 from weighbridge.extras.vllm_plugin.filling import fill, harmful, sentence, unfilled
 from weighbridge.extras.vllm_plugin.reading import read_shards
@@ -65,7 +66,7 @@ class GatedLoader(DefaultModelLoader):  # type: ignore[misc] # vLLM lives in ano
         judged = self._gate(model_config.model)
         assert judged.checkpoint is not None
         filled = fill(model)
-        with _one_sentence():
+        with _explained():
             super().load_weights(model, model_config)
             left = harmful(unfilled(model, filled), [each.pattern for each in harmless_parameters(judged.checkpoint)])
             if left:
@@ -100,7 +101,7 @@ class GatedLoader(DefaultModelLoader):  # type: ignore[misc] # vLLM lives in ano
         Raises:
             EvidenceError: it must not be served.
         """
-        with _one_sentence():
+        with _explained():
             if model not in self._judged:
                 judged = judge(Path(model), open_policy(self._policy), hashing=as_listed)
                 if not judged.report.holds:
@@ -116,12 +117,11 @@ def _prefixed(
         yield prefix + name, tensor
 
 
-class _one_sentence:  # noqa: N801  (a context manager)
+@contextmanager
+def _explained() -> Iterator[None]:
     """Why a checkpoint is not loaded stands in the log as one line, before what Python says of it."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, WeighbridgeError):
-            logger.error("refused: %s", printable(error.sentence(str)))
+    try:
+        yield
+    except WeighbridgeError as error:
+        logger.error("refused: %s", error.sentence(str))
+        raise
