@@ -601,6 +601,7 @@ FAKE = Report(
     "the build",
     "derives from its base",
     (Section("quantized-weights", "its quantized weights", "185 modules: 185 exact"),),
+    metrics={"judged_exact_count": 1},
 )
 FAILED = Finding("audit/odd", Severity.ERROR, "model.norm.weight", "is odd")
 

@@ -41,6 +41,7 @@ AUDIT = Report(
             findings=(Finding("audit/odd", Severity.WARNING, "model.norm.weight", "is odd"),),
         ),
     ),
+    metrics={"judged_exact_count": 1},
 )
 
 

@@ -18,7 +18,7 @@ docs/how-to/gate.md says what each key of a policy protects from.
 
 examples:
   %(prog)s builds/x --policy policy.yaml
-  %(prog)s builds/x --policy policy.yaml --format json --report gate.json
+  %(prog)s builds/x --policy policy.yaml --report gate.sarif
   %(prog)s builds/x --policy policy.yaml --vsa vsa.json --sign key.pem
 
 exit codes: 0 it may be served; 1 it must not be; 2 could not judge
