@@ -49,7 +49,7 @@ def main() -> None:
 
 def read(scratch: Path, options: argparse.Namespace) -> None:
     """Print how fast each reads a build."""
-    build = made(scratch, lambda model: source.make(model, options.size))
+    build = made(scratch, lambda model: source.make(model, options.size), str(write_recipe(scratch, "FP8_DYNAMIC")))
     size = sum(path.stat().st_size for path in build.rglob("*") if path.is_file())
     signing = [str(Path(sys.executable).with_name("model_signing")), "verify", "key", str(build)]
     signing += ["--signature", str(build / "evidence/model.sig"), "--public_key", str(scratch / "key.pub.pem")]
@@ -75,7 +75,7 @@ def read(scratch: Path, options: argparse.Namespace) -> None:
 
 def start(scratch: Path, options: argparse.Namespace) -> None:
     """Print what the gate adds to a start of vLLM."""
-    build = made(scratch, lambda model: source.make_model(model, options.layers))
+    build = made(scratch, lambda model: source.make_model(model, options.layers), "fp8-dynamic")
     size = sum(path.stat().st_size for path in build.glob("*.safetensors"))
     write(machine(), f"{size / 1e9:.1f} GB")
     script = [str(PYTHON), str(ROOT / "tests" / "gated_vllm.py"), str(build)]
@@ -94,16 +94,26 @@ def start(scratch: Path, options: argparse.Namespace) -> None:
         write(cache, *medians, f"{ratio:.2f}")
 
 
-def made(scratch: Path, make: Callable[[Path], None]) -> Path:
-    """A signed FP8_DYNAMIC build of a model that `make` writes; its policy and keys lie beside it."""
+def made(scratch: Path, make: Callable[[Path], None], recipe: str) -> Path:
+    """A signed build of a model that `make` writes, by a recipe; its policy and keys lie beside it."""
     make_key_pair(scratch / "key.pem", scratch / "key.pub.pem", curve="P-256")
     (scratch / "policy.yaml").write_text(POLICY)
     model, build = scratch / "model", scratch / "build"
     model.mkdir()
     make(model)
-    recipe = write_recipe(scratch, "FP8_DYNAMIC")
-    words = ["--model", str(model), "--output", str(build), "--sign", str(scratch / "key.pem"), "--shard-size", "1GB"]
-    run([sys.executable, str(ROOT / "build.py"), str(recipe), *words])
+    words = [
+        "--reference",
+        "none",
+        "--model",
+        str(model),
+        "--output",
+        str(build),
+        "--sign",
+        str(scratch / "key.pem"),
+        "--shard-size",
+        "1GB",
+    ]
+    run([sys.executable, str(ROOT / "build.py"), recipe, *words])
     for shard in model.glob("*.safetensors"):
         shard.unlink()
     return build

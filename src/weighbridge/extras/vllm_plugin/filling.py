@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from weighbridge.extras.serving.inside.vllm_client.loading import LARGEST_RESTORED, stored_tensors
+from weighbridge.extras.serving.inside.vllm_client.loading import _INTEGERS, LARGEST_RESTORED, stored_tensors
 
 BLOCK = 16
 """Bytes of the block that fills codes."""
@@ -54,12 +54,22 @@ def unfilled(model: torch.nn.Module, filled: Filled) -> dict[str, int]:
     found = {}
     for name, tensor in stored_tensors(model).items():
         content = _bytes(tensor)
+        if not _may_show(tensor, content, filled.block.to(tensor.device)):
+            continue
         untouched = _untouched(tensor, content, filled.block.to(tensor.device))
         if count := int(untouched.sum()):
             found[name] = count
             if name in filled.initial:
                 content[untouched] = _bytes(filled.initial[name])[untouched]
     return found
+
+
+def _may_show(tensor: torch.Tensor, content: torch.Tensor, block: torch.Tensor) -> bool:
+    """Whether any of the pattern may be there, looked at by whole elements: nearly every tensor shows none."""
+    if tensor.is_floating_point():
+        return bool((content.view(_INTEGERS[tensor.element_size()]) == -1).any())
+    whole = len(content) // BLOCK * BLOCK
+    return not whole or bool((content[:whole].view(torch.int64)[::2] == block[0]).any())
 
 
 def _untouched(tensor: torch.Tensor, content: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
