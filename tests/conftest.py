@@ -134,6 +134,18 @@ def mini_build(mini_building: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def python() -> Path:
+    """The Python of an environment with vLLM."""
+    from tests.serving_answers import serving_python
+    from weighbridge.extras.serving.answer import ServingError
+
+    try:
+        return serving_python()
+    except ServingError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
 def signed_builds(once: Once, mini: Path) -> Path:
     """Builds of the miniature that are signed with ``key.pem``, and ``other.pem``, the key of somebody else.
 

@@ -16,23 +16,13 @@ import pytest
 from tests.conftest import ROOT, Once, run_script
 from tests.dishonest import Lie, Workshop, open_workshop
 from tests.gate_frauds import FRAUDS, Fraud, write_policy
-from tests.serving_answers import serving_python
 from tests.vllm_server import SETTINGS
 from weighbridge.evidence.signing import make_key_pair
-from weighbridge.extras.serving.answer import ServingError
 
 pytestmark = pytest.mark.campaign
 
 HONEST = Lie("nothing")
 SCRIPT = ROOT / "tests" / "gated_vllm.py"
-
-
-@pytest.fixture(scope="session")
-def python() -> Path:
-    try:
-        return serving_python()
-    except ServingError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

@@ -20,12 +20,11 @@ from tests.checkpoints import copy_checkpoint
 from tests.conftest import Command, Once, call_main, run_script
 from tests.damage import DAMAGES, damaged
 from tests.served_families import COMPUTED_OTHERWISE, SERVED, write_served
-from tests.serving_answers import HONEST, ask_about, recorded, serving_python
+from tests.serving_answers import HONEST, ask_about, recorded
 from tests.serving_misread import misread
 from tests.vllm_server import serving
 from weighbridge.cli import serve_check
 from weighbridge.extras.endpoint.server import open_endpoint
-from weighbridge.extras.serving.answer import ServingError
 from weighbridge.extras.serving.client import environment
 from weighbridge.recipe import load_recipe
 from weighbridge.samples.trained.text import write_calibration
@@ -36,14 +35,6 @@ WINDOWS = ("--windows", "16", "--length", "128")
 FEW = ("--windows", "8", "--length", "96")
 DENSE = ("fp8-dynamic", "w4a16", "nvfp4a16", "nvfp4")
 EXPERTS = (*DENSE, "w4a16-experts-fp8", "nvfp4a16-experts-fp8", "nvfp4-experts-fp8")
-
-
-@pytest.fixture(scope="session")
-def python() -> Path:
-    try:
-        return serving_python()
-    except ServingError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

@@ -57,19 +57,8 @@ if TYPE_CHECKING:
 _ROOMS = {
     **dict.fromkeys(
         (
-            *(
-                "audit",
-                "build",
-                "diff",
-                "gate",
-                "lint",
-                "load_recipe",
-                "online",
-                "open_checkpoint",
-                "plan",
-                "reproduce",
-            ),
-            *("validate", "verify"),
+            *("audit", "build", "diff", "gate", "lint", "load_recipe", "online", "open_checkpoint", "plan"),
+            *("reproduce", "validate", "verify"),
         ),
         "api",
     ),

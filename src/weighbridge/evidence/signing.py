@@ -402,9 +402,19 @@ def _as_jwk(key: ec.EllipticCurvePublicKey) -> dict[str, str]:
 def _of_jwk(content: Mapping[str, str]) -> ec.EllipticCurvePublicKey:
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    curves: dict[str, ec.EllipticCurve] = {"P-256": ec.SECP256R1(), "P-384": ec.SECP384R1(), "P-521": ec.SECP521R1()}
     x, y = (int.from_bytes(_of_base64url(content[axis]), "big") for axis in ("x", "y"))
-    return ec.EllipticCurvePublicNumbers(x, y, curves[content["crv"]]).public_key()
+    return ec.EllipticCurvePublicNumbers(x, y, _curve(content["crv"])).public_key()
+
+
+def _curve(name: str) -> ec.EllipticCurve:
+    """A curve by its usual name.
+
+    Raises:
+        KeyError: keys here are on no such curve.
+    """
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    return {"P-256": ec.SECP256R1(), "P-384": ec.SECP384R1(), "P-521": ec.SECP521R1()}[name]
 
 
 def _width(key: ec.EllipticCurvePublicKey) -> int:
@@ -437,8 +447,7 @@ def make_key_pair(private: Path, public: Path, *, curve: str) -> None:
     for path in (private, public):
         if path.exists():
             raise EvidenceError("is there already", where=str(path), remedy="a key is not replaced; name another file")
-    curves: dict[str, ec.EllipticCurve] = {"P-256": ec.SECP256R1(), "P-384": ec.SECP384R1(), "P-521": ec.SECP521R1()}
-    key = ec.generate_private_key(curves[curve])
+    key = ec.generate_private_key(_curve(curve))
     secret = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )

@@ -13,7 +13,12 @@ from dataclasses import dataclass
 
 import torch
 
-from weighbridge.extras.serving.inside.vllm_client.loading import _INTEGERS, LARGEST_RESTORED, stored_tensors
+from weighbridge.extras.serving.inside.vllm_client.loading import (
+    LARGEST_RESTORED,
+    bits_of,
+    is_harmless,
+    stored_tensors,
+)
 
 BLOCK = 16
 """Bytes of the block that fills codes."""
@@ -53,41 +58,28 @@ def unfilled(model: torch.nn.Module, filled: Filled) -> dict[str, int]:
     """Bytes of each parameter that still show the pattern; small tensors get there what they held before."""
     found = {}
     for name, tensor in stored_tensors(model).items():
-        content = _bytes(tensor)
-        if not _may_show(tensor, content, filled.block.to(tensor.device)):
-            continue
-        untouched = _untouched(tensor, content, filled.block.to(tensor.device))
-        if count := int(untouched.sum()):
-            found[name] = count
+        held = bits_of(tensor).reshape(-1) if tensor.is_floating_point() else _bytes(tensor)
+        untouched = held == -1 if tensor.is_floating_point() else _untouched(held, filled.block.to(tensor.device))
+        if untouched.any():
+            found[name] = int(untouched.sum()) * held.element_size()
             if name in filled.initial:
-                content[untouched] = _bytes(filled.initial[name])[untouched]
+                held[untouched] = filled.initial[name].reshape(-1).view(held.dtype)[untouched]
     return found
 
 
-def _may_show(tensor: torch.Tensor, content: torch.Tensor, block: torch.Tensor) -> bool:
-    """Whether any of the pattern may be there, looked at by whole elements: nearly every tensor shows none."""
-    if tensor.is_floating_point():
-        return bool((content.view(_INTEGERS[tensor.element_size()]) == -1).any())
-    whole = len(content) // BLOCK * BLOCK
-    return not whole or bool((content[:whole].view(torch.int64)[::2] == block[0]).any())
-
-
-def _untouched(tensor: torch.Tensor, content: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
-    """Which bytes of a tensor show the pattern.
+def _untouched(content: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
+    """Which bytes of a tensor of codes show the block.
 
     Args:
         content: the tensor's bytes.
     """
-    if tensor.is_floating_point():
-        elements = (content.view(-1, tensor.element_size()) == 0xFF).all(1)
-        return elements.repeat_interleave(tensor.element_size())
     own = block.view(torch.uint8)
     whole = len(content) // BLOCK * BLOCK
-    blocks = (content[:whole].view(-1, BLOCK) == own).all(1).repeat_interleave(BLOCK)
+    blocks = (content[:whole].view(-1, BLOCK) == own).all(1)
     rest = content[whole:]
     # The end of a tensor tells little by itself: it counts where all before it is untouched.
     alike = bool(len(rest)) and bool(blocks.all()) and bool((rest == own[: len(rest)]).all())
-    return torch.cat((blocks, torch.full_like(rest, alike, dtype=torch.bool)))
+    return torch.cat((blocks[:, None].expand(-1, BLOCK).reshape(-1), torch.full_like(rest, alike, dtype=torch.bool)))
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
@@ -104,6 +96,4 @@ def sentence(found: Mapping[str, int], *, shown: int = 3) -> str:
 
 def harmful(found: Mapping[str, int], patterns: Collection[str]) -> dict[str, int]:
     """Those of the unfilled that must not be."""
-    from weighbridge.extras.serving.inside.vllm_client.loading import is_harmless
-
     return {name: count for name, count in found.items() if not is_harmless(name, list(patterns))}

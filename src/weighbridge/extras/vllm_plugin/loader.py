@@ -93,7 +93,8 @@ class GatedLoader(DefaultModelLoader):  # type: ignore[misc] # vLLM lives in ano
             if path.name not in judged.shards or path.parent.resolve() != Path(source.model_or_path).resolve():
                 raise EvidenceError("is a file of weights that was not judged", where=str(path))
             shards.append((path, judged.checkpoint.shards[path.name]))
-        yield from _prefixed(source.prefix, read_shards(shards, judged.shards))
+        for name, tensor in read_shards(shards, judged.shards):
+            yield source.prefix + name, tensor
 
     def _gate(self, model: str) -> Judged:
         """The judgement of a checkpoint by its directory, which is made once.
@@ -108,13 +109,6 @@ class GatedLoader(DefaultModelLoader):  # type: ignore[misc] # vLLM lives in ano
                     raise EvidenceError(judged.report.verdict, remedy="'weighbridge gate' says more")
                 self._judged[model] = judged
         return self._judged[model]
-
-
-def _prefixed(
-    prefix: str, weights: Iterator[tuple[str, torch.Tensor]]
-) -> Generator[tuple[str, torch.Tensor], None, None]:
-    for name, tensor in weights:
-        yield prefix + name, tensor
 
 
 @contextmanager

@@ -113,7 +113,7 @@ def load_watched(model: torch.nn.Module, load: Callable[[], None], *, watch: Wat
     suspects = {
         name: untouched
         for name, tensor in stored_tensors(model).items()
-        if name in first and (untouched := _bits(tensor) == first[name]).any()
+        if name in first and (untouched := bits_of(tensor) == first[name]).any()
     }
     second = _fill(tensors, highest_bit=False)
     with watch:
@@ -121,12 +121,12 @@ def load_watched(model: torch.nn.Module, load: Callable[[], None], *, watch: Wat
     unfilled: dict[str, list[Region]] = {}
     for name, tensor in stored_tensors(model).items():
         if name in suspects:
-            bits = _bits(tensor)
+            bits = bits_of(tensor)
             untouched = suspects[name] & (bits == second[name])
             if untouched.any():
                 unfilled[name] = _regions(untouched.reshape(tensor.shape))
                 if name in initial:
-                    bits[untouched] = _bits(initial[name])[untouched]
+                    bits[untouched] = bits_of(initial[name])[untouched]
     return unfilled
 
 
@@ -169,13 +169,13 @@ def _fill(tensors: dict[str, torch.Tensor], *, highest_bit: bool) -> dict[str, i
     """Set all bits of all tensors, or all but the highest; gives what each element then is as a signed integer."""
     patterns = {}
     for name, tensor in tensors.items():
-        bits = _bits(tensor)
+        bits = bits_of(tensor)
         patterns[name] = -1 if highest_bit else torch.iinfo(bits.dtype).max
         bits.fill_(patterns[name])
     return patterns
 
 
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
+def bits_of(tensor: torch.Tensor) -> torch.Tensor:
     """The same memory as signed integers; scalars as vectors of one, since views of them cannot change dtype."""
     flat = tensor.reshape(1) if tensor.dim() == 0 else tensor
     return flat.view(_INTEGERS[tensor.element_size()])
